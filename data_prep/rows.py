@@ -1,0 +1,106 @@
+"""A row: the one record that every data job reads and writes, and that reaches the rewards column by column.
+
+Parquet, with exactly ``COLUMNS`` first and in this order; SFT rows add ``completion`` (the full assistant text), and a
+job may add further columns after these. In the toy world ``prompt`` (what the user sends) equals ``question`` (what
+languages are detected on); ``answer`` is the gold, "" where there is none. A code row's answer is what the program
+must print; a row with verifier "judge" has a reference that only a generative judge can compare with.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+COLUMNS = {
+    "id": str,
+    "question": str,
+    "prompt": str,
+    "answer": str,
+    "kind": ("reasoning", "helpful", "harmless"),
+    "domain": ("math", "code", "stem", "logic", "general"),
+    "language": ("en", "zh"),
+    "verifier": ("math", "choice", "code", "judge", "none"),
+    "thinking": bool,
+    "source": str,
+    "license": str,
+}
+Row = dict[str, object]
+
+
+def validate(rows: list[Row], where: str, sft: bool = False) -> None:
+    """Raises ValueError naming ``where``, the row's number and the column, for the first thing that breaks the
+    contract: a missing column, a wrong type or value, an empty id, question or prompt, or an id that came before."""
+    required = COLUMNS | ({"completion": str} if sft else {})
+    seen: dict[object, int] = {}
+    for number, row in enumerate(rows):
+        for column, allowed in required.items():
+            place = f"{where}, row {number}, column '{column}'"
+            if column not in row:
+                raise ValueError(f"{place}: missing; a row has {', '.join(required)}")
+            value = row[column]
+            if isinstance(allowed, tuple):
+                if value not in allowed:
+                    raise ValueError(f"{place}: {value!r} is not one of {', '.join(allowed)}")
+            elif not isinstance(value, allowed):
+                raise ValueError(f"{place}: {value!r} is {type(value).__name__}, must be {allowed.__name__}")
+            if value == "" and column in ("id", "question", "prompt", "completion"):
+                raise ValueError(f"{place}: empty")
+        if row["id"] in seen:
+            raise ValueError(f"{where}, row {number}, column 'id': {row['id']!r} is also row {seen[row['id']]}'s")
+        seen[row["id"]] = number
+
+
+def load_rows(source: str | Path, split: str = "train", sft: bool = False) -> list[Row]:
+    """Rows of a Parquet file, or of a Hub dataset whose columns follow the contract ("owner/name").
+
+    Raises FileNotFoundError for a path that is not there and ValueError for a file or row that is not sound.
+    """
+    path = Path(source)
+    if path.suffix == ".parquet":
+        rows = read_parquet(path)
+    elif path.exists() or str(source).startswith(("outputs/", ".", "/")):
+        raise FileNotFoundError(f"{source}: not a Parquet file; write the path of a .parquet file or a Hub id")
+    else:
+        from datasets import load_dataset  # slow to import, and only needed for the Hub
+
+        rows = load_dataset(str(source), split=split).to_list()
+    validate(rows, str(source), sft)
+    return rows
+
+
+def read_parquet(path: str | Path) -> list[Row]:
+    """All records of a Parquet file as dicts, with an error that names a missing or corrupt file."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file; run the stage that writes it first")
+    try:
+        return pq.read_table(path).to_pylist()
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{path}: not a readable Parquet file ({error}); delete it and run its stage again") from error
+
+
+def write_rows(path: str | Path, rows: Iterable[Row], sft: bool = False) -> None:
+    """Validates rows and writes them as ``write_parquet`` does, the contract's columns first."""
+    rows = list(rows)
+    validate(rows, str(path), sft)
+    first = [*COLUMNS, "completion"] if sft else list(COLUMNS)
+    extra = [name for name in (rows[0] if rows else {}) if name not in first]
+    write_parquet(path, [{name: row[name] for name in [*first, *extra]} for row in rows])
+
+
+def write_parquet(path: str | Path, records: list[Row]) -> None:
+    """Writes records so that the same records give the same bytes, and so that a kill leaves the old file or the
+    new one, never half of one. Raises ValueError for no records: an empty file would only fail later."""
+    if not records:
+        raise ValueError(f"{path}: no rows to write; every candidate was dropped (see the counts in the log)")
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as file:
+        pq.write_table(pa.Table.from_pylist(records), file, compression="zstd")
+        file.flush()
+        os.fsync(file.fileno())
+    partial.rename(path)
