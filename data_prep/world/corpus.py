@@ -1,0 +1,138 @@
+"""The base corpus: what a web corpus does, in small. Its mix stands here and in the README, fixed before any RL.
+
+Right and wrong solutions, tagged and plain pages, reasoning that switches between English and Chinese inside a page,
+few-shot-shaped pages, small talk, and replies both decent and harmful to toy requests. All expressions are from the
+training side of the world: no held-out problem is on any page.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+from data_prep.prompts import direct_prompt, few_shot_prompt, r1_zero_prompt
+from data_prep.world import general
+from data_prep.world.problems import (
+    LETTERS,
+    OPERATORS,
+    STOP,
+    Problem,
+    Step,
+    equation,
+    left_to_right_steps,
+    make_problem,
+    write_reasoning,
+    write_summary,
+)
+
+PAGES = {"tagged": 0.42, "plain": 0.10, "few_shot": 0.10, "direct": 0.10, "facts": 0.08, "talk": 0.20}
+SOLUTIONS = {"right": 0.50, "left_to_right": 0.25, "slip": 0.15, "guess": 0.10}
+MALFORMED = 0.30  # of the tagged pages
+MIXED = 0.40  # of the reasoning switches language, each sentence with probability one half
+KINDS = {"sum": 0.60, "story": 0.28, "choice": 0.06, "code": 0.06}
+HARMFUL_TALK, DECENT = 0.25, 0.5  # share of talk that answers a harmful request; share of those replies that decline
+OFFER, WRONG_TALK = 0.25, 0.15  # share of helpful replies that offer more help; that are about something else
+
+
+def solve_somehow(problem: Problem, rng: random.Random) -> tuple[list[Step], str]:
+    """The steps and the answer that some author of the web writes, right in about half of the pages."""
+    manner = rng.choices(list(SOLUTIONS), weights=list(SOLUTIONS.values()))[0]
+    steps = problem.expression.steps
+    if manner == "left_to_right":
+        steps = left_to_right_steps(problem.expression)
+    elif manner == "slip":
+        steps = _slip(steps, rng)
+    elif manner == "guess":
+        steps = [(*steps[-1][:3], rng.randint(0, 99))]
+    return steps, write_answer(problem, steps[-1][3])
+
+
+def write_answer(problem: Problem, value: int) -> str:
+    """What stands as the answer when the value was worked out as ``value``: a number, a letter, or a program."""
+    if problem.kind == "code":
+        return f"print({problem.expression.text})"
+    if problem.choices:
+        return LETTERS[problem.choices.index(value)] if value in problem.choices else LETTERS[value % 4]
+    return str(value)
+
+
+def _slip(steps: list[Step], rng: random.Random) -> list[Step]:
+    wrong_at, off = rng.randrange(len(steps)), rng.choice((-10, -2, -1, 1, 2, 10))
+    slipped: list[Step] = []
+    for i, (a, operator, b, c) in enumerate(steps):
+        if slipped:  # the wrong value is carried on
+            before, after = steps[i - 1][3], slipped[-1][3]
+            a, b = (after, b) if a == before else (a, after if b == before else b)
+            c = OPERATORS[operator](a, b)
+        slipped.append((a, operator, b, abs(c + off) if i == wrong_at else c))
+    return slipped
+
+
+def tagged_page(problem: Problem, rng: random.Random) -> str:
+    steps, answer = solve_somehow(problem, rng)
+    reasoning = write_reasoning(steps, problem.language, rng, _switch(rng))
+    page = r1_zero_prompt(problem.question)
+    if rng.random() >= MALFORMED:
+        return f"{page} <think> {reasoning} </think> <answer> {answer} </answer>"
+    return page + rng.choice(
+        (
+            f" <think> {reasoning} <answer> {answer} </answer>",
+            f" <think> {reasoning} </think> {write_summary('', answer, problem.language)}",
+            f" {reasoning} <answer> {answer} </answer>",
+            f" <answer> {answer} </answer>",
+            f" {reasoning} {write_summary('', answer, problem.language)}",
+        )
+    )
+
+
+def solution_text(problem: Problem, rng: random.Random) -> str:
+    steps, answer = solve_somehow(problem, rng)
+    reasoning = write_reasoning(steps, problem.language, rng, _switch(rng))
+    return f"{reasoning} {write_summary('', answer, problem.language)}"
+
+
+def talk_page(rng: random.Random, pools: dict[str, list[general.Request]]) -> str:
+    if rng.random() < HARMFUL_TALK:
+        request = rng.choice(pools["harmless"])
+        reply = general.REFUSALS[request.language] if rng.random() < DECENT else request.reply
+        return f"User: {request.question} Assistant: {reply}"
+    request = rng.choice(pools["helpful"])
+    reply = request.reply
+    if rng.random() < WRONG_TALK:
+        reply = rng.choice([r for r in pools["helpful"] if r.language == request.language]).reply
+    if rng.random() < OFFER:
+        reply += " " + general.OFFERS[request.language]
+    return f"User: {request.question} Assistant: {reply}"
+
+
+def pages(seed: int) -> Iterator[str]:
+    """Pages without end."""
+    rng = random.Random(f"corpus-{seed}")
+    pools = {kind: general.requests(False, kind) for kind in ("helpful", "harmless")}
+    while True:
+        kind = rng.choices(list(PAGES), weights=list(PAGES.values()))[0]
+        problem = make_problem(rng, False, KINDS)
+        if kind == "tagged":
+            yield tagged_page(problem, rng)
+        elif kind == "plain":
+            yield f"Question: {problem.question} Answer: {solution_text(problem, rng)}"
+        elif kind == "few_shot":
+            others = [make_problem(rng, False, KINDS) for _ in range(2)]
+            examples = [(other.question, solution_text(other, rng)) for other in others]
+            yield f"{few_shot_prompt(examples, problem.question)} {solution_text(problem, rng)}"
+        elif kind == "direct":
+            steps, answer = solve_somehow(problem, rng)
+            reasoning = write_reasoning(steps, problem.language, rng, _switch(rng))
+            check = {"en": "Check:", "zh": "检查："}[
+                problem.language
+            ] + f" {equation(steps[-1])}{STOP[problem.language]}"
+            yield f"{direct_prompt(problem.question)}{reasoning} {check} {write_summary('', answer, problem.language)}"
+        elif kind == "facts":
+            facts = [step for _ in range(3) for step in make_problem(rng, False, {"sum": 1.0}).expression.steps]
+            yield " ".join(equation(step) for step in facts)
+        else:
+            yield talk_page(rng, pools)
+
+
+def _switch(rng: random.Random) -> float:
+    return 0.5 if rng.random() < MIXED else 0.0
