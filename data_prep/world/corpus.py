@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
-from data_prep.prompts import direct_prompt, few_shot_prompt, r1_zero_prompt
+from data_prep import prompts
 from data_prep.world import general
 from data_prep.world.problems import (
     LETTERS,
@@ -71,7 +71,7 @@ def _slip(steps: list[Step], rng: random.Random) -> list[Step]:
 def tagged_page(problem: Problem, rng: random.Random) -> str:
     steps, answer = solve_somehow(problem, rng)
     reasoning = write_reasoning(steps, problem.language, rng, _switch(rng))
-    page = r1_zero_prompt(problem.question)
+    page = prompts.r1_zero(problem.question)
     if rng.random() >= MALFORMED:
         return f"{page} <think> {reasoning} </think> <answer> {answer} </answer>"
     return page + rng.choice(
@@ -118,15 +118,15 @@ def pages(seed: int) -> Iterator[str]:
             yield f"Question: {problem.question} Answer: {solution_text(problem, rng)}"
         elif kind == "few_shot":
             others = [make_problem(rng, False, KINDS) for _ in range(2)]
-            examples = [(other.question, solution_text(other, rng)) for other in others]
-            yield f"{few_shot_prompt(examples, problem.question)} {solution_text(problem, rng)}"
+            examples = [{"question": other.question, "solution": solution_text(other, rng)} for other in others]
+            yield f"{prompts.few_shot(examples, problem.question)} {solution_text(problem, rng)}"
         elif kind == "direct":
             steps, answer = solve_somehow(problem, rng)
             reasoning = write_reasoning(steps, problem.language, rng, _switch(rng))
             check = {"en": "Check:", "zh": "检查："}[
                 problem.language
             ] + f" {equation(steps[-1])}{STOP[problem.language]}"
-            yield f"{direct_prompt(problem.question)}{reasoning} {check} {write_summary('', answer, problem.language)}"
+            yield f"{prompts.direct(problem.question, problem.language)} {reasoning} {check} {write_summary('', answer, problem.language)}"
         elif kind == "facts":
             facts = [step for _ in range(3) for step in make_problem(rng, False, {"sum": 1.0}).expression.steps]
             yield " ".join(equation(step) for step in facts)
