@@ -1,0 +1,142 @@
+"""What a sampled completion must pass to become training data (paper v2, B.3.2 and B.3.3).
+
+Each filter is a function of a candidate and the thresholds that returns None (keep) or why not. A candidate is counted
+once, by the first filter that it fails. The paper names mixed languages, long paragraphs, code blocks and repetition,
+and prints no threshold; ours are defaults that a YAML may change.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import rewards
+from data_prep.rows import Row
+
+WORD = re.compile(r"[a-z0-9]+|[^\W\da-z_]", re.IGNORECASE)  # a Latin word, a number, or one character of another script
+FENCE = re.compile(r"^\s*(```|~~~)", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """``style`` is what ``rewards.is_well_formed`` knows ("r1_zero", "think"), or "plain" for a base model's page,
+    which has no tags. Lengths in characters."""
+
+    style: str = "think"
+    min_language_share: float = 0.95  # chosen: one foreign word in twenty is a name or a quotation
+    max_paragraph_chars: int = 1500  # chosen: about 250 English words
+    repetition_ngram: int = 20  # words
+    min_distinct_ngrams: float = 0.8  # chosen: of the text's n-grams, the share that are distinct
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One sampled completion for a row. ``finish`` as in data_prep.sampling.Sample."""
+
+    row: Row
+    text: str
+    finish: str = "stop"
+    completion_tokens: int = 0
+
+
+def truncated(candidate: Candidate, thresholds: Thresholds) -> str | None:
+    return "cut at max_tokens" if candidate.finish == "length" else None
+
+
+def malformed(candidate: Candidate, thresholds: Thresholds) -> str | None:
+    if thresholds.style == "plain":
+        return None if candidate.text.strip() else "empty"
+    thinking = bool(candidate.row["thinking"])
+    if rewards.is_well_formed(candidate.text, thresholds.style, thinking):
+        return None
+    return f"not in the form {thresholds.style!r}" + ("" if thinking else " without reasoning")
+
+
+def incorrect(candidate: Candidate, thresholds: Thresholds) -> str | None:
+    """Where rules cannot grade (verifier judge or none) the row passes here and is left to a judge."""
+    row = candidate.row
+    correct = rewards.is_correct(candidate.text, row["answer"], row["verifier"], question=row["question"])
+    return f"not the answer {row['answer']!r}" if correct is False else None
+
+
+def mixed_language(candidate: Candidate, thresholds: Thresholds) -> str | None:
+    """Reads the reasoning; where there is none, the whole text, unless it is a general answer, which may quote."""
+    reasoning = rewards.parse(candidate.text).reasoning
+    if reasoning is None:
+        if candidate.row["kind"] != "reasoning":
+            return None
+        reasoning = candidate.text
+    share = rewards.language_consistency(reasoning, candidate.row["language"])
+    if share >= thresholds.min_language_share:
+        return None
+    return f"{share:.2f} of the words are {candidate.row['language']}"
+
+
+def long_paragraph(candidate: Candidate, thresholds: Thresholds) -> str | None:
+    longest = max(map(len, re.split(r"\n\s*\n", candidate.text)))
+    return f"a paragraph of {longest} characters" if longest > thresholds.max_paragraph_chars else None
+
+
+def code_block(candidate: Candidate, thresholds: Thresholds) -> str | None:
+    """A fenced block in the reasoning; in the code domain they belong there."""
+    reasoning = rewards.parse(candidate.text).reasoning or ""
+    fenced = candidate.row["domain"] != "code" and FENCE.search(reasoning)
+    return "a code block in the reasoning" if fenced else None
+
+
+def repetitive(candidate: Candidate, thresholds: Thresholds) -> str | None:
+    words, n = WORD.findall(candidate.text.lower()), thresholds.repetition_ngram
+    grams = [tuple(words[at : at + n]) for at in range(len(words) - n + 1)]
+    share = len(set(grams)) / len(grams) if grams else 1.0
+    return f"{share:.2f} of the {n}-grams are distinct" if share < thresholds.min_distinct_ngrams else None
+
+
+FILTERS: tuple[Callable[[Candidate, Thresholds], str | None], ...] = (
+    truncated,
+    malformed,
+    incorrect,
+    mixed_language,
+    long_paragraph,
+    code_block,
+    repetitive,
+)
+
+
+def first_failure(candidate: Candidate, thresholds: Thresholds) -> tuple[str, str] | None:
+    """(name of the first filter that the candidate fails, why), or None where it passes all."""
+    for check in FILTERS:
+        why = check(candidate, thresholds)
+        if why:
+            return check.__name__, why
+    return None
+
+
+@dataclass
+class Funnel:
+    """Counts what went in, what each step dropped (in the order of the steps), and what came out."""
+
+    steps: Iterable[str] = tuple(check.__name__ for check in FILTERS)
+    seen: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+    example: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.dropped = dict.fromkeys(self.steps, 0)
+
+    def drop(self, step: str, row: Row, why: str) -> None:
+        """Counts one drop and keeps the first as an example. Every ``see``n candidate is dropped at most once."""
+        self.dropped[step] += 1
+        self.example.setdefault(step, f"{row['id']}: {why}")
+
+    def see(self, candidate: Candidate, thresholds: Thresholds) -> bool:
+        """Counts a candidate; whether it passes all filters."""
+        self.seen += 1
+        failure = first_failure(candidate, thresholds)
+        if failure:
+            self.drop(failure[0], candidate.row, failure[1])
+        return failure is None
+
+    def figures(self) -> dict[str, object]:
+        kept = self.seen - sum(self.dropped.values())
+        return {"seen": self.seen, "dropped": self.dropped, "kept": kept, "first_dropped": self.example}

@@ -1,0 +1,75 @@
+"""What the data jobs share: `python -m data_prep.<job> --config <yaml> [--seed N] [--dry-run] [--limit N]`.
+
+A job is a dataclass of settings, a function that loads and checks everything it reads, and one that does the work and
+returns its figures for run.json. All that can be wrong with settings and inputs is found before any work: one line on
+stderr, exit code 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import inspect
+import logging
+import random
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from data_prep import runs
+from data_prep.rows import Row
+
+log = logging.getLogger("data_prep")
+
+
+def run(
+    settings: type,
+    load: Callable[[Any], dict[str, list[Row]]],
+    build: Callable[..., dict[str, Any]],
+    argv: list[str] | None = None,
+) -> int:
+    """Runs one job to its end and returns the exit code.
+
+    ``settings`` has at least ``output_dir: str``, ``seed: int`` and ``limit: int``; ``load(config)`` returns named
+    lists of rows; ``build(config, output_dir, **loaded)`` writes into output_dir and returns figures. A run with
+    ``--limit N`` takes N rows where the full one takes more, and writes to ``<output_dir>_limit_N`` so that a trial
+    never stands in for the full run.
+    """
+    parser = argparse.ArgumentParser(description=inspect.getmodule(build).__doc__)
+    parser.add_argument("--config", required=True, type=Path, help="the job's YAML")
+    parser.add_argument("--seed", type=int, help="instead of the YAML's")
+    parser.add_argument("--dry-run", action="store_true", help="only check and say what would be done")
+    parser.add_argument("--limit", type=int, help="take at most so many prompts; writes to <output_dir>_limit_<N>")
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs every request
+    overrides = {"seed": args.seed, "limit": args.limit}
+    try:
+        config = runs.settings(settings, args.config, **overrides)
+        fingerprint = runs.fingerprint(Path(inspect.getfile(build)), args.config, overrides)
+        loaded = load(config)
+        output_dir = Path(config.output_dir + (f"_limit_{args.limit}" if args.limit else ""))
+        plan = f"{output_dir}: " + ", ".join(f"{len(rows):,} {name}" for name, rows in loaded.items())
+        if args.dry_run:
+            log.info("would build %s", plan)
+            return 0
+        if runs.begin(output_dir, fingerprint) == "done":
+            log.info("%s is done already", output_dir)
+            return 0
+    except (ValueError, FileNotFoundError) as error:  # ConfigError and MissingRunError among them
+        parser.exit(2, f"error: {error}\n")
+    log.info("building %s", plan)
+    figures = build(config, output_dir, **loaded)
+    values = dataclasses.asdict(config)
+    parents = [str(path) for path in runs.inputs(values)]
+    runs.finish(output_dir, fingerprint, config=values, seed=config.seed, inputs=parents, **figures)
+    log.info("built %s", output_dir)
+    return 0
+
+
+def choose(rows: list[Row], count: int, seed: int | str) -> list[Row]:
+    """``count`` of the rows (all, where there are fewer) in an order that depends on the seed only. 0: all of them."""
+    order = list(rows)
+    random.Random(f"choose-{seed}").shuffle(order)
+    return order[:count] if count else order
