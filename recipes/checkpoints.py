@@ -1,0 +1,83 @@
+"""Checkpoints that can be trusted: complete or deleted, and only at steps from which training goes on exactly.
+
+A folder `checkpoint-N` counts once `complete.json` lies in it, which is written after everything else. TRL resumes
+exactly only where a rollout begins (its buffer of completions is not saved), and the mean in a log row goes on exactly
+only where a log interval begins; a save at any other step is moved to the next one where both do.
+"""
+
+import json
+import logging
+import math
+import os
+import shutil
+from pathlib import Path
+
+from transformers import TrainerCallback
+
+logger = logging.getLogger(__name__)
+MARKER = "complete.json"
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
+def complete(output_dir: Path) -> list[Path]:
+    """The complete checkpoints of a run, oldest first."""
+    return sorted((path.parent for path in Path(output_dir).glob(f"checkpoint-*/{MARKER}")), key=step_of)
+
+
+def latest(output_dir: Path) -> Path | None:
+    """Delete checkpoints that were being written when the run was killed; return the newest complete one."""
+    found = complete(output_dir)
+    for path in Path(output_dir).glob("checkpoint-*"):
+        if path not in found:
+            logger.info("%s is half-written; deleted", path)
+            shutil.rmtree(path)
+    return found[-1] if found else None
+
+
+def mark_complete(checkpoint: Path, keep: int | None, **record) -> None:
+    """Force every file of the checkpoint to disk, then write the marker with `record`, then delete older ones."""
+    for path in [*checkpoint.rglob("*"), checkpoint]:
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+    partial = checkpoint / f".{MARKER}"
+    with partial.open("w", encoding="utf-8") as file:
+        json.dump({"step": step_of(checkpoint)} | record, file)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(checkpoint / MARKER)
+    for old in complete(checkpoint.parent)[:-keep] if keep else []:
+        (old / MARKER).unlink()  # first, so that a kill here leaves nothing that looks complete
+        shutil.rmtree(old)
+
+
+def record_of(checkpoint: Path) -> dict:
+    return json.loads((checkpoint / MARKER).read_text(encoding="utf-8"))
+
+
+def resumable_interval(rollout_window: int, logging_steps: int) -> int:
+    """Steps between points from which both losses and log rows go on exactly."""
+    return math.lcm(rollout_window, max(1, logging_steps))
+
+
+class ExactSaves(TrainerCallback):
+    """Moves a save to the next step from which training can go on exactly, and says so once."""
+
+    def __init__(self, interval: int):
+        self.interval, self.waiting, self.said = interval, False, False
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if control.should_save or self.waiting:
+            exact = state.global_step % self.interval == 0
+            if not exact and not self.said:
+                logger.info(
+                    "save_steps %s: step %d cannot be resumed exactly (amid a rollout or a log row); saved at the "
+                    "next multiple of %d instead",
+                    args.save_steps, state.global_step, self.interval,
+                )  # fmt: skip
+                self.said = True
+            control.should_save, self.waiting = exact, not exact
+        return control

@@ -1,0 +1,221 @@
+"""What a stage may be told: the paper's values as defaults, a YAML's departures, and errors that name the key.
+
+Defaults are DeepSeek-R1's (arXiv 2501.12948v2). A value that the paper does not print is marked `chosen:` with its
+reason. Scripts read their YAML with `parse`; the command line wins over it: `--seed 3` repeats a run with another seed.
+"""
+
+import difflib
+import os
+import sys
+import types
+import typing
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+import trl
+
+from data_prep.runs import ConfigError, load_config
+
+
+def world_size() -> int:
+    """Number of processes that `accelerate launch` or torchrun started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+@dataclass
+class StageArguments:
+    """What every training stage is told beside its trainer's own settings."""
+
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Checkpoint directory or Hub id to start from."}
+    )
+    dataset: str | None = field(default=None, metadata={"help": "Parquet file, or Hub data set id, with the rows."})
+    dataset_split: str = field(default="train", metadata={"help": "Split of a Hub data set."})
+    dtype: str = field(
+        default="bfloat16",  # chosen: the paper's base trains in FP8, which TRL does not
+        metadata={"help": "Dtype in which weights are loaded: float32 or bfloat16."},
+    )
+    attn_implementation: str = field(default="sdpa", metadata={"help": "sdpa, eager or flash_attention_2."})
+    max_prompt_length: int | None = field(
+        default=None, metadata={"help": "Rows with a longer prompt, in tokens, are left out and counted."}
+    )
+    token_budget: int | None = field(
+        default=None, metadata={"help": "Stop when this many completion tokens have had a gradient."}
+    )
+    use_peft: bool = field(default=False, metadata={"help": "Train a LoRA adapter and merge it at the end."})
+    lora_r: int = field(default=32, metadata={"help": "Rank."})
+    lora_alpha: int = field(default=64, metadata={"help": "Scale: alpha / r."})
+    # No dropout key: TRL samples in train mode, so dropout would act in rollouts too.
+    lora_target_modules: list[str] = field(
+        default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+        metadata={"help": "Linear layers that get an adapter."},
+    )
+
+
+@dataclass
+class RLArguments(StageArguments):
+    """What a reinforcement learning stage is told beside its trainer's own settings."""
+
+    completion_style: str = field(
+        default="think", metadata={"help": "r1_zero: the paper's template as plain text; think: chat messages."}
+    )
+    reward_funcs: list[str] = field(
+        default_factory=list, metadata={"help": "Names in `rewards`, or dotted paths to your own."}
+    )
+    reward_kwargs: dict | None = field(
+        default=None, metadata={"help": "Keyword arguments of rewards that are classes, by their name in reward_funcs."}
+    )
+
+
+@dataclass
+class GRPOConfig(trl.GRPOConfig):
+    """TRL's GRPO settings with DeepSeek-R1's values (sections 2.1 and 3.2.1) as defaults.
+
+    `prompts_per_step` x `num_generations` completions make one optimiser step; `gradient_accumulation_steps` follows
+    from that, the micro batch and the number of processes, so the YAML never states it.
+    """
+
+    prompts_per_step: int = field(default=32, metadata={"help": "Unique questions per optimiser step (section 2.1)."})
+    num_generations: int = 16
+    generation_batch_size: int | None = 8192
+    num_iterations: int = 1
+    learning_rate: float = 3e-6
+    lr_scheduler_type: str = "constant"  # chosen: only one rate is printed, no decay
+    beta: float = 0.001
+    use_bias_correction_kl: bool = False  # the k3 estimator as printed (equation 2), not multiplied by the ratio
+    epsilon: float = 0.2  # chosen: not printed for R1-Zero; PPO's and TRL's usual value. Section 3.2.1 prints 10
+    loss_type: str = "grpo"  # mean over each completion's tokens, then over completions (equation 1)
+    scale_rewards: str = "group"  # (r - mean) / std within the group (equation 3)
+    temperature: float = 1.0
+    top_p: float = 1.0  # chosen: not printed; with 1 the policy's own distribution is sampled
+    max_completion_length: int | None = 32768  # section 2.1: 65,536 after step 8,200, as a second run
+    max_steps: int = 10400
+    sync_ref_model: bool = True
+    ref_model_sync_steps: int = 400
+    ref_model_mixup_alpha: float = 1.0  # replaced, not mixed
+    max_grad_norm: float = 1.0  # chosen: not printed; TRL's default
+    per_device_train_batch_size: int = 16  # chosen: not printed; one group of 16 in a micro batch
+    logging_steps: float = 1  # chosen: one row of log.jsonl a step
+    save_steps: float = 400  # chosen: as often as the reference is replaced, a multiple of the 16-step rollout window
+    save_total_limit: int | None = 2  # chosen: the last, and the one before while the last is being written
+    log_completions: bool = True  # chosen: what the policy says is the best check of a reward
+    num_completions_to_print: int | None = 0  # chosen: they are in completions/*.parquet; the console stays readable
+
+    def __post_init__(self):
+        completions = self.prompts_per_step * self.num_generations
+        micro = self.per_device_train_batch_size * world_size()
+        if completions % micro:
+            raise ConfigError(
+                f"prompts_per_step x num_generations = {self.prompts_per_step} x {self.num_generations} = "
+                f"{completions} completions a step do not divide into micro batches of per_device_train_batch_size x "
+                f"processes = {self.per_device_train_batch_size} x {world_size()} = {micro}. "
+                f"Set per_device_train_batch_size to a divisor of {completions // world_size() or completions}."
+            )
+        if self.generation_batch_size % completions:
+            raise ConfigError(
+                f"generation_batch_size {self.generation_batch_size} (completions sampled at once) is not a multiple "
+                f"of the {completions} completions of a step (prompts_per_step x num_generations = "
+                f"{self.prompts_per_step} x {self.num_generations}). Set it to {completions}, "
+                f"or to {completions} times the steps per rollout."
+            )
+        self.gradient_accumulation_steps = completions // micro
+        super().__post_init__()
+
+    @property
+    def rollout_window(self) -> int:
+        """Optimiser steps that share one rollout; TRL resumes exactly only at multiples of it."""
+        return self.generation_batch_size * self.num_iterations // (self.prompts_per_step * self.num_generations)
+
+
+@dataclass
+class SFTConfig(trl.SFTConfig):
+    """TRL's SFT settings with DeepSeek-R1's values (appendix B.4.2) as defaults.
+
+    `batch_size` sequences make one optimiser step; `gradient_accumulation_steps` follows from it.
+    """
+
+    batch_size: int = field(default=128, metadata={"help": "Sequences per optimiser step (appendix B.4.2)."})
+    learning_rate: float = 5e-5
+    lr_scheduler_type: str = "cosine_with_min_lr"
+    lr_scheduler_kwargs: dict | str | None = field(default_factory=lambda: {"min_lr_rate": 0.1})  # to 5e-6
+    num_train_epochs: float = 2  # printed: 2 to 3; v1 section 2.3.3: two
+    max_length: int | None = 32768
+    warmup_steps: float = 0  # chosen: not printed
+    packing: bool = False  # chosen: not printed; `bfd` packing would cut what is longer than max_length
+    per_device_train_batch_size: int = 1  # chosen: not printed; one sequence of 32,768 tokens in a micro batch
+    logging_steps: float = 10  # chosen
+    save_steps: float = 500  # chosen
+    save_total_limit: int | None = 2  # chosen: the last, and the one before while the last is being written
+
+    def __post_init__(self):
+        micro = self.per_device_train_batch_size * world_size()
+        if self.batch_size % micro:
+            raise ConfigError(
+                f"batch_size {self.batch_size} does not divide into micro batches of per_device_train_batch_size x "
+                f"processes = {self.per_device_train_batch_size} x {world_size()} = {micro}. "
+                f"Set per_device_train_batch_size to a divisor of {self.batch_size // world_size() or self.batch_size}."
+            )
+        self.gradient_accumulation_steps = self.batch_size // micro
+        super().__post_init__()
+
+    @property
+    def rollout_window(self) -> int:
+        """Every step can be resumed exactly: nothing is sampled."""
+        return 1
+
+
+def _fits(value: object, kind: object) -> bool:
+    """Whether a YAML value can stand for a field annotated `kind`."""
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, one) for one in inner)
+    if origin is list or kind is list:
+        return isinstance(value, list) and all(_fits(one, inner[0]) for one in value if inner)
+    if origin is dict or kind is dict:
+        return isinstance(value, dict)
+    if kind is float:
+        if isinstance(value, str):  # YAML reads 1e-4, without a point, as text
+            return value.replace("e", "", 1).replace("-", "", 2).replace(".", "", 1).isdigit()
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if kind in (bool, str, type(None)):
+        return isinstance(value, kind)
+    return True  # enums and the like: the trainer's own check names them
+
+
+def _check(path: Path, config: dict, classes: tuple[type, ...]) -> None:
+    hints = {}
+    for one in classes:
+        known = {f.name for f in fields(one) if f.init}
+        hints |= {name: kind for name, kind in typing.get_type_hints(one).items() if name in known}
+    for key, value in config.items():
+        if key not in hints:
+            near = difflib.get_close_matches(str(key), hints, n=1, cutoff=0)
+            raise ConfigError(f"{path}: unknown key '{key}'. The nearest known key is '{near[0]}'.")
+        if key == "gradient_accumulation_steps":
+            raise ConfigError(f"{path}: gradient_accumulation_steps follows from the batch of a step; leave it out.")
+        if not _fits(value, hints[key]):
+            kind = (
+                getattr(hints[key], "__name__", str(hints[key]))
+                if hints[key] in (int, float, str, bool)
+                else hints[key]
+            )
+            raise ConfigError(f"{path}: '{key}' is {value!r}, but it must be of type {kind}.")
+
+
+def parse(*classes: type, argv: list[str] | None = None) -> tuple:
+    """Read `--config FILE` and what the command line adds into one instance of each dataclass.
+
+    Raises ConfigError, before anything is loaded, for a missing file, an unknown key, a wrong type or batch.
+    """
+    parser = trl.TrlParser(classes)
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if "--config" in argv and argv.index("--config") + 1 < len(argv):
+        path = Path(argv[argv.index("--config") + 1])
+        _check(path, load_config(path), classes)
+        try:
+            return parser.parse_args_and_config(argv)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from None
+    return parser.parse_args_and_config(argv)
