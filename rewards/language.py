@@ -1,0 +1,193 @@
+"""Language consistency: the share of target-language words in the reasoning (DeepSeek-R1, Methods, Eq. 7).
+
+A word is a Chinese or Japanese character, or a run of letters of any other script. Formulas, code, URLs, tags, digits,
+single-letter variables and names of functions are no words: "因为 x=2，所以 f(x)=sin x" is pure Chinese.
+"""
+
+import re
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from typing import Any
+
+from rewards.completion import parse, prompt_text, text_of
+
+# Each script with the languages written in it. Where there are several, py3langid decides, sentence by sentence.
+SCRIPTS = {
+    "han": (r"\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f", ("zh", "ja")),
+    "kana": (r"\u3040-\u30fa\u30fc-\u30ff", ("ja",)),
+    "hangul": (r"\u1100-\u11ff\u3130-\u318f\uac00-\ud7af", ("ko",)),
+    "latin": (
+        r"A-Za-z\u00aa\u00ba\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u1e00-\u1eff\u0300-\u036f",
+        ("en", "es", "fr", "de", "pt", "it", "nl", "pl", "tr", "vi", "id", "sv", "cs", "ro"),
+    ),
+    "cyrillic": (r"\u0400-\u052f", ("ru", "uk", "bg", "sr")),
+    "arabic": (r"\u0620-\u065f\u066e-\u06d3\u06fa-\u06ff\u0750-\u077f", ("ar", "fa", "ur")),
+    "devanagari": (r"\u0900-\u0963\u0970-\u097f", ("hi", "mr", "ne")),
+    "greek": (r"\u0370-\u03ff\u1f00-\u1fff", ("el",)),
+    "hebrew": (r"\u0590-\u05ff", ("he",)),
+    "thai": (r"\u0e00-\u0e4f", ("th",)),
+    "bengali": (r"\u0980-\u09e5\u09f0-\u09ff", ("bn",)),
+    "tamil": (r"\u0b80-\u0be5\u0bf0-\u0bff", ("ta",)),
+}
+LANGUAGES = tuple(dict.fromkeys(language for _, languages in SCRIPTS.values() for language in languages))
+
+NO_WORDS = re.compile(
+    r"```.*?(?:```|\Z)|`[^`\n]{0,400}`"  # code
+    r"|\$\$.{0,2000}?\$\$|\$(?!\s)[^$\n]{1,400}?(?<!\s)\$(?!\d)|\\\[.{0,2000}?\\\]|\\\(.{0,400}?\\\)"  # formulas
+    r"|\\begin\{(\w{1,20}\*?)\}.{0,2000}?\\end\{\1\}|\\[A-Za-z]+"
+    r"|(?:https?://|www\.)[^\s\u3000-\u9fff\uff00-\uffef]+|(?<![\w.+-])[\w.+-]+@[\w-]+\.[\w.]+"
+    r"|</?[A-Za-z][^<>\n]{0,80}>",
+    re.S,
+)
+# A run of letters that touches a digit, an underscore or an opening bracket (x1, max_len, f(x), print(...)) is a name.
+TOKEN = re.compile(
+    f"(?P<han>[{SCRIPTS['han'][0]}])|(?P<kana>[{SCRIPTS['kana'][0]}])|"
+    + "|".join(
+        rf"(?P<{script}>[{letters}]+(?:['\u2019-][{letters}]+)*)"
+        for script, (letters, _) in SCRIPTS.items()
+        if script not in ("han", "kana")
+    )
+)
+NAME = re.compile(r"(?<![A-Za-z0-9_.])(?:[A-Za-z]*[0-9_]\w*|[A-Za-z_][\w.]*\()", re.A)
+SENTENCE = re.compile(r"[.!?;:\n\u3002\uff01\uff1f\uff1b\uff1a\u0964\u061f]+")
+MATH_NAMES = frozenset(
+    "sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|sinh|cosh|tanh|log|ln|lg|exp|sqrt|lim|mod|max|min|gcd|lcm|det|dim|ker|"
+    "deg|arg|sup|inf|sgn|abs|rad|cm|mm|km|kg|mg|ml|hz".split("|")
+)
+ENGLISH = frozenset(
+    "the|of|and|to|in|is|that|it|for|as|with|was|are|be|this|by|on|at|from|or|have|an|they|which|one|were|all|we|when|"
+    "there|can|has|more|if|no|out|so|what|up|about|into|them|then|these|some|would|other|than|its|now|first|two|three|"
+    "find|add|multiply|answer|number|equals|therefore|because|since|let|us|need|get|gives|each|how|many|after|before|"
+    "next|total|sum|product|minus|plus|times|divide|subtract|must|should|will|not|but|also|only|our|where|think".split(
+        "|"
+    )
+)
+# log-probability by which another language has to beat the target before a sentence counts as that language
+MARGIN = 4.0
+SHORT = 3
+
+
+@lru_cache(maxsize=65_536)
+def language_consistency(text: str, language: str) -> float:
+    """Share of the words of a text that are words of `language` (an id such as "en" or "zh"); 1.0 without any word.
+
+    Raises:
+        ValueError: a language id that is not in `LANGUAGES`.
+    """
+    target, words = count_words(text, language)
+    return target / words if words else 1.0
+
+
+def count_words(text: str, language: str) -> tuple[int, int]:
+    """(words in `language`, all words) of a text."""
+    if language not in LANGUAGES:
+        raise ValueError(f"language {language!r} is not known: write one of {', '.join(LANGUAGES)}")
+    target = total = 0
+    for sentence in SENTENCE.split(NAME.sub(" ", NO_WORDS.sub(" ", text))):
+        words = _words(sentence)
+        total += sum(map(len, words.values()))
+        for script, found in words.items():
+            languages = ("ja",) if script == "han" and "kana" in words else SCRIPTS[script][1]
+            if language in languages and (script == "han" or _is_written_in(found, language, languages)):
+                target += len(found)
+    return target, total
+
+
+def _words(sentence: str) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for match in TOKEN.finditer(sentence):
+        script, word = match.lastgroup, match.group()
+        if script in ("han", "kana") or (len(word) > 1 and word.lower() not in MATH_NAMES):
+            found.setdefault(script or "", []).append(word)
+    return found
+
+
+def _is_written_in(words: list[str], language: str, languages: tuple[str, ...]) -> bool:
+    """Whether words of one sentence and one script are in `language`, rather than another of the script's languages."""
+    if len(languages) == 1 or len(words) < SHORT:
+        return True
+    lowered = [word.lower() for word in words]
+    known_english = sum(word in ENGLISH for word in lowered) >= 0.3 * len(words)
+    if known_english and language == "en":
+        return True
+    return _beaten_by(" ".join(lowered), language, languages) < MARGIN
+
+
+@lru_cache(maxsize=65_536)
+def _beaten_by(text: str, language: str, languages: tuple[str, ...]) -> float:
+    """By how much log-probability the likeliest other language beats `language`; 0.0 where nothing can tell them."""
+    scores = dict(_identifier(languages).rank(text))
+    return max(scores.values()) - scores[language]
+
+
+@cache
+def _identifier(languages: tuple[str, ...]) -> Any:
+    from py3langid.langid import _load_identifier  # 0.2 s, and only for texts where the script does not decide
+
+    identifier = _load_identifier()
+    identifier.set_languages(list(languages))
+    return identifier
+
+
+@lru_cache(maxsize=16_384)
+def detect_language(text: str) -> str:
+    """The language of a question: by its script where that decides, else by py3langid; English where no word tells."""
+    words = _words(NAME.sub(" ", NO_WORDS.sub(" ", text)))
+    if not words:
+        return "en"
+    if "kana" in words and "han" in words:
+        words["kana"] += words.pop("han")
+    script = max(words, key=lambda script: len(words[script]))
+    languages = SCRIPTS[script][1]
+    if script == "han" or len(languages) == 1:
+        return languages[0]
+    lowered = [word.lower() for word in words[script]]
+    if script == "latin" and sum(word in ENGLISH for word in lowered) >= 0.3 * len(lowered):
+        return "en"
+    scores = dict(_identifier(languages).rank(" ".join(lowered)))
+    best = max(scores, key=lambda language: scores[language])
+    return best if len(lowered) >= SHORT or script != "latin" else "en"
+
+
+@dataclass(frozen=True)
+class LanguageConsistencyReward:
+    """Num(words in the target language) / Num(words) over the reasoning (Eq. 7); without any word 1.0.
+
+    The target is the column `language`, else the language of the column `question`, else that of the prompt. Where a
+    row has no reasoning (`thinking` False), the whole text is read.
+
+    Metrics: `language/no_words`, the share of completions whose reasoning has no word; `language/summary`, the mean
+    consistency of the summaries that have words.
+    """
+
+    __name__ = "language_consistency_reward"
+
+    def __call__(
+        self,
+        completions: list,
+        prompts: list | None = None,
+        language: list | None = None,
+        question: list | None = None,
+        log_metric: Any = None,
+        **columns: Any,
+    ) -> list[float]:
+        rewards, without, summaries = [], 0, []
+        for row, completion in enumerate(completions):
+            target = language[row] if language else None
+            if not target:
+                target = detect_language(question[row] if question else prompt_text(prompts[row] if prompts else ""))
+            parts = parse(text_of(completion))
+            right, words = count_words(parts.summary if parts.reasoning is None else parts.reasoning, target)
+            rewards.append(right / words if words else 1.0)
+            without += not words
+            right, words = count_words(parts.summary, target)
+            if words:
+                summaries.append(right / words)
+        if log_metric is not None and completions:
+            log_metric("language/no_words", without / len(completions))
+            if summaries:
+                log_metric("language/summary", sum(summaries) / len(summaries))
+        return rewards
+
+
+language_consistency_reward = LanguageConsistencyReward()

@@ -1,0 +1,170 @@
+"""Run a program that nobody trusts: the embedded sandbox, which needs no service, and Piston for scale.
+
+A provider has one method, `run(program, stdin)`. It raises `SandboxUnavailable` for an outage, which is not the
+program's fault.
+"""
+
+import json
+import os
+import selectors
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+JAIL = Path(__file__).with_name("jail.py")
+UNUSED_UID = 61_637
+
+
+class SandboxUnavailable(RuntimeError):
+    """The sandbox could not run the program; says nothing about the program."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a program did. `stopped` is None, "time" or "output" where a limit ended it."""
+
+    stdout: str
+    stderr: str
+    exit_code: int
+    stopped: str | None = None
+    layers: tuple[str, ...] = ()
+
+
+class Provider(Protocol):
+    """Where programs run."""
+
+    def run(self, program: str, stdin: str = "") -> Run:
+        """Run a Python program to its end or to a limit.
+
+        Raises:
+            SandboxUnavailable: the program could not be run.
+        """
+
+
+@dataclass(frozen=True)
+class LocalSandbox:
+    """The embedded sandbox: Landlock, seccomp, resource limits, and namespaces where the kernel gives them.
+
+    Args:
+        seconds: wall-clock limit of a run; its processor time is limited to the next whole second.
+        memory_mb: address space.
+        output_bytes: what may be printed.
+    """
+
+    seconds: float = 6.0
+    memory_mb: int = 512
+    output_bytes: int = 1 << 20
+
+    def run(self, program: str, stdin: str = "") -> Run:
+        folder = Path(tempfile.mkdtemp(prefix="sandbox-"))
+        try:
+            return self._run(folder, program, stdin)
+        except OSError as error:
+            raise SandboxUnavailable(f"the sandbox could not start: {error}") from error
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _run(self, folder: Path, program: str, stdin: str) -> Run:
+        folder.chmod(0o755)
+        scratch, source = folder / "scratch", folder / "main.py"
+        scratch.mkdir()
+        source.write_text(program, encoding="utf-8", errors="replace")
+        (folder / "stdin").write_text(stdin, encoding="utf-8", errors="replace")
+        interpreter = os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
+        packages = sysconfig.get_path("purelib")
+        readable = [str(source), sys.base_prefix, packages, "/usr/lib", "/usr/share/zoneinfo", "/lib", "/lib64"]
+        readable += [interpreter, "/etc/ld.so.cache", "/etc/localtime"]
+        status_out, status_in = os.pipe()
+        jail = {
+            "status": status_in,
+            "scratch": str(scratch),
+            "uid": UNUSED_UID if os.getuid() == 0 and _open_to_all(interpreter, sys.base_prefix, folder) else None,
+            "cpu_seconds": int(self.seconds) + 1,
+            "memory_mb": self.memory_mb,
+            "readable": readable,
+            "command": [interpreter, "-s", "-B", str(source)],
+            "environment": {
+                "PATH": "/usr/bin:/bin",
+                "HOME": str(scratch),
+                "TMPDIR": str(scratch),
+                "LANG": "C.UTF-8",
+                "PYTHONPATH": packages,
+                "PYTHONHASHSEED": "0",
+                "OMP_NUM_THREADS": "1",
+                "OPENBLAS_NUM_THREADS": "1",
+            },
+        }
+        try:
+            with open(folder / "stdin", "rb") as file:
+                process = subprocess.Popen(
+                    [interpreter, "-I", "-S", str(JAIL), json.dumps(jail)],
+                    stdin=file,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    env={},
+                    cwd="/",
+                    pass_fds=(status_in,),
+                    start_new_session=True,
+                )
+        finally:
+            os.close(status_in)
+        try:
+            out, err, stopped = self._collect(process)
+            report = os.read(status_out, 65_536).decode(errors="replace")
+        finally:
+            os.close(status_out)
+            _end(process)
+        state = json.loads(report) if report.endswith("\n") else {}
+        if "missing" in state:
+            raise SandboxUnavailable(f"this machine cannot shut a program in; it lacks: {state['missing']}")
+        if "layers" not in state:
+            raise SandboxUnavailable(f"the sandbox did not start: {state.get('error') or err[-500:] or 'no report'}")
+        return Run(out, err, process.returncode, stopped, tuple(state["layers"]))
+
+    def _collect(self, process: subprocess.Popen) -> tuple[str, str, str | None]:
+        """(stdout, stderr, which limit stopped it) of a process, which has closed both or is to be ended."""
+        deadline = time.monotonic() + self.seconds
+        kept: dict[str, bytearray] = {"out": bytearray(), "err": bytearray()}
+        stopped = None
+        with selectors.DefaultSelector() as selector:
+            selector.register(process.stdout, selectors.EVENT_READ, "out")
+            selector.register(process.stderr, selectors.EVENT_READ, "err")
+            while selector.get_map() and stopped is None:
+                for key, _ in selector.select(max(0.0, deadline - time.monotonic())):
+                    chunk = os.read(key.fd, 65_536)
+                    if not chunk:
+                        selector.unregister(key.fileobj)
+                    kept[key.data] += chunk
+                    if len(kept[key.data]) > self.output_bytes:
+                        stopped = "output"
+                if time.monotonic() >= deadline:
+                    stopped = stopped or "time"
+        if stopped is None:
+            try:
+                process.wait(max(0.05, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                stopped = "time"
+        out, err = (bytes(kept[name][: self.output_bytes]).decode("utf-8", "replace") for name in ("out", "err"))
+        return out, err, stopped
+
+
+def _end(process: subprocess.Popen) -> None:
+    """Kill what is left of a run: the group, and with pid 1 of its namespace everything in that."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    for pipe in (process.stdout, process.stderr):
+        if pipe is not None:
+            pipe.close()
+
+
+def _open_to_all(*paths: str | Path) -> bool:
+    """Whether every user may enter the folders of these paths."""
+    return all(parent.stat().st_mode & 0o001 for path in paths for parent in (Path(path), *Path(path).parents))
