@@ -32,12 +32,13 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One sampled completion for a row. ``finish`` as in data_prep.sampling.Sample."""
+    """One completion for a row, ``generator`` says whose. ``finish`` as in data_prep.sampling.Sample."""
 
     row: Row
     text: str
     finish: str = "stop"
     completion_tokens: int = 0
+    generator: str = ""
 
 
 def truncated(candidate: Candidate, thresholds: Thresholds) -> str | None:

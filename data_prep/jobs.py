@@ -73,3 +73,9 @@ def choose(rows: list[Row], count: int, seed: int | str) -> list[Row]:
     order = list(rows)
     random.Random(f"choose-{seed}").shuffle(order)
     return order[:count] if count else order
+
+
+def require_checkpoint(checkpoint: str) -> None:
+    """Raises FileNotFoundError for a local path without a model; a Hub id ("owner/name") is left to the Hub."""
+    if checkpoint.startswith(("outputs/", ".", "/")) and not (Path(checkpoint) / "config.json").is_file():
+        raise FileNotFoundError(f"{checkpoint}: no checkpoint (no config.json); run the stage that makes it first")

@@ -104,6 +104,11 @@ def r1_zero(question: str) -> str:
     return R1_ZERO_PREFIX + question + " Assistant:"
 
 
+def chat(prompt: str) -> list[dict[str, str]]:
+    """One user message, for a model with a chat template or a server."""
+    return [{"role": "user", "content": prompt}]
+
+
 def few_shot(examples: list[dict[str, str]], question: str) -> str:
     """The walkthrough's pages: worked examples ({"question", "solution"}), then the question, for a base model."""
     pages = [f"Problem: {example['question']}\nSolution: {example['solution']}\n\n" for example in examples]
@@ -141,8 +146,8 @@ def short_reasoning(question: str, language: str) -> str:
 
 # --- verdicts: None where the judge's text holds none -----------------------------------------------------------------
 
-# chosen: the paper prints no numbers; one point a step of its five verdicts is the plain reading of "difference > 1".
-PREFERENCE_SCORES = {"A>>B": 2, "A>B": 1, "A=B": 0, "B>A": -1, "B>>A": -2}
+# chosen: the paper prints no numbers. Five verdicts are five points: A>>B gives A 5 and B 1, A>B 4 and 2, A=B 3 and 3.
+PREFERENCE_SCORES = {"A>>B": 4, "A>B": 2, "A=B": 0, "B>A": -2, "B>>A": -4}
 
 
 def read_correctness(text: str) -> bool | None:
@@ -157,7 +162,7 @@ def read_correctness(text: str) -> bool | None:
 
 
 def read_preference(text: str) -> int | None:
-    """From 2 (A is much better) to -2 (B is)."""
+    """Points of A less points of B, from 4 to -4."""
     verdicts = re.findall(r"\[\[(A>>B|A>B|A=B|B>A|B>>A)\]\]", text)
     return PREFERENCE_SCORES[verdicts[-1]] if verdicts else None
 

@@ -72,6 +72,12 @@ def load_rows(source: str | Path, split: str = "train", sft: bool = False) -> li
     return rows
 
 
+def sft_row(row: Row, number: int, completion: str, generator: str) -> Row:
+    """The training row for the ``number``th completion of a prompt; ``generator`` is the model that wrote it."""
+    first = {name: row[name] for name in COLUMNS} | {"id": f"{row['id']}-{number}"}
+    return first | {"completion": completion, "generator": generator}
+
+
 def read_parquet(path: str | Path) -> list[Row]:
     """All records of a Parquet file as dicts, with an error that names a missing or corrupt file."""
     if not Path(path).is_file():

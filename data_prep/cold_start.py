@@ -1,0 +1,194 @@
+"""Cold-start data: readable long chains of thought for the first SFT (paper v1, 2.3.1; v2, B.3.2).
+
+All three ways of the walkthrough, each on prompts of its own: few-shot prompting of the base with long worked examples,
+direct prompting of the base for steps and verification, and R1-Zero at temperature 1. Of each, what is correct and
+readable is kept, written up by a rewriter in one language with a summary, and checked again. `review.jsonl` is for a
+person: name a copy with decisions and edits in it as `review`, and they are applied.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import rewards
+from data_prep import jobs, prompts, rows
+from data_prep.filters import FILTERS, Candidate, Funnel, Thresholds, first_failure
+from data_prep.sampling import Decoding, LocalModel, Prompt, ServerSettings, connect
+
+log = logging.getLogger(__name__)
+STYLES = {"few_shot": "plain", "direct": "plain", "r1_zero": "r1_zero"}
+REVIEWED = ("id", "question", "reasoning", "summary", "findings", "decision")
+
+
+@dataclass(frozen=True)
+class Way:
+    """``n`` samples of each of ``prompts`` prompts from ``checkpoint``; at most ``keep`` a prompt are rewritten."""
+
+    checkpoint: str
+    prompts: int
+    decoding: Decoding
+    n: int = 4
+    keep: int = 1
+
+
+@dataclass(frozen=True)
+class ColdStart:
+    """``examples``: by language, worked {"question", "solution"} pairs for the few-shot prompt. ``filters`` apply to
+    what is sampled, ``rewritten`` to what the rewriter makes of it."""
+
+    output_dir: str
+    prompts: str
+    few_shot: Way
+    direct: Way
+    r1_zero: Way
+    examples: dict[str, list[dict[str, str]]]
+    rewriter: ServerSettings
+    rewriting: Decoding
+    filters: Thresholds = field(default_factory=Thresholds)
+    rewritten: Thresholds = field(default_factory=Thresholds)
+    review: str = ""
+    batch_size: int = 256
+    seed: int = 0
+    limit: int = 0
+
+
+def load(config: ColdStart) -> dict[str, list[rows.Row]]:
+    reasoning = [row for row in rows.load_rows(config.prompts) if row["kind"] == "reasoning"]
+    order = jobs.choose(reasoning, 0, config.seed)
+    loaded, start = {}, 0
+    for name in STYLES:
+        way: Way = getattr(config, name)
+        jobs.require_checkpoint(way.checkpoint)
+        count = min(way.prompts, config.limit or way.prompts)
+        loaded[name] = order[start : start + count]
+        start += count
+    if start > len(order):
+        raise ValueError(f"{config.prompts}: {len(order)} reasoning prompts, the three ways want {start}")
+    missing = sorted({str(row["language"]) for row in loaded["few_shot"]} - config.examples.keys())
+    if missing:
+        raise ValueError(f"`examples` has none for the language {missing[0]}; write `{missing[0]}: [...]`")
+    loaded["reviewed"] = read_review(config.review) if config.review else []
+    return loaded
+
+
+def build(config: ColdStart, output_dir: Path, reviewed: list[rows.Row], **asked: list[rows.Row]) -> dict[str, object]:
+    kept: list[rows.Row] = []
+    review: list[dict] = []
+    figures: dict[str, object] = {}
+    for name, way_rows in asked.items():
+        way: Way = getattr(config, name)
+        raw, sampled = sample(config, output_dir, name, way, way_rows)
+        funnel = Funnel([check.__name__ for check in FILTERS])
+        for candidate, (text, finish) in zip(raw, rewrite(config, output_dir / name, raw), strict=True):
+            written = Candidate(candidate.row, text, finish)
+            if funnel.see(written, config.rewritten):
+                number = sum(row["id"].startswith(f"{candidate.row['id']}-") for row in kept[-way.keep :])
+                row = rows.sft_row(candidate.row, number, text, config.rewriter.model)
+                kept.append(row | {"way": name})
+                strict = first_failure(candidate, replace(config.rewritten, style=STYLES[name]))
+                review.append(review_record(row, [f"before rewriting: {strict[1]}"] if strict else []))
+        figures[name] = {"sampled": sampled.figures(), "rewritten": funnel.figures()}
+        log.info("%s: %d of %d samples rewritten, %d kept", name, len(raw), sampled.seen, funnel.figures()["kept"])
+    write_review(output_dir / "review.jsonl", review)
+    kept, decisions = apply_review(kept, reviewed)
+    rows.write_rows(output_dir / "train.parquet", kept, sft=True)
+    return {"rows": len(kept), "ways": figures, "review": decisions}
+
+
+def sample(
+    config: ColdStart, output_dir: Path, name: str, way: Way, asked: list[rows.Row]
+) -> tuple[list[Candidate], Funnel]:
+    """(what is correct and readable, at most ``way.keep`` a prompt; the funnel of all samples)."""
+    make = {
+        "few_shot": lambda row: prompts.few_shot(config.examples[row["language"]], row["question"]),
+        "direct": lambda row: prompts.direct(row["question"], row["language"]),
+        "r1_zero": lambda row: prompts.r1_zero(row["question"]),
+    }[name]
+    questions: list[Prompt] = [make(row) for row in asked]
+    model = LocalModel(way.checkpoint, config.batch_size)
+    groups = model.sample(questions, way.n, way.decoding, config.seed, output_dir / "samples")
+    funnel = Funnel([check.__name__ for check in FILTERS] + ["surplus"])
+    kept: list[Candidate] = []
+    for row, group in zip(asked, groups, strict=True):
+        passed = []
+        for one in group:
+            page, more, _ = one.text.partition("\nProblem:")  # a base model goes on to the next problem of the page
+            finish = "stop" if more else one.finish
+            candidate = Candidate(row, page.strip(), finish, one.completion_tokens, way.checkpoint)
+            if funnel.see(candidate, replace(config.filters, style=STYLES[name])):
+                passed.append(candidate)
+        for _ in passed[way.keep :]:
+            funnel.drop("surplus", row, f"{way.keep} came before")
+        kept += passed[: way.keep]
+    return kept, funnel
+
+
+def rewrite(config: ColdStart, store: Path, raw: list[Candidate]) -> list[tuple[str, str]]:
+    """(text, finish) of the rewriter for each candidate."""
+    questions: list[Prompt] = [
+        prompts.chat(prompts.rewrite(str(c.row["question"]), c.text, str(c.row["language"]))) for c in raw
+    ]
+    with connect(config.rewriter) as server:
+        answers = server.sample(questions, 1, config.rewriting, config.seed, store)
+    return [(answer.text.strip(), answer.finish) for (answer,) in answers]
+
+
+# --- a person's review ------------------------------------------------------------------------------------------------
+
+
+def review_record(row: rows.Row, findings: list[str]) -> dict:
+    parts = rewards.parse(str(row["completion"]))
+    values = (row["id"], row["question"], parts.reasoning or "", parts.summary, findings, "")
+    return dict(zip(REVIEWED, values, strict=True))
+
+
+def write_review(path: Path, records: list[dict]) -> None:
+    """One JSON object a line; ``decision`` is "" until a person writes "accept" or "reject"."""
+    path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
+
+
+def read_review(path: str | Path) -> list[dict]:
+    """The records of a review file. Raises ValueError naming the line that is no record of one."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such review file")
+    records = []
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number}: not JSON ({error})") from None
+        missing = [name for name in REVIEWED if not isinstance(record, dict) or name not in record]
+        if missing:
+            raise ValueError(f"{path}, line {number}: no `{missing[0]}`; a record has {', '.join(REVIEWED)}")
+        if record["decision"] not in ("accept", "reject", ""):
+            raise ValueError(f"{path}, line {number}: decision {record['decision']!r}; write accept, reject or nothing")
+        records.append(record)
+    return records
+
+
+def apply_review(kept: list[rows.Row], records: list[dict]) -> tuple[list[rows.Row], dict[str, int]]:
+    """Leaves out what was rejected and puts edited reasonings and summaries in; what has no decision is kept."""
+    by_id = {record["id"]: record for record in records}
+    counts = {"accepted": 0, "rejected": 0, "undecided": 0, "edited": 0, "unknown_ids": 0}
+    counts["unknown_ids"] = len(by_id.keys() - {row["id"] for row in kept})
+    result = []
+    for row in kept:
+        record = by_id.get(row["id"], {"decision": ""})
+        counts[{"accept": "accepted", "reject": "rejected", "": "undecided"}[record["decision"]]] += 1
+        if record["decision"] == "reject":
+            continue
+        if record["decision"] == "accept":
+            parts = rewards.parse(str(row["completion"]))
+            if (record["reasoning"], record["summary"]) != (parts.reasoning, parts.summary):
+                counts["edited"] += 1
+                row = row | {"completion": f"<think>{record['reasoning']}</think>\n{record['summary']}"}
+        result.append(row)
+    return result, counts
+
+
+if __name__ == "__main__":
+    sys.exit(jobs.run(ColdStart, load, build))

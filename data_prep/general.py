@@ -1,0 +1,116 @@
+"""General data: the part of the 800k that is no reasoning task (paper v2, B.3.3; v1, 2.3.3).
+
+Answers to helpful prompts by the model itself and by a stronger writer, with reasoning only where the row says that
+the task needs it (none for "hello"), kept where a judge scores them high enough. No unsafe request is among the
+prompts: the paper's SFT mixture has none.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import rewards
+from data_prep import jobs, prompts, rows
+from data_prep.filters import FILTERS, Candidate, Funnel, Thresholds
+from data_prep.rejection_sampling import JUDGING
+from data_prep.sampling import Decoding, LocalModel, ServerSettings, connect
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class General:
+    """``n`` answers a prompt by the checkpoint, then ``written`` by the writer; the first ``keep`` that pass the
+    filters and score at least ``min_score`` (0 to 3) are kept."""
+
+    output_dir: str
+    checkpoint: str
+    prompts: str
+    writer: ServerSettings
+    judge: ServerSettings
+    decoding: Decoding
+    count: int = 0
+    n: int = 2
+    written: int = 1
+    keep: int = 2
+    min_score: int = 2
+    filters: Thresholds = field(default_factory=Thresholds)
+    batch_size: int = 256
+    seed: int = 0
+    limit: int = 0
+
+
+def load(config: General) -> dict[str, list[rows.Row]]:
+    jobs.require_checkpoint(config.checkpoint)
+    helpful = [row for row in rows.load_rows(config.prompts) if row["kind"] == "helpful"]
+    return {"prompts": jobs.choose(helpful, config.limit or config.count, config.seed)}
+
+
+def build(config: General, output_dir: Path, prompts: list[rows.Row]) -> dict[str, object]:
+    funnel = Funnel([check.__name__ for check in FILTERS] + ["low_score", "no_verdict", "duplicate", "surplus"])
+    groups = [[c for c in group if funnel.see(c, config.filters)] for group in answer(config, output_dir, prompts)]
+    scores = score(config, output_dir, groups)
+    kept: list[rows.Row] = []
+    by_writer: dict[str, int] = {}
+    for group, group_scores in zip(groups, scores, strict=True):
+        texts: set[str] = set()
+        for candidate, points in zip(group, group_scores, strict=True):
+            if points is None:
+                funnel.drop("no_verdict", candidate.row, candidate.text[:200])
+            elif points < config.min_score:
+                funnel.drop("low_score", candidate.row, f"{points}: {candidate.text[:200]}")
+            elif candidate.text in texts:
+                funnel.drop("duplicate", candidate.row, candidate.text[:200])
+            elif len(texts) == config.keep:
+                funnel.drop("surplus", candidate.row, f"{config.keep} came before")
+            else:
+                kept.append(rows.sft_row(candidate.row, len(texts), candidate.text, candidate.generator))
+                by_writer[candidate.generator] = by_writer.get(candidate.generator, 0) + 1
+                texts.add(candidate.text)
+    log.info("%d answers, %d kept, by writer %s; dropped: %s", funnel.seen, len(kept), by_writer, funnel.dropped)
+    rows.write_rows(output_dir / "train.parquet", kept, sft=True)
+    thinking = sum(bool(row["thinking"]) for row in kept)
+    return {"rows": len(kept), "thinking_rows": thinking, "by_writer": by_writer, "funnel": funnel.figures()}
+
+
+def answer(config: General, output_dir: Path, asked: list[rows.Row]) -> list[list[Candidate]]:
+    """For each prompt the model's answers, then the writer's; for a row without thinking the reasoning is cut off."""
+    model = LocalModel(config.checkpoint, config.batch_size)
+    messages = [prompts.chat(str(row["prompt"])) for row in asked]
+    own = model.sample(messages, config.n, config.decoding, config.seed, output_dir / "samples")
+    tasks = [
+        prompts.short_reasoning(str(row["prompt"]), str(row["language"])) if row["thinking"] else str(row["prompt"])
+        for row in asked
+    ]
+    with connect(config.writer) as server:
+        others = server.sample(
+            [prompts.chat(task) for task in tasks], config.written, config.decoding, config.seed, output_dir / "written"
+        )
+    groups = []
+    for row, *by_generator in zip(asked, own, others, strict=True):
+        group = []
+        for generator, samples in zip((config.checkpoint, config.writer.model), by_generator, strict=True):
+            for sample in samples:
+                text = sample.text.strip() if row["thinking"] else rewards.parse(sample.text).summary
+                group.append(Candidate(row, text, sample.finish, sample.completion_tokens, generator))
+        groups.append(group)
+    return groups
+
+
+def score(config: General, output_dir: Path, groups: list[list[Candidate]]) -> list[list[int | None]]:
+    """The judge's score of each candidate's summary; None where the judge's answer holds none."""
+    questions = [
+        prompts.chat(prompts.score(str(c.row["question"]), rewards.parse(c.text).summary))
+        for group in groups
+        for c in group
+    ]
+    with connect(config.judge) as server:
+        answers = iter(server.sample(questions, 1, JUDGING, config.seed, output_dir / "verdicts"))
+    return [[prompts.read_score(next(answers)[0].text) for _ in group] for group in groups]
+
+
+if __name__ == "__main__":
+    sys.exit(jobs.run(General, load, build))

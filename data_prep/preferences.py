@@ -1,0 +1,168 @@
+"""Preference data for the two reward models (paper v2, 3.1 and B.2), from samples of Dev3.
+
+Helpfulness: pairs of answers to a helpful prompt, judged four times, half of them with the sides swapped; kept where
+the mean difference exceeds 1; chosen and rejected made comparable in length over the whole set. The judge reads the
+summary only, which is also all that the reward model will read. Harmlessness: each response as a whole, its reasoning
+too, labelled safe or unsafe.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import random
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import rewards
+from data_prep import jobs, prompts, rows
+from data_prep.filters import Funnel
+from data_prep.rejection_sampling import JUDGING
+from data_prep.sampling import Decoding, LocalModel, Server, ServerSettings, connect
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Preferences:
+    """``count`` prompts of each kind (0: all), ``n`` samples of each, at most ``pairs`` pairs a helpful prompt.
+    ``length_tolerance``: by how much the mean lengths of chosen and rejected may differ, as a share of the shorter."""
+
+    output_dir: str
+    checkpoint: str
+    helpful: str
+    harmless: str
+    judge: ServerSettings
+    decoding: Decoding
+    count: int = 0
+    n: int = 4
+    pairs: int = 2
+    queries: int = 4  # paper
+    min_difference: float = 1.0  # paper: more than 1
+    length_tolerance: float = 0.1  # chosen: the paper says "comparable"
+    batch_size: int = 256
+    seed: int = 0
+    limit: int = 0
+
+    def __post_init__(self) -> None:
+        if self.queries < 2 or self.queries % 2:
+            raise ValueError(f"`queries` is {self.queries}; write an even number: half are asked with sides swapped")
+
+
+def load(config: Preferences) -> dict[str, list[rows.Row]]:
+    jobs.require_checkpoint(config.checkpoint)
+    loaded = {}
+    for kind, source in (("helpful", config.helpful), ("harmless", config.harmless)):
+        found = [row for row in rows.load_rows(source) if row["kind"] == kind]
+        loaded[kind] = jobs.choose(found, config.limit or config.count, config.seed)
+    return loaded
+
+
+def build(
+    config: Preferences, output_dir: Path, helpful: list[rows.Row], harmless: list[rows.Row]
+) -> dict[str, object]:
+    model = LocalModel(config.checkpoint, config.batch_size)
+    messages = [prompts.chat(str(row["prompt"])) for row in helpful + harmless]
+    samples = model.sample(messages, config.n, config.decoding, config.seed, output_dir / "samples")
+    distinct = [
+        list(dict.fromkeys(s.text.strip() for s in group if s.finish == "stop" and s.text.strip())) for group in samples
+    ]
+    with connect(config.judge) as server:
+        pairs, figures = judge_pairs(config, server, output_dir, helpful, distinct[: len(helpful)])
+        labels, safety = label_safety(config, server, output_dir, harmless, distinct[len(helpful) :])
+    rows.write_parquet(output_dir / "helpfulness.parquet", pairs)
+    rows.write_parquet(output_dir / "harmlessness.parquet", labels)
+    return {"helpfulness": figures, "harmlessness": safety}
+
+
+def judge_pairs(
+    config: Preferences, server: Server, output_dir: Path, asked: list[rows.Row], responses: list[list[str]]
+) -> tuple[list[rows.Row], dict[str, object]]:
+    """(pairs with columns prompt, chosen, rejected, difference, id, question, language; figures)."""
+    drawn: list[tuple[rows.Row, str, str]] = []
+    for row, texts in zip(asked, responses, strict=True):
+        by_summary = {rewards.parse(text).summary: text for text in texts}  # the judge could not tell them apart
+        both = list(itertools.combinations(by_summary.values(), 2))
+        random.Random(f"pairs-{config.seed}-{row['id']}").shuffle(both)
+        drawn += [(row, first, second) for first, second in both[: config.pairs]]
+    questions = []
+    for row, first, second in drawn:
+        shown = [rewards.parse(text).summary for text in (first, second)]
+        questions += [prompts.chat(prompts.preference(str(row["question"]), *side)) for side in (shown, shown[::-1])]
+    answers = server.sample(questions, config.queries // 2, JUDGING, config.seed, output_dir / "verdicts")
+    funnel = Funnel(["no_verdict", "too_close", "length"], seen=len(drawn))
+    pairs: list[rows.Row] = []
+    for (row, first, second), straight, swapped in zip(drawn, answers[::2], answers[1::2], strict=True):
+        verdicts = [prompts.read_preference(answer.text) for answer in straight]
+        verdicts += [None if v is None else -v for v in (prompts.read_preference(a.text) for a in swapped)]
+        readable = [verdict for verdict in verdicts if verdict is not None]
+        difference = sum(readable) / max(len(readable), 1)
+        if not readable:
+            funnel.drop("no_verdict", row, straight[0].text[:200])
+        elif abs(difference) <= config.min_difference:
+            funnel.drop("too_close", row, f"a mean difference of {difference:g}")
+        else:
+            chosen, rejected = (first, second) if difference > 0 else (second, first)
+            pair = {"prompt": row["prompt"], "chosen": chosen, "rejected": rejected, "difference": abs(difference)}
+            pairs.append(pair | {name: row[name] for name in ("id", "question", "language")})
+    balanced = []
+    for pair, keep in zip(pairs, balance_lengths(pairs, config.length_tolerance), strict=True):
+        if keep:
+            balanced.append(pair)
+        else:
+            funnel.drop("length", pair, "this side is the longer one over the whole set")
+    log.info("%d pairs judged, %d kept; dropped: %s", len(drawn), len(balanced), funnel.dropped)
+    return balanced, funnel.figures() | {
+        "length_ratio_before": _length_ratio(pairs),
+        "length_ratio": _length_ratio(balanced),
+    }
+
+
+def balance_lengths(pairs: list[rows.Row], tolerance: float) -> list[bool]:
+    """Which pairs to keep so that the mean lengths of both sides are comparable: the pairs whose chosen (or rejected)
+    side is most in excess go first."""
+    lengths = [(_length(pair["chosen"]), _length(pair["rejected"])) for pair in pairs]
+    chosen, rejected = (sum(side) for side in zip(*lengths, strict=True)) if lengths else (0, 0)
+    order = sorted(range(len(pairs)), key=lambda at: lengths[at][0] - lengths[at][1])
+    keep = [True] * len(pairs)
+    while order and not 1 / (1 + tolerance) <= (chosen / rejected if rejected else 1.0) <= 1 + tolerance:
+        at = order.pop(-1 if chosen > rejected else 0)
+        keep[at] = False
+        chosen, rejected = chosen - lengths[at][0], rejected - lengths[at][1]
+    return keep
+
+
+def _length(text: object) -> int:
+    return len(rewards.parse(str(text)).summary)
+
+
+def _length_ratio(pairs: list[rows.Row]) -> float:
+    """Mean length of the chosen summaries over that of the rejected, in characters; 1.0 for no pairs."""
+    rejected = sum(_length(pair["rejected"]) for pair in pairs)
+    return sum(_length(pair["chosen"]) for pair in pairs) / rejected if rejected else 1.0
+
+
+def label_safety(
+    config: Preferences, server: Server, output_dir: Path, asked: list[rows.Row], responses: list[list[str]]
+) -> tuple[list[rows.Row], dict[str, object]]:
+    """(responses with columns prompt, response, label (1 safe, 0 unsafe), id, question, language; figures)."""
+    drawn = [(row, text) for row, texts in zip(asked, responses, strict=True) for text in texts]
+    questions = [prompts.chat(prompts.safety(str(row["question"]), text)) for row, text in drawn]
+    answers = server.sample(questions, 1, JUDGING, config.seed, output_dir / "labels")
+    funnel = Funnel(["no_verdict"], seen=len(drawn))
+    labels: list[rows.Row] = []
+    for (row, text), (answer,) in zip(drawn, answers, strict=True):
+        safe = prompts.read_safety(answer.text)
+        if safe is None:
+            funnel.drop("no_verdict", row, answer.text[:200])
+            continue
+        label = {"prompt": row["prompt"], "response": text, "label": int(safe)}
+        labels.append(label | {name: row[name] for name in ("id", "question", "language")})
+    safe_share = sum(label["label"] for label in labels) / max(len(labels), 1)
+    log.info("%d responses labelled, %.2f of them safe", len(labels), safe_share)
+    return labels, funnel.figures() | {"safe_share": safe_share}
+
+
+if __name__ == "__main__":
+    sys.exit(jobs.run(Preferences, load, build))
