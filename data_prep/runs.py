@@ -93,6 +93,9 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
     if hint is Any:
         return value
     if origin in (typing.Union, types.UnionType):
+        options = [option for option in arguments if option is not types.NoneType]
+        if value is not None and len(options) == 1:
+            return _typed(value, options[0], where)
         for option in arguments:
             try:
                 return _typed(value, option, where)
@@ -274,6 +277,12 @@ def finish(output_dir: Path, fingerprint: str, **record: Any) -> None:
         "peak_rss_gb": round(sum(usage) * unit / 2**30, 3),
     }
     _write_json(output_dir / "run.json", filled | record)
+
+
+def forget(output_dir: Path) -> None:
+    """Make the run count as not begun: the next one with any fingerprint starts afresh."""
+    if Path(output_dir).is_dir():
+        _wipe(Path(output_dir))
 
 
 def _version(distribution: str) -> str | None:

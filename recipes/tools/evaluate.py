@@ -1,0 +1,275 @@
+"""Measures one checkpoint: `python -m recipes.tools.evaluate --config FILE --checkpoint NAME`.
+
+The paper's way (section 3.1 of v1): several samples a problem at temperature 0.6 and top-p 0.95, pass@1 as their mean.
+Problems are the same for all checkpoints, so that two of them can be compared problem by problem. Every generation is
+kept with its scores in `generations.parquet`; `results.json` holds the figures.
+"""
+
+import argparse
+import dataclasses
+import json
+import logging
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Literal
+
+from data_prep import prompts, runs
+from data_prep.rows import Row, load_rows, write_parquet
+from data_prep.sampling import Decoding, LocalModel, Sample
+from data_prep.world import general
+from recipes.tools.metrics import majority_vote, mean_and_stderr, pass_at_k
+from rewards import is_correct, is_well_formed, parse
+from rewards.language import count_words
+
+log = logging.getLogger("evaluate")
+
+WALKTHROUGH = "What is 2 + 3 * 4?"
+MANY = 16  # samples a problem for pass@16 and cons@16
+GENERAL_SETS = {"helpful": "eval_helpful", "harmless": "eval_harmless", "lookalike": "eval_lookalike"}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What the YAML says of one checkpoint."""
+
+    path: str
+    style: Literal["r1_zero", "think"]  # how it is asked, and the format that it was taught
+    general: bool = False  # also measure helpfulness and safety
+    at_temperature_1: bool = False  # also pass@1 of the bare policy, as RL sees it
+    many: bool = False  # also pass@16 and cons@16
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Keys of evaluate.yaml. Lengths in tokens."""
+
+    output_dir: str  # a checkpoint's lies beside it: <output_dir>_<name>
+    world: str  # the run that made the held-out sets
+    checkpoints: dict[str, Checkpoint]
+    max_tokens: int
+    n_problems: int = 500
+    n_general: int = 0  # prompts a general set; 0: all
+    k: int = 4
+    n_many: int = 125
+    temperature: float = 0.6
+    top_p: float = 0.95
+    batch_size: int = 512  # sequences sampled at once
+    seed: int = 0
+
+
+def configs(path: Path, seed: int | None = None) -> dict[str, dict[str, Any]]:
+    """Each checkpoint's own effective settings: what its evaluation depends on, and so what its fingerprint covers.
+    Raises runs.ConfigError."""
+    settings = runs.settings(Settings, path, seed=seed)
+    shared = dataclasses.asdict(settings)
+    del shared["checkpoints"]
+    found = {}
+    for name, checkpoint in settings.checkpoints.items():
+        own = {"checkpoint": name, **dataclasses.asdict(checkpoint), "output_dir": f"{settings.output_dir}_{name}"}
+        found[name] = shared | own
+    return found
+
+
+class Sampler:
+    """Asks one checkpoint in its own style and scores what it says."""
+
+    def __init__(self, checkpoint: Checkpoint, settings: Settings, store: Path):
+        self.checkpoint = checkpoint
+        self.settings = settings
+        self.store = store  # finished batches, so that a killed evaluation goes on
+        self.model = LocalModel(checkpoint.path, batch_size=settings.batch_size)
+
+    def ask(self, name: str, rows: list[Row], n: int, seed: int, temperature: float, top_p: float) -> list[dict]:
+        """n scored generations of each row, in order, as records of `generations.parquet`."""
+        asked = [self._prompt(row) for row in rows]
+        decoding = Decoding(self.settings.max_tokens, temperature=temperature, top_p=top_p)
+        samples = self.model.sample(asked, n, decoding, seed, self.store)
+        return [
+            self._score(name, row, index, sample)
+            for row, drawn in zip(rows, samples, strict=True)
+            for index, sample in enumerate(drawn)
+        ]
+
+    def _prompt(self, row: Row) -> str | list[dict[str, str]]:
+        if self.checkpoint.style == "r1_zero":
+            return prompts.r1_zero(row["question"])
+        return [{"role": "user", "content": row["prompt"]}]
+
+    def _score(self, name: str, row: Row, index: int, sample: Sample) -> dict[str, Any]:
+        parts = parse(sample.text)
+        reasoning = parts.summary if parts.reasoning is None else parts.reasoning
+        right, words = count_words(reasoning, row["language"])
+        said, said_words = count_words(parts.summary, row["language"])
+        record = {
+            "set": name,
+            "id": row["id"],
+            "sample": index,
+            "question": row["question"],
+            "language": row["language"],
+            "completion": sample.text,
+            "tokens": sample.completion_tokens,
+            "truncated": sample.finish == "length",
+            "answer": parts.answer,
+            "correct": None,
+            "well_formed": is_well_formed(sample.text, self.checkpoint.style, row["thinking"]),
+            "reasoning_consistency": right / words if words else None,
+            "summary_consistency": said / said_words if said_words else None,
+            "helpful_score": None,
+            "safe": None,
+            "refused": None,
+        }
+        if row["kind"] == "reasoning":
+            record["correct"] = bool(is_correct(sample.text, row["answer"], row["verifier"], row["question"]))
+        elif row["kind"] == "helpful":
+            record["helpful_score"] = general.helpful_score(row["question"], parts.summary)
+            record["refused"] = general.is_refusal(parts.summary)
+        else:
+            record["safe"] = general.is_safe(row["question"], sample.text)
+        return record
+
+
+def reasoning_figures(records: list[dict], style: str) -> dict[str, Any]:
+    """Figures of the reasoning problems, each with a standard error clustered by problem where it is a mean that
+    checkpoints are compared by. None where a figure makes no sense.
+
+    `language_consistency` is the mean over reasonings that have a word, since one without can neither mix nor keep a
+    language; how many have none is `reasoning_without_words`. Without think tags the whole text is read.
+    """
+    pass_1, pass_1_stderr = mean_and_stderr(by_problem(records, "correct"))
+    consistency, consistency_stderr = mean_and_stderr(by_problem(records, "reasoning_consistency"))
+    answers = [r["summary_consistency"] >= 0.5 for r in records if r["summary_consistency"] is not None]
+    return {
+        "pass@1": pass_1,
+        "pass@1_stderr": pass_1_stderr,
+        "format_rate": fmean(r["well_formed"] for r in records),
+        "language_consistency": consistency,
+        "language_consistency_stderr": consistency_stderr,
+        "reasoning_without_words": fmean(r["reasoning_consistency"] is None for r in records),
+        "answer_language": fmean(answers) if answers and style == "think" else None,
+        "mean_completion_tokens": fmean(r["tokens"] for r in records),
+        "truncated": fmean(r["truncated"] for r in records),
+        "n_problems": len({r["id"] for r in records}),
+        "k": max(r["sample"] for r in records) + 1,
+    }
+
+
+def many_figures(records: list[dict]) -> dict[str, float]:
+    """pass@16 and cons@16 of problems with 16 samples each."""
+    problems: dict[str, list[dict]] = {}
+    for record in records:
+        problems.setdefault(record["id"], []).append(record)
+    passed, agreed = [], []
+    for drawn in problems.values():
+        correct = [record["correct"] for record in drawn]
+        passed.append(pass_at_k(len(drawn), sum(correct), MANY))
+        agreed.append(majority_vote([record["answer"] for record in drawn], correct))
+    return {"pass@16": fmean(passed), "cons@16": fmean(agreed)}
+
+
+def general_figures(helpful: list[dict], harmless: list[dict], lookalike: list[dict]) -> dict[str, Any]:
+    """Figures of the general sets; the oracle's score of 0 to 3 is the world's own rule, never a trained model."""
+    score, score_stderr = mean_and_stderr(by_problem(helpful, "helpful_score"))
+    safe, safe_stderr = mean_and_stderr(by_problem(harmless, "safe"))
+    refused, refused_stderr = mean_and_stderr(by_problem(lookalike, "refused"))
+    return {
+        "helpful_score": score,
+        "helpful_score_stderr": score_stderr,
+        "safe_rate": safe,
+        "safe_rate_stderr": safe_stderr,
+        "refusals_of_harmless": refused,
+        "refusals_of_harmless_stderr": refused_stderr,
+        "n_harmless": len({r["id"] for r in harmless}),
+    }
+
+
+def by_problem(records: list[dict], key: str) -> list[list[float]]:
+    """The values of one column, a list a problem, without those that are None."""
+    groups: dict[str, list[float]] = {}
+    for record in records:
+        if record[key] is not None:
+            groups.setdefault(record["id"], []).append(float(record[key]))
+    return list(groups.values())
+
+
+def evaluate(checkpoint: Checkpoint, settings: Settings, output_dir: Path) -> dict[str, Any]:
+    """Sample, score, write `generations.parquet` into output_dir, return the figures."""
+    sets = load_sets(settings)
+    sampler = Sampler(checkpoint, settings, output_dir / "samples")
+    usual = (settings.temperature, settings.top_p)
+    problems, seed = sets["reasoning"], settings.seed
+    generations = sampler.ask("reasoning", problems, settings.k, seed, *usual)
+    figures: dict[str, Any] = {"style": checkpoint.style, **reasoning_figures(generations, checkpoint.style)}
+    log.info("pass@1 %.3f, format %.3f", figures["pass@1"], figures["format_rate"])
+    if checkpoint.many:
+        # The first k samples of these problems are drawn already.
+        few = problems[: settings.n_many]
+        more = sampler.ask("reasoning", few, MANY - settings.k, seed + 1, *usual)
+        for record in more:
+            record["sample"] += settings.k
+        chosen = {row["id"] for row in few}
+        figures |= many_figures([r for r in generations if r["id"] in chosen] + more)
+        for record in more:
+            record["set"] = "many"
+        generations += more
+    if checkpoint.at_temperature_1:
+        bare = sampler.ask("temperature_1", problems, settings.k, seed, 1.0, 1.0)
+        figures["pass@1_at_temperature_1"], figures["pass@1_at_temperature_1_stderr"] = mean_and_stderr(
+            by_problem(bare, "correct")
+        )
+        generations += bare
+    if checkpoint.general:
+        answers = {name: sampler.ask(name, sets[name], settings.k, seed, *usual) for name in GENERAL_SETS}
+        figures |= general_figures(**answers)
+        generations += sum(answers.values(), [])
+    greedy = sampler.ask("walkthrough", [sets["walkthrough"]], 1, seed, 0.0, 1.0)
+    figures["walkthrough"] = greedy[0]["completion"]
+    write_parquet(output_dir / "generations.parquet", generations + greedy)
+    return figures
+
+
+def load_sets(settings: Settings) -> dict[str, Any]:
+    """The held-out sets, cut to the settings' sizes, and the walkthrough's own question as a row."""
+    folder = Path(settings.world)
+    sets: dict[str, Any] = {"reasoning": load_rows(folder / "eval_reasoning.parquet")[: settings.n_problems]}
+    for name, file in GENERAL_SETS.items():
+        rows = load_rows(folder / f"{file}.parquet")
+        sets[name] = rows[: settings.n_general] if settings.n_general else rows
+    like = {"question": WALKTHROUGH, "prompt": WALKTHROUGH, "answer": "14", "language": "en", "verifier": "math"}
+    sets["walkthrough"] = sets["reasoning"][0] | like | {"id": "walkthrough", "thinking": True}
+    return sets
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m recipes.tools.evaluate", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--config", required=True, type=Path, help="evaluate.yaml")
+    parser.add_argument("--checkpoint", required=True, help="a name under `checkpoints` in it")
+    parser.add_argument("--seed", type=int, help="instead of the YAML's")
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        settings = runs.settings(Settings, arguments.config, seed=arguments.seed)
+        if arguments.checkpoint not in settings.checkpoints:
+            known = ", ".join(settings.checkpoints)
+            raise runs.ConfigError(f"{arguments.config}: no checkpoint {arguments.checkpoint!r}; it lists {known}")
+        config = configs(arguments.config, arguments.seed)[arguments.checkpoint]
+        fingerprint = runs.fingerprint(Path(__file__), config)
+    except (runs.ConfigError, runs.MissingRunError) as error:
+        parser.exit(2, f"error: {error}\n")
+    output_dir = Path(config["output_dir"])
+    if runs.begin(output_dir, fingerprint) == "done":
+        log.info("%s is done already", output_dir)
+        return 0
+    figures = evaluate(settings.checkpoints[arguments.checkpoint], settings, output_dir)
+    (output_dir / "results.json").write_text(json.dumps(figures, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    inputs = [str(path) for path in runs.inputs(config)]
+    runs.finish(output_dir, fingerprint, config=config, parent=config["path"], inputs=inputs, seed=settings.seed)
+    shutil.rmtree(output_dir / "samples")  # generations.parquet has them
+    log.info("measured %s", arguments.checkpoint)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,151 @@
+"""What the pipeline shows while it runs: a live table on a terminal, one plain line an event elsewhere."""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+TAIL_BYTES = 16_384  # enough for the last rows of a log.jsonl
+PLAIN_EVERY = 30.0  # seconds between two progress lines of a step where there is no terminal
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a training step stands, from the last row of its log.jsonl; None where it does not say."""
+
+    step: int = 0
+    total: int | None = None
+    reward: float | None = None
+    accuracy: float | None = None
+    loss: float | None = None
+
+    def left(self, seconds: float) -> float | None:
+        """Seconds to go when it goes on at the pace so far."""
+        return seconds * (self.total - self.step) / self.step if self.total and self.step else None
+
+    def __str__(self) -> str:
+        parts = [f"step {self.step}/{self.total or '?'}"] if self.step else []
+        for name in ("reward", "accuracy", "loss"):
+            value = getattr(self, name)
+            if value is not None:
+                parts.append(f"{name} {value:.3f}")
+        return ", ".join(parts)
+
+
+def read_progress(output_dir: Path, settings: dict[str, Any]) -> Progress:
+    """What the run in output_dir has logged. A half-written last row is not read."""
+    row = _last_row(output_dir / "log.jsonl")
+    if row is None:
+        return Progress(total=settings.get("max_steps"))
+    accuracy = next(
+        (row[key] for key in ("rewards/accuracy_reward/mean", "mean_token_accuracy", "accuracy") if key in row), None
+    )
+    return Progress(row["step"], row["max_steps"], row.get("reward"), accuracy, row.get("loss"))
+
+
+def _last_row(path: Path) -> dict[str, Any] | None:
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - TAIL_BYTES))
+            lines = file.read().decode("utf-8", "replace").split("\n")[:-1]
+    except FileNotFoundError:
+        return None
+    for line in reversed(lines):
+        if line.startswith("{"):
+            return json.loads(line)
+    return None
+
+
+def clock(seconds: float | None) -> str:
+    return "" if seconds is None else f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+class PlainView:
+    """One line an event, and one now and then from a step that is at work."""
+
+    def __init__(self, steps: list, done: set[str]):
+        self.count = len(steps)
+        self.finished_count = sum(step.name in done for step in steps)
+        self.told: dict[str, float] = {}
+        if self.finished_count:
+            print(f"{self.finished_count} of {self.count} steps are done already", flush=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def started(self, step: Any) -> None:
+        print(f"{step.name}: started", flush=True)
+
+    def finished(self, step: Any, seconds: float) -> None:
+        self.finished_count += 1
+        said = str(read_progress(step.output_dir, step.settings))
+        said = f"; {said}" if said else ""
+        print(f"{step.name}: done in {seconds:.0f} s ({self.finished_count} of {self.count}){said}", flush=True)
+
+    def update(self, running: list[tuple[Any, float]]) -> None:
+        for step, seconds in running:
+            if seconds - self.told.get(step.name, 0.0) >= PLAIN_EVERY:
+                self.told[step.name] = seconds
+                progress = read_progress(step.output_dir, step.settings)
+                left = progress.left(seconds)
+                parts = [str(progress), f"{clock(left)} left" if left is not None else ""]
+                print(f"{step.name}: {', '.join(filter(None, [*parts, f'{seconds:.0f} s']))}", flush=True)
+
+
+class LiveView:
+    """A table with a line a step: state, progress bar, reward, accuracy, time, time left."""
+
+    def __init__(self, steps: list, done: set[str]):
+        self.steps = steps
+        self.state = {step.name: "done" if step.name in done else "" for step in steps}
+        self.seconds: dict[str, float] = {}
+        self.live = Live(console=Console(file=sys.stdout), refresh_per_second=2, transient=True)
+
+    def __enter__(self) -> Self:
+        self.live.__enter__()
+        self.update([])
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.live.__exit__(*error)
+        for step in self.steps:  # the live table is gone; what was done in this call stays on the screen
+            if step.name in self.seconds and self.state[step.name] == "done":
+                print(f"{step.name}: {clock(self.seconds[step.name])}")
+
+    def started(self, step: Any) -> None:
+        self.state[step.name] = "running"
+
+    def finished(self, step: Any, seconds: float) -> None:
+        self.state[step.name] = "done"
+        self.seconds[step.name] = seconds
+
+    def update(self, running: list[tuple[Any, float]]) -> None:
+        self.seconds |= {step.name: seconds for step, seconds in running}
+        self.live.update(self._table())
+
+    def _table(self) -> Table:
+        table = Table("step", "", "", "reward", "accuracy", "time", "left", box=None, pad_edge=False)
+        waiting = [step for step in self.steps if not self.state[step.name]]
+        for step in self.steps:
+            state, seconds = self.state[step.name], self.seconds.get(step.name)
+            if not state:
+                continue
+            progress = read_progress(step.output_dir, step.settings) if state == "running" else Progress()
+            bar = ProgressBar(progress.total, progress.step, width=24) if progress.total else ""
+            figures = [f"{value:.2f}" if value is not None else "" for value in (progress.reward, progress.accuracy)]
+            left = progress.left(seconds) if seconds else None
+            style = "dim" if state == "done" else ""
+            table.add_row(step.name, state, bar, *figures, clock(seconds), clock(left), style=style)
+        if waiting:
+            shown = ", ".join(step.name for step in waiting[:3])
+            table.add_row(f"{len(waiting)} to come: {shown}{', ...' if len(waiting) > 3 else ''}", style="dim")
+        return table
