@@ -25,8 +25,8 @@ from data_prep.world.problems import (
     write_summary,
 )
 
-PAGES = {"tagged": 0.42, "plain": 0.10, "few_shot": 0.10, "direct": 0.10, "facts": 0.08, "talk": 0.20}
-SOLUTIONS = {"right": 0.50, "left_to_right": 0.25, "slip": 0.15, "guess": 0.10}
+PAGES = {"tagged": 0.42, "plain": 0.08, "few_shot": 0.08, "direct": 0.08, "facts": 0.16, "talk": 0.18}
+SOLUTIONS = {"right": 0.50, "left_to_right": 0.38, "slip": 0.07, "guess": 0.05}
 MALFORMED = 0.30  # of the tagged pages
 MIXED = 0.40  # of the reasoning switches language, each sentence with probability one half
 KINDS = {"sum": 0.60, "story": 0.28, "choice": 0.06, "code": 0.06}
