@@ -56,7 +56,7 @@ class LocalModel:
     generator seeded by (seed, batch index). So a restart, and a run with other batches already done, gives the same.
     """
 
-    def __init__(self, checkpoint: str | Path, batch_size: int = 256):
+    def __init__(self, checkpoint: str | Path, batch_size: int = 512):
         import torch  # a job that only asks a server never loads it
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -103,7 +103,10 @@ class LocalModel:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def _generate(self, inputs: list[list[int]], decoding: Decoding, seed: int) -> list[Sample]:
+        """One batch. Not ``model.generate``: that keeps computing for sequences that have ended until the longest has,
+        and mixes in whatever sampling defaults the checkpoint carries."""
         import torch
+        from transformers import DynamicCache
 
         width = max(map(len, inputs))
         ids = torch.full((len(inputs), width), self.pad)
@@ -111,28 +114,51 @@ class LocalModel:
         for row, tokens in enumerate(inputs):
             ids[row, width - len(tokens) :] = torch.tensor(tokens)
             mask[row, width - len(tokens) :] = 1
-        draw = {"do_sample": False}
-        if decoding.temperature > 0:
-            draw = {"do_sample": True, "temperature": decoding.temperature, "top_p": decoding.top_p}
-            draw["top_k"] = decoding.top_k
-        devices = [torch.cuda.current_device()] if self.device == "cuda" else []
-        with torch.inference_mode(), torch.random.fork_rng(devices):
-            torch.manual_seed(seed)
-            output = self.model.generate(
-                ids.to(self.device),
-                attention_mask=mask.to(self.device),
-                max_new_tokens=decoding.max_tokens,
-                eos_token_id=sorted(self.ends),
-                pad_token_id=self.pad,
-                **draw,
-            )
-        return [self._sample(len(tokens), row[width:]) for tokens, row in zip(inputs, output.tolist(), strict=True)]
+        ids, mask = ids.to(self.device), mask.to(self.device)
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        ends = torch.tensor(sorted(self.ends), device=self.device)
+        generator = torch.Generator(self.device).manual_seed(seed)
+        cache = DynamicCache(config=self.model.config)
+        completions: list[list[int]] = [[] for _ in inputs]
+        alive = torch.arange(len(inputs), device=self.device)  # the sequence that each row of the batch belongs to
+        with torch.inference_mode():
+            for _ in range(decoding.max_tokens):
+                logits = self.model(
+                    ids, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1
+                ).logits[:, -1]
+                drawn = _draw(logits.float(), decoding, generator)
+                for sequence, token in zip(alive.tolist(), drawn.tolist(), strict=True):
+                    completions[sequence].append(token)
+                going = torch.isin(drawn, ends, invert=True).nonzero()[:, 0]
+                if not len(going):
+                    break
+                if len(going) < len(alive):
+                    cache.batch_select_indices(going)
+                    drawn, mask, positions, alive = (x[going] for x in (drawn, mask, positions, alive))
+                ids, positions = drawn[:, None], positions[:, -1:] + 1
+                mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+        texts = self.tokenizer.batch_decode(completions, skip_special_tokens=True)
+        finishes = ["stop" if completion[-1] in self.ends else "length" for completion in completions]
+        counts = zip(map(len, inputs), map(len, completions), strict=True)
+        return [Sample(*parts, *count) for *parts, count in zip(texts, finishes, counts, strict=True)]
 
-    def _sample(self, prompt_tokens: int, completion: list[int]) -> Sample:
-        end = next((at for at, token in enumerate(completion) if token in self.ends), None)
-        kept = completion if end is None else completion[: end + 1]
-        text = self.tokenizer.decode(kept, skip_special_tokens=True)
-        return Sample(text, "length" if end is None else "stop", prompt_tokens, len(kept))
+
+def _draw(logits, decoding: Decoding, generator):
+    """One token id for each row of logits (rows, vocabulary): top-k, then top-p, as in transformers."""
+    import torch
+
+    if decoding.temperature == 0:
+        return logits.argmax(-1)
+    logits = logits / decoding.temperature
+    if decoding.top_k:
+        kth = logits.topk(min(decoding.top_k, logits.shape[-1]), dim=-1).values[:, -1:]
+        logits = logits.masked_fill(logits < kth, -torch.inf)
+    chances = logits.softmax(-1)
+    if decoding.top_p < 1:
+        ordered, index = chances.sort(-1, descending=True)
+        ordered[ordered.cumsum(-1) - ordered >= decoding.top_p] = 0  # the first to reach top_p stays
+        chances = torch.zeros_like(chances).scatter_(-1, index, ordered)
+    return torch.multinomial(chances, 1, generator=generator)[:, 0]
 
 
 def _identity(checkpoint: str | Path, config) -> str:
