@@ -47,11 +47,22 @@ class MissingRunError(FileNotFoundError):
 # Settings
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader, save that a key given twice is an error and not silently the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.MarkedYAMLError(problem=f"the key `{key}` is given twice", problem_mark=node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def load_config(path: Path) -> dict[str, Any]:
     """The mapping that a YAML file holds. Raises ConfigError if there is no such file or it holds something else."""
     path = Path(path)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except FileNotFoundError:
         siblings = ", ".join(sorted(p.name for p in path.parent.glob("*.yaml"))) or "nothing"
         raise ConfigError(f"{path}: no such file; {path.parent} holds {siblings}") from None

@@ -1,0 +1,66 @@
+"""Reads YAMLs as their stages will, and does nothing else: `python -m recipes.tools.check TARGET CONFIG ...`.
+
+The pipeline runs this in one child before any work, so that a mistyped key of the last stage is not found after the
+first has run for minutes. A stage's own parser does the reading: its script is run up to the point where it has parsed
+its settings. Importing the trainers takes some seconds, once.
+"""
+
+import runpy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from data_prep import jobs, runs
+
+
+class Parsed(Exception):
+    """Thrown where a stage has its settings, to leave it there."""
+
+
+def stop_scripts_after_parsing() -> None:
+    """From here on, in this process, the one parser of the stages' scripts only parses."""
+    from recipes import config  # imports torch
+
+    parse: Callable[..., tuple] = config.parse
+
+    def parse_only(*classes: type, argv: list[str] | None = None) -> NoReturn:
+        parse(*classes, argv=argv)
+        raise Parsed
+
+    config.parse = parse_only
+
+
+def stop_jobs_after_parsing() -> None:
+    """From here on, in this process, the one runner of data jobs only parses."""
+
+    def settings_only(settings: type, *_: Any, **__: Any) -> NoReturn:
+        runs.settings(settings, Path(sys.argv[sys.argv.index("--config") + 1]))
+        raise Parsed
+
+    jobs.run = settings_only
+
+
+def check(target: str, path: str) -> None:
+    """Parse one YAML as its script or module does. Raises SystemExit or runs.ConfigError where that refuses it."""
+    sys.argv = [target, "--config", path]
+    try:
+        if target.endswith(".py"):
+            runpy.run_path(target, run_name="__main__")
+        else:
+            runpy.run_module(target, run_name="__main__")
+    except Parsed:
+        return
+    raise RuntimeError(f"{target} has not parsed {path} with recipes.config.parse or data_prep.jobs.run")
+
+
+if __name__ == "__main__":
+    pairs = sys.argv[1:]
+    stop_jobs_after_parsing()
+    if any(target.endswith(".py") for target in pairs[::2]):
+        stop_scripts_after_parsing()
+    try:
+        for target, path in zip(pairs[::2], pairs[1::2], strict=True):
+            check(target, path)
+    except runs.ConfigError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,166 @@
+"""The steps of the pipeline: which there are, what each depends on, which are done."""
+
+import contextlib
+import importlib.util
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_prep import runs
+from recipes.tools import evaluate
+
+# (name of the YAML, script or module), in the paper's order. A scale that lacks the YAML lacks the stage: at the scales
+# of real models there is no `base`, since that is a model on the Hub. Where two could run, the upper one goes first, so
+# what others wait for stands above what nothing waits for.
+STAGES = (
+    ("world", "data_prep.world"),
+    ("base", "recipes/base.py"),
+    ("r1_zero", "recipes/r1_zero.py"),
+    ("cold_start", "data_prep.cold_start"),
+    ("cold_start_sft", "recipes/cold_start_sft.py"),
+    ("reasoning_rl", "recipes/reasoning_rl.py"),
+    ("rejection_sampling", "data_prep.rejection_sampling"),
+    ("general", "data_prep.general"),
+    ("mixture", "data_prep.mixture"),
+    ("sft_stage_2", "recipes/sft_stage_2.py"),
+    ("preferences", "data_prep.preferences"),
+    ("reward_models", "recipes/reward_models.py"),
+    ("all_scenarios_rl", "recipes/all_scenarios_rl.py"),
+    ("distillation", "data_prep.distillation"),
+    ("student_base", "recipes/base.py"),
+    ("distill", "recipes/distill.py"),
+    ("student_rl", "recipes/r1_zero.py"),
+    ("reasoning_rl_no_language", "recipes/reasoning_rl.py"),
+)
+EVALUATE = "evaluate"  # its YAML stands for one step a checkpoint
+
+
+@dataclass(frozen=True)
+class Step:
+    """One run of the pipeline: what starts it, what it depends on, where it writes."""
+
+    name: str
+    target: str  # the script or module, as its command names it
+    config: Path
+    command: tuple[str, ...]
+    script: Path  # whose code counts in the fingerprint
+    settings: dict[str, Any]  # effective: YAML, then overrides
+
+    @property
+    def output_dir(self) -> Path:
+        return Path(self.settings["output_dir"])
+
+    @property
+    def needs(self) -> list[Path]:
+        """The runs that it reads."""
+        return runs.inputs(self.settings)
+
+    @property
+    def log(self) -> Path:
+        """The child's output. Not in output_dir, which a stage empties when it begins afresh."""
+        return self.output_dir.parent / "logs" / f"{self.name}.log"
+
+    def fingerprint(self) -> str:
+        """Raises runs.MissingRunError while a run that it reads is not finished."""
+        return runs.fingerprint(self.script, self.settings)
+
+
+def load_steps(folder: Path, seed: int | None, accelerate_config: Path) -> list[Step]:
+    """The steps that a folder of YAMLs asks for, each after what it depends on, else in the order of STAGES.
+
+    Raises runs.ConfigError for a YAML that is no stage's, a missing or double `output_dir`, or a circle.
+    """
+    targets = dict(STAGES)
+    found = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    if not found:
+        raise runs.ConfigError(f"{folder}: no such scale (a folder with a YAML a stage)")
+    if strangers := found.keys() - targets.keys() - {EVALUATE}:
+        names = ", ".join([*targets, EVALUATE])
+        raise runs.ConfigError(f"{found[min(strangers)]}: no stage has this name; they are {names}")
+    overrides = {} if seed is None else {"seed": seed}
+    tail = () if seed is None else ("--seed", str(seed))
+    steps = []
+    for name, target in targets.items():
+        if name not in found:
+            continue
+        path = found[name]
+        settings = runs.load_config(path) | overrides
+        if not str(settings.get("output_dir", "")).startswith(runs.OUTPUTS):
+            raise runs.ConfigError(f"{path}: write `output_dir: {runs.OUTPUTS}{folder.name}/{name}`")
+        if target.endswith(".py"):
+            script = runs.ROOT / target
+            target = shown(script)
+            start = ("accelerate", "launch", "--config_file", str(accelerate_config), target)
+        else:
+            script = _module_file(target)
+            start = ("python", "-m", target)
+        steps.append(Step(name, target, path, (*start, "--config", str(path), *tail), script, settings))
+    if path := found.get(EVALUATE):
+        script, target = Path(evaluate.__file__), "recipes.tools.evaluate"
+        for name, settings in evaluate.configs(path, seed).items():
+            command = ("python", "-m", target, "--config", str(path), "--checkpoint", name, *tail)
+            steps.append(Step(f"{EVALUATE}_{name}", target, path, command, script, settings))
+    owners: dict[Path, str] = {}
+    for step in steps:
+        other = owners.setdefault(step.output_dir, step.name)
+        if other != step.name:
+            raise runs.ConfigError(f"{step.config}: its output_dir {step.output_dir} is also that of {other}")
+    return _in_order(steps)
+
+
+def shown(path: Path) -> str:
+    """The path as a person in this working directory would type it."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _module_file(module: str) -> Path:
+    """The file that `python -m module` runs."""
+    spec = importlib.util.find_spec(module)
+    if spec is not None and spec.submodule_search_locations is not None:
+        spec = importlib.util.find_spec(f"{module}.__main__")
+    if spec is None or spec.origin is None:
+        raise runs.ConfigError(f"`python -m {module}` cannot be run: there is no such module")
+    return Path(spec.origin)
+
+
+def _in_order(steps: list[Step]) -> list[Step]:
+    made = {step.output_dir for step in steps}
+    ordered: dict[Path, Step] = {}
+    while len(ordered) < len(steps):
+        left = [step for step in steps if step.output_dir not in ordered]
+        ready = [step for step in left if all(need in ordered or need not in made for need in step.needs)]
+        if not ready:
+            circle = ", ".join(step.name for step in left)
+            raise runs.ConfigError(f"{circle} wait for each other; look at the outputs/ paths in their YAMLs")
+        ordered[ready[0].output_dir] = ready[0]
+    return list(ordered.values())
+
+
+def find_done(steps: list[Step]) -> set[str]:
+    """Names of the steps whose run is finished with today's fingerprint, and so are all that they depend on."""
+    makers = {step.output_dir: step.name for step in steps}
+    done: set[str] = set()
+    for step in steps:  # in order, so what a step needs was looked at before
+        if all(makers.get(need) in done or need not in makers for need in step.needs):
+            with contextlib.suppress(runs.MissingRunError):
+                if runs.is_done(step.output_dir, step.fingerprint()):
+                    done.add(step.name)
+    return done
+
+
+def dependents(steps: list[Step], name: str) -> list[Step]:
+    """The named step and all that depend on it, directly or not, in order."""
+    taken: dict[Path, Step] = {}
+    for step in steps:
+        if step.name == name or any(need in taken for need in step.needs):
+            taken[step.output_dir] = step
+    return list(taken.values())
+
+
+def require_names(steps: list[Step], names: Iterable[str]) -> None:
+    """Raises runs.ConfigError for a name that is no step's."""
+    known = [step.name for step in steps]
+    for name in names:
+        if name not in known:
+            raise runs.ConfigError(f"no step is called {name!r}; they are {', '.join(known)}")

@@ -1,0 +1,252 @@
+"""The pipeline tool, through its command, over four data jobs that do next to nothing: a <- b, c <- d.
+
+The tool, its guard, the jobs' runner and the records are the real ones; only the list of stages is another.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+JOB = '''
+"""Writes its numbers one by one, going on from those that are there, and what its inputs hold."""
+import sys, time
+from dataclasses import dataclass, field
+from pathlib import Path
+from data_prep import jobs
+
+@dataclass
+class Numbers:
+    output_dir: str
+    inputs: list[str] = field(default_factory=list)
+    count: int = 3
+    pause: float = 0.0
+    fail: bool = False
+    seed: int = 0
+    limit: int = 0
+
+def load(config):
+    return {"rows": [Path(path).read_text() for path in config.inputs]}
+
+def build(config, output_dir, rows):
+    with Path("starts.log").open("a") as starts:
+        starts.write(f"{output_dir.name}\\n")
+    file = output_dir / "numbers.txt"
+    have = len(file.read_text().splitlines()) if file.exists() else 0
+    for number in range(have, config.count):
+        time.sleep(config.pause)
+        with file.open("a") as numbers:
+            numbers.write(f"{config.seed} {number} {len(rows)}\\n")
+    if config.fail:
+        raise RuntimeError("the disk is made of cheese")
+    return {"count": config.count}
+
+if __name__ == "__main__":
+    sys.exit(jobs.run(Numbers, load, build))
+'''
+DRIVER = """
+import sys
+from recipes.tools import pipeline, steps
+steps.STAGES = tuple((name, f"job_{name}") for name in "abcd")
+sys.exit(pipeline.main(["--scale", "./tiny", *sys.argv[1:]]))
+"""
+NEEDS = {"a": "", "b": "a", "c": "a", "d": "bc"}
+
+
+class Toy:
+    """A working directory with the four jobs and their YAMLs."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        (folder / "tiny").mkdir()
+        for name, needs in NEEDS.items():
+            (folder / f"job_{name}.py").write_text(JOB)
+            inputs = ", ".join(f"outputs/tiny/{need}/numbers.txt" for need in needs)
+            (folder / "tiny" / f"{name}.yaml").write_text(f"output_dir: outputs/tiny/{name}\ninputs: [{inputs}]\n")
+
+    def add(self, name: str, line: str) -> None:
+        with (self.folder / "tiny" / f"{name}.yaml").open("a") as file:
+            file.write(line + "\n")
+
+    def start(self, *arguments: str) -> subprocess.Popen:
+        command = [sys.executable, "-c", DRIVER, *arguments]
+        return subprocess.Popen(
+            command,
+            cwd=self.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, *arguments: str, status: int = 0) -> str:
+        process = self.start(*arguments)
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == status, output
+        return output
+
+    def starts(self) -> list[str]:
+        """Which jobs have begun work since the last call, sorted."""
+        log = self.folder / "starts.log"
+        names = sorted(log.read_text().split()) if log.exists() else []
+        log.unlink(missing_ok=True)
+        return names
+
+    def bytes(self) -> dict[str, bytes]:
+        return {name: (self.folder / f"outputs/tiny/{name}/numbers.txt").read_bytes() for name in NEEDS}
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> Toy:
+    return Toy(tmp_path)
+
+
+def test_a_second_run_does_nothing_and_a_changed_yaml_redoes_its_step_and_what_depends_on_it(toy: Toy) -> None:
+    toy.run()
+    assert toy.starts() == ["a", "b", "c", "d"]
+    assert "nothing to do" in toy.run()
+    assert toy.starts() == []
+    toy.add("c", "# a remark changes nothing")
+    toy.run()
+    assert toy.starts() == []
+    toy.add("c", "count: 4")
+    toy.run()
+    assert toy.starts() == ["c", "d"]
+
+
+def test_changed_code_redoes_the_step(toy: Toy) -> None:
+    toy.run()
+    toy.starts()
+    (toy.folder / "job_b.py").write_text(JOB.replace("the disk is", "the tape is"))
+    toy.run()
+    assert toy.starts() == ["b", "d"]
+
+
+def test_dry_run_prints_commands_that_can_be_copied(toy: Toy) -> None:
+    lines = toy.run("--dry-run", "--seed", "7").splitlines()
+    assert lines[0] == "python -m job_a --config tiny/a.yaml --seed 7"
+    assert len(lines) == 4
+    assert toy.starts() == []
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    subprocess.run(lines[0], shell=True, check=True, cwd=toy.folder, env=environment, capture_output=True)
+    assert toy.run("--dry-run", "--seed", "7").splitlines()[0] == "# done: a"
+
+
+def test_only_and_from(toy: Toy) -> None:
+    assert "outputs/tiny/a is not there: run `--only a` first" in toy.run("--only", "b", status=1)
+    toy.run("--only", "a")
+    assert toy.starts() == ["a"]
+    toy.run("--from", "b")
+    assert toy.starts() == ["b", "c", "d"]
+    toy.run("--from", "b")
+    assert toy.starts() == ["b", "d"]
+    assert "no step is called 'e'; they are a, b, c, d" in toy.run("--only", "e", status=1)
+
+
+def test_a_seed_of_the_command_line_is_another_run(toy: Toy) -> None:
+    toy.run()
+    first = toy.bytes()
+    toy.starts()
+    toy.run("--seed", "0")  # the default, but now it is given
+    toy.starts()
+    toy.run("--seed", "3")
+    assert toy.starts() == ["a", "b", "c", "d"]
+    assert toy.bytes() != first
+
+
+def test_what_can_be_known_to_fail_fails_before_any_work(toy: Toy) -> None:
+    toy.add("d", "cout: 4")
+    assert "d.yaml: unknown key `cout`; did you mean `count`?" in toy.run(status=1)
+    assert toy.starts() == []
+    (toy.folder / "tiny/d.yaml").write_text("output_dir: outputs/tiny/d\ninputs: [outputs/tiny/nobody/x.txt]\n")
+    assert "outputs/tiny/nobody is not there: no YAML of this scale makes it" in toy.run(status=1)
+    (toy.folder / "tiny/d.yaml").write_text("output_dir: outputs/tiny/c\n")
+    assert "d.yaml: its output_dir outputs/tiny/c is also that of c" in toy.run(status=1)
+    (toy.folder / "tiny/d.yaml").write_text("count: 3\n")
+    assert "write `output_dir: outputs/tiny/d`" in toy.run(status=1)
+    (toy.folder / "tiny/d.yaml").write_text("output_dir: outputs/tiny/d\ncount: 1\ncount: 2\n")
+    assert "the key `count` is given twice" in toy.run(status=1)
+    (toy.folder / "tiny/d.yaml").rename(toy.folder / "tiny/dd.yaml")
+    assert "dd.yaml: no stage has this name; they are a, b, c, d" in toy.run(status=1)
+    assert toy.starts() == []
+
+
+def test_the_first_failure_stops_all_and_says_how_to_go_on(toy: Toy) -> None:
+    toy.add("b", "fail: true")
+    toy.add("c", "pause: 20")
+    started = time.monotonic()
+    output = toy.run(status=1)
+    assert time.monotonic() - started < 15
+    assert "b ended with exit status 1. The end of outputs/tiny/logs/b.log:" in output
+    assert "the disk is made of cheese" in output
+    assert "python -m job_b --config tiny/b.yaml" in output
+    assert not (toy.folder / "outputs/tiny/c/run.json").exists()
+
+
+def test_killed_at_random_moments_it_ends_with_the_same_bytes(toy: Toy, tmp_path: Path) -> None:
+    toy.run()
+    uninterrupted = toy.bytes()
+    toy.run("--from", "a", "--dry-run")
+    for name in NEEDS:
+        toy.add(name, "pause: 0.2")
+    chance = random.Random(0)
+    for _ in range(5):
+        process = toy.start()
+        time.sleep(chance.uniform(0.3, 2.0))
+        process.send_signal(signal.SIGKILL)
+        process.communicate(timeout=20)
+        wait_until(lambda: not children_in(toy.folder), "a child outlived the pipeline")
+    toy.run()
+    assert toy.bytes() == uninterrupted
+
+
+def test_ctrl_c_ends_the_children_too(toy: Toy) -> None:
+    toy.add("a", "pause: 20")
+    process = toy.start()
+    wait_until(lambda: (toy.folder / "starts.log").exists(), "a has not started")
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "interrupted; the same command goes on from here" in output
+    wait_until(lambda: not children_in(toy.folder), "a child outlived the pipeline")
+
+
+def test_two_pipelines_never_work_in_one_folder(toy: Toy) -> None:
+    toy.add("a", "pause: 20")
+    first = toy.start()
+    wait_until(lambda: (toy.folder / "starts.log").exists(), "a has not started")
+    assert "another pipeline is at work in outputs/tiny" in toy.run(status=1)
+    first.kill()
+    first.communicate(timeout=20)
+
+
+def test_time_and_memory_of_all_calls_are_kept(toy: Toy) -> None:
+    toy.run("--only", "a")
+    toy.run()
+    sessions = json.loads((toy.folder / "outputs/tiny/report/sessions.json").read_text())
+    assert len(sessions) == 2
+    assert all(session["seconds"] > 0 for session in sessions)
+
+
+def wait_until(holds, otherwise: str, seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, otherwise
+        time.sleep(0.05)
+
+
+def children_in(folder: Path) -> list[str]:
+    """Jobs that are still at work in this folder."""
+    found = []
+    for process in psutil.process_iter(["cwd", "cmdline", "status"]):
+        info = process.info
+        if info["cwd"] == str(folder) and info["status"] != psutil.STATUS_ZOMBIE:
+            found.append(" ".join(info["cmdline"] or []))
+    return found
