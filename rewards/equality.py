@@ -1,25 +1,603 @@
-"""Are two answers equal."""
+r"""Are two answers equal: by value where `rewards.expression` can read them, else by math-verify in a worker process.
+
+`compare` is the bounded fast path. It says "equal", "different" or "unknown"; `Judge` sends what is unknown to
+math-verify. Where math-verify is known to be wrong, `compare` decides:
+
+* a restated question is no answer: `2 + 3 \times 4`, `\sum_{k=1}^{4} k`, `\frac{28}{2}` for a plain 14 leave work to do;
+* a chain of equations has to hold: `4 = 5` is not 5;
+* a set is no tuple, a unit counts where both sides give one (5 km is 5000 m and not 5 m);
+* numbers agree to `decimals` significant places of the smaller one's size, not to an absolute 1e-6: 3e-7 is not 1e-7.
+"""
 
 import re
-import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
+from typing import Literal
+
+from rewards.expression import Node, Unreadable, Value, evaluate, normalise, read
+
+Verdict = Literal["equal", "different", "unknown"]
+EQUAL: Verdict = "equal"
+DIFFERENT: Verdict = "different"
+UNKNOWN: Verdict = "unknown"
 
 
-def plain(text: str) -> str:
-    text = unicodedata.normalize("NFKC", text).strip().strip("$*").strip()
-    boxed = re.fullmatch(r"\\boxed\{(.*)\}", text, re.S)
-    text = boxed.group(1) if boxed else text
-    return text.strip().strip("$").rstrip(".。 ").replace(" ", "").replace("−", "-")
+@dataclass(frozen=True)
+class Policy:
+    """What is a matter of taste.
+
+    Args:
+        percent: "loose" takes 50% for 50 and for 0.5, as math-verify does, since data sets leave the sign out; "strict"
+            takes it for 0.5 only.
+        decimals: a decimal answer equals a fraction or an irrational number if both round to the same at this many
+            places (counted from the first digit for numbers below 1): 0.333333 is 1/3, 0.333 is not. None: never.
+    """
+
+    percent: Literal["loose", "strict"] = "loose"
+    decimals: int | None = 6
 
 
-def number(text: str) -> Fraction | None:
+# Operations that state a question and not an answer.
+HEAVY = re.compile(
+    r"\\(?:sum|prod|i*int|oint|lim|max|min|sup|inf|gcd|lcm|bmod|pmod|mod|binom|det|lfloor|lceil|deg)(?![A-Za-z])"
+    r"|!|\bd/d[a-z]|\\frac\{d[^{}]*\}\{d[a-z]\}|\b(?:gcd|lcm|mod|max|min)\b"
+)
+BOUND = re.compile(
+    r"^(?:\\\{)?(?P<body>.+?)\s*(?:,|;|\\mid|\||:|\bwhere\b|\bfor\b|\bwith\b|\()\s*(?P<name>[a-z])\s*\\in\s*"
+    r"\\math(?:bb|bf|rm)\s*\{?(?P<set>[ZNRQ])\}?(?:\^?\{?[+*]\}?)?\s*(?:\\\}|\))?$"
+)
+MEMBER = re.compile(r"^[A-Za-z](?:_\{?\w\}?)?\s*\\in\s*(?=[(\[\\])(?!\\math)")
+WRAPPED = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox|operatorname|rm|bf)\s*\{([^{}]*)\}")
+FUNCTION = re.compile(r"^\s*(?P<name>[A-Za-z])\s*\(\s*(?P<argument>[a-z])\s*\)\s*=\s*(?P<body>[^=]+)$")
+
+_LENGTH, _AREA, _VOLUME, _MASS, _TIME, _MONEY = "length", "area", "volume", "mass", "time", "money"
+UNITS: dict[str, tuple[str, Fraction]] = {
+    name: (dimension, Fraction(factor))
+    for dimension, table in {
+        _LENGTH: "mm millimeter millimetre 0.001|cm centimeter centimetre 0.01|dm 0.1|m meter metre 米 1|km kilometer kilometre 千米 1000"
+        "|in inch inches 0.0254|ft foot feet 0.3048|yd yard 0.9144|mi mile 1609.344|厘米 0.01",
+        _MASS: "mg 0.001|g gram 克 1|kg kilogram 千克 1000|t ton tonne 1000000|lb lbs pound 453.59237|oz ounce 28.349523125",
+        _TIME: "ms 0.001|s sec second 秒 1|min minute 分钟 60|h hr hour 小时 3600|day 天 86400|week 604800",
+        _MONEY: "dollar usd 1|cent 0.01",
+        _VOLUME: "ml milliliter millilitre 0.000001|l liter litre 0.001",
+        "yuan": "yuan rmb cny 元 1",
+        "euro": "euro eur 1",
+        "angle": "degree deg 度 1",
+        "temperature": "°c celsius 1",
+        "fahrenheit": "°f fahrenheit 1",
+        "energy": "j joule 1|kj 1000",
+        "force": "n newton 1",
+        "power": "w watt 1|kw 1000",
+    }.items()
+    for entry in table.split("|")
+    for *names, factor in [entry.split()]
+    for name in names
+}
+POWERS = {(_LENGTH, 2): (_AREA, 1), (_LENGTH, 3): (_VOLUME, 1)}
+LETTER_UNITS = frozenset("mgslhtJNWL")
+NO_UNITS = frozenset(
+    "and or if where for is pi sin cos tan cot sec csc ln log lg exp sqrt mod max min gcd lcm to in no yes am pm".split()
+)
+ARTICLES = frozenset(("a", "an", "the"))
+UNIT_WORD = r"(?:[A-Za-zµ\u4e00-\u9fff]+\.?(?:\^?\{?-?[23]\}?)?)"
+UNIT = re.compile(
+    rf"^(?P<number>.*?[\d.}})!]|.*\\pi)\s*(?P<unit>{UNIT_WORD}(?:\s*(?:/|\*|\bper\b|\s)\s*{UNIT_WORD})*|\^\\circ ?[CF]?)\s*$"
+)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer, prepared for comparison."""
+
+    text: str
+    words: tuple[str, ...] | None
+    """The words, where the answer is text and no formula."""
+    tree: Node | None
+    unit: tuple[Fraction, tuple] | None
+    """(factor, dimensions) of a unit that was certainly meant as one."""
+    bound: str = ""
+    """The set over which a bound variable (renamed to k) runs."""
+
+
+@lru_cache(maxsize=65_536)
+def prepare(text: str, letter_units: bool = False) -> Answer:
+    """Read an answer once; `letter_units` takes the m of "5 m" for metres."""
+    text = strip_markup(text)
+    normal = normalise(text)
+    bound = ""
+    if (match := BOUND.match(normal)) and "=" not in match["body"][1:2]:
+        bound = match["set"]
+        normal = re.sub(rf"(?<![A-Za-z\\]){match['name']}(?![A-Za-z])", "k", match["body"]).strip()
+    if match := FUNCTION.match(normal):
+        body = re.sub(rf"(?<![A-Za-z\\]){match['argument']}(?![A-Za-z])", "x", match["body"])
+        normal = f"{match['name']}(x) = {body}"
+    normal = MEMBER.sub("", normal)
+    normal, unit = split_unit(normal, letter_units)
+    words = _words(normal)
+    tree = None
+    if words is None:
+        try:
+            tree = read(normal)
+        except Unreadable:
+            tree = None
+    return Answer(normal, words, tree, unit, bound)
+
+
+def strip_markup(text: str) -> str:
+    """Take off what surrounds an answer: bold, math delimiters, one `\\boxed`, a final full stop."""
+    for _ in range(6):
+        before = text
+        text = text.strip().strip("`").strip()
+        for left, right in (("**", "**"), ("__", "__"), ("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]")):
+            inner = text[len(left) : -len(right)]
+            if text.startswith(left) and text.endswith(right) and len(text) > len(left + right) and left not in inner:
+                text = inner.strip()
+        if text.startswith((r"\boxed{", r"\fbox{")) and text.endswith("}") and matching(text, text.index("{")) == len(text) - 1:
+            text = text[text.index("{") + 1 : -1]
+        text = re.sub(r"(?<!\\)[.,;。，；]$", "", text) if not text.endswith("...") else text
+        if text == before:
+            break
+    return text
+
+
+def matching(text: str, opening: int) -> int | None:
+    """Index of the brace that closes the one at `opening`, None where there is none."""
+    depth = 0
+    for match in re.finditer(r"\\.|[{}]", text[opening:], re.S):
+        depth += {"{": 1, "}": -1}.get(match.group(), 0)
+        if depth == 0:
+            return opening + match.start()
+    return None
+
+
+def split_unit(text: str, letter_units: bool) -> tuple[str, tuple[Fraction, tuple] | None]:
+    """("5 km" -> "5", (1000, (("length", 1),))); no unit: (text, None)."""
+    wrapped = WRAPPED.search(text)
+    if match := re.match(r"^(-?)\s*(?:\\\$|[$€£¥])\s*(?=[\d.])", text):
+        symbol = match.group()[-1] if match.group()[-1] in "€£¥" else "$"
+        symbol = next((sign for sign in "€£¥" if sign in match.group()), "$")
+        names = {"$": "dollar", "€": "euro", "£": "sterling", "¥": "yuan"}
+        return match.group(1) + text[match.end() :], parse_unit(names[symbol])
+    plain = WRAPPED.sub(lambda match: " " + match.group(1) + " ", text)
+    plain = re.sub(r"\s+(?=\^)", "", re.sub(r"\s+", " ", plain)).strip()
+    match = UNIT.match(plain)
+    if not match or not re.search(r"\d|\\pi", match["number"]):
+        return text, None
+    unit = match["unit"].strip()
+    if unit.startswith("^"):
+        return match["number"], parse_unit({"": "degree", "C": "°c", "F": "°f"}[unit.replace(r"^\circ", "").strip()])
+    names = re.findall(r"[^\W\d_]+", unit)
+    if any(name.lower() in NO_UNITS for name in names):
+        return text, None
+    single = [name for name in names if len(name) == 1 and name.isascii()]
+    if single and not (letter_units and all(name in LETTER_UNITS for name in single)) and (
+        len(single) == len(names) and (wrapped is None or not wrapped.end() >= len(text) - 4)
+    ):
+        return text, None
+    if "per" not in names and len(names) <= 4 and (len(single) < len(names) or letter_units or wrapped):
+        parsed = parse_unit(unit)
+        if parsed is not None:
+            return match["number"].strip(), parsed
+    return (match["number"].strip(), parse_unit(unit)) if "per" in names else (text, None)
+
+
+@lru_cache(maxsize=4096)
+def parse_unit(text: str) -> tuple[Fraction, tuple] | None:
+    """(factor to the base unit, ((dimension, power), ...)) of "km/h", "cm^2", "square meters", "apples"."""
+    factor, dimensions, sign, next_power = Fraction(1), {}, 1, 1
+    for token in re.findall(r"/|\bper\b|°?[^\W\d_]+\.?(?:\^?\{?-?[23]\}?)?", text):
+        if token in ("/", "per"):
+            sign = -1
+            continue
+        name, power = re.match(r"(°?[^\W\d_]+)\.?\^?\{?(-?[23])?", token).groups()
+        name = name if name == "L" else name.lower()
+        if name in ("square", "sq", "cubic", "平方", "立方"):
+            next_power = 3 if name in ("cubic", "立方") else 2
+            continue
+        if name in ("of", "the"):
+            continue
+        known = UNITS.get(name.lower()) or UNITS.get(name.lower().removesuffix("s"))
+        dimension, scale = known or (name.lower().removesuffix("s"), Fraction(1))
+        exponent = int(power or 1) * next_power * sign
+        next_power = 1
+        dimensions[dimension] = dimensions.get(dimension, 0) + exponent
+        factor *= scale**exponent
+    if not dimensions:
+        return None
+    for (dimension, power), (name, one) in POWERS.items():
+        if dimensions.get(dimension) == power:
+            dimensions[name] = dimensions.get(name, 0) + one
+            del dimensions[dimension]
+    return factor, tuple(sorted((name, power) for name, power in dimensions.items() if power))
+
+
+def _words(text: str) -> tuple[str, ...] | None:
+    """The words of a text answer ("Alice", "3:30 PM", "Tuesday 4 May"); None for a formula."""
+    plain = WRAPPED.sub(lambda match: " " + match.group(1) + " ", text)
+    letters = re.findall(r"(?<![A-Za-z\\])[^\W\d_]{2,}", re.sub(r"\\[A-Za-z]+", " ", plain))
+    formula = {"and", "or", "pi", "sin", "cos", "tan", "ln", "log", "exp", "sqrt", "pmatrix", "bmatrix", "matrix", "cm"}
+    real = [
+        word
+        for word in letters
+        if word.lower() not in formula and (len(word) > 2 or not re.fullmatch(r"[a-z]{2}", word) or word in NO_UNITS)
+    ]
+    if not real or re.search(r"\\(?:frac|sqrt|begin|sum|int|lim|binom|le|ge|in|cup|mathbb|angle|overline|triangle)|[=<>^]", plain):
+        return None
+    if "\\" in WRAPPED.sub("", text) and not re.fullmatch(r"[^\\]*", WRAPPED.sub("", text).replace("\\ ", "")):
+        return None
+    plain = re.sub(r"(?i)\b([ap])\.\s?m\.?", r"\1m", plain)
+    tokens = re.findall(r"\d+(?:[.,]\d+)*|[^\W\d_]+|[-+*/^%]", plain.casefold().replace("'", ""))
+    kept = tuple(token for token in tokens if token not in ARTICLES and token != "-")
+    return kept or None
+
+
+def compare(gold: str, answer: str, policy: Policy = Policy()) -> Verdict:  # noqa: B008 (frozen)
+    """Whether an answer is the gold one, in bounded time, without an algebra system."""
+    wanted, given = prepare(gold), prepare(answer)
+    if wanted.unit is not None and given.unit is None:
+        given = prepare(answer, True)
+    elif given.unit is not None and wanted.unit is None:
+        wanted = prepare(gold, True)
+    if not wanted.text or not given.text:
+        return DIFFERENT
+    if wanted.words is not None or given.words is not None:
+        return EQUAL if wanted.words == given.words and _same_unit(wanted, given) == 1 else DIFFERENT
+    scale = _same_unit(wanted, given)
+    if scale is None:
+        return DIFFERENT
+    if HEAVY.search(given.text) and not HEAVY.search(wanted.text):
+        return DIFFERENT
+    if wanted.bound and given.bound and wanted.bound != given.bound:
+        return DIFFERENT
+    if wanted.tree is None or given.tree is None:
+        return _compare_texts(wanted, given, scale, policy)
+    return _same(wanted.tree, given.tree, scale, policy)
+
+
+def _same_unit(wanted: Answer, given: Answer) -> Fraction | None:
+    """What the given number has to be multiplied by to be in the wanted unit; None for units that do not convert."""
+    if wanted.unit is None or given.unit is None:
+        return Fraction(1)
+    if wanted.unit[1] != given.unit[1]:
+        return None
+    return given.unit[0] / wanted.unit[0]
+
+
+def _compare_texts(wanted: Answer, given: Answer, scale: Fraction, policy: Policy) -> Verdict:
+    """The same for answers of which one could not be read: the last side of an equation may be readable yet."""
+    if wanted.text.replace(" ", "") == given.text.replace(" ", ""):
+        return EQUAL if scale == 1 else DIFFERENT
+    opened = [re.match(r"\\\{|[(\[]", side.text) for side in (wanted, given)]
+    if all(opened) and {match.group() for match in opened} == {"\\{", "("}:
+        return DIFFERENT
+    sides = re.split(r"(?<![<>!=\\])=(?!=)", given.text)
+    if given.tree is None and len(sides) > 1 and wanted.tree is not None and wanted.tree.kind not in ("relation", "chain"):
+        return _same(wanted.tree, _tree(sides[-1]), scale, policy) if _tree(sides[-1]) else UNKNOWN
+    sides = re.split(r"(?<![<>!=\\])=(?!=)", wanted.text)
+    if wanted.tree is None and len(sides) == 2 and given.tree is not None and given.tree.kind not in ("relation", "chain"):
+        return _same(_tree(sides[-1]), given.tree, scale, policy) if _tree(sides[-1]) else UNKNOWN
+    if wanted.tree is not None and given.tree is None and _constant(wanted.tree) and not re.search(r"\d|\\", given.text):
+        return DIFFERENT
+    return UNKNOWN
+
+
+def _tree(text: str) -> Node | None:
     try:
-        return Fraction(text.replace(",", ""))
-    except (ValueError, ZeroDivisionError):
+        return read(text.strip())
+    except Unreadable:
         return None
 
 
+def _same(gold: Node, answer: Node, scale: Fraction, policy: Policy) -> Verdict:
+    gold, answer = _expand(gold), _expand(answer)
+    if gold.kind in ("relation", "chain") or answer.kind in ("relation", "chain"):
+        return _same_relations(gold, answer, scale, policy)
+    gold_shape, answer_shape = _shape(gold), _shape(answer)
+    if gold_shape == "scalar" and answer_shape == "scalar":
+        return _same_numbers(gold, answer, scale, policy)
+    if "matrix" in (gold_shape, answer_shape):
+        if gold_shape != answer_shape:
+            return UNKNOWN
+        return _all_same(gold.parts, answer.parts, scale, policy)
+    if gold_shape == "scalar":
+        inside = answer.parts
+        return _same(gold, inside[0], scale, policy) if answer_shape == "set" and len(inside) == 1 else DIFFERENT
+    if answer_shape == "scalar":
+        return _same(gold.parts[0], answer, scale, policy) if len(gold.parts) == 1 else DIFFERENT
+    if gold_shape in ("union", "ratio") or answer_shape in ("union", "ratio"):
+        if gold_shape != answer_shape:
+            return DIFFERENT
+        if gold_shape == "union":
+            return _some_order(gold.parts, answer.parts, scale, policy)
+        return _same_ratios(gold, answer)
+    shapes = {gold_shape, answer_shape}
+    if shapes == {"set", "group"} and (gold.name or answer.name) in ("()", ""):
+        return DIFFERENT
+    if "group" in shapes:
+        if "list" in shapes and "set" not in shapes:
+            ordered = _all_same(gold.parts, answer.parts, scale, policy)
+            return _some_order(gold.parts, answer.parts, scale, policy) if gold_shape == "list" else ordered
+        if gold.name != answer.name:
+            return DIFFERENT
+        return _all_same(gold.parts, answer.parts, scale, policy)
+    return _some_order(gold.parts, answer.parts, scale, policy)
+
+
+def _shape(node: Node) -> str:
+    return node.kind if node.kind in ("list", "group", "set", "union", "matrix", "ratio") else "scalar"
+
+
+def _expand(node: Node) -> Node:
+    """A formula with a plus-minus sign as the list of its two readings."""
+    if _shape(node) != "scalar" or not _has(node, "pm"):
+        return node
+    return Node("list", (_choose(node, 1), _choose(node, -1)))
+
+
+def _has(node: Node, kind: str) -> bool:
+    return node.kind == kind or any(_has(part, kind) for part in node.parts)
+
+
+def _choose(node: Node, sign: int) -> Node:
+    if node.kind == "pm":
+        inner = _choose(node.parts[0], sign)
+        return inner if (sign > 0) == (node.name == r"\pm") else Node("neg", (inner,))
+    if not node.parts:
+        return node
+    return Node(node.kind, tuple(_choose(part, sign) for part in node.parts), node.name, node.value, node.digits)
+
+
+def _all_same(gold: tuple, answer: tuple, scale: Fraction, policy: Policy) -> Verdict:
+    if len(gold) != len(answer):
+        return DIFFERENT
+    verdicts = {_same(one, other, scale, policy) for one, other in zip(gold, answer, strict=True)}
+    return DIFFERENT if DIFFERENT in verdicts else UNKNOWN if UNKNOWN in verdicts else EQUAL
+
+
+def _some_order(gold: tuple, answer: tuple, scale: Fraction, policy: Policy) -> Verdict:
+    """Equal as sets: each side's items are among the other's."""
+    if len(gold) * len(answer) > 900:
+        return UNKNOWN
+    table = [[_same(one, other, scale, policy) for other in answer] for one in gold]
+    hit = all(EQUAL in row for row in table) and all(any(row[j] == EQUAL for row in table) for j in range(len(answer)))
+    if hit:
+        return EQUAL
+    return UNKNOWN if any(UNKNOWN in row for row in table) else DIFFERENT
+
+
+def _same_ratios(gold: Node, answer: Node) -> Verdict:
+    try:
+        wanted, given = ([evaluate(part).exact for part in node.parts] for node in (gold, answer))
+    except Unreadable:
+        return UNKNOWN
+    if len(wanted) != len(given) or None in wanted or None in given or wanted[0] == 0 or given[0] == 0:
+        return DIFFERENT if len(wanted) != len(given) else UNKNOWN
+    scaled = [number * wanted[0] / given[0] for number in given]
+    return EQUAL if scaled == wanted else DIFFERENT
+
+
+def _same_relations(gold: Node, answer: Node, scale: Fraction, policy: Policy) -> Verdict:
+    if answer.kind in ("relation", "chain"):
+        links = answer.parts if answer.kind == "chain" else (answer,)
+        if not all(_holds(link) for link in links):
+            return DIFFERENT
+        if all(link.name in ("=", "~") for link in links):
+            value = links[-1].parts[1]
+            if links[-1].name == "~" and not _has_decimal(gold):
+                value = links[-1].parts[0]  # "\frac13 \approx 0.333" gives the exact number first
+            if gold.kind not in ("relation", "chain"):
+                return _same(gold, value, scale, policy)
+            answer = links[0] if len(links) == 1 else Node("relation", (links[0].parts[0], value), "=")
+    if gold.kind == "chain" and all(link.name == "=" for link in gold.parts):
+        gold = Node("relation", (gold.parts[0].parts[0], gold.parts[-1].parts[1]), "=")
+    if gold.kind == "relation" and gold.name == "=" and answer.kind not in ("relation", "chain"):
+        # the gold names its value, the answer gives it; an equation such as x^2 + y^2 = 4 has no value
+        return _same(gold.parts[1], answer, scale, policy) if _is_name(gold.parts[0]) else DIFFERENT
+    if gold.kind == answer.kind == "relation" and gold.name == answer.name == "=":
+        if _is_name(gold.parts[0]) and gold.parts[0] == answer.parts[0]:
+            return _same(gold.parts[1], answer.parts[1], scale, policy)
+        return _same_equations(gold, answer)
+    wanted, given = _interval(gold), _interval(answer)
+    if wanted and given and (wanted[0] == given[0] or "" in (wanted[0], given[0])):
+        return _same(wanted[1], given[1], scale, policy)
+    return UNKNOWN
+
+
+def _is_name(node: Node) -> bool:
+    """x, x_1, f(x) (read as a product), y'."""
+    return node.kind == "variable" or (node.kind == "*" and all(part.kind == "variable" for part in node.parts))
+
+
+def _has_decimal(node: Node) -> bool:
+    return node.digits is not None or any(map(_has_decimal, node.parts))
+
+
+def _constant(node: Node) -> bool:
+    return node.kind != "variable" and all(map(_constant, node.parts))
+
+
+def _holds(link: Node) -> bool:
+    """Whether an equation between numbers is true; what is no such equation passes."""
+    if link.name not in ("=", "~") or not all(map(_constant, link.parts)):
+        return True
+    try:
+        left, right = (evaluate(part) for part in link.parts)
+    except Unreadable:
+        return True
+    if left.exact is not None and right.exact is not None and link.name == "=" and not _has_decimal(link):
+        return left.exact == right.exact
+    if not left.samples or not right.samples:
+        return True
+    gap, size = abs(left.samples[0] - right.samples[0]), max(abs(left.samples[0]), abs(right.samples[0]))
+    return gap <= size * (0.05 if link.name == "~" or _has_decimal(link) else 1e-9)
+
+
+def _same_equations(gold: Node, answer: Node) -> Verdict:
+    """Equations are equal if left less right of one is a fixed multiple of the other's."""
+    try:
+        wanted, given = (evaluate(Node("+", (one.parts[0], Node("neg", (one.parts[1],))))) for one in (gold, answer))
+    except Unreadable:
+        return UNKNOWN
+    if len(wanted.samples) != len(given.samples) or any(abs(x) < 1e-9 for x in (*wanted.samples, *given.samples)):
+        return UNKNOWN
+    ratios = [one / other for one, other in zip(wanted.samples, given.samples, strict=True)]
+    return EQUAL if all(abs(ratio - ratios[0]) <= 1e-9 * abs(ratios[0]) for ratio in ratios) else UNKNOWN
+
+
+def _interval(node: Node) -> tuple[str, Node] | None:
+    """(variable, interval) of an inequality in one variable, ("", interval) of an interval."""
+    infinity = Node("constant", name="infty")
+    if node.kind == "group" and len(node.parts) == 2:
+        return "", node
+    links = node.parts if node.kind == "chain" else (node,) if node.kind == "relation" else ()
+    low, high, left, right, name = Node("neg", (infinity,)), infinity, "(", ")", None
+    for link in links:
+        one, other = link.parts
+        if link.name not in ("<", ">", "<=", ">=") or (one.kind == "variable") == (other.kind == "variable"):
+            return None
+        variable, number, up = (one, other, link.name[0] == "<") if one.kind == "variable" else (other, one, link.name[0] == ">")
+        if not _constant(number) or (name is not None and name != variable.name):
+            return None
+        name = variable.name
+        if up:
+            high, right = number, "]" if len(link.name) == 2 else ")"
+        else:
+            low, left = number, "[" if len(link.name) == 2 else "("
+    return (name, Node("group", (low, high), left + right)) if name is not None else None
+
+
+def _same_numbers(gold: Node, answer: Node, scale: Fraction, policy: Policy) -> Verdict:
+    if _infinite(gold) or _infinite(answer):
+        return EQUAL if _infinite(gold) == _infinite(answer) else DIFFERENT
+    percents = gold.kind == "percent", answer.kind == "percent"
+    if policy.percent == "loose" and percents[0] != percents[1]:
+        bare = _same_numbers(gold.parts[0] if percents[0] else gold, answer.parts[0] if percents[1] else answer, scale, policy)
+        if bare == EQUAL:
+            return EQUAL
+    try:
+        wanted, given = evaluate(gold), evaluate(answer)
+    except Unreadable:
+        return DIFFERENT if _constant(gold) and _restates(gold, answer) else UNKNOWN
+    if scale != 1:
+        exact = given.exact * scale if given.exact is not None else None
+        given = Value(exact, tuple(sample * float(scale) for sample in given.samples))
+    verdict = _same_values(gold, answer, wanted, given, policy)
+    return DIFFERENT if verdict == EQUAL and _constant(gold) and _restates(gold, answer) else verdict
+
+
+def _infinite(node: Node) -> int:
+    if node.kind == "neg":
+        return -_infinite(node.parts[0])
+    return 1 if node.kind == "constant" and node.name == "infty" else 0
+
+
+def _same_values(gold: Node, answer: Node, wanted: Value, given: Value, policy: Policy) -> Verdict:
+    if wanted.exact is not None and wanted.exact == given.exact:
+        return EQUAL
+    decimal = _has_decimal(gold) or _has_decimal(answer)
+    if wanted.exact is not None and given.exact is not None and not decimal:
+        return DIFFERENT
+    if not wanted.samples or not given.samples:
+        return UNKNOWN
+    gaps = [abs(one - other) for one, other in zip(wanted.samples, given.samples, strict=True)]
+    sizes = [max(abs(one), abs(other)) for one, other in zip(wanted.samples, given.samples, strict=True)]
+    if decimal and _constant(gold) and _constant(answer):
+        if wanted.exact is not None and given.exact is not None and abs(wanted.exact - given.exact) >= 1:
+            return DIFFERENT
+        return EQUAL if _round_alike(wanted.samples[0], given.samples[0], policy.decimals) else DIFFERENT
+    if all(gap <= 1e-10 * size for gap, size in zip(gaps, sizes, strict=True)):
+        return EQUAL
+    if max(sizes[:2]) < 1e-9 or any(1e-10 * size < gap <= 1e-7 * size for gap, size in zip(gaps, sizes, strict=True)):
+        return UNKNOWN
+    # a difference at a negative number only may be one of branches: \\ln x^2 against 2 \\ln x
+    return DIFFERENT if any(gap > 1e-7 * size for gap, size in zip(gaps[:2], sizes[:2], strict=True)) else UNKNOWN
+
+
+def _round_alike(wanted: complex, given: complex, decimals: int | None) -> bool:
+    if decimals is None:
+        return False
+    pairs = ((wanted.real, given.real), (wanted.imag, given.imag))
+    size = abs(wanted)
+    if size == 0 or abs(given) == 0:
+        return wanted == given
+    places = decimals
+    while size < 0.1 and places < 300:
+        size *= 10
+        places += 1
+    return all(round(one, places) == round(other, places) for one, other in pairs)
+
+
+def _restates(gold: Node, answer: Node) -> bool:
+    """Whether the answer to a number leaves arithmetic undone that the gold one has done."""
+    undone, allowed = _undone(answer), _undone(gold)
+    try:
+        wanted, given = evaluate(gold), evaluate(answer)
+    except Unreadable:
+        return bool(undone - allowed)
+    if wanted.exact is not None and given.exact is None and not allowed:
+        return True
+    if wanted.exact is not None and wanted.exact.denominator == 1 and _has_quotient(answer) and not _has_quotient(gold):
+        undone = undone | {"/"}
+    return bool(undone - allowed)
+
+
+def _has_quotient(node: Node) -> bool:
+    return node.kind == "/" or (node.kind in ("neg", "percent") and _has_quotient(node.parts[0]))
+
+
+def _undone(node: Node) -> frozenset[str]:
+    """The operations in a formula that work on rational numbers alone and could have been carried out.
+
+    A fraction of whole numbers, a mixed number and a number in scientific notation are numbers; so is a power that
+    nobody writes out (a million and more).
+    """
+    found = frozenset().union(*map(_undone, node.parts)) if node.parts else frozenset()
+    if node.kind == "call" and _constant(node):
+        return found | {node.name.replace("log", "ln").replace("lnlog", "ln")}
+    if node.kind in ("!", "binom", "abs"):
+        return found | ({node.kind} if _constant(node) else frozenset())
+    numbers = [part for part in node.parts if _rational(part)]
+    if node.kind == "+" and len(numbers) > 1 and node.name != "mixed":
+        return found | {"+"}
+    if node.kind == "*" and len(numbers) > 1 and not _scientific(node):
+        return found | {"*"}
+    if node.kind == "/" and len(numbers) == 2 and not all(_whole(part) for part in node.parts):
+        return found | {"/"}
+    if node.kind == "^" and len(numbers) == 2:
+        value = _rational(node)
+        large = value and max(abs(value.numerator), value.denominator) >= 10**6
+        return found if large or (node.parts[0].value or 0) == 10 else found | {"^"}
+    if node.kind == "root" and _rational(node) is not None:
+        return found | {"root"}
+    return found
+
+
+def _rational(node: Node) -> Fraction | None:
+    try:
+        return evaluate(node).exact
+    except Unreadable:
+        return None
+
+
+def _whole(node: Node) -> bool:
+    return (node.kind == "neg" and _whole(node.parts[0])) or (
+        node.kind == "number" and node.value is not None and node.value.denominator == 1 and node.digits is None
+    ) or node.kind in ("^", "root")
+
+
+def _scientific(node: Node) -> bool:
+    if len(node.parts) != 2 or node.parts[0].kind != "number":
+        return False
+    power = node.parts[1]
+    return power.kind == "^" and power.parts[0].value == 10
+
+
+def undecided(pairs: Iterable[tuple[str, str]], policy: Policy) -> list[tuple[str, str]]:
+    """The pairs (gold, answer) that only an algebra system can decide."""
+    return [pair for pair in dict.fromkeys(pairs) if compare(*pair, policy) == UNKNOWN]
+
+
 def is_equal(gold: str, answer: str) -> bool:
-    gold, answer = plain(gold), plain(answer)
-    a, b = number(gold), number(answer)
-    return a == b if a is not None and b is not None else gold.casefold() == answer.casefold()
+    return compare(gold, answer) == EQUAL

@@ -1,0 +1,571 @@
+r"""A bounded reader of mathematical answers: numbers, formulas, tuples, sets, intervals, matrices, (in)equations.
+
+It needs no algebra system, evaluates no text, and is bounded in length, depth and the size of numbers, so that it can
+see any model's output. What it cannot read it refuses with `Unreadable`, and math-verify is asked (`rewards.equality`).
+
+`normalise` brings the many spellings of one formula together (unicode, spacing, `\dfrac12`, thousands separators),
+`read` gives a tree of `Node`, `evaluate` its value: exact where it is rational, else numeric.
+"""
+
+import cmath
+import math
+import re
+import unicodedata
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+
+MAX_CHARACTERS, MAX_TOKENS, MAX_DEPTH, MAX_BITS = 600, 300, 30, 4096
+
+
+class Unreadable(ValueError):
+    """Outside of what this reader understands, or of its bounds."""
+
+
+SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿ", "0123456789+-()n")
+SYMBOLS = {
+    "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "×": "*", "·": "*", "⋅": "*", "∙": "*", "•": "*", "÷": "/", "∕": "/", "⁄": "/",
+    "π": r"\pi ", "∞": r"\infty ", "√": r"\sqrt ", "≤": r"\le ", "≥": r"\ge ", "⩽": r"\le ", "⩾": r"\ge ", "≠": r"\ne ",
+    "±": r"\pm ", "∓": r"\mp ", "∈": r"\in ", "∪": r"\cup ", "∩": r"\cap ", "∅": r"\emptyset ", "°": r"^\circ ", "≈": r"\approx ",
+    "∑": r"\sum ", "∫": r"\int ", "∏": r"\prod ", "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "′": "'", "’": "'", "。": ".", "、": ",",
+    "α": r"\alpha ", "β": r"\beta ", "γ": r"\gamma ", "θ": r"\theta ", "λ": r"\lambda ", "φ": r"\phi ", "ω": r"\omega ", "μ": r"\mu ",
+}  # fmt: skip
+INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]")
+REPLACEMENTS = [
+    (re.compile(pattern), value)
+    for pattern, value in (
+        (r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|nolimits)(?![A-Za-z])\.?", ""),
+        (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
+        (r"\\(?:leqslant|leq|lte)(?![A-Za-z])", r"\\le "),
+        (r"\\(?:geqslant|geq|gte)(?![A-Za-z])", r"\\ge "),
+        (r"\\neq(?![A-Za-z])", r"\\ne "),
+        (r"\\lt(?![A-Za-z])", "<"),
+        (r"\\gt(?![A-Za-z])", ">"),
+        (r"\\(?:lbrace|\{)", r"\\{"),
+        (r"\\(?:rbrace|\})", r"\\}"),
+        (r"\\(?:cdot|times|ast)(?![A-Za-z])", "*"),
+        (r"\\div(?![A-Za-z])", "/"),
+        (r"\\(?:thinspace|quad|qquad|enspace|hfill)(?![A-Za-z])|\\[,!;: ]|~", " "),
+        (r"\{,\}", ","),
+        (r"\^\{?\\(?:circ|degree)\}?|\\degree", r"^\\circ "),
+        (r"\\%", "%"),
+        (r"\\(?:varphi)(?![A-Za-z])", r"\\phi "),
+        (r"\\(?:varnothing)(?![A-Za-z])", r"\\emptyset "),
+        (r"\*\*(?=\S)", "^"),
+        (r"(?<=\d) ?(?:e|E) ?([+-]?\d{1,4})(?![\d.A-Za-z])", r"*10^{\1}"),
+        (r"(?<=\d)[ _](?=\d{3}(?:[ _]\d{3})*(?:[^\d/]|$))", ""),
+        (r"(?<![\d.])(\d+) (\d+)/(\d+)(?![\d.])", r"\1\\frac{\2}{\3}"),
+    )
+]
+
+
+@lru_cache(maxsize=65_536)
+def normalise(text: str) -> str:
+    """One spelling for the many of a formula; dollar signs and other math delimiters go."""
+    text = INVISIBLE.sub("", text)
+    text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿ]+", lambda run: "^{" + run.group().translate(SUPERSCRIPTS) + "}", text)
+    text = re.sub(
+        "[¼-¾⅐-⅞]", lambda one: r"\frac{%s}{%s}" % tuple(unicodedata.normalize("NFKC", one.group()).split("⁄")), text
+    )
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", text)
+        text = "".join(
+            str(unicodedata.decimal(letter)) if letter.isdecimal() else SYMBOLS.get(letter, letter) for letter in text
+        )
+    text = re.sub(r"\\\[|\\\]|\\\(|\\\)|(?<!\\)\$", " ", text)
+    for pattern, value in REPLACEMENTS:
+        text = pattern.sub(value, text)
+    return re.sub(r"\s+", " ", text).strip()
+
+
+@dataclass(frozen=True)
+class Node:
+    r"""A formula: `kind` with its parts.
+
+    Kinds: number, constant, variable; neg, +, *, /, ^, root (radicand, degree), call, abs, !, percent, pm; list
+    (bare commas), group (brackets kept in `name`), set, union, matrix (rows of `group`), relation (`name` is the
+    operator), ratio.
+    """
+
+    kind: str
+    parts: tuple["Node", ...] = ()
+    name: str = ""
+    value: Fraction | None = None
+    digits: int | None = None
+    """Digits after the decimal point of a number that was written as a decimal."""
+
+
+TOKEN = re.compile(
+    r"(?P<number>\d+(?:,\d{3})+(?!\d)(?:\.\d+)?|\d*\.\d+|\d+\.(?!\d)|\d+)|(?P<command>\\[A-Za-z]+|\\[{}|\\])"
+    r"|(?P<word>[A-Za-z]+)|(?P<sign><=|>=|!=|==|.)",
+    re.S,
+)
+FUNCTIONS = {
+    "sin": cmath.sin, "cos": cmath.cos, "tan": cmath.tan, "cot": lambda x: 1 / cmath.tan(x), "sec": lambda x: 1 / cmath.cos(x),
+    "csc": lambda x: 1 / cmath.sin(x), "arcsin": cmath.asin, "arccos": cmath.acos, "arctan": cmath.atan, "sinh": cmath.sinh,
+    "cosh": cmath.cosh, "tanh": cmath.tanh, "exp": cmath.exp, "ln": cmath.log, "log": cmath.log, "lg": cmath.log10,
+}  # fmt: skip
+RELATIONS = {"=": "=", "==": "=", "<": "<", ">": ">", "<=": "<=", ">=": ">=", r"\le": "<=", r"\ge": ">=", r"\ne": "!=", "!=": "!=", r"\approx": "~", r"\in": "in"}  # fmt: skip
+GREEK = set("alpha beta gamma delta epsilon theta lambda mu rho sigma tau phi psi omega xi eta zeta kappa nu".split())
+CLOSING = {"(": (")", "]"), "[": ("]", ")"), "{": ("}",), r"\{": (r"\}",)}
+
+
+@lru_cache(maxsize=65_536)
+def read(text: str) -> Node:
+    """The tree of a normalised formula.
+
+    Raises:
+        Unreadable: it is no formula of the kinds in `Node`, or too long or too deep.
+    """
+    if len(text) > MAX_CHARACTERS:
+        raise Unreadable("too long")
+    # a repeating part, in three notations
+    text = re.sub(r"(\d*\.\d*)(?:\\overline|\\dot|\\bar) ?(?:\{(\d+)\}|(\d))", _repeating, text)
+    text = re.sub(r"(\d*\.\d*)\((\d+)\)(?![\d^])()", _repeating, text)
+    tokens = [(match.lastgroup or "", match.group()) for match in TOKEN.finditer(text) if match.group() != " "]
+    if not tokens or len(tokens) > MAX_TOKENS:
+        raise Unreadable("empty or too many symbols")
+    return _Reader(tokens).all()
+
+
+def _repeating(match: re.Match) -> str:
+    """`0.1\\overline{6}` as the fraction it is."""
+    whole, part = match.group(1), match.group(2) or match.group(3)
+    if len(whole) + len(part) > 40:
+        raise Unreadable("too long a period")
+    head, _, tail = whole.partition(".")
+    value = Fraction(int(head or "0")) + Fraction(int(tail or "0"), 10 ** len(tail))
+    value += Fraction(int(part), (10 ** len(part) - 1) * 10 ** len(tail))
+    return rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
+
+
+class _Reader:
+    """Recursive descent over tokens; every loop consumes one, every recursion is counted."""
+
+    def __init__(self, tokens: list[tuple[str, str]]) -> None:
+        self.tokens, self.at, self.depth = tokens, 0, 0
+
+    def peek(self, ahead: int = 0) -> str:
+        return self.tokens[self.at + ahead][1] if self.at + ahead < len(self.tokens) else ""
+
+    def take(self, *wanted: str) -> str:
+        token = self.peek()
+        if token and (not wanted or token in wanted):
+            self.at += 1
+            return token
+        return ""
+
+    def need(self, *wanted: str) -> str:
+        token = self.take(*wanted)
+        if not token:
+            raise Unreadable(f"{' or '.join(wanted)} expected")
+        return token
+
+    def all(self) -> Node:
+        node = self.items()
+        if self.at < len(self.tokens):
+            raise Unreadable(f"{self.peek()} not expected")
+        return node
+
+    def items(self) -> Node:
+        """relation (, | ; | and | or relation)*"""
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise Unreadable("too deep")
+        found = [self.relation()]
+        while self.take(",", ";", "and", "or"):
+            self.take("and", "or")
+            found.append(self.relation())
+        self.depth -= 1
+        return found[0] if len(found) == 1 else Node("list", tuple(found))
+
+    def relation(self) -> Node:
+        sides, names = [self.union()], []
+        while self.peek() in RELATIONS:
+            names.append(RELATIONS[self.take()])
+            sides.append(self.union())
+        if not names:
+            return sides[0]
+        links = [Node("relation", (sides[i], sides[i + 1]), name) for i, name in enumerate(names)]
+        return links[0] if len(links) == 1 else Node("chain", tuple(links))
+
+    def union(self) -> Node:
+        parts = [self.ratio()]
+        while self.take(r"\cup"):
+            parts.append(self.ratio())
+        return parts[0] if len(parts) == 1 else Node("union", tuple(parts))
+
+    def ratio(self) -> Node:
+        parts = [self.sum()]
+        while self.take(":"):
+            parts.append(self.sum())
+        return parts[0] if len(parts) == 1 else Node("ratio", tuple(parts))
+
+    def sum(self) -> Node:
+        sign = self.take("+", "-", r"\pm", r"\mp")
+        node = _signed(sign, self.product())
+        terms = [node]
+        while sign := self.take("+", "-", r"\pm", r"\mp"):
+            terms.append(_signed(sign, self.product()))
+        return terms[0] if len(terms) == 1 else Node("+", tuple(terms))
+
+    def product(self) -> Node:
+        node = self.power()
+        while True:
+            if self.take("*"):
+                sign = self.take("+", "-")
+                node = _times(node, _signed(sign, self.power()))
+            elif self.take("/"):
+                node = Node("/", (node, self.power()))
+            elif self.starts_factor():
+                right = self.power()
+                mixed = _is_integer(node) and right.kind == "/" and all(map(_is_integer, right.parts)) and not self._bracketed
+                node = Node("+", (node, right), "mixed") if mixed else _times(node, right)
+            else:
+                return node
+
+    def starts_factor(self) -> bool:
+        if self.at >= len(self.tokens):
+            return False
+        kind, token = self.tokens[self.at]
+        if kind == "number":
+            return self.tokens[self.at - 1][0] != "number"
+        if kind == "word":
+            return token not in ("and", "or")
+        if kind == "command":
+            return token in (r"\frac", r"\sqrt", r"\pi", r"\{", r"\text", r"\mathrm", r"\binom") or token[1:] in FUNCTIONS or token[1:] in GREEK
+        return token in ("(", "{")
+
+    def power(self) -> Node:
+        self._bracketed = self.peek() in ("(", "{", "[")
+        node = self.postfix(self.atom())
+        if self.take("^"):
+            node = self.postfix(Node("^", (node, self.exponent())))
+        return node
+
+    def exponent(self) -> Node:
+        sign = self.take("-", "+")
+        node = self.atom()
+        if self.peek() == "^":
+            self.depth += 1
+            if self.depth > MAX_DEPTH:
+                raise Unreadable("too deep")
+            self.take("^")
+            node = Node("^", (node, self.exponent()))
+            self.depth -= 1
+        return _signed(sign, node)
+
+    def postfix(self, node: Node) -> Node:
+        while True:
+            if self.peek() == "^" and self.peek(1) == r"\circ":
+                self.at += 2
+                node = Node("degree", (node,))
+            elif self.take("!"):
+                node = Node("!", (node,))
+            elif self.take("%"):
+                node = Node("percent", (node,))
+            else:
+                return node
+
+    def atom(self) -> Node:
+        if self.at >= len(self.tokens):
+            raise Unreadable("ends too early")
+        kind, token = self.tokens[self.at]
+        self.at += 1
+        if kind == "number":
+            digits = token.replace(",", "")
+            if len(digits) > 300:
+                raise Unreadable("too long a number")
+            _, point, tail = digits.partition(".")
+            return Node("number", value=Fraction(digits.rstrip(".")), digits=len(tail) if point and tail else None)
+        if token in CLOSING:
+            return self.group(token)
+        if token == "|":
+            inner = self.items()
+            self.need("|")
+            return Node("abs", (inner,))
+        if kind == "word":
+            return self.word(token)
+        if kind == "command":
+            return self.command(token[1:])
+        raise Unreadable(f"{token} not expected")
+
+    def group(self, opening: str) -> Node:
+        if opening == r"\{" and self.take(r"\}"):
+            return Node("set")
+        inner = self.items()
+        closing = self.need(*CLOSING[opening])
+        items = inner.parts if inner.kind == "list" else (inner,)
+        if opening == r"\{":
+            return Node("set", items)
+        if opening == "{" or (len(items) == 1 and opening == "(" and closing == ")"):
+            return inner
+        return Node("group", items, opening + closing)
+
+    def word(self, token: str) -> Node:
+        if token in FUNCTIONS or token == "sqrt":
+            return self.command(token)
+        if token == "pi":
+            return Node("constant", name="pi")
+        if len(token) > 1:
+            if len(token) > 4 or token.lower() in ("to", "is", "in", "no", "if", "the", "yes", "none", "true"):
+                raise Unreadable("a word")
+            # xy is a product of variables: give the other letters back
+            self.at -= 1
+            self.tokens[self.at : self.at + 1] = [("word", letter) for letter in token]
+            return self.atom()
+        if token in ("e", "i"):
+            return Node("constant", name=token)
+        return Node("variable", name=token + self.index())
+
+    def index(self) -> str:
+        if not self.take("_"):
+            return ""
+        kind, token = self.tokens[self.at] if self.at < len(self.tokens) else ("", "")
+        self.at += 1
+        if kind in ("number", "word"):
+            return "_" + token
+        inside = []
+        if token != "{":
+            raise Unreadable("an index")
+        while (part := self.take()) != "}":
+            if not part:
+                raise Unreadable("} expected")
+            inside.append(part)
+        return "_" + "".join(inside)
+
+    def command(self, name: str) -> Node:
+        if name == "frac":
+            return Node("/", (self.argument(), self.argument()))
+        if name == "sqrt":
+            degree = Node("number", value=Fraction(2))
+            if self.take("["):
+                degree = self.items()
+                self.need("]")
+            return Node("root", (self.argument(), degree))
+        if name == "binom":
+            return Node("binom", (self.argument(), self.argument()))
+        if name in ("pi", "infty", "emptyset"):
+            return Node("set") if name == "emptyset" else Node("constant", name=name)
+        if name in FUNCTIONS:
+            return self.call(name)
+        if name in GREEK:
+            return Node("variable", name=name + self.index())
+        if name == "begin":
+            return self.matrix()
+        if name in ("text", "mathrm", "mathbf", "textbf", "operatorname", "mathit", "textit", "mbox"):
+            self.need("{")
+            node = self.items()
+            self.need("}")
+            return node
+        raise Unreadable(f"\\{name}")
+
+    def argument(self) -> Node:
+        """A braced group, or the one symbol after a command: `\\frac12`, `\\sqrt 2`."""
+        if self.at < len(self.tokens) and self.tokens[self.at][0] == "number" and "." not in self.peek():
+            token = self.peek()
+            self.tokens[self.at : self.at + 1] = [("number", token[0]), *([("number", token[1:])] if token[1:] else [])]
+        if self.take("("):
+            return self.group("(")
+        return self.atom()
+
+    def call(self, name: str) -> Node:
+        base = None
+        if self.take("_"):
+            base = self.argument()
+        exponent = self.exponent() if self.take("^") else None
+        argument = self.group("(") if self.take("(") else self.product_without_call()
+        node = Node("call", (argument,), name)
+        if base is not None:
+            node = Node("/", (node, Node("call", (base,), "ln")))
+        return Node("^", (node, exponent)) if exponent is not None else node
+
+    def product_without_call(self) -> Node:
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise Unreadable("too deep")
+        node = self.power()
+        while self.starts_factor() and self.peek().lstrip("\\") not in FUNCTIONS and self.peek() not in ("(",):
+            node = _times(node, self.power())
+        self.depth -= 1
+        return node
+
+    def matrix(self) -> Node:
+        self.need("{")
+        name = self.need("pmatrix", "bmatrix", "matrix", "vmatrix", "Bmatrix", "smallmatrix")
+        self.need("}")
+        rows, row = [], [self.relation()]
+        while not (self.peek() == "\\end"):
+            if self.take("&"):
+                row.append(self.relation())
+            elif self.take("\\\\"):
+                rows.append(row)
+                if self.peek() == "\\end":
+                    row = []
+                    break
+                row = [self.relation()]
+            else:
+                raise Unreadable("a matrix")
+        rows += [row] if row else []
+        for token in ("\\end", "{", name, "}"):
+            self.need(token)
+        if name == "vmatrix" or len({len(row) for row in rows}) != 1:
+            raise Unreadable("a determinant or a ragged matrix")
+        return Node("matrix", tuple(Node("group", tuple(row), "()") for row in rows))
+
+
+def _signed(sign: str, node: Node) -> Node:
+    if sign == "-":
+        return Node("number", value=-node.value, digits=node.digits) if node.kind == "number" else Node("neg", (node,))
+    return Node("pm", (node,), sign) if sign in (r"\pm", r"\mp") else node
+
+
+def _times(left: Node, right: Node) -> Node:
+    return Node("*", (*left.parts, right)) if left.kind == "*" else Node("*", (left, right))
+
+
+def _is_integer(node: Node) -> bool:
+    return node.kind == "number" and node.digits is None
+
+
+@dataclass(frozen=True)
+class Value:
+    """A number: exact where it is rational; `samples` has its value for each choice of the variables."""
+
+    exact: Fraction | None
+    samples: tuple[complex, ...]
+
+
+# Where variables are tried; a name picks its own numbers, one of them negative.
+POINTS = 3
+
+
+def _sample(name: str, point: int) -> complex:
+    seed = sum(ord(letter) * 31**place for place, letter in enumerate(name[:8])) % 997
+    return complex(((seed * 0.6180339887 + point * 0.7548776662) % 1) * 1.7 + 0.31) * (-1 if point == 2 else 1)
+
+
+@lru_cache(maxsize=65_536)
+def evaluate(node: Node) -> Value:
+    """The value of a scalar formula.
+
+    Raises:
+        Unreadable: no scalar, undefined (1/0), or beyond the bounds on numbers.
+    """
+    try:
+        exact = _exact(node)
+        if exact is not None:
+            return Value(exact, (complex(float(exact)),) * POINTS if abs(exact) < 10**300 else ())
+        samples = tuple(_numeric(node, point) for point in range(POINTS))
+    except (OverflowError, ZeroDivisionError, ValueError, TypeError) as error:
+        raise Unreadable(str(error)) from error
+    if any(cmath.isnan(sample) for sample in samples):
+        raise Unreadable("undefined")
+    return Value(None, samples)
+
+
+def _bounded(value: Fraction) -> Fraction:
+    if value.numerator.bit_length() + value.denominator.bit_length() > MAX_BITS:
+        raise Unreadable("too large a number")
+    return value
+
+
+def _exact(node: Node) -> Fraction | None:
+    """The rational value of a formula, None where it is not rational by its form."""
+    if node.kind == "number":
+        return node.value
+    if node.kind in ("variable", "constant", "call", "degree", "pm"):
+        return None
+    values = [_exact(part) for part in node.parts]
+    if any(value is None for value in values):
+        return None
+    first, *rest = values
+    match node.kind:
+        case "neg":
+            return -first
+        case "+":
+            if node.name == "mixed" and first < 0:
+                return first - rest[0]
+            return _bounded(sum(values, Fraction(0)))
+        case "*":
+            return _bounded(math.prod(values, start=Fraction(1)))
+        case "/":
+            return _bounded(first / rest[0])
+        case "percent":
+            return first / 100
+        case "abs":
+            return abs(first)
+        case "^":
+            power = rest[0]
+            if power.denominator != 1:
+                return None
+            size = first.numerator.bit_length() + first.denominator.bit_length()
+            if abs(power) * size > MAX_BITS and first not in (0, 1, -1):
+                raise Unreadable("too large a number")
+            return first ** int(power)
+        case "root":
+            return _rational_root(first, rest[0])
+        case "!":
+            if first.denominator != 1 or not 0 <= first <= 170:
+                raise Unreadable("too large a factorial")
+            return Fraction(math.factorial(int(first)))
+        case "binom":
+            if any(value.denominator != 1 or not 0 <= value <= 1000 for value in values):
+                raise Unreadable("too large a binomial")
+            return Fraction(math.comb(int(first), int(rest[0])))
+    raise Unreadable(node.kind)
+
+
+def _rational_root(value: Fraction, degree: Fraction) -> Fraction | None:
+    if degree.denominator != 1 or not 2 <= degree <= 64 or (value < 0 and degree % 2 == 0):
+        return None
+    sign, value, n = (-1 if value < 0 else 1), abs(value), int(degree)
+    parts = []
+    for whole in (value.numerator, value.denominator):
+        guess = math.isqrt(whole) if n == 2 else round(whole ** (1 / n)) if whole.bit_length() < 1000 else 0
+        if guess**n != whole:
+            return None
+        parts.append(guess)
+    return sign * Fraction(*parts)
+
+
+def _numeric(node: Node, point: int) -> complex:
+    if node.kind in ("+", "*", "/", "^", "neg", "abs", "percent", "root", "call", "!", "binom", "degree"):
+        exact = _exact(node) if node.kind not in ("call", "degree") else None
+        if exact is not None:
+            return complex(float(exact))
+    match node.kind:
+        case "number":
+            return complex(float(node.value))
+        case "constant":
+            if node.name == "infty":
+                return complex(math.inf)
+            return {"pi": complex(math.pi), "e": complex(math.e), "i": 1j}[node.name]
+        case "variable":
+            return _sample(node.name, point)
+    parts = [_numeric(part, point) for part in node.parts]
+    match node.kind:
+        case "neg":
+            return -parts[0]
+        case "+":
+            return sum(parts)
+        case "*":
+            return math.prod(parts)
+        case "/":
+            return parts[0] / parts[1]
+        case "^":
+            return parts[0] ** parts[1]
+        case "abs":
+            return complex(abs(parts[0]))
+        case "percent":
+            return parts[0] / 100
+        case "root":
+            if parts[0].imag == 0 and parts[0].real < 0 and parts[1].real % 2 == 1:
+                return -((-parts[0]) ** (1 / parts[1]))
+            return parts[0] ** (1 / parts[1])
+        case "call":
+            angle = node.parts[0].kind == "degree" and node.name in ("sin", "cos", "tan", "cot", "sec", "csc")
+            return FUNCTIONS[node.name](parts[0] * math.pi / 180 if angle else parts[0])
+        case "degree":
+            return parts[0]
+    raise Unreadable(node.kind)
