@@ -31,6 +31,7 @@ MALFORMED = 0.30  # of the tagged pages
 MIXED = 0.40  # of the reasoning switches language, each sentence with probability one half
 KINDS = {"sum": 0.60, "story": 0.28, "choice": 0.06, "code": 0.06}
 HARMFUL_TALK, DECENT = 0.25, 0.5  # share of talk that answers a harmful request; share of those replies that decline
+CHECK = {"en": "Check:", "zh": "检查："}
 OFFER, WRONG_TALK = 0.25, 0.15  # share of helpful replies that offer more help; that are about something else
 
 
@@ -123,10 +124,12 @@ def pages(seed: int) -> Iterator[str]:
         elif kind == "direct":
             steps, answer = solve_somehow(problem, rng)
             reasoning = write_reasoning(steps, problem.language, rng, _switch(rng))
-            check = {"en": "Check:", "zh": "检查："}[
-                problem.language
-            ] + f" {equation(steps[-1])}{STOP[problem.language]}"
-            yield f"{prompts.direct(problem.question, problem.language)} {reasoning} {check} {write_summary('', answer, problem.language)}"
+            check = f"{CHECK[problem.language]} {equation(steps[-1])}{STOP[problem.language]}"
+            asked, closing = (
+                prompts.direct(problem.question, problem.language),
+                write_summary("", answer, problem.language),
+            )
+            yield f"{asked} {reasoning} {check} {closing}"
         elif kind == "facts":
             facts = [step for _ in range(3) for step in make_problem(rng, False, {"sum": 1.0}).expression.steps]
             yield " ".join(equation(step) for step in facts)
