@@ -1,0 +1,39 @@
+# `make r1` runs the whole pipeline, `make test` all tests; both make .venv first if need be. `make help` lists the rest.
+SHELL := /bin/bash
+SCALE ?= cpu
+SEED ?=
+ARGS ?=
+PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3.13) python3)
+BIN := .venv/bin
+# Threads of one process get in each other's way at toy size.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+# Another name, so made again, whenever the pins or the package's own metadata change.
+STAMP := .venv/installed-$(shell cat requirements.txt pyproject.toml | cksum | cut -d' ' -f1)
+
+.PHONY: r1 test check lint bench help
+
+r1: $(STAMP)  ## every stage at SCALE (default cpu), skipping what is done; SEED=1 ARGS="--from r1_zero"
+	$(BIN)/python -m recipes.tools.pipeline --scale $(SCALE) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+test: $(STAMP)  ## all tests; ARGS="-k pipeline" for some
+	$(PYTEST) $(ARGS)
+
+check: lint  ## lint and the fast tests, under three minutes
+	$(PYTEST) -m "not slow" $(ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: $(STAMP)  ## the benchmarks, one after the other
+	set -e; for file in benchmarks/*.py; do echo "$$file"; OMP_NUM_THREADS=1 $(BIN)/python "$$file" $(ARGS); done
+
+help:  ## this list
+	@sed -nE 's/^([a-z0-9]+):[^#]*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 8
+
+$(STAMP):
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -r requirements.txt
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --editable .
+	rm -f .venv/installed-*
+	touch $@

@@ -1,0 +1,146 @@
+"""The project as a whole: its floors, its pins, and what its README tells people to type."""
+
+import ast
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FLOORS = {"rewards": (), "data_prep": ("rewards",), "recipes": ("rewards", "data_prep")}
+README = ROOT / "README.md"
+OWN_PATH = re.compile(r"(?:recipes|data_prep|rewards|accelerate_configs|tests|benchmarks|docs|\.ci)/[\w./-]+")
+
+
+def imports(path: Path) -> Iterator[tuple[str, bool]]:
+    """(dotted name, is it imported when the module is), for every import of a file."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    top = set(map(id, tree.body))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, id(node) in top) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield str(node.module), id(node) in top
+
+
+def sources(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+@pytest.mark.parametrize("package", FLOORS)
+def test_a_floor_imports_only_from_below(package: str) -> None:
+    allowed = {package, *FLOORS[package]}
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in sources(package)
+        for name, _ in imports(path)
+        if name.split(".")[0] in FLOORS.keys() - allowed
+    ]
+    assert wrong == []
+
+
+def test_the_pipeline_asks_what_is_left_to_do_without_loading_torch() -> None:
+    code = "import sys; import recipes.tools.pipeline; sys.exit('torch' in sys.modules or 'datasets' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def requirements(name: str) -> dict[str, tuple[str, str]]:
+    """Distribution -> (version, remark) of a requirements file."""
+    found = {}
+    for line in (ROOT / name).read_text(encoding="utf-8").splitlines():
+        if line and not line.startswith(("#", "-r ")):
+            match = re.fullmatch(r"([A-Za-z0-9_.-]+)==([0-9][\w.]*)\s+# (\S.*)", line)
+            assert match, f"{name}: write `name==version  # what it is for`, not {line!r}"
+            found[normal(match[1])] = (match[2], match[3])
+    return found
+
+
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+@pytest.mark.parametrize("name", ["requirements.txt", "requirements-gpu.txt"])
+def test_every_requirement_is_pinned_exactly_with_a_word_on_what_it_is_for(name: str) -> None:
+    assert requirements(name)
+
+
+def test_the_gpu_file_starts_from_the_laptop_file() -> None:
+    assert (ROOT / "requirements-gpu.txt").read_text(encoding="utf-8").startswith("-r requirements.txt\n")
+
+
+def test_what_is_imported_is_pinned() -> None:
+    pinned = requirements("requirements.txt") | requirements("requirements-gpu.txt")
+    distributions = packages_distributions()
+    missing = set()
+    for path in [file for package in FLOORS for file in sources(package)]:
+        for name in {name.split(".")[0] for name, _ in imports(path)} - FLOORS.keys() - sys.stdlib_module_names:
+            known = {normal(found) for found in distributions.get(name, [name])}
+            if not known & pinned.keys():
+                missing.add(f"{name} ({path.relative_to(ROOT)})")
+    assert sorted(missing) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["requirements.txt", "requirements-gpu.txt"])
+def test_pips_resolver_agrees_with_the_pins(name: str) -> None:
+    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet", "-r", name]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    if re.search("NewConnectionError|ConnectTimeout|NameResolutionError|Max retries exceeded", found.stderr):
+        pytest.skip("PyPI cannot be reached")
+    assert found.returncode == 0, found.stderr
+
+
+def test_the_fast_tests_and_the_slow_ones_are_told_apart_by_one_marker() -> None:
+    markers = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]["markers"]
+    assert [marker.split(":")[0] for marker in markers] == ["slow"]
+
+
+def commands() -> Iterator[str]:
+    """Every line of the README's shell blocks, continued lines joined, without remarks."""
+    for block in re.findall(r"```(?:bash|sh|shell|console)\n(.*?)```", README.read_text(encoding="utf-8"), re.S):
+        for line in block.replace("\\\n", " ").splitlines():
+            line = line.strip().removeprefix("$ ")
+            if line and not line.startswith("#"):
+                yield line
+
+
+@pytest.mark.skipif(not README.exists(), reason="README.md is not written yet")
+def test_the_readmes_links_lead_somewhere() -> None:
+    text = re.sub(r"```.*?```", "", README.read_text(encoding="utf-8"), flags=re.S)
+    targets = [target.split("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", text)]
+    missing = [target for target in targets if target and "://" not in target and not (ROOT / target).exists()]
+    assert missing == []
+
+
+@pytest.mark.skipif(not README.exists(), reason="README.md is not written yet")
+def test_the_readmes_commands_name_what_there_is() -> None:
+    goals = set(re.findall(r"^([a-z0-9]+):", (ROOT / "Makefile").read_text(), re.M))
+    wrong = []
+    for line in commands():
+        words = shlex.split(line, comments=True)
+        while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
+            words = words[1:]
+        if words[:1] == ["make"]:
+            wrong += [f"make {word}" for word in words[1:] if "=" not in word and word not in goals]
+        for before, word in zip(["", *words], words, strict=False):
+            if before == "-m" and word.split(".")[0] in FLOORS:
+                path = ROOT.joinpath(*word.split("."))
+                if not path.with_suffix(".py").exists() and not (path / "__main__.py").exists():
+                    wrong.append(f"python -m {word}")
+            elif OWN_PATH.fullmatch(word) and not (ROOT / word).exists():
+                wrong.append(word)
+    assert wrong == []
+
+
+@pytest.mark.skipif(not README.exists(), reason="README.md is not written yet")
+def test_the_readmes_code_names_paths_that_there_are() -> None:
+    """Also in running text: `recipes/r1_zero.py` between backticks."""
+    text = README.read_text(encoding="utf-8")
+    named = re.findall(r"`([^`\s]+)`", text)
+    assert [name for name in named if OWN_PATH.fullmatch(name) and not (ROOT / name).exists()] == []
