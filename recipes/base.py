@@ -11,8 +11,6 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, set_seed
 
 from data_prep.prompts import R1_ZERO_PREFIX
-from data_prep.rows import read_parquet
-from data_prep.runs import ConfigError
 from recipes import training
 from recipes.config import SFTConfig, StageArguments, parse
 
@@ -25,6 +23,7 @@ ARITHMETIC = r"\d| ?[-+*/=×÷−] ?|[()]"
 
 @dataclass
 class BaseArguments(StageArguments):
+    dataset: str = field(default="", metadata={"help": "Parquet file with the corpus, in a column `text`."})
     tokenizer: str | None = field(
         default=None, metadata={"help": "Checkpoint whose tokenizer to take; else one is trained."}
     )
@@ -63,18 +62,14 @@ def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFas
 
 
 def main() -> None:
-    args, config = parse(BaseArguments, SFTConfig)
-    run = training.Run(args, config)
-    if run.done:
-        return
-    if not args.dataset:
-        raise ConfigError("dataset is missing: write the Parquet file with the corpus (a column `text`).")
-    texts = [row["text"] for row in read_parquet(args.dataset)]
+    run = training.start(*parse(BaseArguments, SFTConfig))
+    args = run.args
+    texts = [row["text"] for row in training.read_records(args.dataset, "dataset")]
     if args.tokenizer:
         tokenizer = training.load_tokenizer(training.require_checkpoint(args.tokenizer, "tokenizer"))
     else:
         tokenizer = train_tokenizer(texts, args.vocab_size)
-    set_seed(config.seed)
+    set_seed(run.config.seed)
     model = Qwen3ForCausalLM(
         Qwen3Config(
             vocab_size=len(tokenizer),
@@ -88,9 +83,10 @@ def main() -> None:
             tie_word_embeddings=True,
         )
     )
-    training.align_generation(model, tokenizer)
-    trainer = training.make_sft_trainer(config, model, tokenizer, Dataset.from_dict({"text": texts}))
-    run.train(trainer, parameters=model.num_parameters())
+    training.align(model, tokenizer)
+    run.figures["parameters"] = model.num_parameters()
+    corpus = Dataset.from_dict({"text": texts})
+    run.train(training.SFTTrainer(model, args=run.config, train_dataset=corpus, processing_class=tokenizer))
 
 
 if __name__ == "__main__":

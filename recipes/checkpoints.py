@@ -7,7 +7,6 @@ only where a log interval begins; a save at any other step is moved to the next 
 
 import json
 import logging
-import math
 import os
 import shutil
 from pathlib import Path
@@ -56,11 +55,6 @@ def mark_complete(checkpoint: Path, keep: int | None, **record) -> None:
 
 def record_of(checkpoint: Path) -> dict:
     return json.loads((checkpoint / MARKER).read_text(encoding="utf-8"))
-
-
-def resumable_interval(rollout_window: int, logging_steps: int) -> int:
-    """Steps between points from which both losses and log rows go on exactly."""
-    return math.lcm(rollout_window, max(1, logging_steps))
 
 
 class ExactSaves(TrainerCallback):

@@ -26,26 +26,32 @@ def world_size() -> int:
 class StageArguments:
     """What every training stage is told beside its trainer's own settings."""
 
+    dtype: str = field(
+        default="float32",  # chosen: the paper's rate is too small for bfloat16 weights; autocast computes in bfloat16
+        metadata={"help": "Dtype of the weights: float32, or bfloat16 under a LoRA adapter."},
+    )
+    attn_implementation: str = field(default="sdpa", metadata={"help": "sdpa, eager or flash_attention_2."})
+
+    def __post_init__(self):
+        if self.dtype not in ("float32", "bfloat16"):
+            raise ConfigError(f"dtype is {self.dtype!r}; write float32 or bfloat16.")
+
+
+@dataclass
+class PolicyArguments(StageArguments):
+    """What a stage is told that trains a policy on rows."""
+
     model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Checkpoint directory or Hub id to start from."}
+        default=None, metadata={"help": "Checkpoint folder or Hub id to start from."}
     )
     dataset: str | None = field(default=None, metadata={"help": "Parquet file, or Hub data set id, with the rows."})
     dataset_split: str = field(default="train", metadata={"help": "Split of a Hub data set."})
-    dtype: str = field(
-        default="bfloat16",  # chosen: the paper's base trains in FP8, which TRL does not
-        metadata={"help": "Dtype in which weights are loaded: float32 or bfloat16."},
-    )
-    attn_implementation: str = field(default="sdpa", metadata={"help": "sdpa, eager or flash_attention_2."})
-    max_prompt_length: int | None = field(
-        default=None, metadata={"help": "Rows with a longer prompt, in tokens, are left out and counted."}
-    )
     token_budget: int | None = field(
         default=None, metadata={"help": "Stop when this many completion tokens have had a gradient."}
     )
     use_peft: bool = field(default=False, metadata={"help": "Train a LoRA adapter and merge it at the end."})
     lora_r: int = field(default=32, metadata={"help": "Rank."})
     lora_alpha: int = field(default=64, metadata={"help": "Scale: alpha / r."})
-    # No dropout key: TRL samples in train mode, so dropout would act in rollouts too.
     lora_target_modules: list[str] = field(
         default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
         metadata={"help": "Linear layers that get an adapter."},
@@ -53,18 +59,24 @@ class StageArguments:
 
 
 @dataclass
-class RLArguments(StageArguments):
+class RLArguments(PolicyArguments):
     """What a reinforcement learning stage is told beside its trainer's own settings."""
 
     completion_style: str = field(
         default="think", metadata={"help": "r1_zero: the paper's template as plain text; think: chat messages."}
     )
+    max_prompt_length: int | None = field(
+        default=None, metadata={"help": "Rows with a longer prompt, in tokens, are left out and counted."}
+    )
     reward_funcs: list[str] = field(
         default_factory=list, metadata={"help": "Names in `rewards`, or dotted paths to your own."}
     )
-    reward_kwargs: dict | None = field(
-        default=None, metadata={"help": "Keyword arguments of rewards that are classes, by their name in reward_funcs."}
-    )
+    reward_kwargs: dict | None = field(default=None, metadata={"help": "Settings of rewards, by name in reward_funcs."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.completion_style not in ("r1_zero", "think"):
+            raise ConfigError(f"completion_style is {self.completion_style!r}; write r1_zero or think.")
 
 
 @dataclass
@@ -141,27 +153,46 @@ class SFTConfig(trl.SFTConfig):
     num_train_epochs: float = 2  # printed: 2 to 3; v1 section 2.3.3: two
     max_length: int | None = 32768
     warmup_steps: float = 0  # chosen: not printed
-    packing: bool = False  # chosen: not printed; `bfd` packing would cut what is longer than max_length
+    packing: bool = False  # chosen: not printed
     per_device_train_batch_size: int = 1  # chosen: not printed; one sequence of 32,768 tokens in a micro batch
-    logging_steps: float = 10  # chosen
-    save_steps: float = 500  # chosen
+    logging_steps: float = 10  # chosen: TRL's default
+    save_steps: float = 500  # chosen: TRL's default
     save_total_limit: int | None = 2  # chosen: the last, and the one before while the last is being written
+    rollout_window = 1  # nothing is sampled: every step can be resumed exactly
 
     def __post_init__(self):
-        micro = self.per_device_train_batch_size * world_size()
-        if self.batch_size % micro:
-            raise ConfigError(
-                f"batch_size {self.batch_size} does not divide into micro batches of per_device_train_batch_size x "
-                f"processes = {self.per_device_train_batch_size} x {world_size()} = {micro}. "
-                f"Set per_device_train_batch_size to a divisor of {self.batch_size // world_size() or self.batch_size}."
-            )
-        self.gradient_accumulation_steps = self.batch_size // micro
+        self.gradient_accumulation_steps = _micro_batches(self.batch_size, self.per_device_train_batch_size)
         super().__post_init__()
 
-    @property
-    def rollout_window(self) -> int:
-        """Every step can be resumed exactly: nothing is sampled."""
-        return 1
+
+@dataclass
+class RewardConfig(trl.RewardConfig):
+    """TRL's reward model settings with DeepSeek-R1's values (section 3.1) as defaults, for both reward models."""
+
+    batch_size: int = field(default=256, metadata={"help": "Pairs, or responses, per optimiser step (section 3.1)."})
+    learning_rate: float = 6e-6
+    lr_scheduler_type: str = "constant"  # chosen: only one rate is printed
+    num_train_epochs: float = 1
+    max_length: int | None = 8192
+    per_device_train_batch_size: int = 8  # chosen: not printed
+    logging_steps: float = 10  # chosen: TRL's default
+    save_steps: float = 500  # chosen: TRL's default
+    save_total_limit: int | None = 2  # chosen: the last, and the one before while the last is being written
+    rollout_window = 1  # nothing is sampled: every step can be resumed exactly
+
+    def __post_init__(self):
+        self.gradient_accumulation_steps = _micro_batches(self.batch_size, self.per_device_train_batch_size)
+        super().__post_init__()
+
+
+def _micro_batches(batch: int, per_device: int) -> int:
+    """Micro batches that each process works through in one optimiser step."""
+    if batch % (per_device * world_size()):
+        raise ConfigError(
+            f"batch_size {batch} does not divide into micro batches of per_device_train_batch_size x processes = "
+            f"{per_device} x {world_size()}. Set per_device_train_batch_size to a divisor of {batch // world_size()}."
+        )
+    return batch // (per_device * world_size())
 
 
 def _fits(value: object, kind: object) -> bool:

@@ -2,60 +2,72 @@
 
 import importlib
 import inspect
+import types
 from collections.abc import Callable
 from pathlib import Path
 
 import trl
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import rewards
 from data_prep import prompts
+from data_prep.rows import Row
 from data_prep.runs import ConfigError
 from recipes import reference
-from recipes.config import GRPOConfig, RLArguments
-from recipes.training import Resumable, as_messages, read_rows, short_enough
+from recipes.config import RLArguments
+from recipes.training import Resumable, Run, as_messages, count_tokens, keep_short, read_rows, require_checkpoint
 
 
-def load_prompts(args: RLArguments, tokenizer: PreTrainedTokenizerBase) -> Dataset:
-    """Rows as GRPO reads them: `prompt` in the stage's style, every other column for the rewards."""
-    rows = read_rows(args)
-    for row in rows:
-        user = row["prompt"]
-        row["prompt"] = prompts.r1_zero(user) if args.completion_style == "r1_zero" else as_messages("user", user)
-    return short_enough(rows, args, tokenizer)
+def load_prompts(run: Run, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+    """The rows of `dataset` as GRPO reads them; those with a prompt longer than `max_prompt_length` are left out."""
+    return as_prompts(run, read_rows(run.args), tokenizer)
+
+
+def as_prompts(run: Run, rows: list[Row], tokenizer: PreTrainedTokenizerBase) -> Dataset:
+    """`prompt` in the stage's style, and every other column for the rewards."""
+    plain = run.args.completion_style == "r1_zero"
+    asked = [
+        row | {"prompt": prompts.r1_zero(row["prompt"]) if plain else as_messages("user", row["prompt"])}
+        for row in rows
+    ]
+    limit = run.args.max_prompt_length
+    lengths = [count_tokens(row["prompt"], tokenizer) if limit else 0 for row in asked]
+    return keep_short(run, asked, lengths, limit, "max_prompt_length")
 
 
 def load_rewards(args: RLArguments) -> list[Callable]:
     """The callables that `reward_funcs` names, in its order: members of `rewards`, or dotted paths.
 
-    A class is made with its `reward_kwargs`; one that has a `style` gets the stage's completion style, unless told
-    otherwise.
+    A reward with settings is made anew with its `reward_kwargs`. One that has a `style` gets the stage's completion
+    style, unless told otherwise, so that `format_reward` asks for the form that the prompt asks for.
     """
-    settings = dict(args.reward_kwargs or {})
-    found = []
-    for name in args.reward_funcs:
-        module, _, member = name.rpartition(".")
-        try:
-            reward = getattr(importlib.import_module(module) if module else rewards, member)
-        except (ImportError, AttributeError):
-            known = ", ".join(sorted(one for one in dir(rewards) if one.lower().endswith("reward")))
-            raise ConfigError(
-                f"reward_funcs: there is no reward '{name}'. Write one of {known}, or a dotted path."
-            ) from None
-        kwargs = settings.pop(name, {})
-        if inspect.isclass(reward):
-            if "style" in inspect.signature(reward).parameters:
-                kwargs.setdefault("style", args.completion_style)
-            reward = reward(**kwargs)
-        elif kwargs:
-            raise ConfigError(f"reward_kwargs: '{name}' is a function and takes none; remove the entry.")
-        found.append(reward)
-    if settings:
-        raise ConfigError(
-            f"reward_kwargs: {', '.join(settings)} is not among reward_funcs ({', '.join(args.reward_funcs)})."
-        )
-    return found
+    settings = {name: dict(kwargs) for name, kwargs in (args.reward_kwargs or {}).items()}
+    if unused := sorted(settings.keys() - set(args.reward_funcs)):
+        raise ConfigError(f"reward_kwargs: {', '.join(unused)} not among reward_funcs: {', '.join(args.reward_funcs)}.")
+    return [_reward(name, settings.get(name, {}), args.completion_style) for name in args.reward_funcs]
+
+
+def _reward(name: str, kwargs: dict, style: str) -> Callable:
+    module, _, member = name.rpartition(".")
+    try:
+        reward = getattr(importlib.import_module(module) if module else rewards, member)
+    except (ImportError, AttributeError):
+        known = ", ".join(sorted(one for one in rewards.__all__ if one.lower().endswith("reward")))
+        raise ConfigError(f"reward_funcs: there is no '{name}'. Write one of {known}, or a dotted path.") from None
+    kind = reward if inspect.isclass(reward) else type(reward)
+    if kind is types.FunctionType:
+        if kwargs:
+            raise ConfigError(f"reward_kwargs: '{name}' is a function and takes no settings; remove its entry.")
+        return reward
+    if "model" in kwargs:
+        require_checkpoint(kwargs["model"], f"reward_kwargs: {name}: model")
+    if "style" in inspect.signature(kind).parameters:
+        kwargs.setdefault("style", style)
+    try:
+        return kind(**kwargs)
+    except TypeError as error:
+        raise ConfigError(f"reward_kwargs: {name}: {error}. Its settings are {inspect.signature(kind)}.") from None
 
 
 class GRPOTrainer(Resumable, trl.GRPOTrainer):
@@ -70,8 +82,9 @@ class GRPOTrainer(Resumable, trl.GRPOTrainer):
         reference.restore(self, checkpoint)
 
 
-def make_trainer(args: RLArguments, config: GRPOConfig, model, tokenizer, rows: Dataset) -> GRPOTrainer:
+def make_trainer(run: Run, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Dataset) -> GRPOTrainer:
     """TRL's GRPOTrainer with the stage's rewards and a reference that is refreshed, also with LoRA."""
+    args, config = run.args, run.config
     if config.beta == 0.0 and config.sync_ref_model:
         raise ConfigError("sync_ref_model: with beta 0 there is no reference; set sync_ref_model: false.")
     refresh, config.sync_ref_model = config.sync_ref_model, False  # TRL's own refuses LoRA

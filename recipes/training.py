@@ -5,7 +5,6 @@ import logging
 import math
 import shutil
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -13,16 +12,16 @@ from pathlib import Path
 import torch
 import trl
 import yaml
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, is_peft_model
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from data_prep import runs
-from data_prep.rows import Row, load_rows
+from data_prep.rows import Row, load_rows, read_parquet
 from data_prep.runs import ConfigError
 from recipes import checkpoints
-from recipes.config import SFTConfig, StageArguments
+from recipes.config import PolicyArguments, StageArguments
 from recipes.tools.merge import merge
 
 logger = logging.getLogger(__name__)
@@ -47,7 +46,7 @@ def require_checkpoint(name_or_path: str | None, key: str = "model_name_or_path"
 
 
 def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
-    """The checkpoint's tokenizer with our chat template, if it has our end token; else with its own."""
+    """The checkpoint's tokenizer; with our chat template, where it has that template's tokens."""
     tokenizer = AutoTokenizer.from_pretrained(name_or_path)
     if END in tokenizer.get_vocab():
         tokenizer.chat_template = CHAT_TEMPLATE.read_text(encoding="utf-8")
@@ -55,21 +54,21 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_policy(args: StageArguments) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_policy(args: PolicyArguments) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The policy to train, with a LoRA adapter if asked for, and its tokenizer."""
     name = require_checkpoint(args.model_name_or_path)
+    tokenizer = load_tokenizer(name)
     model = AutoModelForCausalLM.from_pretrained(
         name, dtype=getattr(torch, args.dtype), attn_implementation=args.attn_implementation
     )
-    tokenizer = load_tokenizer(name)
-    align_generation(model, tokenizer)
+    align(model, tokenizer)
     if args.use_peft:
         model = get_peft_model(
             model,
             LoraConfig(
                 r=args.lora_r,
                 lora_alpha=args.lora_alpha,
-                lora_dropout=0.0,
+                lora_dropout=0.0,  # TRL samples in train mode: dropout would act in rollouts too
                 target_modules=args.lora_target_modules,
                 task_type="CAUSAL_LM",
             ),
@@ -77,52 +76,66 @@ def load_policy(args: StageArguments) -> tuple[PreTrainedModel, PreTrainedTokeni
     return model, tokenizer
 
 
-def align_generation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Generation stops at the tokenizer's end token and pads with its pad token, here and after saving."""
-    for config in (model.config, model.generation_config):
+def align(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Make the model stop at the tokenizer's end token and pad with its pad token, here and once it is saved."""
+    for config in filter(None, (model.config, getattr(model, "generation_config", None))):
         config.eos_token_id, config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
         config.bos_token_id = tokenizer.bos_token_id
 
 
-def load_sftread_rows(args: StageArguments, tokenizer: PreTrainedTokenizerBase) -> Dataset:
-    """Rows as SFTTrainer reads them: chat prompt and completion. Rows too long to be trained whole are left out."""
+def read_rows(args: PolicyArguments, source: str | None = None, sft: bool = False) -> list[Row]:
+    """The rows of `source`, or of the key `dataset`."""
+    source = source or args.dataset
+    if not source:
+        raise ConfigError("dataset is missing: write the Parquet file, or the Hub id, of the rows to train on.")
+    try:
+        return load_rows(source, split=args.dataset_split, sft=sft)
+    except (ValueError, FileNotFoundError) as error:
+        raise ConfigError(f"dataset: {error}") from error
+
+
+def read_records(source: str, key: str) -> list[Row]:
+    """The records of the Parquet file that `key` names, whatever their columns."""
+    if not source:
+        raise ConfigError(f"{key} is missing: write the Parquet file to train on.")
+    try:
+        return read_parquet(source)
+    except (ValueError, FileNotFoundError) as error:
+        raise ConfigError(f"{key}: {error}") from error
+
+
+def load_sft_rows(run: "Run", tokenizer: PreTrainedTokenizerBase) -> Dataset:
+    """Rows as SFTTrainer reads them: chat prompt and completion. One too long for `max_length` is left out and counted:
+    truncated, it would lose its answer and its end token."""
     rows = [
         {"prompt": as_messages("user", row["prompt"]), "completion": as_messages("assistant", row["completion"])}
-        for row in read_rows(args, sft=True)
+        for row in read_rows(run.args, sft=True)
     ]
-    return short_enough(rows, args, tokenizer)
+    lengths = [count_tokens(row["prompt"] + row["completion"], tokenizer) for row in rows]
+    return keep_short(run, rows, lengths, run.config.max_length, "max_length")
 
 
 def as_messages(role: str, content: str) -> list[dict]:
     return [{"role": role, "content": content}]
 
 
-def read_rows(args: StageArguments, sft: bool = False) -> list[Row]:
-    if not args.dataset:
-        raise ConfigError("dataset is missing: write the Parquet file, or the Hub id, of the rows to train on.")
-    try:
-        return load_rows(args.dataset, split=args.dataset_split, sft=sft)
-    except (ValueError, FileNotFoundError) as error:
-        raise ConfigError(f"dataset: {error}") from error
+def count_tokens(text: str | list[dict], tokenizer: PreTrainedTokenizerBase) -> int:
+    """Length of a prompt or conversation as the trainers see it."""
+    if not isinstance(text, str):
+        asked = text[-1]["role"] == "user"
+        text = tokenizer.apply_chat_template(text, tokenize=False, add_generation_prompt=asked)
+    return len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def short_enough(rows: list[dict], args: StageArguments, tokenizer: PreTrainedTokenizerBase) -> Dataset:
-    if args.max_prompt_length is not None:
-        kept = [row for row in rows if _prompt_tokens(row["prompt"], tokenizer) <= args.max_prompt_length]
-        logger.info(
-            "%d of %d rows have a prompt of at most %d tokens; the others are left out",
-            len(kept), len(rows), args.max_prompt_length,
-        )  # fmt: skip
-        rows = kept
-    if not rows:
-        raise ConfigError(f"{args.dataset}: no rows are left to train on; raise max_prompt_length.")
-    return Dataset.from_list(rows)
-
-
-def _prompt_tokens(prompt: str | list[dict], tokenizer: PreTrainedTokenizerBase) -> int:
-    if isinstance(prompt, list):
-        prompt = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
-    return len(tokenizer(prompt, add_special_tokens=False)["input_ids"])
+def keep_short(run: "Run", rows: list[dict], lengths: list[int], limit: int | None, key: str) -> Dataset:
+    """The rows whose length in tokens is within the limit that `key` sets; the others are counted in run.json."""
+    kept = [row for row, length in zip(rows, lengths, strict=True) if limit is None or length <= limit]
+    run.figures |= {"rows": len(kept), "rows_too_long": len(rows) - len(kept)}
+    if len(kept) < len(rows):
+        logger.info("%d of %d rows are longer than %s: %s; left out", len(rows) - len(kept), len(rows), key, limit)
+    if not kept:
+        raise ConfigError(f"{run.args.dataset}: all of its {len(rows)} rows are longer than {key}: {limit}; raise it.")
+    return Dataset.from_list(kept)
 
 
 # Trainers
@@ -135,6 +148,7 @@ class Resumable:
     _local_tokens = 0
 
     def count(self, mask: torch.Tensor) -> None:
+        """Count the tokens of a micro batch, while training."""
         if self.model.training:
             self._local_tokens += mask.sum()
 
@@ -157,7 +171,7 @@ class Resumable:
                 folder,
                 keep,
                 completion_tokens_trained=self.completion_tokens_trained,
-                total_train_tokens=self._total_train_tokens,
+                total_train_tokens=getattr(self, "_total_train_tokens", 0),
             )
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
@@ -174,11 +188,7 @@ class SFTTrainer(Resumable, trl.SFTTrainer):
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
 
-def make_sft_trainer(config: SFTConfig, model, tokenizer, rows: Dataset) -> SFTTrainer:
-    return SFTTrainer(model, args=config, train_dataset=rows, processing_class=tokenizer)
-
-
-class _TokenBudget(TrainerCallback):
+class _Tokens(TrainerCallback):
     """Adds up the trained completion tokens of all processes, and ends training when the budget is spent."""
 
     def __init__(self, trainer, budget: int | None):
@@ -228,109 +238,113 @@ def launch(stage: Callable[[], None]) -> None:
         raise SystemExit(2) from None
 
 
+def start(args: StageArguments, config) -> "Run":
+    """Take the stage's folder. Ends the process, with exit code 0, where the run is done already."""
+    run = Run(args, config)
+    if run.done:
+        logger.info("%s is done already; delete it to run it again", run.output_dir)
+        raise SystemExit(0)
+    return run
+
+
 class Run:
-    """One stage's run: decides between done, resume and fresh, trains, and leaves a plain checkpoint and run.json."""
+    """One stage's run: its settings, its folder, and the figures that end up in run.json."""
 
     def __init__(self, args: StageArguments, config):
         self.args, self.config = args, config
         self.output_dir = Path(config.output_dir)
-        self.script = Path(sys.argv[0])
-        path, self.overrides = _command_line(sys.argv[1:])
-        self.inputs = runs.inputs(runs.load_config(path) | self.overrides) if path else []
+        self.figures: dict = {}
+        path, overrides = _command_line(sys.argv[1:])
+        self.settings = (runs.load_config(path) if path else {}) | overrides
         state = [None]
         if config.distributed_state.is_main_process:
-            self.fingerprint = runs.fingerprint(self.script, path or {}, self.overrides)
+            self.fingerprint = runs.fingerprint(Path(sys.argv[0]), self.settings)
             state = [runs.begin(self.output_dir, self.fingerprint)]
         if config.world_size > 1:
             broadcast_object_list(state)
-        self.state = state[0]
-        self.begun = time.time()
+        self.done = state[0] == "done"
 
-    @property
-    def done(self) -> bool:
-        if self.state == "done":
-            logger.info("%s is done; delete it to run it again", self.output_dir)
-        return self.state == "done"
+    def train(self, trainer) -> None:
+        """Train one model to the end; leave a plain checkpoint and run.json."""
+        budget = getattr(self.args, "token_budget", None)
+        if budget is not None and isinstance(trainer, SFTTrainer):
+            trainer.args.max_steps = steps_for_budget(trainer, budget)
+        self.fit(trainer, budget)
+        self.figures["steps"] = trainer.state.global_step
+        self.figures["completion_tokens_trained"] = trainer.completion_tokens_trained
+        self.finish()
 
-    def train(self, trainer, **record) -> None:
-        """Train to the end, from the last complete checkpoint if there is one; save; write run.json."""
-        config, checkpoint = self.config, checkpoints.latest(self.output_dir)
-        require_disk(trainer, self.output_dir)
-        if self.args.token_budget is not None and isinstance(trainer, SFTTrainer):
-            config.max_steps = steps_for_budget(trainer, self.args.token_budget)
-        trainer.add_callback(_TokenBudget(trainer, self.args.token_budget))
-        trainer.add_callback(
-            checkpoints.ExactSaves(checkpoints.resumable_interval(config.rollout_window, int(config.logging_steps)))
-        )
-        trainer.add_callback(_Log(self.output_dir / "log.jsonl"))
+    def fit(self, trainer, budget: int | None = None) -> None:
+        """Train from the last complete checkpoint, if there is one, and save the model in the trainer's output_dir."""
+        config, folder = trainer.args, Path(trainer.args.output_dir)
+        checkpoint = checkpoints.latest(folder)
+        require_disk(trainer)
+        trainer.add_callback(_Tokens(trainer, budget))
+        trainer.add_callback(checkpoints.ExactSaves(math.lcm(config.rollout_window, max(1, int(config.logging_steps)))))
+        trainer.add_callback(_Log(folder / "log.jsonl"))
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        save(trainer, self.args, self.output_dir)
-        self.finish(
-            steps=trainer.state.global_step, completion_tokens_trained=trainer.completion_tokens_trained, **record
-        )
+        save(trainer, self.args)
 
-    def finish(self, **record) -> None:
+    def finish(self) -> None:
         """Write run.json, after which the stage counts as done."""
         if self.config.distributed_state.is_main_process:
             runs.finish(
                 self.output_dir,
                 self.fingerprint,
-                parent=self.args.model_name_or_path,
-                inputs=[str(one) for one in self.inputs],
+                parent=getattr(self.args, "model_name_or_path", None),
+                inputs=[str(one) for one in runs.inputs(self.settings)],
                 config=asdict(self.args) | self.config.to_dict(),
                 seed=self.config.seed,
-                **record,
+                **self.figures,
             )
 
 
 def _command_line(argv: list[str]) -> tuple[Path | None, dict]:
     """(the file that --config names, the values that the command line adds to it)."""
-    path, overrides = None, {}
-    for position, word in enumerate(argv):
+    path, values = None, {}
+    for word, following in zip(argv, [*argv[1:], "--"], strict=True):
         if word.startswith("--"):
-            key, _, value = word.removeprefix("--").partition("=")
-            following = (
-                argv[position + 1] if position + 1 < len(argv) and not argv[position + 1].startswith("--") else "true"
-            )
+            key, given, value = word.removeprefix("--").partition("=")
+            value = value if given else "true" if following.startswith("--") else following
             if key == "config":
-                path = Path(value or following)
+                path = Path(value)
             else:
-                overrides[key.replace("-", "_")] = yaml.safe_load(value or following)
-    return path, overrides
+                values[key.replace("-", "_")] = yaml.safe_load(value)
+    return path, values
 
 
 def steps_for_budget(trainer: SFTTrainer, budget: int) -> int:
-    """Optimiser steps in which `budget` completion tokens have had a gradient, so that the schedule ends there too."""
+    """Optimiser steps in which `budget` completion tokens have a gradient, so that the schedule ends there too."""
     labels = trainer.train_dataset["labels"]
     tokens = sum(sum(token != -100 for token in row[1:]) for row in labels)
     return max(1, math.ceil(budget / (tokens / len(labels) * trainer.args.batch_size)))
 
 
-def require_disk(trainer, output_dir: Path) -> None:
+def require_disk(trainer) -> None:
     """Raises ConfigError when the disk cannot hold the checkpoints of this run."""
     weights = sum(p.numel() * p.element_size() for p in trainer.model.parameters())
     adam = 2 * sum(p.numel() * p.element_size() for p in trainer.model.parameters() if p.requires_grad)
-    reference_weights = weights if getattr(trainer, "ref_model", None) is not None else 0
+    reference = weights if getattr(trainer, "ref_model", None) is not None else 0
     kept = (trainer.args.save_total_limit or 1) + 1  # one more while the next is being written
-    needed, free = kept * (weights + adam + reference_weights) + weights, shutil.disk_usage(output_dir).free
+    needed = kept * (weights + adam + reference) + weights
+    free = shutil.disk_usage(trainer.args.output_dir).free
     if needed > free:
         raise ConfigError(
-            f"{output_dir}: the disk has {free / 2**30:.1f} GB free, but this run writes up to {needed / 2**30:.1f} GB "
-            f"of checkpoints. Free some, lower save_total_limit, or set another output_dir."
+            f"{trainer.args.output_dir}: the disk has {free / 2**30:.1f} GB free, but this run writes up to "
+            f"{needed / 2**30:.1f} GB of checkpoints. Free some, lower save_total_limit, or set another output_dir."
         )
 
 
-def save(trainer, args: StageArguments, output_dir: Path) -> None:
-    """Leave a plain checkpoint in `output_dir`; a LoRA stage keeps its adapter in `adapter/` and merges it."""
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    align_generation(model, trainer.processing_class)
-    if args.use_peft:
-        if trainer.args.should_save:
-            model.save_pretrained(output_dir / "adapter", selected_adapters=["default"])
-            merge(args.model_name_or_path, output_dir / "adapter", output_dir, dtype=args.dtype)
-    else:
-        trainer.save_model(str(output_dir))
+def save(trainer, args: StageArguments) -> None:
+    """Leave a plain checkpoint in the output_dir; a LoRA policy is merged there, and its adapter kept in `adapter/`."""
+    model, folder = trainer.accelerator.unwrap_model(trainer.model), Path(trainer.args.output_dir)
+    align(model, trainer.processing_class)
+    if not is_peft_model(model):
+        trainer.save_model(str(folder))
+    elif trainer.args.should_save:
+        model.save_pretrained(folder / "adapter", selected_adapters=["default"])
+        merge(args.model_name_or_path, folder / "adapter", folder, dtype=args.dtype)
     if trainer.args.should_save:
-        trainer.processing_class.save_pretrained(output_dir)
-        (output_dir / "training_args.bin").unlink(missing_ok=True)  # a pickle that repeats run.json
+        trainer.processing_class.save_pretrained(folder)
+        (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle; run.json says the same in words
     trainer.accelerator.wait_for_everyone()

@@ -1,0 +1,79 @@
+"""Reinforcement learning for all scenarios, Dev3 to R1 (section 3.2.2).
+
+Starts from the second SFT stage. Data: reasoning questions with rule rewards only; then, for the last 24% of the steps
+(400 of the paper's 1,700: longer, and the policy learns to please the reward models, appendix B.5), a mix of reasoning
+and general prompts. Rewards: those of reasoning RL, and for a general prompt helpfulness or harmlessness by its kind
+(equations 8 to 10); each reward leaves out rows that it does not concern. Plain sum; the walkthrough's weights by the
+key `reward_weights`. Trainer: one GRPO run, whose phases are the order of its rows; temperature 0.7 in the paper.
+"""
+
+import itertools
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from data_prep.rows import Row
+from data_prep.runs import ConfigError
+from recipes import grpo, training
+from recipes.config import GRPOConfig, RLArguments, parse
+
+
+@dataclass
+class AllScenariosArguments(RLArguments):
+    reward_funcs: list[str] = field(
+        default_factory=lambda: [
+            *("accuracy_reward", "code_reward", "format_reward", "language_consistency_reward"),
+            *("HelpfulnessReward", "HarmlessnessReward"),
+        ]
+    )
+    general_datasets: list[str] = field(
+        default_factory=list, metadata={"help": "Rows of kind helpful and harmless; each file gets an equal share."}
+    )
+    mixed_phase: float = field(
+        default=400 / 1700, metadata={"help": "Share of the steps, at the end, that train on the mix (section 3.2.2)."}
+    )
+    general_share: float = field(
+        default=0.5,  # chosen: not printed; as many general prompts as reasoning ones
+        metadata={"help": "Share of general prompts in each step of the mixed phase."},
+    )
+
+
+def schedule(
+    reasoning: list[Row], general: list[list[Row]], args: AllScenariosArguments, config: GRPOConfig
+) -> list[Row]:
+    """Rows in the order in which training meets them: `prompts_per_step` for each step, whole rollouts.
+
+    Every list is gone through in random order before any of its rows comes again.
+    """
+    shuffle = random.Random(config.seed)
+    rules, *others = (_forever(rows, shuffle) for rows in [reasoning, *general])
+    asked = itertools.cycle(others)
+    mixed = round(config.prompts_per_step * args.general_share)
+    first = config.max_steps - round(config.max_steps * args.mixed_phase)
+    order = []
+    for step in range(-(-config.max_steps // config.rollout_window) * config.rollout_window):
+        count = mixed if step >= first else 0
+        order += [next(rules) for _ in range(config.prompts_per_step - count)]
+        order += [next(next(asked)) for _ in range(count)]
+    return order
+
+
+def _forever(rows: list[Row], shuffle: random.Random) -> Iterator[Row]:
+    while True:
+        yield from shuffle.sample(rows, len(rows))
+
+
+def main() -> None:
+    run = training.start(*parse(AllScenariosArguments, GRPOConfig))
+    if not run.args.general_datasets:
+        raise ConfigError("general_datasets is missing: list the files with helpful and harmless rows.")
+    policy, tokenizer = training.load_policy(run.args)
+    reasoning = training.read_rows(run.args)
+    general = [training.read_rows(run.args, source) for source in run.args.general_datasets]
+    questions = grpo.as_prompts(run, schedule(reasoning, general, run.args, run.config), tokenizer)
+    run.config.shuffle_dataset = False  # their order is the two phases
+    run.train(grpo.make_trainer(run, policy, tokenizer, questions))
+
+
+if __name__ == "__main__":
+    training.launch(main)

@@ -1,0 +1,19 @@
+"""Cold start, base to Dev1: fine-tuning on a few thousand long, readable chains of thought (section 3, B.3.2).
+
+Starts from the base, not from R1-Zero. Data: the three ways of `data_prep.cold_start`, as chat messages. Trainer: SFT,
+loss on the completion only: its reasoning, its summary and the end token.
+"""
+
+from recipes import training
+from recipes.config import PolicyArguments, SFTConfig, parse
+
+
+def main() -> None:
+    run = training.start(*parse(PolicyArguments, SFTConfig))
+    policy, tokenizer = training.load_policy(run.args)
+    rows = training.load_sft_rows(run, tokenizer)
+    run.train(training.SFTTrainer(policy, args=run.config, train_dataset=rows, processing_class=tokenizer))
+
+
+if __name__ == "__main__":
+    training.launch(main)

@@ -1,0 +1,27 @@
+"""Distillation (v1, section 2.4; v2, B.4.3): fine-tuning of a smaller base on what the big model wrote, no RL.
+
+Starts from a small base. Data: the teacher's answers, or the mixture of the second SFT stage itself, by `data_prep`'s
+key. Trainer: SFT. LoRA by default; `use_peft: false` trains full weights, as the paper does. `token_budget` stops at so
+many completion tokens with a gradient, which makes it comparable with RL on the same base (v1, section 4.1).
+"""
+
+from dataclasses import dataclass
+
+from recipes import training
+from recipes.config import PolicyArguments, SFTConfig, parse
+
+
+@dataclass
+class DistillArguments(PolicyArguments):
+    use_peft: bool = True
+
+
+def main() -> None:
+    run = training.start(*parse(DistillArguments, SFTConfig))
+    policy, tokenizer = training.load_policy(run.args)
+    rows = training.load_sft_rows(run, tokenizer)
+    run.train(training.SFTTrainer(policy, args=run.config, train_dataset=rows, processing_class=tokenizer))
+
+
+if __name__ == "__main__":
+    training.launch(main)

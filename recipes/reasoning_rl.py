@@ -1,0 +1,30 @@
+"""Reasoning-oriented reinforcement learning, Dev1 to Dev2 (section 3.2.1).
+
+Starts from the cold-start checkpoint. Data: reasoning questions as chat messages. Rewards: accuracy and format as for
+R1-Zero, and the share of target-language words in the reasoning (equation 7), added directly, so with weight 1.
+Trainer: GRPO with the clip ratio 10 that this section prints (the YAML's `epsilon`). Weight 0 for the language reward,
+by the key `reward_weights`, is the ablation of appendix B.6.
+"""
+
+from dataclasses import dataclass, field
+
+from recipes import grpo, training
+from recipes.config import GRPOConfig, RLArguments, parse
+
+
+@dataclass
+class ReasoningRLArguments(RLArguments):
+    reward_funcs: list[str] = field(
+        default_factory=lambda: ["accuracy_reward", "code_reward", "format_reward", "language_consistency_reward"]
+    )
+
+
+def main() -> None:
+    run = training.start(*parse(ReasoningRLArguments, GRPOConfig))
+    policy, tokenizer = training.load_policy(run.args)
+    questions = grpo.load_prompts(run, tokenizer)
+    run.train(grpo.make_trainer(run, policy, tokenizer, questions))
+
+
+if __name__ == "__main__":
+    training.launch(main)

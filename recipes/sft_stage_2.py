@@ -1,0 +1,20 @@
+"""The second fine-tuning, to Dev3 (section 3, B.4.2): reasoning and general data, 800,000 samples in the paper.
+
+Starts from the base again, as the paper does; from Dev2, as the walkthrough does, by the key `model_name_or_path`.
+Data: rejection-sampled reasoning, and general rows with and without reasoning. Trainer: SFT, loss on the completion
+only.
+"""
+
+from recipes import training
+from recipes.config import PolicyArguments, SFTConfig, parse
+
+
+def main() -> None:
+    run = training.start(*parse(PolicyArguments, SFTConfig))
+    policy, tokenizer = training.load_policy(run.args)
+    rows = training.load_sft_rows(run, tokenizer)
+    run.train(training.SFTTrainer(policy, args=run.config, train_dataset=rows, processing_class=tokenizer))
+
+
+if __name__ == "__main__":
+    training.launch(main)
