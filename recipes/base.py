@@ -17,8 +17,9 @@ from recipes.config import SFTConfig, StageArguments, parse
 SPECIAL = [training.PAD, training.END, "<|user|>", "<|assistant|>"]
 # Not special: rewards read the decoded completion, and TRL decodes with special tokens skipped.
 TAGS = ["<think>", "</think>", "<answer>", "</answer>"]
-# A digit is one token, and so is an operator, together with the spaces around it.
-ARITHMETIC = r"\d| ?[-+*/=×÷−] ?|[()]"
+# What BPE merges only within: a digit; an operator with the spaces around it, so that digits have no second form with a
+# space before them; a word; a run of other signs; white space.
+PIECES = r"\d| ?[-+*/=×÷−] ?| ?\p{L}+| ?\(|\)| ?[^\s\p{L}\d()]+|\s+"
 
 
 @dataclass
@@ -40,7 +41,10 @@ def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFas
     """A byte-level BPE over the corpus. The constant start of R1-Zero's prompt is one token: it would be a hundred."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(ARITHMETIC), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [
+            pre_tokenizers.Split(Regex(PIECES), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
     bpe.decoder = decoders.ByteLevel()
     plain = [AddedToken(text, special=False, normalized=False) for text in [*TAGS, R1_ZERO_PREFIX]]
