@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Literal
 
 import rewards
 from data_prep.rows import Row
@@ -21,13 +22,20 @@ FENCE = re.compile(r"^\s*(```|~~~)", re.MULTILINE)
 @dataclass(frozen=True)
 class Thresholds:
     """``style`` is what ``rewards.is_well_formed`` knows ("r1_zero", "think"), or "plain" for a base model's page,
-    which has no tags. Lengths in characters."""
+    which has no tags. ``steps`` are the filters that are applied. Lengths in characters."""
 
-    style: str = "think"
+    style: Literal["think", "r1_zero", "plain"] = "think"
+    steps: list[str] = field(default_factory=lambda: [check.__name__ for check in FILTERS])
     min_language_share: float = 0.95  # chosen: one foreign word in twenty is a name or a quotation
     max_paragraph_chars: int = 1500  # chosen: about 250 English words
     repetition_ngram: int = 20  # words
     min_distinct_ngrams: float = 0.8  # chosen: of the text's n-grams, the share that are distinct
+
+    def __post_init__(self) -> None:
+        known = [check.__name__ for check in FILTERS]
+        for step in self.steps:
+            if step not in known:
+                raise ValueError(f"filter {step!r} is not known; write some of {', '.join(known)}")
 
 
 @dataclass(frozen=True)
@@ -107,7 +115,7 @@ FILTERS: tuple[Callable[[Candidate, Thresholds], str | None], ...] = (
 def first_failure(candidate: Candidate, thresholds: Thresholds) -> tuple[str, str] | None:
     """(name of the first filter that the candidate fails, why), or None where it passes all."""
     for check in FILTERS:
-        why = check(candidate, thresholds)
+        why = check(candidate, thresholds) if check.__name__ in thresholds.steps else None
         if why:
             return check.__name__, why
     return None

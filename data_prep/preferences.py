@@ -66,7 +66,7 @@ def build(
     messages = [prompts.chat(str(row["prompt"])) for row in helpful + harmless]
     samples = model.sample(messages, config.n, config.decoding, config.seed, output_dir / "samples")
     distinct = [
-        list(dict.fromkeys(s.text.strip() for s in group if s.finish == "stop" and s.text.strip())) for group in samples
+        list(dict.fromkeys(s.text.strip() for s in group if rewards.parse(s.text).summary)) for group in samples
     ]
     with connect(config.judge) as server:
         pairs, figures = judge_pairs(config, server, output_dir, helpful, distinct[: len(helpful)])

@@ -8,7 +8,6 @@ braces and backslashes in it stay as they are.
 
 from __future__ import annotations
 
-import json
 import re
 
 R1_ZERO_PREFIX = (
@@ -151,14 +150,8 @@ PREFERENCE_SCORES = {"A>>B": 4, "A>B": 2, "A=B": 0, "B>A": -2, "B>>A": -4}
 
 
 def read_correctness(text: str) -> bool | None:
-    for candidate in reversed(re.findall(r"\{[^{}]*\}", text)):
-        try:
-            label = json.loads(candidate).get("correctness")
-        except json.JSONDecodeError:
-            continue
-        if label in ("correct", "incorrect"):
-            return label == "correct"
-    return None
+    labels = re.findall(r'"correctness"\s*:\s*"(correct|incorrect)"', text)  # not json.loads: LaTeX breaks judges' JSON
+    return labels[-1] == "correct" if labels else None
 
 
 def read_preference(text: str) -> int | None:

@@ -56,7 +56,7 @@ class LocalModel:
     generator seeded by (seed, batch index). So a restart, and a run with other batches already done, gives the same.
     """
 
-    def __init__(self, checkpoint: str | Path, batch_size: int = 512):
+    def __init__(self, checkpoint: str | Path, batch_size: int = 256):
         import torch  # a job that only asks a server never loads it
         from transformers import AutoModelForCausalLM, AutoTokenizer
 

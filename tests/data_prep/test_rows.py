@@ -1,0 +1,71 @@
+"""Rows: what breaks the contract is named with file, row and column; files are whole or not there, same bytes."""
+
+import pytest
+
+from data_prep import rows
+
+
+def test_round_trip_keeps_columns_in_order_and_bytes_equal(tmp_path, row):
+    written = [row(id=f"q{i}", expression="2 + 3 * 4", language=language) for i, language in enumerate(("en", "zh"))]
+    shuffled = [dict(reversed(record.items())) for record in written]
+    rows.write_rows(tmp_path / "a.parquet", shuffled)
+    rows.write_rows(tmp_path / "b.parquet", shuffled)
+    loaded = rows.load_rows(tmp_path / "a.parquet")
+    assert loaded == written
+    assert list(loaded[0]) == [*rows.COLUMNS, "expression"]
+    assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("changes", "column", "told"),
+    [
+        ({"kind": "maths"}, "kind", "reasoning, helpful, harmless"),
+        ({"thinking": 1}, "thinking", "must be bool"),
+        ({"answer": None}, "answer", "must be str"),
+        ({"question": ""}, "question", "empty"),
+    ],
+)
+def test_a_broken_row_is_named(row, changes, column, told):
+    with pytest.raises(ValueError, match=rf"train\.parquet, row 1, column '{column}'.*{told}"):
+        rows.validate([row(id="first"), row() | changes], "train.parquet")
+
+
+def test_a_missing_column_and_a_repeated_id_are_named(row):
+    without = row()
+    del without["license"]
+    with pytest.raises(ValueError, match=r"row 0, column 'license': missing"):
+        rows.validate([without], "x")
+    with pytest.raises(ValueError, match=r"row 1, column 'id': 'q0' is also row 0's"):
+        rows.validate([row(), row()], "x")
+    with pytest.raises(ValueError, match=r"column 'completion': missing"):
+        rows.validate([row()], "x", sft=True)
+
+
+def test_half_a_file_is_named_and_never_read(tmp_path, row):
+    path = tmp_path / "train.parquet"
+    rows.write_rows(path, [row()])
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(ValueError, match=r"train\.parquet: not a readable Parquet file"):
+        rows.load_rows(path)
+    with pytest.raises(FileNotFoundError, match=r"other\.parquet: no such file"):
+        rows.load_rows(tmp_path / "other.parquet")
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, row, monkeypatch):
+    path = tmp_path / "train.parquet"
+    rows.write_rows(path, [row()])
+    before = path.read_bytes()
+
+    def full(table, file, **options):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(rows.pq, "write_table", full)
+    with pytest.raises(OSError, match="No space left"):
+        rows.write_rows(path, [row(id="other")])
+    assert path.read_bytes() == before
+
+
+def test_no_rows_are_an_error(tmp_path):
+    with pytest.raises(ValueError, match="no rows to write"):
+        rows.write_rows(tmp_path / "train.parquet", [])
