@@ -1,67 +1,252 @@
-"""Accuracy: is the answer of a completion right."""
+r"""Accuracy: is the answer of a completion right (DeepSeek-R1, Methods, Eq. 4).
+
+What counts as the answer: in the part that `rewards.parse` gives (the `<answer>` body, else what follows the
+reasoning), every answer that is stated, by `\boxed{...}` or in words ("The answer is 14.", "答案是14。"), has to be the
+gold one: who states two different answers has given none. Where none is stated, the last bold text, formula or number
+counts. Equality is decided in `rewards.equality`.
+"""
 
 import re
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-from rewards.completion import parse, text_of
-from rewards.equality import is_equal
+from rewards.completion import parse, prompt_text, text_of
+from rewards.equality import Judge, Policy, matching, prepare, strip_markup
 
+BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
 STATEMENT = re.compile(
-    r"(?:answer|result)(?:\s+is|\s*:)\s*(.+?)(?:\.\s|\.?\s*$)|(?:答案|结果)(?:是|为|:|：)\s*(.+?)(?:。|$)", re.I | re.M
+    r"(?:\banswers?\b(?:\s+(?:to|of|for)\s+[^.:=\n]{1,80}?)?\s*(?:\bis\b|\bare\b|\bwould be\b|\bshould be\b|[:：=])"
+    r"|\b(?:respuesta|risposta|resposta|réponse|reponse)\b[^.:\n]{0,20}?\s*(?:\bes\b|\bè\b|\bé\b|\best\b|:)"
+    r"|\bantwort\b[^.:\n]{0,20}?\s*(?:\bist\b|\blautet\b|:)|\bответ\b\s*[:—-]"
+    r"|(?:答案|结果|答え|정답)(?:\s*(?:应该|应当)?\s*(?:是|为|等于|は|은|[:：=]))|(?<![\u4e00-\u9fff])答\s*[:：])"
+    r"[*_\s]*[:：]?\s*(?P<value>[^\n]+)",
+    re.I,
 )
-BOX = re.compile(r"\\boxed\{([^{}]*)\}")
+# Where a statement ends: a full stop before white space or the end, a Chinese full stop, or a clause that explains it.
+END = re.compile(
+    r"[。！；]|(?<!\d)\.(?=\s|$)|(?<=\d)\.(?=\s+\D|\s*$)"
+    r"|[,;，]?\s+(?:because|since|as|which|so that|where|by|due to)\s|，因为"
+)
+FORMULA = re.compile(
+    r"\$\$(.+?)\$\$|(?<!\\)\$(?!\s)([^$\n]{1,400}?)(?<!\s)\$|\\\[(.{1,2000}?)\\\]|\\\((.{1,400}?)\\\)", re.S
+)
+BOLD = re.compile(r"\*\*([^*\n]{1,400})\*\*")
+# A number with what belongs to it: its sign, fraction, unit of percent, and a calculation that leads up to it.
+ARITHMETIC = re.compile(r"[-+−]?(?:\d[\d,.\s]*(?:[-+*/^=×÷·()−%!]|\b(?:or|and)\b)?[\s(]*)*\d[\d,]*(?:\.\d+)?\s*%?")
+NEGATED = re.compile(r"(?:\bnot|n't|n\u2019t|\bnever|不是|不等于|并非)\s*$", re.I)
+LETTERS = "A-J"
+CHOICE = re.compile(
+    rf"(?<![A-Za-z])\(?(?P<letter>[{LETTERS}])(?:\)|(?=[.:、，,;\]}}]|\s*$|\s*(?:,|/|&|and|or|和|或|与|及)(?![A-Za-z])))"
+)
+GOLD_LETTERS = re.compile(rf"[{LETTERS}]+|[(\s]*[{LETTERS}][).\s]*(?:(?:,|\s)\s*\(?[{LETTERS}][).\s]*)*", re.I)
 
 
-def stated(answer: str) -> str | None:
-    found = BOX.findall(answer) or [one or other for one, other in STATEMENT.findall(answer)]
-    found = [text.strip() for text in found] or [answer]
-    return found[-1] if len(set(found)) == 1 else None
+def statements(answer: str) -> list[str]:
+    r"""The answers that a text states, without repetition; [] where its last box never closes.
+
+    Several boxes are one answer of several parts, as math-verify has it.
+    """
+    boxes: list[str] = []
+    for match in BOX.finditer(answer):
+        start = match.end()
+        if answer[start : start + 1] == "{":
+            end = matching(answer, start)
+            if end is None:
+                return []
+            boxes.append(answer[start + 1 : end].strip())
+        else:
+            boxes.append(re.match(r"\S?[^\s$.,;。，]*", answer[start:]).group())
+    found = [", ".join(dict.fromkeys(boxes))] if boxes else []
+    for match in STATEMENT.finditer(answer):
+        value = match["value"]
+        if not BOX.search(value):
+            found.append(_sentence(value))
+    return list(dict.fromkeys(strip_markup(value) for value in found if value.strip()))
+
+
+def _sentence(text: str) -> str:
+    """A statement up to its end; a formula in dollars is kept whole."""
+    if match := re.match(r"[*\s]*(?:\$\$?.+?\$\$?|\\\(.+?\\\)|\\\[.+?\\\])", text):
+        rest = END.split(text[match.end() :], maxsplit=1)[0]
+        return match.group() + (rest if re.match(r"\s*(?:,|and\b|or\b|和|或|\\text|[A-Za-z%°]+\s*$)", rest) else "")
+    return re.sub(r"(?<=[\d})])!+\s*$", "", END.split(text, maxsplit=1)[0])
+
+
+def unstated(answer: str, is_text: bool) -> str | None:
+    """What is meant as the answer where none is stated: one reading, so that nobody can give two.
+
+    The last bold text, the whole text, its last line, its last formula, its last number: the first of them that reads
+    as an answer. For a gold answer that `is_text`, every text does.
+    """
+
+    def reads(text: str) -> bool:
+        return len(text) <= 300 and (is_text or prepare(text).tree is not None)
+
+    bold = [text for text in BOLD.findall(answer) if not text.rstrip().endswith((":", "："))]
+    last = answer.rstrip().rsplit("\n", 1)[-1]
+    for text in (*bold[-1:], answer, last):
+        if reads(strip_markup(text)):
+            return strip_markup(text)
+    if formulas := ["".join(groups) for groups in FORMULA.findall(answer)]:
+        return formulas[-1]
+    numbers = list(ARITHMETIC.finditer(last[-300:]))
+    if not numbers or NEGATED.search(last[-300:][: numbers[-1].start()]):
+        return None
+    return numbers[-1].group().strip()
+
+
+def chosen(answer: str) -> set[str]:
+    """The letters that a multiple-choice answer gives."""
+    stated = statements(answer) or [answer]
+    letters: set[str] = set()
+    for text in stated:
+        text = re.sub(r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}", r"\1", text)
+        text = re.sub(r"^\W*(?:option|choice|answer|选项|选择|选)\s*[:：]?", "", text, flags=re.I).strip("$*_` \n")
+        if re.fullmatch(rf"\(?[{LETTERS.lower()}]\)?", text):
+            text = text.upper()
+        found = [match["letter"] for match in CHOICE.finditer(text)]
+        if re.fullmatch(rf"[{LETTERS}]+", text):
+            found = list(text)
+        if not found and stated == [answer]:
+            found = re.findall(
+                rf"\b(?:option|choice|choose)\s+\(?([{LETTERS}])\b|选\s*(?:择|项)?\s*([{LETTERS}])", answer
+            )
+            found = ["".join(pair) for pair in found][-1:]
+        letters |= set(found)
+    return letters
+
+
+def gold_of(text: str) -> str:
+    r"""The answer in a gold column: of a worked solution its last box or what follows `####`, else all of it."""
+    if BOX.search(text):
+        found = statements(text)
+        return found[0] if found else ""
+    return text.rsplit("####", 1)[-1].strip()
+
+
+def gold_error(answer: str, verifier: str = "math") -> str | None:
+    """Why a gold answer cannot be used (for data preparation, which refuses the row), None where it can."""
+    if verifier == "choice":
+        return None if GOLD_LETTERS.fullmatch(answer) else f"the gold answer {answer!r} is not a letter from A to J"
+    gold = gold_of(answer)
+    return _JUDGE.gold_error(gold)
 
 
 def is_correct(completion: str, answer: str, verifier: str = "math", question: str = "") -> bool | None:
-    """Whether a completion answers its row rightly; None where the row has no gold that a rule can compare with."""
+    """Whether a completion answers its row rightly.
+
+    None for a row that no rule can grade: verifier "judge" or "none", or a gold answer that cannot be used.
+
+    Raises:
+        SandboxUnavailable: verifier "code", and no program can be run.
+    """
     if verifier == "code":
         from rewards.code import prints
 
         return prints(completion, answer)
-    if verifier not in ("math", "choice") or not answer:
+    if verifier not in ("math", "choice"):
         return None
-    found = parse(completion).answer
-    value = stated(found) if found else None
-    if value is None:
-        return False
-    if verifier == "choice":
-        letter = re.match(r"\(?([A-Z])\b[).:]?", value.strip("*$ "))
-        return letter is not None and letter.group(1) == answer.strip("() .")
-    return is_equal(answer, value)
+    return grade([completion], [answer], [verifier], _JUDGE)[0]
+
+
+def grade(
+    texts: list[str], golds: list[str], verifiers: list[str], judge: Judge, prefilled: bool = False
+) -> list[bool | None]:
+    """`is_correct` for many completions; equal answers to equal golds are verified once."""
+    usable: dict[tuple[str, str], str | None] = {}
+    for key in dict.fromkeys(zip(golds, verifiers, strict=True)):
+        usable[key] = judge.gold_error(gold_of(key[0])) if key[1] == "math" else gold_error(*key)
+    candidates: list[list[tuple[str, str]]] = [[] for _ in texts]
+    results: list[bool | None] = [None] * len(texts)
+    for row, (text, gold, verifier) in enumerate(zip(texts, golds, verifiers, strict=True)):
+        if usable[gold, verifier] is not None:
+            continue
+        answer = parse(text, prefilled=prefilled).answer or ""
+        if verifier == "choice":
+            results[row] = chosen(answer) == set(re.findall(f"[{LETTERS}]", gold.upper()))
+            continue
+        results[row] = False
+        stated = statements(answer)
+        boxed = bool(BOX.search(answer))
+        if not stated and not boxed and answer:
+            stated = [unstated(answer, prepare(gold_of(gold)).words is not None) or ""]
+        candidates[row] = [(gold_of(gold), value) for value in stated if value]
+    decided = judge.decide(pair for pairs in candidates for pair in pairs)
+    for row, pairs in enumerate(candidates):
+        if pairs:
+            results[row] = all(decided[pair] for pair in pairs)
+    return results
+
+
+_JUDGE = Judge()
 
 
 @dataclass(frozen=True)
 class AccuracyReward:
+    """1.0 for a completion whose answer is the gold one, else 0.0.
+
+    The gold answer stands in the column `solution` or `answer`, as an answer or as a worked solution with a box.
+    None for rows that a rule of this reward cannot grade: another kind than `reasoning`, another verifier than "math"
+    and "choice", or a gold answer that cannot be used; never because of the completion.
+
+    Args:
+        percent, decimals: see `rewards.equality.Policy`.
+        prefilled: the prompts end in `<think>`; seen by itself for prompts that are strings.
+
+    Metrics: `accuracy/gold_unusable`, share of the rows; `accuracy/timeouts`, answers not decided in time.
+    """
+
+    percent: Literal["loose", "strict"] = "loose"
+    decimals: int | None = 6
+    prefilled: bool = False
+    _judge: Judge | None = field(default=None, init=False, repr=False, compare=False)
     __name__ = "accuracy_reward"
+
+    def __post_init__(self) -> None:
+        policy = Policy(self.percent, self.decimals)
+        object.__setattr__(self, "_judge", _JUDGE if policy == Policy() else Judge(policy))
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.percent, self.decimals, self.prefilled)
 
     def __call__(
         self,
         completions: list,
+        prompts: list | None = None,
         solution: list | None = None,
         answer: list | None = None,
         verifier: list | None = None,
         kind: list | None = None,
-        question: list | None = None,
+        log_extra: Any = None,
+        log_metric: Any = None,
         **columns: Any,
-    ) -> list:
-        golds = solution or answer
+    ) -> list[float | None]:
+        golds = solution if solution is not None else answer
         if golds is None:
             raise ValueError("accuracy_reward: the data set needs a column `answer` or `solution` with the gold answer")
-        rewards: list[float | None] = []
-        for row, completion in enumerate(completions):
-            rule = verifier[row] if verifier else "math"
-            right = None
-            if rule in ("math", "choice") and (kind is None or kind[row] == "reasoning"):
-                right = is_correct(text_of(completion), golds[row], rule, question[row] if question else "")
-            rewards.append(None if right is None else float(right))
+        rewards: list[float | None] = [None] * len(completions)
+        rows = [
+            row
+            for row in range(len(completions))
+            if (kind is None or kind[row] == "reasoning") and (verifier is None or verifier[row] in ("math", "choice"))
+        ]
+        texts = [text_of(completions[row]) for row in rows]
+        rules = [verifier[row] if verifier else _rule(golds[row] or "") for row in rows]
+        opened = self.prefilled or bool(rows and prompts and prompt_text(prompts[rows[0]]).rstrip().endswith("<think>"))
+        before = self._judge.timeouts
+        graded = grade(texts, [golds[row] or "" for row in rows], rules, self._judge, opened)
+        for row, right in zip(rows, graded, strict=True):
+            rewards[row] = None if right is None else float(right)
+        if log_extra is not None:
+            log_extra("answer_found", [parse(text_of(completion)).answer or "" for completion in completions])
+        if log_metric is not None and rows:
+            log_metric("accuracy/gold_unusable", sum(right is None for right in graded) / len(rows))
+            log_metric("accuracy/timeouts", float(self._judge.timeouts - before))
         return rewards
+
+
+def _rule(gold: str) -> str:
+    return "choice" if re.fullmatch(rf"\(?[{LETTERS}]\)?", gold.strip()) else "math"
 
 
 accuracy_reward = AccuracyReward()

@@ -3,20 +3,22 @@ r"""Are two answers equal: by value where `rewards.expression` can read them, el
 `compare` is the bounded fast path. It says "equal", "different" or "unknown"; `Judge` sends what is unknown to
 math-verify. Where math-verify is known to be wrong, `compare` decides:
 
-* a restated question is no answer: `2 + 3 \times 4`, `\sum_{k=1}^{4} k`, `\frac{28}{2}` for a plain 14 leave work to do;
+* a restated question is no answer: `2 + 3 \times 4`, `\sum_{k=1}^{4} k`, `\frac{28}{2}` for 14 leave work to do;
 * a chain of equations has to hold: `4 = 5` is not 5;
 * a set is no tuple, a unit counts where both sides give one (5 km is 5000 m and not 5 m);
 * numbers agree to `decimals` significant places of the smaller one's size, not to an absolute 1e-6: 3e-7 is not 1e-7.
 """
 
+import itertools
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import lru_cache
 from typing import Literal
 
-from rewards.expression import Node, Unreadable, Value, evaluate, normalise, read
+from rewards.expression import FUNCTIONS, Node, Unreadable, Value, evaluate, normalise, read
+from rewards.workers import pool
 
 Verdict = Literal["equal", "different", "unknown"]
 EQUAL: Verdict = "equal"
@@ -56,9 +58,10 @@ _LENGTH, _AREA, _VOLUME, _MASS, _TIME, _MONEY = "length", "area", "volume", "mas
 UNITS: dict[str, tuple[str, Fraction]] = {
     name: (dimension, Fraction(factor))
     for dimension, table in {
-        _LENGTH: "mm millimeter millimetre 0.001|cm centimeter centimetre 0.01|dm 0.1|m meter metre 米 1|km kilometer kilometre 千米 1000"
-        "|in inch inches 0.0254|ft foot feet 0.3048|yd yard 0.9144|mi mile 1609.344|厘米 0.01",
-        _MASS: "mg 0.001|g gram 克 1|kg kilogram 千克 1000|t ton tonne 1000000|lb lbs pound 453.59237|oz ounce 28.349523125",
+        _LENGTH: "mm millimeter millimetre 0.001|cm centimeter centimetre 厘米 0.01|dm 0.1|m meter metre 米 1"
+        "|km kilometer kilometre 千米 1000"
+        "|in inch inches 0.0254|ft foot feet 0.3048|yd yard 0.9144|mi mile 1609.344",
+        _MASS: "mg 0.001|g gram 克 1|kg kilogram 千克 1000|t ton tonne 1000000|lb pound 453.59237|oz ounce 28.35",
         _TIME: "ms 0.001|s sec second 秒 1|min minute 分钟 60|h hr hour 小时 3600|day 天 86400|week 604800",
         _MONEY: "dollar usd 1|cent 0.01",
         _VOLUME: "ml milliliter millilitre 0.000001|l liter litre 0.001",
@@ -77,13 +80,15 @@ UNITS: dict[str, tuple[str, Fraction]] = {
 }
 POWERS = {(_LENGTH, 2): (_AREA, 1), (_LENGTH, 3): (_VOLUME, 1)}
 LETTER_UNITS = frozenset("mgslhtJNWL")
-NO_UNITS = frozenset(
-    "and or if where for is pi sin cos tan cot sec csc ln log lg exp sqrt mod max min gcd lcm to in no yes am pm".split()
+_NO_UNITS = (
+    "and or if where for is pi sin cos tan cot sec csc ln log lg exp sqrt mod max min gcd lcm to in no yes am pm"
 )
+NO_UNITS = frozenset(_NO_UNITS.split())
 ARTICLES = frozenset(("a", "an", "the"))
 UNIT_WORD = r"(?:[A-Za-zµ\u4e00-\u9fff]+\.?(?:\^?\{?-?[23]\}?)?)"
 UNIT = re.compile(
-    rf"^(?P<number>.*?[\d.}})!]|.*\\pi)\s*(?P<unit>{UNIT_WORD}(?:\s*(?:/|\*|\bper\b|\s)\s*{UNIT_WORD})*|\^\\circ ?[CF]?)\s*$"
+    rf"^(?P<number>.*?[\d.}})!]|.*\\pi)\s*"
+    rf"(?P<unit>{UNIT_WORD}(?:\s*(?:/|\*|\bper\b|\s)\s*{UNIT_WORD})*|\^\\circ ?[CF]?)\s*$"
 )
 
 
@@ -104,8 +109,7 @@ class Answer:
 @lru_cache(maxsize=65_536)
 def prepare(text: str, letter_units: bool = False) -> Answer:
     """Read an answer once; `letter_units` takes the m of "5 m" for metres."""
-    text = strip_markup(text)
-    normal = normalise(text)
+    normal = normalise(re.sub(r"(?i)\b([ap])\.\s?m\b\.?", r"\1m", strip_markup(text)))
     bound = ""
     if (match := BOUND.match(normal)) and "=" not in match["body"][1:2]:
         bound = match["set"]
@@ -134,7 +138,11 @@ def strip_markup(text: str) -> str:
             inner = text[len(left) : -len(right)]
             if text.startswith(left) and text.endswith(right) and len(text) > len(left + right) and left not in inner:
                 text = inner.strip()
-        if text.startswith((r"\boxed{", r"\fbox{")) and text.endswith("}") and matching(text, text.index("{")) == len(text) - 1:
+        if (
+            text.startswith((r"\boxed{", r"\fbox{"))
+            and text.endswith("}")
+            and matching(text, text.index("{")) == len(text) - 1
+        ):
             text = text[text.index("{") + 1 : -1]
         text = re.sub(r"(?<!\\)[.,;。，；]$", "", text) if not text.endswith("...") else text
         if text == before:
@@ -172,8 +180,10 @@ def split_unit(text: str, letter_units: bool) -> tuple[str, tuple[Fraction, tupl
     if any(name.lower() in NO_UNITS for name in names):
         return text, None
     single = [name for name in names if len(name) == 1 and name.isascii()]
-    if single and not (letter_units and all(name in LETTER_UNITS for name in single)) and (
-        len(single) == len(names) and (wrapped is None or not wrapped.end() >= len(text) - 4)
+    if (
+        single
+        and not (letter_units and all(name in LETTER_UNITS for name in single))
+        and (len(single) == len(names) and (wrapped is None or not wrapped.end() >= len(text) - 4))
     ):
         return text, None
     if "per" not in names and len(names) <= 4 and (len(single) < len(names) or letter_units or wrapped):
@@ -223,17 +233,18 @@ def _words(text: str) -> tuple[str, ...] | None:
         for word in letters
         if word.lower() not in formula and (len(word) > 2 or not re.fullmatch(r"[a-z]{2}", word) or word in NO_UNITS)
     ]
-    if not real or re.search(r"\\(?:frac|sqrt|begin|sum|int|lim|binom|le|ge|in|cup|mathbb|angle|overline|triangle)|[=<>^]", plain):
+    if not real or re.search(
+        r"\\(?:frac|sqrt|begin|sum|int|lim|binom|le|ge|in|cup|mathbb|angle|overline|triangle)|[=<>^]", plain
+    ):
         return None
     if "\\" in WRAPPED.sub("", text) and not re.fullmatch(r"[^\\]*", WRAPPED.sub("", text).replace("\\ ", "")):
         return None
-    plain = re.sub(r"(?i)\b([ap])\.\s?m\.?", r"\1m", plain)
     tokens = re.findall(r"\d+(?:[.,]\d+)*|[^\W\d_]+|[-+*/^%]", plain.casefold().replace("'", ""))
     kept = tuple(token for token in tokens if token not in ARTICLES and token != "-")
     return kept or None
 
 
-def compare(gold: str, answer: str, policy: Policy = Policy()) -> Verdict:  # noqa: B008 (frozen)
+def compare(gold: str, answer: str, policy: Policy = Policy()) -> Verdict:
     """Whether an answer is the gold one, in bounded time, without an algebra system."""
     wanted, given = prepare(gold), prepare(answer)
     if wanted.unit is not None and given.unit is None:
@@ -248,6 +259,8 @@ def compare(gold: str, answer: str, policy: Policy = Policy()) -> Verdict:  # no
     if scale is None:
         return DIFFERENT
     if HEAVY.search(given.text) and not HEAVY.search(wanted.text):
+        return DIFFERENT
+    if _false_equation(given.text):
         return DIFFERENT
     if wanted.bound and given.bound and wanted.bound != given.bound:
         return DIFFERENT
@@ -273,14 +286,43 @@ def _compare_texts(wanted: Answer, given: Answer, scale: Fraction, policy: Polic
     if all(opened) and {match.group() for match in opened} == {"\\{", "("}:
         return DIFFERENT
     sides = re.split(r"(?<![<>!=\\])=(?!=)", given.text)
-    if given.tree is None and len(sides) > 1 and wanted.tree is not None and wanted.tree.kind not in ("relation", "chain"):
+    if (
+        given.tree is None
+        and len(sides) > 1
+        and wanted.tree is not None
+        and wanted.tree.kind not in ("relation", "chain")
+    ):
         return _same(wanted.tree, _tree(sides[-1]), scale, policy) if _tree(sides[-1]) else UNKNOWN
     sides = re.split(r"(?<![<>!=\\])=(?!=)", wanted.text)
-    if wanted.tree is None and len(sides) == 2 and given.tree is not None and given.tree.kind not in ("relation", "chain"):
+    if (
+        wanted.tree is None
+        and len(sides) == 2
+        and given.tree is not None
+        and given.tree.kind not in ("relation", "chain")
+    ):
         return _same(_tree(sides[-1]), given.tree, scale, policy) if _tree(sides[-1]) else UNKNOWN
-    if wanted.tree is not None and given.tree is None and _constant(wanted.tree) and not re.search(r"\d|\\", given.text):
+    if (
+        wanted.tree is not None
+        and given.tree is None
+        and _constant(wanted.tree)
+        and not re.search(r"\d|\\", given.text)
+    ):
         return DIFFERENT
     return UNKNOWN
+
+
+def _false_equation(text: str) -> bool:
+    """Whether a text says that two whole numbers or fractions are equal which are not: "So 4 = 5"."""
+    sides = re.split(r"(?<![<>!=\\])=(?!=)", text) if text.count("=") <= 20 else []
+    for left, right in itertools.pairwise(sides):
+        begin = re.search(
+            r"(?:^|(?<![A-Za-z\\])(?P<word>[A-Za-z]{2,})\s+|[,:]\s*)(?P<sum>[(\d-][-+*/^()\d\s]*)$", left[-80:]
+        )
+        end = re.match(r"\s*(?P<sum>[(\d-][-+*/^()\d\s]*)(?:$|\s[A-Za-z])", right)
+        trees = [_tree(match["sum"]) if match else None for match in (begin, end)]
+        if all(trees) and begin["word"] not in FUNCTIONS and not _holds(Node("relation", tuple(trees), "=")):
+            return True
+    return False
 
 
 def _tree(text: str) -> Node | None:
@@ -302,8 +344,10 @@ def _same(gold: Node, answer: Node, scale: Fraction, policy: Policy) -> Verdict:
             return UNKNOWN
         return _all_same(gold.parts, answer.parts, scale, policy)
     if gold_shape == "scalar":
-        inside = answer.parts
-        return _same(gold, inside[0], scale, policy) if answer_shape == "set" and len(inside) == 1 else DIFFERENT
+        if answer_shape not in ("set", "list") or not answer.parts:
+            return DIFFERENT
+        verdicts = {_same(gold, part, scale, policy) for part in answer.parts}  # "14 or 14" is 14
+        return verdicts.pop() if len(verdicts) == 1 else DIFFERENT
     if answer_shape == "scalar":
         return _same(gold.parts[0], answer, scale, policy) if len(gold.parts) == 1 else DIFFERENT
     if gold_shape in ("union", "ratio") or answer_shape in ("union", "ratio"):
@@ -398,6 +442,12 @@ def _same_relations(gold: Node, answer: Node, scale: Fraction, policy: Policy) -
     if gold.kind == answer.kind == "relation" and gold.name == answer.name == "=":
         if _is_name(gold.parts[0]) and gold.parts[0] == answer.parts[0]:
             return _same(gold.parts[1], answer.parts[1], scale, policy)
+        if (
+            gold.parts[0].kind == answer.parts[0].kind == "variable"
+            and _constant(gold.parts[1])
+            and _constant(answer.parts[1])
+        ):
+            return DIFFERENT  # x = 5 and y = 5
         return _same_equations(gold, answer)
     wanted, given = _interval(gold), _interval(answer)
     if wanted and given and (wanted[0] == given[0] or "" in (wanted[0], given[0])):
@@ -457,7 +507,9 @@ def _interval(node: Node) -> tuple[str, Node] | None:
         one, other = link.parts
         if link.name not in ("<", ">", "<=", ">=") or (one.kind == "variable") == (other.kind == "variable"):
             return None
-        variable, number, up = (one, other, link.name[0] == "<") if one.kind == "variable" else (other, one, link.name[0] == ">")
+        variable, number, up = (
+            (one, other, link.name[0] == "<") if one.kind == "variable" else (other, one, link.name[0] == ">")
+        )
         if not _constant(number) or (name is not None and name != variable.name):
             return None
         name = variable.name
@@ -473,7 +525,9 @@ def _same_numbers(gold: Node, answer: Node, scale: Fraction, policy: Policy) -> 
         return EQUAL if _infinite(gold) == _infinite(answer) else DIFFERENT
     percents = gold.kind == "percent", answer.kind == "percent"
     if policy.percent == "loose" and percents[0] != percents[1]:
-        bare = _same_numbers(gold.parts[0] if percents[0] else gold, answer.parts[0] if percents[1] else answer, scale, policy)
+        bare = _same_numbers(
+            gold.parts[0] if percents[0] else gold, answer.parts[0] if percents[1] else answer, scale, policy
+        )
         if bare == EQUAL:
             return EQUAL
     try:
@@ -582,9 +636,11 @@ def _rational(node: Node) -> Fraction | None:
 
 
 def _whole(node: Node) -> bool:
-    return (node.kind == "neg" and _whole(node.parts[0])) or (
-        node.kind == "number" and node.value is not None and node.value.denominator == 1 and node.digits is None
-    ) or node.kind in ("^", "root")
+    return (
+        (node.kind == "neg" and _whole(node.parts[0]))
+        or (node.kind == "number" and node.value is not None and node.value.denominator == 1 and node.digits is None)
+        or node.kind in ("^", "root")
+    )
 
 
 def _scientific(node: Node) -> bool:
@@ -594,10 +650,64 @@ def _scientific(node: Node) -> bool:
     return power.kind == "^" and power.parts[0].value == 10
 
 
-def undecided(pairs: Iterable[tuple[str, str]], policy: Policy) -> list[tuple[str, str]]:
-    """The pairs (gold, answer) that only an algebra system can decide."""
-    return [pair for pair in dict.fromkeys(pairs) if compare(*pair, policy) == UNKNOWN]
+ALGEBRA = "rewards.algebra:verify_pair"
+MAX_GOLD, MAX_ANSWER = 2000, 2000
 
 
-def is_equal(gold: str, answer: str) -> bool:
-    return compare(gold, answer) == EQUAL
+@dataclass
+class Judge:
+    """Decides pairs (gold, answer) in batches and remembers them; counts what was too late."""
+
+    policy: Policy = field(default_factory=Policy)
+    timeouts: int = 0
+    _known: dict[tuple[str, str], bool | None] = field(default_factory=dict, repr=False)
+
+    def decide(self, pairs: Iterable[tuple[str, str]]) -> dict[tuple[str, str], bool]:
+        """Every pair with its verdict; what cannot be decided in time is no match."""
+        verdicts: dict[tuple[str, str], bool] = {}
+        open_pairs = []
+        for pair in dict.fromkeys(pairs):
+            verdict = compare(*pair, self.policy)
+            if verdict != UNKNOWN:
+                verdicts[pair] = verdict == EQUAL
+            elif len(pair[1]) > MAX_ANSWER:
+                verdicts[pair] = False
+            else:
+                open_pairs.append(pair)
+        asked = self._ask([(prepare(gold).text, prepare(answer).text) for gold, answer in open_pairs])
+        return verdicts | {pair: asked[i] is True for i, pair in enumerate(open_pairs)}
+
+    def gold_error(self, gold: str) -> str | None:
+        """Why a gold answer cannot be used, None where it can: it has to be readable, and equal to itself."""
+        if not gold.strip():
+            return "the gold answer is empty"
+        if len(gold) > MAX_GOLD:
+            return f"the gold answer has {len(gold)} characters, more than {MAX_GOLD}"
+        answer = prepare(gold)
+        if not answer.text:
+            return "the gold answer is empty"
+        if answer.words is not None:
+            return None
+        if answer.tree is not None:
+            try:
+                if compare(gold, gold, self.policy) == EQUAL and (
+                    _shape(answer.tree) != "scalar" or evaluate(answer.tree)
+                ):
+                    return None
+            except Unreadable as error:
+                if str(error) == "undefined":
+                    return "the gold answer divides by zero"
+        if self._ask([(answer.text, answer.text)])[0] is not True:
+            return "the gold answer cannot be parsed, or does not equal itself"
+        return None
+
+    def _ask(self, pairs: list[tuple[str, str]]) -> list[bool | None]:
+        """What math-verify says to each pair: None where it cannot parse the gold answer, or in time."""
+        unknown = [pair for pair in dict.fromkeys(pairs) if pair not in self._known]
+        if unknown:
+            if len(self._known) > 200_000:
+                self._known.clear()
+            for pair, (in_time, verdict) in zip(unknown, pool(ALGEBRA).map(unknown), strict=True):
+                self.timeouts += not in_time
+                self._known[pair] = verdict
+        return [self._known[pair] for pair in pairs]

@@ -23,18 +23,20 @@ class Unreadable(ValueError):
 
 
 SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿ", "0123456789+-()n")
-SYMBOLS = {
-    "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "×": "*", "·": "*", "⋅": "*", "∙": "*", "•": "*", "÷": "/", "∕": "/", "⁄": "/",
-    "π": r"\pi ", "∞": r"\infty ", "√": r"\sqrt ", "≤": r"\le ", "≥": r"\ge ", "⩽": r"\le ", "⩾": r"\ge ", "≠": r"\ne ",
-    "±": r"\pm ", "∓": r"\mp ", "∈": r"\in ", "∪": r"\cup ", "∩": r"\cap ", "∅": r"\emptyset ", "°": r"^\circ ", "≈": r"\approx ",
-    "∑": r"\sum ", "∫": r"\int ", "∏": r"\prod ", "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "′": "'", "’": "'", "。": ".", "、": ",",
-    "α": r"\alpha ", "β": r"\beta ", "γ": r"\gamma ", "θ": r"\theta ", "λ": r"\lambda ", "φ": r"\phi ", "ω": r"\omega ", "μ": r"\mu ",
+SPELLINGS = {
+    "-": "−–—‐‑", "*": "×·⋅∙•", "/": "÷∕⁄", "'": "′’", ".": "。", ",": "、", r"\sqrt ": "√", r"\pm ": "±",
+    r"\mp ": "∓", r"\pi ": "π", r"\infty ": "∞", r"\le ": "≤⩽", r"\ge ": "≥⩾", r"\ne ": "≠", r"\in ": "∈",
+    r"\cup ": "∪", r"\cap ": "∩", r"\emptyset ": "∅", r"^\circ ": "°", r"\approx ": "≈", r"\sum ": "∑",
+    r"\int ": "∫", r"\prod ": "∏", r"\mathbb{R}": "ℝ", r"\mathbb{Z}": "ℤ", r"\alpha ": "α", r"\beta ": "β",
+    r"\gamma ": "γ", r"\theta ": "θ", r"\lambda ": "λ", r"\phi ": "φ", r"\omega ": "ω", r"\mu ": "μ",
 }  # fmt: skip
+SYMBOLS = {symbol: spelling for spelling, symbols in SPELLINGS.items() for symbol in symbols}
 INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]")
 REPLACEMENTS = [
     (re.compile(pattern), value)
     for pattern, value in (
         (r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|nolimits)(?![A-Za-z])\.?", ""),
+        (r"\\(?:text|mathrm|textbf|mbox|rm)\{\s*(and|or)\s*\}", r" \1 "),
         (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
         (r"\\(?:leqslant|leq|lte)(?![A-Za-z])", r"\\le "),
         (r"\\(?:geqslant|geq|gte)(?![A-Za-z])", r"\\ge "),
@@ -64,9 +66,7 @@ def normalise(text: str) -> str:
     """One spelling for the many of a formula; dollar signs and other math delimiters go."""
     text = INVISIBLE.sub("", text)
     text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿ]+", lambda run: "^{" + run.group().translate(SUPERSCRIPTS) + "}", text)
-    text = re.sub(
-        "[¼-¾⅐-⅞]", lambda one: r"\frac{%s}{%s}" % tuple(unicodedata.normalize("NFKC", one.group()).split("⁄")), text
-    )
+    text = re.sub("[¼-¾⅐-⅞]", lambda one: _vulgar(one.group()), text)
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text)
         text = "".join(
@@ -76,6 +76,11 @@ def normalise(text: str) -> str:
     for pattern, value in REPLACEMENTS:
         text = pattern.sub(value, text)
     return re.sub(r"\s+", " ", text).strip()
+
+
+def _vulgar(symbol: str) -> str:
+    above, below = unicodedata.normalize("NFKC", symbol).split("⁄")
+    return rf"\frac{{{above}}}{{{below}}}"
 
 
 @dataclass(frozen=True)
@@ -101,12 +106,22 @@ TOKEN = re.compile(
     re.S,
 )
 FUNCTIONS = {
-    "sin": cmath.sin, "cos": cmath.cos, "tan": cmath.tan, "cot": lambda x: 1 / cmath.tan(x), "sec": lambda x: 1 / cmath.cos(x),
-    "csc": lambda x: 1 / cmath.sin(x), "arcsin": cmath.asin, "arccos": cmath.acos, "arctan": cmath.atan, "sinh": cmath.sinh,
-    "cosh": cmath.cosh, "tanh": cmath.tanh, "exp": cmath.exp, "ln": cmath.log, "log": cmath.log, "lg": cmath.log10,
+    "sin": cmath.sin, "cos": cmath.cos, "tan": cmath.tan, "cot": lambda x: 1 / cmath.tan(x),
+    "sec": lambda x: 1 / cmath.cos(x), "csc": lambda x: 1 / cmath.sin(x), "arcsin": cmath.asin, "arccos": cmath.acos,
+    "arctan": cmath.atan, "sinh": cmath.sinh, "cosh": cmath.cosh, "tanh": cmath.tanh, "exp": cmath.exp,
+    "ln": cmath.log, "log": cmath.log, "lg": cmath.log10,
 }  # fmt: skip
-RELATIONS = {"=": "=", "==": "=", "<": "<", ">": ">", "<=": "<=", ">=": ">=", r"\le": "<=", r"\ge": ">=", r"\ne": "!=", "!=": "!=", r"\approx": "~", r"\in": "in"}  # fmt: skip
-GREEK = set("alpha beta gamma delta epsilon theta lambda mu rho sigma tau phi psi omega xi eta zeta kappa nu".split())
+RELATIONS = {
+    "=": "=", "==": "=", "<": "<", ">": ">", "<=": "<=", ">=": ">=", r"\le": "<=", r"\ge": ">=", r"\ne": "!=",
+    "!=": "!=", r"\approx": "~", r"\in": "in",
+}  # fmt: skip
+_GREEK = "alpha beta gamma delta epsilon theta lambda mu rho sigma tau phi psi omega xi eta zeta kappa nu"
+GREEK = frozenset(_GREEK.split())
+_SHORT_WORDS = (
+    "to is in no if so on at as we it by of us be an am do go or up the yes has had was are not for but two one six ten"
+    " let get all any its can our out new now per due hence thus cm mm km kg mg ml"
+)
+SHORT_WORDS = frozenset(_SHORT_WORDS.split())
 CLOSING = {"(": (")", "]"), "[": ("]", ")"), "{": ("}",), r"\{": (r"\}",)}
 
 
@@ -219,7 +234,12 @@ class _Reader:
                 node = Node("/", (node, self.power()))
             elif self.starts_factor():
                 right = self.power()
-                mixed = _is_integer(node) and right.kind == "/" and all(map(_is_integer, right.parts)) and not self._bracketed
+                mixed = (
+                    _is_integer(node)
+                    and right.kind == "/"
+                    and all(map(_is_integer, right.parts))
+                    and not self._bracketed
+                )
                 node = Node("+", (node, right), "mixed") if mixed else _times(node, right)
             else:
                 return node
@@ -233,7 +253,11 @@ class _Reader:
         if kind == "word":
             return token not in ("and", "or")
         if kind == "command":
-            return token in (r"\frac", r"\sqrt", r"\pi", r"\{", r"\text", r"\mathrm", r"\binom") or token[1:] in FUNCTIONS or token[1:] in GREEK
+            return (
+                token in (r"\frac", r"\sqrt", r"\pi", r"\{", r"\text", r"\mathrm", r"\binom")
+                or token[1:] in FUNCTIONS
+                or token[1:] in GREEK
+            )
         return token in ("(", "{")
 
     def power(self) -> Node:
@@ -308,7 +332,7 @@ class _Reader:
         if token == "pi":
             return Node("constant", name="pi")
         if len(token) > 1:
-            if len(token) > 4 or token.lower() in ("to", "is", "in", "no", "if", "the", "yes", "none", "true"):
+            if len(token) > 3 or not token.islower() or token in SHORT_WORDS:
                 raise Unreadable("a word")
             # xy is a product of variables: give the other letters back
             self.at -= 1
@@ -395,7 +419,7 @@ class _Reader:
         name = self.need("pmatrix", "bmatrix", "matrix", "vmatrix", "Bmatrix", "smallmatrix")
         self.need("}")
         rows, row = [], [self.relation()]
-        while not (self.peek() == "\\end"):
+        while self.peek() != "\\end":
             if self.take("&"):
                 row.append(self.relation())
             elif self.take("\\\\"):
@@ -457,7 +481,9 @@ def evaluate(node: Node) -> Value:
         if exact is not None:
             return Value(exact, (complex(float(exact)),) * POINTS if abs(exact) < 10**300 else ())
         samples = tuple(_numeric(node, point) for point in range(POINTS))
-    except (OverflowError, ZeroDivisionError, ValueError, TypeError) as error:
+    except ZeroDivisionError as error:
+        raise Unreadable("undefined") from error
+    except (OverflowError, ValueError, TypeError) as error:
         raise Unreadable(str(error)) from error
     if any(cmath.isnan(sample) for sample in samples):
         raise Unreadable("undefined")

@@ -50,18 +50,18 @@ TOKEN = re.compile(
 )
 NAME = re.compile(r"(?<![A-Za-z0-9_.])(?:[A-Za-z]*[0-9_]\w*|[A-Za-z_][\w.]*\()", re.A)
 SENTENCE = re.compile(r"[.!?;:\n\u3002\uff01\uff1f\uff1b\uff1a\u0964\u061f]+")
-MATH_NAMES = frozenset(
-    "sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|sinh|cosh|tanh|log|ln|lg|exp|sqrt|lim|mod|max|min|gcd|lcm|det|dim|ker|"
-    "deg|arg|sup|inf|sgn|abs|rad|cm|mm|km|kg|mg|ml|hz".split("|")
+_MATH_NAMES = (
+    "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln lg exp sqrt lim mod max min gcd lcm det dim ker"
+    " deg arg sup inf sgn abs rad cm mm km kg mg ml hz"
 )
-ENGLISH = frozenset(
-    "the|of|and|to|in|is|that|it|for|as|with|was|are|be|this|by|on|at|from|or|have|an|they|which|one|were|all|we|when|"
-    "there|can|has|more|if|no|out|so|what|up|about|into|them|then|these|some|would|other|than|its|now|first|two|three|"
-    "find|add|multiply|answer|number|equals|therefore|because|since|let|us|need|get|gives|each|how|many|after|before|"
-    "next|total|sum|product|minus|plus|times|divide|subtract|must|should|will|not|but|also|only|our|where|think".split(
-        "|"
-    )
+MATH_NAMES = frozenset(_MATH_NAMES.split())
+_ENGLISH = (
+    "the of and to in is that it for as with was are be this by on at from or have an they which one were all we when"
+    " there can has more if no out so what up about into them then these some would other than its now first two three"
+    " find add multiply answer number equals therefore because since let us need get gives each how many after before"
+    " next total sum product minus plus times divide subtract must should will not but also only our where think"
 )
+ENGLISH = frozenset(_ENGLISH.split())
 # log-probability by which another language has to beat the target before a sentence counts as that language
 MARGIN = 4.0
 SHORT = 3

@@ -1,0 +1,218 @@
+"""Worker processes that are killed for real at their limit, replaced, and counted.
+
+A thread cannot be stopped, `signal.alarm` works in the main thread only and cannot interrupt one long call in C, and
+`concurrent.futures` cannot end one of its workers. So each worker is a process of its own, started without forking
+this one (CUDA, threads), spoken to in lines of JSON, and killed by its parent when a task is late. A worker that loses
+its parent ends by itself: at the end of its input, or at a limit on processor time that the kernel keeps.
+"""
+
+import atexit
+import json
+import logging
+import os
+import resource
+import select
+import selectors
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+START_SECONDS = 120.0
+MAX_TASKS, MAX_RSS_MB, ADDRESS_SPACE_MB = 20_000, 400, 3_000
+
+
+class WorkersUnavailable(RuntimeError):
+    """No worker could be started, which says nothing about the task."""
+
+
+class _Worker:
+    def __init__(self, target: str) -> None:
+        module, _, function = target.partition(":")
+        program = f"from rewards.workers import serve; from {module} import {function}; serve({function})"
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", "-c", program],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=environment,
+            start_new_session=True,  # a Ctrl-C in the terminal is the parent's to handle
+        )
+        self.buffer = bytearray()
+        self.tasks = 0
+        self.task: int | None = None
+        self.sent = time.monotonic()
+        self.deadline = self.sent + START_SECONDS
+        self.ready = False
+
+    def send(self, number: int, task: Any, seconds: float) -> None:
+        self.task, self.sent = number, time.monotonic()
+        self.deadline = self.sent + seconds
+        self.tasks += 1
+        self.process.stdin.write(json.dumps([seconds, task]).encode() + b"\n")
+        self.process.stdin.flush()
+
+    def receive(self) -> list[Any] | None:
+        """What one read brings: None at the end of the worker, else the complete lines."""
+        chunk = os.read(self.process.stdout.fileno(), 65_536)
+        if not chunk:
+            return None
+        self.buffer += chunk
+        *lines, rest = bytes(self.buffer).split(b"\n")
+        self.buffer = bytearray(rest)
+        return [json.loads(line) for line in lines]
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            try:
+                pipe.close()
+            except OSError:
+                logger.debug("a worker died with a task in its pipe")
+
+
+@dataclass
+class WorkerPool:
+    """Calls a function in worker processes, each call with a limit in seconds.
+
+    Args:
+        target: "package.module:function" of one argument; argument and result pass as JSON.
+        workers: processes, started when first needed.
+        seconds: limit of a call. After `patience` seconds lost to late calls within one `map`, what is left gets a
+            tenth of it, so that a batch of hostile answers cannot stall a training step.
+    """
+
+    target: str
+    workers: int = 2
+    seconds: float = 3.0
+    patience: float = 12.0
+    killed: int = field(default=0, init=False)
+    _pool: list[_Worker] = field(default_factory=list, init=False, repr=False)
+    _lock: Any = field(default_factory=threading.Lock, init=False, repr=False)
+    _pid: int = field(default_factory=os.getpid, init=False, repr=False)
+
+    def map(self, tasks: Sequence[Any]) -> list[tuple[bool, Any]]:
+        """(in time, result) of every task, in order. Threads that call at once take turns."""
+        if self._pid != os.getpid():  # a forked child must not speak into its parent's pipes
+            self._pool, self._lock, self._pid = [], threading.Lock(), os.getpid()
+        if not tasks:
+            return []
+        with self._lock:
+            return self._map(tasks)
+
+    def _map(self, tasks: Sequence[Any]) -> list[tuple[bool, Any]]:
+        results: list[tuple[bool, Any]] = [(False, None)] * len(tasks)
+        waiting = list(range(len(tasks)))[::-1]
+        lost, failed_starts = 0.0, 0
+        with selectors.DefaultSelector() as selector:
+            for worker in self._pool:
+                selector.register(worker.process.stdout, selectors.EVENT_READ, worker)
+            while waiting or any(worker.task is not None for worker in self._pool):
+                while len(self._pool) < min(self.workers, len(waiting) + sum(w.task is not None for w in self._pool)):
+                    worker = _Worker(self.target)
+                    self._pool.append(worker)
+                    selector.register(worker.process.stdout, selectors.EVENT_READ, worker)
+                for worker in self._pool:
+                    if waiting and worker.ready and worker.task is None:
+                        number = waiting.pop()
+                        seconds = self.seconds if lost < self.patience else self.seconds / 10
+                        try:
+                            worker.send(number, tasks[number], seconds)
+                        except OSError:  # it died between two tasks: its end of file is handled below
+                            waiting.append(number)
+                            worker.task = None
+                            break
+                busy = [worker.deadline for worker in self._pool if worker.task is not None or not worker.ready]
+                timeout = max(0.0, min(busy, default=time.monotonic()) - time.monotonic())
+                over: list[_Worker] = []
+                for key, _ in selector.select(timeout):
+                    worker = key.data
+                    replies = worker.receive()
+                    if replies is None:
+                        failed_starts += not worker.ready
+                        over.append(worker)
+                    for reply in replies or []:
+                        if not worker.ready:
+                            worker.ready = True
+                        else:
+                            results[worker.task] = (True, reply["result"])
+                            worker.task = None
+                            if worker.tasks >= MAX_TASKS or reply["rss_mb"] > MAX_RSS_MB:
+                                over.append(worker)
+                now = time.monotonic()
+                for worker in [*self._pool]:
+                    late = worker.deadline <= now and (worker.task is not None or not worker.ready)
+                    if late or worker in over:
+                        if worker.task is not None:
+                            self.killed += 1
+                            lost += now - worker.sent
+                        failed_starts += late and not worker.ready
+                        selector.unregister(worker.process.stdout)
+                        self._pool.remove(worker)
+                        worker.end()
+                if failed_starts >= 3:
+                    self._close()
+                    raise WorkersUnavailable(f"three workers for {self.target} ended before they were ready")
+        return results
+
+    def _close(self) -> None:
+        for worker in self._pool:
+            worker.end()
+        self._pool = []
+
+    def close(self) -> None:
+        """End all workers; the next `map` starts new ones."""
+        if self._pid == os.getpid():
+            with self._lock:
+                self._close()
+
+
+_POOLS: dict[str, WorkerPool] = {}
+_POOLS_LOCK = threading.Lock()
+
+
+def pool(target: str) -> WorkerPool:
+    """The one pool of this process for a function; its workers end with the process."""
+    with _POOLS_LOCK:
+        if target not in _POOLS:
+            _POOLS[target] = WorkerPool(target)
+            atexit.register(_POOLS[target].close)
+        return _POOLS[target]
+
+
+def serve(function: Callable[[Any], Any]) -> None:
+    """A worker's life: read a task, answer it, until the input ends or the parent is gone."""
+    parent = os.getppid()
+    resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE_MB << 20,) * 2)
+    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a library prints is no answer
+    _answer(answers, "ready")
+    while True:
+        if not select.select([sys.stdin], [], [], 5.0)[0]:
+            if os.getppid() != parent:
+                return
+            continue
+        line = sys.stdin.buffer.readline()
+        if not line:
+            return
+        seconds, task = json.loads(line)
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        resource.setrlimit(resource.RLIMIT_CPU, (int(used.ru_utime + used.ru_stime + seconds) + 2, hard))
+        try:
+            result = function(task)
+        except (MemoryError, RecursionError):
+            result = None
+        _answer(answers, {"result": result, "rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024})
+
+
+def _answer(stream: Any, reply: Any) -> None:
+    stream.write(json.dumps(reply) + "\n")
+    stream.flush()
