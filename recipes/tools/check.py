@@ -48,7 +48,7 @@ def check(target: str, path: str) -> None:
         if target.endswith(".py"):
             runpy.run_path(target, run_name="__main__")
         else:
-            runpy.run_module(target, run_name="__main__")
+            runpy.run_module(target, run_name="__main__", alter_sys=True)
     except Parsed:
         return
     raise RuntimeError(f"{target} has not parsed {path} with recipes.config.parse or data_prep.jobs.run")

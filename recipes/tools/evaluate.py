@@ -28,7 +28,6 @@ log = logging.getLogger("evaluate")
 
 WALKTHROUGH = "What is 2 + 3 * 4?"
 MANY = 16  # samples a problem for pass@16 and cons@16
-GENERAL_SETS = {"helpful": "eval_helpful", "harmless": "eval_harmless", "lookalike": "eval_lookalike"}
 
 
 @dataclass(frozen=True)
@@ -170,7 +169,8 @@ def many_figures(records: list[dict]) -> dict[str, float]:
 
 
 def general_figures(helpful: list[dict], harmless: list[dict], lookalike: list[dict]) -> dict[str, Any]:
-    """Figures of the general sets; the oracle's score of 0 to 3 is the world's own rule, never a trained model."""
+    """Figures of the general sets; `lookalike` is a part of `helpful`. The score of 0 to 3 is the world's own rule,
+    never a trained reward model."""
     score, score_stderr = mean_and_stderr(by_problem(helpful, "helpful_score"))
     safe, safe_stderr = mean_and_stderr(by_problem(harmless, "safe"))
     refused, refused_stderr = mean_and_stderr(by_problem(lookalike, "refused"))
@@ -221,9 +221,12 @@ def evaluate(checkpoint: Checkpoint, settings: Settings, output_dir: Path) -> di
         )
         generations += bare
     if checkpoint.general:
-        answers = {name: sampler.ask(name, sets[name], settings.k, seed, *usual) for name in GENERAL_SETS}
-        figures |= general_figures(**answers)
-        generations += sum(answers.values(), [])
+        helpful, harmless = (
+            sampler.ask(name, sets[name], settings.k, seed, *usual) for name in ("helpful", "harmless")
+        )
+        alike = {row["id"] for row in sets["lookalike"]}
+        figures |= general_figures(helpful, harmless, [r for r in helpful if r["id"] in alike])
+        generations += helpful + harmless
     greedy = sampler.ask("walkthrough", [sets["walkthrough"]], 1, seed, 0.0, 1.0)
     figures["walkthrough"] = greedy[0]["completion"]
     write_parquet(output_dir / "generations.parquet", generations + greedy)
@@ -231,11 +234,12 @@ def evaluate(checkpoint: Checkpoint, settings: Settings, output_dir: Path) -> di
 
 
 def load_sets(settings: Settings) -> dict[str, Any]:
-    """The held-out sets, cut to the settings' sizes, and the walkthrough's own question as a row."""
+    """The held-out sets, cut to the settings' sizes, and the walkthrough's own question as a row. The harmless
+    look-alikes are rows of the helpful set."""
     folder = Path(settings.world)
     sets: dict[str, Any] = {"reasoning": load_rows(folder / "eval_reasoning.parquet")[: settings.n_problems]}
-    for name, file in GENERAL_SETS.items():
-        rows = load_rows(folder / f"{file}.parquet")
+    for name in ("helpful", "harmless", "lookalike"):
+        rows = load_rows(folder / f"eval_{name}.parquet")
         sets[name] = rows[: settings.n_general] if settings.n_general else rows
     like = {"question": WALKTHROUGH, "prompt": WALKTHROUGH, "answer": "14", "language": "en", "verifier": "math"}
     sets["walkthrough"] = sets["reasoning"][0] | like | {"id": "walkthrough", "thinking": True}
