@@ -1,37 +1,64 @@
 """Rewards for R1-style training: a completion and a row in, a number out.
 
-Everything exported here is a callable that TRL takes as a reward function, or one of the plain functions under them.
-Importing this package loads neither torch nor transformers nor math-verify.
+Everything exported here is a callable that TRL takes as a reward function, its class with settings, or one of the plain
+functions under them. Importing this package loads neither torch nor transformers nor math-verify.
 """
 
-from rewards.accuracy import AccuracyReward, accuracy_reward, is_correct
-from rewards.code import CodeReward, code_reward
+from typing import Any
+
+from rewards.accuracy import AccuracyReward, accuracy_reward, gold_error, is_correct
+from rewards.code import CodeReward, code_reward, parse_tests
 from rewards.completion import Completion, parse, text_of
 from rewards.format import FormatReward, format_reward, is_well_formed
+from rewards.judge import JudgeReward, judge_reward
 from rewards.language import (
     LanguageConsistencyReward,
     detect_language,
     language_consistency,
     language_consistency_reward,
 )
-from rewards.preference import HarmlessnessReward, HelpfulnessReward
+from rewards.length import CosineReward, LengthReward, length_reward
+from rewards.preference import HarmlessnessReward, HelpfulnessReward, harmlessness_reward, helpfulness_reward
+from rewards.sandbox import LocalSandbox, PistonSandbox
+
+FROM_TRL = ("get_repetition_penalty_reward", "get_soft_overlong_punishment")
 
 __all__ = [
     "AccuracyReward",
     "CodeReward",
     "Completion",
+    "CosineReward",
     "FormatReward",
     "HarmlessnessReward",
     "HelpfulnessReward",
+    "JudgeReward",
     "LanguageConsistencyReward",
+    "LengthReward",
+    "LocalSandbox",
+    "PistonSandbox",
     "accuracy_reward",
     "code_reward",
     "detect_language",
     "format_reward",
+    "gold_error",
+    "harmlessness_reward",
+    "helpfulness_reward",
     "is_correct",
     "is_well_formed",
+    "judge_reward",
     "language_consistency",
     "language_consistency_reward",
+    "length_reward",
     "parse",
+    "parse_tests",
     "text_of",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """TRL's own length rewards, loaded when asked for, since TRL takes seconds to import."""
+    if name in FROM_TRL:
+        import trl.rewards
+
+        return getattr(trl.rewards, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -22,7 +22,7 @@ class _RewardModel:
         device: None puts the model on the GPU of this process where there is one.
     """
 
-    model: str
+    model: str = ""
     max_length: int = 8192
     batch_size: int = 16
     device: str | None = None
@@ -81,6 +81,9 @@ class _RewardModel:
 
     def _load(self) -> tuple[Any, Any]:
         if self._loaded is None:
+            if not self.model:
+                name = self.__name__
+                raise ValueError(f"{name}: say which reward model: reward_kwargs: {{{name}: {{model: <folder>}}}}")
             import torch
             from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -124,3 +127,7 @@ class HarmlessnessReward(_RewardModel):
 
     def response(self, text: str) -> str:
         return text.strip()
+
+
+helpfulness_reward = HelpfulnessReward()
+harmlessness_reward = HarmlessnessReward()

@@ -26,6 +26,10 @@ class SandboxUnavailable(RuntimeError):
     """The sandbox could not run the program; says nothing about the program."""
 
 
+class SandboxRefused(RuntimeError):
+    """This machine cannot shut a program in; the message names what it lacks."""
+
+
 @dataclass(frozen=True)
 class Run:
     """What a program did. `stopped` is None, "time" or "output" where a limit ended it."""
@@ -44,7 +48,8 @@ class Provider(Protocol):
         """Run a Python program to its end or to a limit.
 
         Raises:
-            SandboxUnavailable: the program could not be run.
+            SandboxUnavailable: the program could not be run, now.
+            SandboxRefused: this machine cannot run it safely, ever.
         """
 
 
@@ -123,7 +128,10 @@ class LocalSandbox:
             _end(process)
         state = json.loads(report) if report.endswith("\n") else {}
         if "missing" in state:
-            raise SandboxUnavailable(f"this machine cannot shut a program in; it lacks: {state['missing']}")
+            raise SandboxRefused(
+                f"this machine cannot shut a program in; it lacks: {state['missing']}. Use another machine or a server:"
+                " code_reward with provider=PistonSandbox(url)"
+            )
         if "layers" not in state:
             raise SandboxUnavailable(f"the sandbox did not start: {state.get('error') or err[-500:] or 'no report'}")
         return Run(out, err, process.returncode, stopped, tuple(state["layers"]))
@@ -168,3 +176,49 @@ def _end(process: subprocess.Popen) -> None:
 def _open_to_all(*paths: str | Path) -> bool:
     """Whether every user may enter the folders of these paths."""
     return all(parent.stat().st_mode & 0o001 for path in paths for parent in (Path(path), *Path(path).parents))
+
+
+@dataclass(frozen=True)
+class PistonSandbox:
+    """Runs programs on a Piston server (https://github.com/engineer-man/piston), for scale.
+
+    Args:
+        url: the server, such as "http://localhost:2000".
+        seconds, memory_mb: limits of a run; they must not exceed the server's own.
+        retries: further attempts, after 1, 2, 4 ... seconds, when the server does not answer or is busy.
+    """
+
+    url: str
+    seconds: float = 6.0
+    memory_mb: int = 512
+    version: str = "3.x"
+    retries: int = 3
+
+    def run(self, program: str, stdin: str = "") -> Run:
+        import httpx
+
+        request = {
+            "language": "python",
+            "version": self.version,
+            "files": [{"name": "main.py", "content": program}],
+            "stdin": stdin,
+            "run_timeout": int(self.seconds * 1000),
+            "run_memory_limit": self.memory_mb << 20,
+        }
+        reason = ""
+        for attempt in range(self.retries + 1):
+            if attempt:
+                time.sleep(2 ** (attempt - 1))
+            try:
+                reply = httpx.post(f"{self.url.rstrip('/')}/api/v2/execute", json=request, timeout=self.seconds + 30)
+                if reply.status_code == 200:
+                    ran = reply.json()["run"]
+                    stopped = "time" if ran.get("signal") == "SIGKILL" or ran.get("status") == "TO" else None
+                    code = ran["code"] if ran.get("code") is not None else -1
+                    return Run(ran["stdout"], ran["stderr"], code, stopped, ("piston",))
+                reason = f"{reply.status_code} {reply.text[:200]}"
+                if reply.status_code not in (408, 429) and reply.status_code < 500:
+                    break
+            except (httpx.HTTPError, ValueError, KeyError) as error:
+                reason = f"{type(error).__name__}: {error}"
+        raise SandboxUnavailable(f"the Piston server at {self.url} did not run the program: {reason}")

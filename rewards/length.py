@@ -1,0 +1,78 @@
+"""Rewards that look at length. Lengths are in tokens, from `completion_ids`, which TRL passes to every reward.
+
+TRL's own repetition and overlong rewards are right for every shape of completion, and `rewards` passes them on:
+`get_repetition_penalty_reward` (arXiv 2502.03373, C.2), `get_soft_overlong_punishment` (DAPO, Eq. 13).
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from rewards.accuracy import accuracy_reward
+from rewards.completion import prompt_text
+
+
+@dataclass(frozen=True)
+class LengthReward:
+    """Kimi k1.5's length reward (arXiv 2501.12599, Section 2.3.3), within each prompt's group.
+
+    lambda = 0.5 - (length - min) / (max - min); a right completion gets lambda, a wrong one min(0, lambda); all get 0
+    where the lengths of the group are equal. What cannot be graded gets None.
+
+    Args:
+        correctness: the reward that says what is right (1.0).
+    """
+
+    correctness: Callable = field(default=accuracy_reward)
+    __name__ = "length_reward"
+
+    def __call__(self, completions: list, completion_ids: list, prompts: list, **columns: Any) -> list[float | None]:
+        right = self.correctness(completions=completions, prompts=prompts, **_silent(columns))
+        groups: dict[str, list[int]] = defaultdict(list)
+        for row, prompt in enumerate(prompts):
+            groups[prompt_text(prompt)].append(row)
+        rewards: list[float | None] = [None] * len(completions)
+        for rows in groups.values():
+            lengths = {row: len(completion_ids[row]) for row in rows}
+            low, high = min(lengths.values()), max(lengths.values())
+            for row in rows:
+                if right[row] is not None:
+                    score = 0.5 - (lengths[row] - low) / (high - low) if high > low else 0.0
+                    rewards[row] = score if right[row] == 1.0 else min(0.0, score)
+        return rewards
+
+
+@dataclass(frozen=True)
+class CosineReward:
+    """The cosine length reward (arXiv 2502.03373, C.1): v_min + (v_max - v_min) / 2 * (1 + cos(pi * length / max)).
+
+    Right completions go from `right[1]` (short) to `right[0]` (at `max_length`), wrong ones from `wrong[0]` up to
+    `wrong[1]`, so that who is wrong may think longer. Longer than `max_length` tokens counts as that. TRL's reward of
+    this name takes no plain-text completions and hangs on some answers.
+    """
+
+    max_length: int
+    wrong: tuple[float, float] = (-1.0, -0.5)
+    right: tuple[float, float] = (0.5, 1.0)
+    correctness: Callable = field(default=accuracy_reward)
+    __name__ = "cosine_reward"
+
+    def __call__(self, completions: list, completion_ids: list, **columns: Any) -> list[float | None]:
+        rewards: list[float | None] = []
+        graded = self.correctness(completions=completions, **_silent(columns))
+        for ids, correct in zip(completion_ids, graded, strict=True):
+            low, high = self.right if correct == 1.0 else self.wrong[::-1]
+            progress = min(len(ids), self.max_length) / self.max_length
+            score = low + (high - low) / 2 * (1 + math.cos(math.pi * progress))
+            rewards.append(None if correct is None else score)
+        return rewards
+
+
+def _silent(columns: dict[str, Any]) -> dict[str, Any]:
+    """Without TRL's loggers: the accuracy reward itself logs its metrics, once."""
+    return {name: value for name, value in columns.items() if name not in ("log_metric", "log_extra")}
+
+
+length_reward = LengthReward()
