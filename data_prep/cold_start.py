@@ -83,16 +83,15 @@ def build(config: ColdStart, output_dir: Path, reviewed: list[rows.Row], **asked
         way: Way = getattr(config, name)
         raw, sampled = sample(config, output_dir, name, way, way_rows)
         funnel = Funnel([check.__name__ for check in FILTERS])
-        for candidate, (text, finish) in zip(raw, rewrite(config, output_dir / name, raw), strict=True):
-            written = Candidate(candidate.row, text, finish)
-            if funnel.see(written, config.rewritten):
-                number = sum(row["id"].startswith(f"{candidate.row['id']}-") for row in kept[-way.keep :])
-                row = rows.sft_row(candidate.row, number, text, config.rewriter.model)
-                kept.append(row | {"way": name})
-                strict = first_failure(candidate, replace(config.rewritten, style=STYLES[name]))
-                review.append(review_record(row, [f"before rewriting: {strict[1]}"] if strict else []))
+        written = funnel.passing(rewrite(config, output_dir / name, raw), config.rewritten)
+        for before, after in zip(raw, written, strict=True):
+            for number, candidate in enumerate(after):
+                row = rows.sft_row(candidate.row, number, candidate.text, candidate.generator) | {"way": name}
+                mended = [first_failure(c, replace(config.rewritten, style=STYLES[name])) for c in before]
+                kept.append(row)
+                review.append(review_record(row, [f"before rewriting: {why}" for _, why in filter(None, mended)]))
         figures[name] = {"sampled": sampled.figures(), "rewritten": funnel.figures()}
-        log.info("%s: %d of %d samples rewritten, %d kept", name, len(raw), sampled.seen, funnel.figures()["kept"])
+        log.info("%s: %d samples, %d rewritten, %d kept", name, sampled.seen, funnel.seen, sum(map(len, written)))
     write_review(output_dir / "review.jsonl", review)
     kept, decisions = apply_review(kept, reviewed)
     rows.write_rows(output_dir / "train.parquet", kept, sft=True)
@@ -101,40 +100,46 @@ def build(config: ColdStart, output_dir: Path, reviewed: list[rows.Row], **asked
 
 def sample(
     config: ColdStart, output_dir: Path, name: str, way: Way, asked: list[rows.Row]
-) -> tuple[list[Candidate], Funnel]:
-    """(what is correct and readable, at most ``way.keep`` a prompt; the funnel of all samples)."""
+) -> tuple[list[list[Candidate]], Funnel]:
+    """(for each prompt what is correct and readable, at most ``way.keep``; the funnel of all samples)."""
     make = {
         "few_shot": lambda row: prompts.few_shot(config.examples[row["language"]], row["question"]),
         "direct": lambda row: prompts.direct(row["question"], row["language"]),
         "r1_zero": lambda row: prompts.r1_zero(row["question"]),
     }[name]
-    questions: list[Prompt] = [make(row) for row in asked]
     model = LocalModel(way.checkpoint, config.batch_size)
-    groups = model.sample(questions, way.n, way.decoding, config.seed, output_dir / "samples")
-    funnel = Funnel([check.__name__ for check in FILTERS] + ["surplus"])
-    kept: list[Candidate] = []
-    for row, group in zip(asked, groups, strict=True):
-        passed = []
+    samples = model.sample([make(row) for row in asked], way.n, way.decoding, config.seed, output_dir / "samples")
+    groups: list[list[Candidate]] = [[] for _ in asked]
+    for row, group, candidates in zip(asked, samples, groups, strict=True):
         for one in group:
             page, more, _ = one.text.partition("\nProblem:")  # a base model goes on to the next problem of the page
             finish = "stop" if more else one.finish
-            candidate = Candidate(row, page.strip(), finish, one.completion_tokens, way.checkpoint)
-            if funnel.see(candidate, replace(config.filters, style=STYLES[name])):
-                passed.append(candidate)
-        for _ in passed[way.keep :]:
-            funnel.drop("surplus", row, f"{way.keep} came before")
-        kept += passed[: way.keep]
-    return kept, funnel
+            candidates.append(Candidate(row, page.strip(), finish, one.completion_tokens, way.checkpoint))
+    funnel = Funnel([check.__name__ for check in FILTERS] + ["surplus"])
+    passed = funnel.passing(groups, replace(config.filters, style=STYLES[name]))
+    for group in passed:
+        for candidate in group[way.keep :]:
+            funnel.drop("surplus", candidate.row, f"{way.keep} came before")
+    return [group[: way.keep] for group in passed], funnel
 
 
-def rewrite(config: ColdStart, store: Path, raw: list[Candidate]) -> list[tuple[str, str]]:
-    """(text, finish) of the rewriter for each candidate."""
+def rewrite(config: ColdStart, store: Path, raw: list[list[Candidate]]) -> list[list[Candidate]]:
+    """What the rewriter makes of each candidate."""
     questions: list[Prompt] = [
-        prompts.chat(prompts.rewrite(str(c.row["question"]), c.text, str(c.row["language"]))) for c in raw
+        prompts.chat(prompts.rewrite(str(c.row["question"]), c.text, str(c.row["language"]))) for g in raw for c in g
     ]
     with connect(config.rewriter) as server:
-        answers = server.sample(questions, 1, config.rewriting, config.seed, store)
-    return [(answer.text.strip(), answer.finish) for (answer,) in answers]
+        answers = iter(server.sample(questions, 1, config.rewriting, config.seed, store))
+    written = []
+    for group in raw:
+        texts = [next(answers)[0] for _ in group]
+        written.append(
+            [
+                Candidate(c.row, text.text.strip(), text.finish, text.completion_tokens, config.rewriter.model)
+                for c, text in zip(group, texts, strict=True)
+            ]
+        )
+    return written
 
 
 # --- a person's review ------------------------------------------------------------------------------------------------

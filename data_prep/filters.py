@@ -7,8 +7,10 @@ and prints no threshold; ours are defaults that a YAML may change.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -134,17 +136,25 @@ class Funnel:
         self.dropped = dict.fromkeys(self.steps, 0)
 
     def drop(self, step: str, row: Row, why: str) -> None:
-        """Counts one drop and keeps the first as an example. Every ``see``n candidate is dropped at most once."""
+        """Counts one drop and keeps the first as an example. A candidate is dropped at most once."""
         self.dropped[step] += 1
         self.example.setdefault(step, f"{row['id']}: {why}")
 
-    def see(self, candidate: Candidate, thresholds: Thresholds) -> bool:
-        """Counts a candidate; whether it passes all filters."""
-        self.seen += 1
-        failure = first_failure(candidate, thresholds)
-        if failure:
-            self.drop(failure[0], candidate.row, failure[1])
-        return failure is None
+    def passing(self, groups: list[list[Candidate]], thresholds: Thresholds) -> list[list[Candidate]]:
+        """The candidates of each group that pass all filters; all are counted. In threads, as programs may be run."""
+        candidates = [candidate for group in groups for candidate in group]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            failures = iter(list(pool.map(lambda candidate: first_failure(candidate, thresholds), candidates)))
+        self.seen += len(candidates)
+        passed = []
+        for group in groups:
+            passed.append([])
+            for candidate, failure in zip(group, failures, strict=False):
+                if failure:
+                    self.drop(failure[0], candidate.row, failure[1])
+                else:
+                    passed[-1].append(candidate)
+        return passed
 
     def figures(self) -> dict[str, object]:
         kept = self.seen - sum(self.dropped.values())

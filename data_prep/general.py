@@ -51,7 +51,7 @@ def load(config: General) -> dict[str, list[rows.Row]]:
 
 def build(config: General, output_dir: Path, prompts: list[rows.Row]) -> dict[str, object]:
     funnel = Funnel([check.__name__ for check in FILTERS] + ["low_score", "no_verdict", "duplicate", "surplus"])
-    groups = [[c for c in group if funnel.see(c, config.filters)] for group in answer(config, output_dir, prompts)]
+    groups = funnel.passing(answer(config, output_dir, prompts), config.filters)
     scores = score(config, output_dir, groups)
     kept: list[rows.Row] = []
     by_writer: dict[str, int] = {}

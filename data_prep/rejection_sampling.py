@@ -63,8 +63,7 @@ def sample_and_select(config, output_dir: Path, asked: list[rows.Row]) -> tuple[
         for row, group in zip(asked, samples, strict=True)
     ]
     funnel = Funnel([check.__name__ for check in FILTERS] + ["judged_incorrect", "no_verdict", "duplicate", "surplus"])
-    passed = [[c for c in group if funnel.see(c, config.filters)] for group in groups]
-    passed = judge(passed, config.judge, config.seed, output_dir / "verdicts", funnel)
+    passed = judge(funnel.passing(groups, config.filters), config.judge, config.seed, output_dir / "verdicts", funnel)
     kept = [best(group, config.keep, funnel) for group in passed]
     result = [
         rows.sft_row(candidate.row, number, candidate.text, config.checkpoint)

@@ -14,6 +14,7 @@ import logging
 import os
 import random
 import sqlite3
+import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -59,7 +60,10 @@ class LocalModel:
     def __init__(self, checkpoint: str | Path, batch_size: int = 256):
         import torch  # a job that only asks a server never loads it
         from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers.utils import logging as transformers_logging
 
+        if not sys.stderr.isatty():
+            transformers_logging.disable_progress_bar()
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.batch_size = batch_size
         self.tokenizer = AutoTokenizer.from_pretrained(checkpoint, padding_side="left")
@@ -227,6 +231,7 @@ class Server:
             store.mkdir(parents=True, exist_ok=True)
         with closing(sqlite3.connect(store / "requests.sqlite" if store else ":memory:")) as answers:
             answers.execute("pragma journal_mode = wal")
+            answers.execute("pragma synchronous = normal")  # a kill loses nothing; a power cut may lose the last few
             answers.execute("create table if not exists answers (request text primary key, sample text)")
             try:
                 samples = asyncio.run(self._ask_all(prompts, n, decoding, seed, answers))
@@ -307,5 +312,5 @@ def connect(settings: ServerSettings) -> Iterator[Server]:
         return
     from data_prep.world import oracle
 
-    with oracle.serve() as url:
-        yield Server(replace(settings, base_url=url))
+    with oracle.serve() as url:  # a thread of this process: many requests at a time only fight for the interpreter
+        yield Server(replace(settings, base_url=url, concurrency=min(settings.concurrency, 4)))

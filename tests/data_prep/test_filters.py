@@ -76,10 +76,11 @@ def test_the_funnel_counts_each_candidate_once_by_its_first_failure(row):
     mixed_and_wrong = GOOD.replace("Then I get", "然后得到").replace("is 14.", "is 20.")
     texts = [GOOD, GOOD, GOOD.replace("is 14.", "is 20."), mixed_and_wrong, "half"]
     finishes = ["stop"] * 4 + ["length"]
-    passed = [funnel.see(Candidate(row(), t, f), THRESHOLDS) for t, f in zip(texts, finishes, strict=True)]
+    candidates = [Candidate(row(), text, finish) for text, finish in zip(texts, finishes, strict=True)]
+    passed = funnel.passing([candidates[:1], [], candidates[1:]], THRESHOLDS)
     funnel.drop("surplus", row(), "one is enough")
     figures = funnel.figures()
-    assert passed == [True, True, False, False, False]
+    assert passed == [candidates[:1], [], candidates[1:2]]
     assert list(figures["dropped"]) == [check.__name__ for check in FILTERS] + ["surplus"]
     assert {name: count for name, count in figures["dropped"].items() if count} == {
         "truncated": 1, "incorrect": 2, "surplus": 1,
