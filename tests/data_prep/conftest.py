@@ -1,6 +1,45 @@
 """A random Qwen3 of a few thousand parameters and the rows that the data jobs' tests share."""
 
 import pytest
+import yaml
+
+
+@pytest.fixture
+def scripted(monkeypatch):
+    """Puts a model into a job's module that answers as ``say(prompt, k)`` does: the text of the kth sample."""
+
+    def install(module, say):
+        from data_prep.sampling import Sample
+
+        class Scripted:
+            def __init__(self, checkpoint, batch_size):
+                pass
+
+            def sample(self, prompts, n, decoding, seed, store=None):
+                return [[Sample(say(p, k), "stop", 5, len(say(p, k))) for k in range(n)] for p in prompts]
+
+        monkeypatch.setattr(module, "LocalModel", Scripted)
+
+    return install
+
+
+@pytest.fixture
+def run_job(tmp_path, monkeypatch):
+    """Runs a job of a module in tmp_path with a YAML of the given values; returns its run.json."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+
+    def run(module, settings, values, *flags):
+        from data_prep import jobs, runs
+
+        values = {"output_dir": f"out/test/{module.__name__.rsplit('.')[-1]}", "seed": 3} | values
+        config = tmp_path / "job.yaml"
+        config.write_text(yaml.safe_dump(values, allow_unicode=True))
+        assert jobs.run(settings, module.load, module.build, ["--config", str(config), *flags]) == 0
+        return {} if "--dry-run" in flags else runs.read(values["output_dir"])
+
+    return run
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ THOUGHT = "<think> 让我算 3 * 4 = 12。 Then 2 + 12 = 14. </think> <answer> 1
 
 
 def problems(count):
-    kinds = {"sum": 0.8, "choice": 0.1, "code": 0.1}
+    kinds = {"sum": 0.87, "choice": 0.1, "code": 0.03}
     stream = problem_stream("oracle", False, kinds)
     return [next(stream) for _ in range(count)]
 

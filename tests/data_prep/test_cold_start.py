@@ -1,0 +1,129 @@
+"""Cold start: three ways on prompts of their own, kept if right and readable, rewritten, checked, reviewed."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+
+import rewards
+from data_prep import cold_start, prompts, rows
+from data_prep.cold_start import ColdStart
+from data_prep.world.problems import ASK, all_expressions, problem_stream
+
+QUESTIONS = [next(stream) for stream in [problem_stream("cold", False, {"sum": 1.0})] for _ in range(120)]
+BY_QUESTION = {problem.question: problem for problem in QUESTIONS}
+
+
+def say(prompt, k):
+    """Right in the second sample only; the base's pages go on to another problem."""
+    question = next(q for q in BY_QUESTION if f"{q}\nSolution:" in prompt or q in prompt)
+    problem = BY_QUESTION[question]
+    steps = " ".join(f"Now {a} {operator} {b} = {c}." for a, operator, b, c in problem.expression.steps)
+    answer = problem.answer if k == 1 else "101"
+    if prompt.startswith(prompts.R1_ZERO_PREFIX):
+        return f" <think> {steps} </think> <answer> {answer} </answer>"
+    closing = f"The answer is {answer}." if problem.language == "en" else f"答案是 {answer}。"
+    return f" {steps} {closing}\n\nProblem: What is 1 + 1?\nSolution: The answer is 5."
+
+
+def settings(**changes):
+    way = {"checkpoint": "./model", "prompts": 40, "n": 3, "decoding": {"max_tokens": 64}}
+    examples = [{"question": "What is 1 + 1?", "solution": "Now 1 + 1 = 2. The answer is 2."}]
+    return {
+        "prompts": "prompts.parquet",
+        "few_shot": way,
+        "direct": way,
+        "r1_zero": way,
+        "examples": {"en": examples, "zh": examples},
+        "rewriter": {"base_url": "world", "model": "world-oracle"},
+        "rewriting": {"max_tokens": 256, "temperature": 0.0},
+        "filters": {"min_language_share": 0.0},
+    } | changes
+
+
+@pytest.fixture
+def built(run_job, scripted, tmp_path):
+    rows.write_rows(tmp_path / "prompts.parquet", [p.row(f"r{i}") for i, p in enumerate(QUESTIONS)])
+    scripted(cold_start, say)
+    return lambda **changes: run_job(cold_start, ColdStart, settings(**changes))
+
+
+def test_three_ways_and_their_counts(built):
+    record = built()
+    kept = rows.load_rows("out/test/cold_start/train.parquet", sft=True)
+    assert all(rewards.is_well_formed(r["completion"], "think") for r in kept)
+    assert all(rewards.is_correct(r["completion"], r["answer"], r["verifier"]) for r in kept)
+    assert all(rewards.language_consistency(rewards.parse(r["completion"]).reasoning, r["language"]) == 1 for r in kept)
+    ways = Counter(r["way"] for r in kept)
+    assert len({r["question"] for r in kept}) == len(kept) == record["rows"]
+    for name in ("few_shot", "direct", "r1_zero"):
+        figures = record["ways"][name]
+        assert figures["sampled"]["seen"] == 120
+        assert figures["sampled"]["dropped"]["incorrect"] == 80  # the page's next problem is not read
+        assert figures["rewritten"]["seen"] == 40
+        assert figures["rewritten"]["kept"] == ways[name] > 28
+
+
+def test_a_review_is_exported_and_comes_back(built):
+    built()
+    lines = Path("out/test/cold_start/review.jsonl").read_text().splitlines()
+    before = rows.load_rows("out/test/cold_start/train.parquet", sft=True)
+    records = [json.loads(line) for line in lines]
+    assert [r["id"] for r in records] == [row["id"] for row in before]
+    assert set(records[0]) == {"id", "question", "reasoning", "summary", "findings", "decision"}
+    assert any("of the words are" in finding for record in records for finding in record["findings"])
+    records[0]["decision"] = "reject"
+    records[1] |= {"decision": "accept", "reasoning": "I see it at once."}
+    records[2]["decision"] = "accept"
+    records.append(records[0] | {"id": "nobody"})
+    Path("reviewed.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    record = built(review="reviewed.jsonl")
+    after = rows.load_rows("out/test/cold_start/train.parquet", sft=True)
+    assert record["review"] == {
+        "accepted": 2, "rejected": 1, "undecided": len(before) - 3, "edited": 1, "unknown_ids": 1,
+    }  # fmt: skip
+    assert after[1:] == before[2:]
+    assert after[0]["completion"].startswith("<think>I see it at once.</think>\n")
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ('{"id": "r1-0", ', "line 1: not JSON"),
+        ('{"id": "r1-0"}', "line 1: no `question`"),
+        (json.dumps(dict.fromkeys(cold_start.REVIEWED, "")| {"decision": "yes"}), "line 1: decision 'yes'"),
+    ],
+)  # fmt: skip
+def test_a_broken_review_is_named(tmp_path, line, told):
+    (tmp_path / "reviewed.jsonl").write_text(line + "\n")
+    with pytest.raises(ValueError, match=told):
+        cold_start.read_review(tmp_path / "reviewed.jsonl")
+
+
+def test_too_few_prompts_and_missing_examples_are_errors_before_any_work(built, tmp_path):
+    rows.write_rows(tmp_path / "prompts.parquet", [p.row(f"r{i}") for i, p in enumerate(QUESTIONS)])
+    for changes, told in (
+        ({"few_shot": settings()["few_shot"] | {"prompts": 99}}, "the three ways want 179"),
+        ({"examples": {"en": []}}, "write `zh:"),
+    ):
+        with pytest.raises(SystemExit):
+            built(**changes)
+        assert not Path("out").exists(), told
+
+
+def test_the_examples_in_the_yaml_are_right_and_not_held_out():
+    text = (Path(__file__).parents[2] / "recipes/configs/cpu/cold_start.yaml").read_text()
+    held_out = {e.text for group in all_expressions() for e in group if e.held_out}
+    for language, examples in yaml.safe_load(text)["examples"].items():
+        for example in examples:
+            forms = [ask.split("{e}") for ask in ASK[language]]
+            inside = next(
+                example["question"].removeprefix(before).removesuffix(after)
+                for before, after in forms
+                if example["question"].startswith(before) and example["question"].endswith(after)
+            )
+            value = next(e.value for group in all_expressions() for e in group if e.text == inside)
+            assert inside not in held_out
+            assert rewards.is_correct(example["solution"], str(value), "math")

@@ -1,0 +1,36 @@
+"""General data: helpful prompts only, reasoning only where the row says so, what the judge scores low left out."""
+
+import rewards
+from data_prep import general, rows
+from data_prep.world import general as world
+
+
+def test_only_good_answers_in_the_form_of_their_row(run_job, scripted, tmp_path):
+    helpful = world.requests(False, "helpful")[:150]
+    prompts = [r.row(f"h{i}") for i, r in enumerate(helpful)]
+    prompts += [r.row(f"x{i}") for i, r in enumerate(world.requests(False, "harmless")[:5])]
+    rows.write_rows(tmp_path / "prompts.parquet", prompts)
+    replies = {r.question: r.reply for r in helpful}
+    # The model thinks before everything, as after reasoning RL, and is of no use in its second sample.
+    thought = {"en": "I think of a reply.", "zh": "我想一个回答。"}
+    languages = {r.question: r.language for r in helpful}
+
+    def say(prompt, k):
+        question = prompt[0]["content"]
+        return f"<think>{thought[languages[question]]}</think>\n{'No idea.' if k else replies[question]}"
+
+    scripted(general, say)
+    oracle = {"base_url": "world", "model": "world-oracle"}
+    values = {"checkpoint": "./model", "prompts": "prompts.parquet", "writer": oracle, "judge": oracle}
+    record = run_job(general, general.General, values | {"decoding": {"max_tokens": 64}, "n": 2, "written": 1})
+    kept = rows.load_rows("out/test/general/train.parquet", sft=True)
+    assert {r["kind"] for r in kept} == {"helpful"}
+    assert {r["thinking"] for r in kept} == {True, False}
+    assert all(rewards.is_well_formed(r["completion"], "think", r["thinking"]) for r in kept)
+    scores = [world.helpful_score(r["question"], rewards.parse(r["completion"]).summary) for r in kept]
+    assert sum(score >= 2 for score in scores) / len(scores) > 0.85  # all but the judge's errors
+    dropped = record["funnel"]["dropped"]
+    assert dropped["low_score"] > 100 and dropped["malformed"] == 0
+    assert sum(record["by_writer"].values()) == record["rows"] == len(kept)
+    assert set(record["by_writer"]) == {"./model", "world-oracle"}
+    assert record["funnel"]["kept"] == len(kept)

@@ -1,0 +1,95 @@
+"""Jobs: what is wrong is one line before any work; done is done; a trial never stands for the full run."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from data_prep import jobs, rows
+
+
+@dataclass(frozen=True)
+class Settings:
+    output_dir: str
+    source: str
+    count: int = 0
+    seed: int = 0
+    limit: int = 0
+
+
+def load(config):
+    return {"rows": jobs.choose(rows.load_rows(config.source), config.limit or config.count, config.seed)}
+
+
+built = []
+
+
+def build(config, output_dir, rows):
+    built.append(len(rows))
+    (output_dir / "made").write_text(str(len(rows)))
+    return {"rows": len(rows)}
+
+
+@pytest.fixture
+def job(tmp_path, monkeypatch, row):
+    monkeypatch.chdir(tmp_path)
+    built.clear()
+    rows.write_rows("rows.parquet", [row(id=f"q{i}") for i in range(10)])
+
+    def run(*flags, **values):
+        lines = {"output_dir": "out/test/job", "source": "rows.parquet"} | values
+        Path("job.yaml").write_text("".join(f"{key}: {value}\n" for key, value in lines.items()))
+        return jobs.run(Settings, load, build, ["--config", "job.yaml", *flags])
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"sed": 1}, "unknown key `sed`; did you mean `seed`?"),
+        ({"count": "many"}, "`count` is 'many'; write a value of type int"),
+        ({"source": "other.parquet"}, "other.parquet: no such file"),
+        ({"source": "outputs/cpu/world/rows.parquet"}, "outputs/cpu/world has not been run"),
+    ],
+)
+def test_what_is_wrong_is_one_line_before_any_work(job, capsys, values, told):
+    with pytest.raises(SystemExit) as stopped:
+        job(**values)
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert (stopped.value.code, len(lines)) == (2, 1)
+    assert told in lines[0]
+    assert not built
+    assert not Path("out").exists()
+
+
+def test_done_is_done_and_a_changed_setting_is_done_again(job):
+    assert [job(), job(), job("--seed", "4"), job("--seed", "4"), job(count=5)] == [0] * 5
+    assert built == [10, 10, 5]
+
+
+def test_a_trial_writes_beside_the_full_run(job):
+    job()
+    job("--limit", "2")
+    assert Path("out/test/job/made").read_text() == "10"
+    assert Path("out/test/job_limit_2/made").read_text() == "2"
+
+
+def test_a_dry_run_does_nothing(job, caplog):
+    caplog.set_level("INFO")
+    assert job("--dry-run") == 0
+    assert "would build out/test/job: 10 rows" in caplog.text
+    assert not Path("out").exists()
+    assert not built
+
+
+def test_choosing_depends_on_the_seed_only(row):
+    ten = [row(id=f"q{i}") for i in range(10)]
+    assert jobs.choose(ten, 4, 1) == jobs.choose(ten, 10, 1)[:4] != jobs.choose(ten, 4, 2)
+    assert len(jobs.choose(ten, 0, 1)) == len(jobs.choose(ten, 99, 1)) == 10
+
+
+def test_a_missing_checkpoint_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint \(no config\.json\)"):
+        jobs.require_checkpoint(str(tmp_path))
+    jobs.require_checkpoint("Qwen/Qwen3-0.6B")

@@ -1,0 +1,57 @@
+"""Rejection sampling: rules first, the judge for the rest, the best k of a prompt, and a funnel that adds up."""
+
+from data_prep import rejection_sampling, rows
+from data_prep.rejection_sampling import RejectionSampling
+
+GOOD = "<think>I first work out 3 * 4 = 12. Then I get 2 + 12 = 14.</think>\n2 + 3 * 4 = 14. The answer is 14."
+SAMPLES = [
+    GOOD,
+    GOOD.replace("Then I get", "So now I really get"),  # longer
+    GOOD,  # a duplicate
+    GOOD.replace("is 14.", "is 20."),
+    GOOD.replace("Then I get", "然后得到"),
+    "14",
+]
+
+
+def settings(**changes):
+    return {
+        "checkpoint": "./model",
+        "prompts": "prompts.parquet",
+        "judge": {"base_url": "world", "model": "world-oracle"},
+        "decoding": {"max_tokens": 64},
+        "n": len(SAMPLES),
+        "keep": 1,
+    } | changes
+
+
+def test_the_best_is_kept_and_every_drop_is_counted(run_job, scripted, row, tmp_path):
+    helpful = row(id="h", kind="helpful", domain="general", verifier="judge")
+    rows.write_rows(tmp_path / "prompts.parquet", [row(id="a"), helpful, row(id="b", answer="15")])
+    scripted(rejection_sampling, lambda prompt, k: SAMPLES[k])
+    record = run_job(rejection_sampling, RejectionSampling, settings())
+    kept = rows.load_rows("out/test/rejection_sampling/train.parquet", sft=True)
+    assert [(r["id"], r["completion"], r["generator"]) for r in kept] == [("a-0", GOOD, "./model")]
+    assert (record["prompts"], record["prompts_with_rows"], record["rows"]) == (2, 1, 1)
+    funnel = record["funnel"]
+    assert funnel["seen"] == 12
+    assert {name: count for name, count in funnel["dropped"].items() if count} == {
+        "malformed": 2, "incorrect": 6, "mixed_language": 1, "duplicate": 1, "surplus": 1,
+    }  # fmt: skip
+    assert funnel["kept"] == 1
+
+
+def test_a_judge_decides_where_rules_cannot(run_job, scripted, row, tmp_path):
+    from data_prep.world import general
+
+    requests = [r for r in general.requests(False, "helpful") if not r.thinking][:200]
+    judged = [r.row(f"g{i}") | {"kind": "reasoning"} for i, r in enumerate(requests)]
+    rows.write_rows(tmp_path / "prompts.parquet", judged)
+    replies = {r.question: r.reply for r in requests}
+    scripted(rejection_sampling, lambda prompt, k: replies[prompt[0]["content"]] if k else "I am not sure.")
+    record = run_job(rejection_sampling, RejectionSampling, settings(n=2, keep=2, filters={"steps": ["malformed"]}))
+    kept = rows.load_rows("out/test/rejection_sampling/train.parquet", sft=True)
+    right = sum(r["completion"] == replies[r["question"]] for r in kept)
+    assert 0.8 < right / 200 < 1  # the judge errs in a tenth
+    assert 0 < len(kept) - right < 0.2 * 200
+    assert record["funnel"]["dropped"]["judged_incorrect"] == 400 - len(kept)
