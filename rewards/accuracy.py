@@ -6,6 +6,7 @@ gold one: who states two different answers has given none. Where none is stated,
 counts. Equality is decided in `rewards.equality`.
 """
 
+import itertools
 import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -15,11 +16,12 @@ from rewards.equality import Judge, Policy, matching, prepare, strip_markup
 
 BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
 STATEMENT = re.compile(
-    r"(?:\banswers?\b(?:\s+(?:to|of|for)\s+[^.:=\n]{1,80}?)?\s*(?:\bis\b|\bare\b|\bwould be\b|\bshould be\b|[:：=])"
+    r"(?:(?:\b(?:the|so|thus|hence|therefore|my|our|final|correct|right)\s+)*\banswers?\b"
+    r"(?:\s+(?:to|of|for)\s+[^.:=\n]{1,80}?)?\s*(?:\bis\b|\bare\b|\bwould be\b|\bshould be\b|[:：=])"
     r"|\b(?:respuesta|risposta|resposta|réponse|reponse)\b[^.:\n]{0,20}?\s*(?:\bes\b|\bè\b|\bé\b|\best\b|:)"
     r"|\bantwort\b[^.:\n]{0,20}?\s*(?:\bist\b|\blautet\b|:)|\bответ\b\s*[:—-]"
     r"|(?:答案|结果|答え|정답)(?:\s*(?:应该|应当)?\s*(?:是|为|等于|は|은|[:：=]))|(?<![\u4e00-\u9fff])答\s*[:：])"
-    r"[*_\s]*[:：]?\s*(?P<value>[^\n]+)",
+    r"[*_\s]*[:：]?\s*",
     re.I,
 )
 # Where a statement ends: a full stop before white space or the end, a Chinese full stop, or a clause that explains it.
@@ -28,40 +30,47 @@ END = re.compile(
     r"|[,;，]?\s+(?:because|since|as|which|so that|where|by|due to)\s|，因为"
 )
 FORMULA = re.compile(
-    r"\$\$(.+?)\$\$|(?<!\\)\$(?!\s)([^$\n]{1,400}?)(?<!\s)\$|\\\[(.{1,2000}?)\\\]|\\\((.{1,400}?)\\\)", re.S
+    r"\$\$(.+?)\$\$|(?<![\\\d])\$([^$\n]{1,400}?)\$(?!\d)|\\\[(.{1,2000}?)\\\]|\\\((.{1,400}?)\\\)", re.S
 )
 BOLD = re.compile(r"\*\*([^*\n]{1,400})\*\*")
 # A number with what belongs to it: its sign, fraction, unit of percent, and a calculation that leads up to it.
 ARITHMETIC = re.compile(r"[-+−]?(?:\d[\d,.\s]*(?:[-+*/^=×÷·()−%!]|\b(?:or|and)\b)?[\s(]*)*\d[\d,]*(?:\.\d+)?\s*%?")
+PROSE = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{3,}")
 NEGATED = re.compile(r"(?:\bnot|n't|n\u2019t|\bnever|不是|不等于|并非)\s*$", re.I)
 LETTERS = "A-J"
+MAX_READ = 20_000  # characters of an answer that are looked at, from its end
 CHOICE = re.compile(
     rf"(?<![A-Za-z])\(?(?P<letter>[{LETTERS}])(?:\)|(?=[.:、，,;\]}}]|\s*$|\s*(?:,|/|&|and|or|和|或|与|及)(?![A-Za-z])))"
 )
 GOLD_LETTERS = re.compile(rf"[{LETTERS}]+|[(\s]*[{LETTERS}][).\s]*(?:(?:,|\s)\s*\(?[{LETTERS}][).\s]*)*", re.I)
 
 
-def statements(answer: str) -> list[str]:
+def statements(answer: str, is_text: bool = False) -> list[str]:
     r"""The answers that a text states, without repetition; [] where its last box never closes.
 
-    Several boxes are one answer of several parts, as math-verify has it.
+    Several boxes are one answer of several parts, as math-verify has it. Unless the gold answer `is_text`, a statement
+    in prose ("the answer is the largest n, 34") is reduced to its formula or number.
     """
     boxes: list[str] = []
-    for match in BOX.finditer(answer):
-        start = match.end()
-        if answer[start : start + 1] == "{":
-            end = matching(answer, start)
+    at = 0
+    while match := BOX.search(answer, at):
+        at = match.end()
+        if answer[at : at + 1] == "{":
+            end = matching(answer, at)
             if end is None:
                 return []
-            boxes.append(answer[start + 1 : end].strip())
+            boxes.append(answer[at + 1 : end].strip())
+            at = end
         else:
-            boxes.append(re.match(r"\S?[^\s$.,;。，]*", answer[start:]).group())
+            boxes.append(re.match(r"\S?[^\s$.,;。，]*", answer[at:]).group())
     found = [", ".join(dict.fromkeys(boxes))] if boxes else []
-    for match in STATEMENT.finditer(answer):
-        value = match["value"]
-        if not BOX.search(value):
-            found.append(_sentence(value))
-    return list(dict.fromkeys(strip_markup(value) for value in found if value.strip()))
+    heads = list(STATEMENT.finditer(answer))
+    for head, following in itertools.zip_longest(heads, heads[1:]):
+        value = answer[head.end() : following.start() if following else None].split("\n", 1)[0]
+        if value.strip(" *_") and not BOX.search(value):
+            sentence = _sentence(value)
+            found.append(sentence if is_text else unstated(sentence, False) or sentence)
+    return list(dict.fromkeys(map(strip_markup, found)))
 
 
 def _sentence(text: str) -> str:
@@ -75,22 +84,28 @@ def _sentence(text: str) -> str:
 def unstated(answer: str, is_text: bool) -> str | None:
     """What is meant as the answer where none is stated: one reading, so that nobody can give two.
 
-    The last bold text, the whole text, its last line, its last formula, its last number: the first of them that reads
-    as an answer. For a gold answer that `is_text`, every text does.
+    The last bold text, the whole text, its last line: the first of them that reads as an answer; else the last formula
+    or number in it. For a gold answer that `is_text`, every text does.
     """
 
     def reads(text: str) -> bool:
-        return len(text) <= 300 and (is_text or prepare(text).tree is not None)
+        if len(text) > 300:
+            return False
+        formula = FORMULA.fullmatch(text.strip()) or ("\\" in text and not PROSE.search(text))
+        return bool(is_text or formula or prepare(text).tree is not None)
 
+    answer = answer[-4_000:]
     bold = [text for text in BOLD.findall(answer) if not text.rstrip().endswith((":", "："))]
     last = answer.rstrip().rsplit("\n", 1)[-1]
     for text in (*bold[-1:], answer, last):
-        if reads(strip_markup(text)):
+        if reads(text):
             return strip_markup(text)
-    if formulas := ["".join(groups) for groups in FORMULA.findall(answer)]:
-        return formulas[-1]
-    numbers = list(ARITHMETIC.finditer(last[-300:]))
-    if not numbers or NEGATED.search(last[-300:][: numbers[-1].start()]):
+    formulas = list(FORMULA.finditer(answer))
+    end = answer.rstrip()[-300:] if len(last) > 300 else last
+    numbers = list(ARITHMETIC.finditer(end))
+    if formulas and (not numbers or len(answer.rstrip()) - len(end) + numbers[-1].start() < formulas[-1].end()):
+        return "".join(filter(None, formulas[-1].groups()))
+    if not numbers or NEGATED.search(end[: numbers[-1].start()]):
         return None
     return numbers[-1].group().strip()
 
@@ -161,15 +176,16 @@ def grade(
     for row, (text, gold, verifier) in enumerate(zip(texts, golds, verifiers, strict=True)):
         if usable[gold, verifier] is not None:
             continue
-        answer = parse(text, prefilled=prefilled).answer or ""
+        answer = (parse(text, prefilled=prefilled).answer or "")[-MAX_READ:]
         if verifier == "choice":
             results[row] = chosen(answer) == set(re.findall(f"[{LETTERS}]", gold.upper()))
             continue
         results[row] = False
-        stated = statements(answer)
+        is_text = prepare(gold_of(gold)).words is not None
+        stated = statements(answer, is_text)
         boxed = bool(BOX.search(answer))
         if not stated and not boxed and answer:
-            stated = [unstated(answer, prepare(gold_of(gold)).words is not None) or ""]
+            stated = [unstated(answer, is_text) or ""]
         candidates[row] = [(gold_of(gold), value) for value in stated if value]
     decided = judge.decide(pair for pairs in candidates for pair in pairs)
     for row, pairs in enumerate(candidates):

@@ -44,7 +44,7 @@ class Policy:
 # Operations that state a question and not an answer.
 HEAVY = re.compile(
     r"\\(?:sum|prod|i*int|oint|lim|max|min|sup|inf|gcd|lcm|bmod|pmod|mod|binom|det|lfloor|lceil|deg)(?![A-Za-z])"
-    r"|!|\bd/d[a-z]|\\frac\{d[^{}]*\}\{d[a-z]\}|\b(?:gcd|lcm|mod|max|min)\b"
+    r"|!(?!=)|\bd/d[a-z]|\\frac\{d[^{}]*\}\{d[a-z]\}|\b(?:gcd|lcm|mod|max|min)\b"
 )
 BOUND = re.compile(
     r"^(?:\\\{)?(?P<body>.+?)\s*(?:,|;|\\mid|\||:|\bwhere\b|\bfor\b|\bwith\b|\()\s*(?P<name>[a-z])\s*\\in\s*"
@@ -84,6 +84,7 @@ _NO_UNITS = (
     "and or if where for is pi sin cos tan cot sec csc ln log lg exp sqrt mod max min gcd lcm to in no yes am pm"
 )
 NO_UNITS = frozenset(_NO_UNITS.split())
+FUNCTION_NAMES = frozenset("fghpqrFGHPQRSTVW")
 ARTICLES = frozenset(("a", "an", "the"))
 UNIT_WORD = r"(?:[A-Za-zµ\u4e00-\u9fff]+\.?(?:\^?\{?-?[23]\}?)?)"
 UNIT = re.compile(
@@ -100,6 +101,8 @@ class Answer:
     words: tuple[str, ...] | None
     """The words, where the answer is text and no formula."""
     tree: Node | None
+    other_tree: Node | None
+    """The other reading of a comma between digits: it separates two numbers ([59,113)), or is a decimal comma."""
     unit: tuple[Fraction, tuple] | None
     """(factor, dimensions) of a unit that was certainly meant as one."""
     bound: str = ""
@@ -120,20 +123,20 @@ def prepare(text: str, letter_units: bool = False) -> Answer:
     normal = MEMBER.sub("", normal)
     normal, unit = split_unit(normal, letter_units)
     words = _words(normal)
-    tree = None
-    if words is None:
-        try:
-            tree = read(normal)
-        except Unreadable:
-            tree = None
-    return Answer(normal, words, tree, unit, bound)
+    tree = _tree(normal) if words is None else None
+    other = None
+    if re.fullmatch(r"-?\d+,\d+", normal) and not re.fullmatch(r"-?[1-9]\d{0,2},\d{3}", normal):
+        other = _tree(normal.replace(",", "."))
+    elif words is None and re.search(r"\d,\d{3}(?!\d)", normal):
+        other = _tree(normal, False)
+    return Answer(normal, words, tree or other, other, unit, bound)
 
 
 def strip_markup(text: str) -> str:
     """Take off what surrounds an answer: bold, math delimiters, one `\\boxed`, a final full stop."""
     for _ in range(6):
         before = text
-        text = text.strip().strip("`").strip()
+        text = text.strip().strip('`"“”').strip()
         for left, right in (("**", "**"), ("__", "__"), ("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]")):
             inner = text[len(left) : -len(right)]
             if text.startswith(left) and text.endswith(right) and len(text) > len(left + right) and left not in inner:
@@ -266,7 +269,12 @@ def compare(gold: str, answer: str, policy: Policy = Policy()) -> Verdict:
         return DIFFERENT
     if wanted.tree is None or given.tree is None:
         return _compare_texts(wanted, given, scale, policy)
-    return _same(wanted.tree, given.tree, scale, policy)
+    verdict = _same(wanted.tree, given.tree, scale, policy)
+    if verdict != EQUAL and (wanted.other_tree or given.other_tree):
+        readings = itertools.product({wanted.tree, wanted.other_tree}, {given.tree, given.other_tree})
+        if any(one and other and _same(one, other, scale, policy) == EQUAL for one, other in readings):
+            return EQUAL
+    return verdict
 
 
 def _same_unit(wanted: Answer, given: Answer) -> Fraction | None:
@@ -325,9 +333,9 @@ def _false_equation(text: str) -> bool:
     return False
 
 
-def _tree(text: str) -> Node | None:
+def _tree(text: str, thousands: bool = True) -> Node | None:
     try:
-        return read(text.strip())
+        return read(text.strip(), thousands)
     except Unreadable:
         return None
 
@@ -429,7 +437,7 @@ def _same_relations(gold: Node, answer: Node, scale: Fraction, policy: Policy) -
             return DIFFERENT
         if all(link.name in ("=", "~") for link in links):
             value = links[-1].parts[1]
-            if links[-1].name == "~" and not _has_decimal(gold):
+            if links[-1].name == "~" and not _has_decimal(gold) and _constant(links[-1].parts[0]):
                 value = links[-1].parts[0]  # "\frac13 \approx 0.333" gives the exact number first
             if gold.kind not in ("relation", "chain"):
                 return _same(gold, value, scale, policy)
@@ -456,8 +464,10 @@ def _same_relations(gold: Node, answer: Node, scale: Fraction, policy: Policy) -
 
 
 def _is_name(node: Node) -> bool:
-    """x, x_1, f(x) (read as a product), y'."""
-    return node.kind == "variable" or (node.kind == "*" and all(part.kind == "variable" for part in node.parts))
+    """x, x_1, f(x) (read as a product), (p, q), A : B."""
+    if node.kind == "*" and len(node.parts) == 2:
+        return node.parts[0].name in FUNCTION_NAMES and all(part.kind == "variable" for part in node.parts)
+    return node.kind == "variable" or (node.kind in ("group", "ratio") and all(map(_is_name, node.parts)))
 
 
 def _has_decimal(node: Node) -> bool:
@@ -590,7 +600,7 @@ def _restates(gold: Node, answer: Node) -> bool:
         wanted, given = evaluate(gold), evaluate(answer)
     except Unreadable:
         return bool(undone - allowed)
-    if wanted.exact is not None and given.exact is None and not allowed:
+    if wanted.exact is not None and given.exact is None and not allowed and not _has_decimal(gold):
         return True
     if wanted.exact is not None and wanted.exact.denominator == 1 and _has_quotient(answer) and not _has_quotient(gold):
         undone = undone | {"/"}
@@ -688,15 +698,8 @@ class Judge:
             return "the gold answer is empty"
         if answer.words is not None:
             return None
-        if answer.tree is not None:
-            try:
-                if compare(gold, gold, self.policy) == EQUAL and (
-                    _shape(answer.tree) != "scalar" or evaluate(answer.tree)
-                ):
-                    return None
-            except Unreadable as error:
-                if str(error) == "undefined":
-                    return "the gold answer divides by zero"
+        if answer.tree is not None and compare(gold, gold, self.policy) == EQUAL:
+            return None
         if self._ask([(answer.text, answer.text)])[0] is not True:
             return "the gold answer cannot be parsed, or does not equal itself"
         return None

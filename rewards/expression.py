@@ -38,6 +38,8 @@ REPLACEMENTS = [
         (r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|nolimits)(?![A-Za-z])\.?", ""),
         (r"\\(?:text|mathrm|textbf|mbox|rm)\{\s*(and|or)\s*\}", r" \1 "),
         (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
+        (r"[\[(]?\s*\\begin\{array\}\{[lcr| ]*\}", r"\\begin{pmatrix}"),
+        (r"\\end\{array\}\s*[\])]?", r"\\end{pmatrix}"),
         (r"\\(?:leqslant|leq|lte)(?![A-Za-z])", r"\\le "),
         (r"\\(?:geqslant|geq|gte)(?![A-Za-z])", r"\\ge "),
         (r"\\neq(?![A-Za-z])", r"\\ne "),
@@ -47,7 +49,8 @@ REPLACEMENTS = [
         (r"\\(?:rbrace|\})", r"\\}"),
         (r"\\(?:cdot|times|ast)(?![A-Za-z])", "*"),
         (r"\\div(?![A-Za-z])", "/"),
-        (r"\\(?:thinspace|quad|qquad|enspace|hfill)(?![A-Za-z])|\\[,!;: ]|~", " "),
+        (r",\s*\\!\s*", ","),
+        (r"\\(?:thinspace|quad|qquad|enspace|hfill)(?![A-Za-z])|(?<!\\)\\[,!;: ]|~", " "),
         (r"\{,\}", ","),
         (r"\^\{?\\(?:circ|degree)\}?|\\degree", r"^\\circ "),
         (r"\\%", "%"),
@@ -73,6 +76,8 @@ def normalise(text: str) -> str:
             str(unicodedata.decimal(letter)) if letter.isdecimal() else SYMBOLS.get(letter, letter) for letter in text
         )
     text = re.sub(r"\\\[|\\\]|\\\(|\\\)|(?<!\\)\$", " ", text)
+    if "\\begin" not in text:
+        text = re.sub(r"\\\\(?=[A-Za-z{}])", r"\\", text)  # escaped once too often
     for pattern, value in REPLACEMENTS:
         text = pattern.sub(value, text)
     return re.sub(r"\s+", " ", text).strip()
@@ -126,8 +131,8 @@ CLOSING = {"(": (")", "]"), "[": ("]", ")"), "{": ("}",), r"\{": (r"\}",)}
 
 
 @lru_cache(maxsize=65_536)
-def read(text: str) -> Node:
-    """The tree of a normalised formula.
+def read(text: str, thousands: bool = True) -> Node:
+    """The tree of a normalised formula; `thousands` reads "1,234" as one number and not as two.
 
     Raises:
         Unreadable: it is no formula of the kinds in `Node`, or too long or too deep.
@@ -137,6 +142,8 @@ def read(text: str) -> Node:
     # a repeating part, in three notations
     text = re.sub(r"(\d*\.\d*)(?:\\overline|\\dot|\\bar) ?(?:\{(\d+)\}|(\d))", _repeating, text)
     text = re.sub(r"(\d*\.\d*)\((\d+)\)(?![\d^])()", _repeating, text)
+    if not thousands:
+        text = text.replace(",", ", ")
     tokens = [(match.lastgroup or "", match.group()) for match in TOKEN.finditer(text) if match.group() != " "]
     if not tokens or len(tokens) > MAX_TOKENS:
         raise Unreadable("empty or too many symbols")
@@ -183,16 +190,21 @@ class _Reader:
         return node
 
     def items(self) -> Node:
-        """relation (, | ; | and | or relation)*"""
+        """relation (, | and | or relation)*; with semicolons, a list of such lists."""
         self.depth += 1
         if self.depth > MAX_DEPTH:
             raise Unreadable("too deep")
-        found = [self.relation()]
-        while self.take(",", ";", "and", "or"):
+        rows = [[self.relation()]]
+        while separator := self.take(",", ";", "and", "or"):
             self.take("and", "or")
-            found.append(self.relation())
+            if separator == ";":
+                rows.append([])
+            rows[-1].append(self.relation())
         self.depth -= 1
-        return found[0] if len(found) == 1 else Node("list", tuple(found))
+        if all(len(row) == 1 for row in rows):
+            rows = [[node for row in rows for node in row]]
+        lists = [row[0] if len(row) == 1 else Node("list", tuple(row)) for row in rows]
+        return lists[0] if len(lists) == 1 else Node("list", tuple(lists))
 
     def relation(self) -> Node:
         sides, names = [self.union()], []
