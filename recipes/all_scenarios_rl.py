@@ -67,7 +67,7 @@ def main() -> None:
     run = training.start(*parse(AllScenariosArguments, GRPOConfig))
     if not run.args.general_datasets:
         raise ConfigError("general_datasets is missing: list the files with helpful and harmless rows.")
-    policy, tokenizer = training.load_policy(run.args)
+    policy, tokenizer = training.load_policy(run)
     reasoning = training.read_rows(run.args)
     general = [training.read_rows(run.args, source) for source in run.args.general_datasets]
     questions = grpo.as_prompts(run, schedule(reasoning, general, run.args, run.config), tokenizer)

@@ -10,7 +10,7 @@ from recipes.config import PolicyArguments, SFTConfig, parse
 
 def main() -> None:
     run = training.start(*parse(PolicyArguments, SFTConfig))
-    policy, tokenizer = training.load_policy(run.args)
+    policy, tokenizer = training.load_policy(run)
     rows = training.load_sft_rows(run, tokenizer)
     run.train(training.SFTTrainer(policy, args=run.config, train_dataset=rows, processing_class=tokenizer))
 

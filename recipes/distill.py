@@ -18,7 +18,7 @@ class DistillArguments(PolicyArguments):
 
 def main() -> None:
     run = training.start(*parse(DistillArguments, SFTConfig))
-    policy, tokenizer = training.load_policy(run.args)
+    policy, tokenizer = training.load_policy(run)
     rows = training.load_sft_rows(run, tokenizer)
     run.train(training.SFTTrainer(policy, args=run.config, train_dataset=rows, processing_class=tokenizer))
 

@@ -20,7 +20,7 @@ class R1ZeroArguments(RLArguments):
 
 def main() -> None:
     run = training.start(*parse(R1ZeroArguments, GRPOConfig))
-    policy, tokenizer = training.load_policy(run.args)
+    policy, tokenizer = training.load_policy(run)
     questions = grpo.load_prompts(run, tokenizer)
     run.train(grpo.make_trainer(run, policy, tokenizer, questions))
 

@@ -21,7 +21,7 @@ class ReasoningRLArguments(RLArguments):
 
 def main() -> None:
     run = training.start(*parse(ReasoningRLArguments, GRPOConfig))
-    policy, tokenizer = training.load_policy(run.args)
+    policy, tokenizer = training.load_policy(run)
     questions = grpo.load_prompts(run, tokenizer)
     run.train(grpo.make_trainer(run, policy, tokenizer, questions))
 

@@ -15,7 +15,14 @@ import yaml
 from accelerate.utils import broadcast_object_list, is_peft_model
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    set_seed,
+)
 
 from data_prep import runs
 from data_prep.rows import Row, load_rows, read_parquet
@@ -54,8 +61,9 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_policy(args: PolicyArguments) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_policy(run: "Run") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The policy to train, with a LoRA adapter if asked for, and its tokenizer."""
+    args = run.args
     name = require_checkpoint(args.model_name_or_path)
     tokenizer = load_tokenizer(name)
     model = AutoModelForCausalLM.from_pretrained(
@@ -63,6 +71,7 @@ def load_policy(args: PolicyArguments) -> tuple[PreTrainedModel, PreTrainedToken
     )
     align(model, tokenizer)
     if args.use_peft:
+        set_seed(run.config.seed)  # an adapter starts from random numbers
         model = get_peft_model(
             model,
             LoraConfig(
@@ -176,6 +185,11 @@ class Resumable:
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if is_peft_model(self.model):
+            # transformers 5.17 reads only the adapters in subfolders where there are any (here `ref`), and leaves the
+            # policy's own adapter, which lies in the checkpoint itself, as it was made.
+            self.model.load_adapter(resume_from_checkpoint, "default", is_trainable=True)
+            self.model.set_adapter("default")
         record = checkpoints.record_of(Path(resume_from_checkpoint))
         self.completion_tokens_trained = record["completion_tokens_trained"]
         self._total_train_tokens = record["total_train_tokens"]

@@ -1,0 +1,155 @@
+"""A run that was killed ends as if it had not been: the same losses, the same KL, the same weights, bit for bit."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import GRPO, LORA, SFT, log_of, record_of
+from safetensors.torch import load_file
+
+import recipes
+from recipes import checkpoints, training
+
+STAGES = {
+    "grpo": ("r1_zero", GRPO),
+    "grpo_lora": ("r1_zero", GRPO | LORA),
+    "sft": ("cold_start_sft", SFT | {"max_steps": 8, "logging_steps": 2}),
+    "sft_lora": ("distill", SFT | LORA | {"max_steps": 8}),
+}
+
+
+def assert_same(straight: Path, resumed: Path) -> None:
+    assert log_of(resumed) == log_of(straight)
+    one, other = (load_file(folder / "model.safetensors") for folder in (straight, resumed))
+    assert all(one[name].equal(other[name]) for name in one)
+    assert record_of(resumed)["completion_tokens_trained"] == record_of(straight)["completion_tokens_trained"] > 0
+
+
+@pytest.fixture
+def crash_at(monkeypatch):
+    """Makes the next runs crash while they work on the step after the given one."""
+
+    def arm(step: int | None) -> None:
+        def count(self, mask):
+            if self.state.global_step == step:
+                raise RuntimeError("crash")
+            real(self, mask)
+
+        monkeypatch.setattr(training.Resumable, "count", count)
+
+    real = training.Resumable.count
+    return arm
+
+
+@pytest.mark.parametrize("kind", STAGES)
+def test_a_crash_changes_nothing(kind, run_stage, crash_at):
+    script, settings = STAGES[kind]
+    straight = run_stage(script, settings, name="straight")
+    crash_at(7)
+    with pytest.raises(RuntimeError, match="crash"):
+        run_stage(script, settings, name="resumed")
+    assert checkpoints.complete(Path("outputs/t/resumed"))[-1].name == "checkpoint-6"
+    crash_at(None)
+    resumed = run_stage(script, settings, name="resumed")
+    assert_same(straight, resumed)
+    assert record_of(resumed)["tries"] == 2
+
+
+def test_a_refreshed_reference_comes_back(run_stage, crash_at):
+    """Refreshed after step 6, the reference is the policy that step 7 samples from, so KL is 0 there; after the refresh
+    at step 3 a rollout is still under way, whose KL was measured from the reference before."""
+    for kind in (GRPO, GRPO | LORA):
+        name = "lora" if "use_peft" in kind else "full"
+        crash_at(6)
+        with pytest.raises(RuntimeError, match="crash"):
+            run_stage("r1_zero", kind, name=name)
+        crash_at(None)
+        kl = {row["step"]: row["kl"] for row in log_of(run_stage("r1_zero", kind, name=name))}
+        assert kl[1] == kl[7] == 0.0
+        assert min(kl[2], kl[3], kl[4], kl[5], kl[6], kl[8]) > 0
+
+
+def test_saves_move_to_where_a_rollout_begins(run_stage, caplog):
+    caplog.set_level("INFO")
+    folder = run_stage("r1_zero", GRPO | {"save_total_limit": None})
+    assert [path.name for path in checkpoints.complete(folder)] == [f"checkpoint-{step}" for step in (4, 6, 8)]
+    said = [record.getMessage() for record in caplog.records if "resumed exactly" in record.getMessage()]
+    assert len(said) == 1
+    assert "step 3" in said[0] and "multiple of 2" in said[0]
+
+
+def test_half_written_checkpoints_do_not_count(run_stage, crash_at):
+    straight = run_stage("r1_zero", GRPO, name="straight")
+    crash_at(7)
+    with pytest.raises(RuntimeError, match="crash"):
+        run_stage("r1_zero", GRPO, name="resumed")
+    newest = Path("outputs/t/resumed/checkpoint-6")
+    (newest / checkpoints.MARKER).unlink()
+    (newest / "model.safetensors").write_bytes(b"half")
+    (newest / "optimizer.pt").unlink()
+    crash_at(None)
+    assert_same(straight, run_stage("r1_zero", GRPO, name="resumed"))
+
+
+def test_rotation_keeps_the_newest(tmp_path):
+    for step in (2, 10, 4):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(b"")
+        checkpoints.mark_complete(folder, keep=None)
+    (tmp_path / "checkpoint-12").mkdir()
+    checkpoints.mark_complete(tmp_path / "checkpoint-12", keep=2, seen=3)
+    assert [checkpoints.step_of(path) for path in checkpoints.complete(tmp_path)] == [10, 12]
+    assert checkpoints.record_of(tmp_path / "checkpoint-12") == {"step": 12, "seen": 3}
+    assert not (tmp_path / "checkpoint-2").exists()
+
+
+def test_a_finished_run_is_left_alone_and_a_changed_one_done_again(run_stage):
+    settings = SFT | {"max_steps": 2}
+    folder = run_stage("cold_start_sft", settings)
+    written = (folder / "model.safetensors").stat().st_mtime_ns
+    with pytest.raises(SystemExit) as ended:
+        run_stage("cold_start_sft", settings)
+    assert ended.value.code == 0
+    assert (folder / "model.safetensors").stat().st_mtime_ns == written
+    run_stage("cold_start_sft", settings, "--seed", "7")
+    assert record_of(folder)["seed"] == 7
+    assert (folder / "model.safetensors").stat().st_mtime_ns > written
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("lora", "kills"), [(False, (4, 14)), (True, (9,))])
+def test_kill_9_through_the_real_command(lora, kills, here):
+    """Each kill comes while the next steps are under way."""
+    settings = GRPO | (LORA if lora else {}) | {"max_steps": 24, "save_total_limit": 1}
+    repository = Path(recipes.__file__).parents[1]
+
+    def command(name: str) -> subprocess.Popen:
+        config = here / f"{name}.yaml"
+        config.write_text(yaml.safe_dump({"output_dir": f"outputs/t/{name}"} | settings), encoding="utf-8")
+        accelerate = Path(sys.executable).with_name("accelerate")
+        launch = [accelerate, "launch", "--config_file", repository / "accelerate_configs/cpu.yaml"]
+        environment = os.environ | {"PYTHONPATH": str(here), "OMP_NUM_THREADS": "1"}
+        output = (here / f"{name}.txt").open("a")
+        words = [*launch, repository / "recipes/r1_zero.py", "--config", config]
+        return subprocess.Popen(words, env=environment, stdout=output, stderr=output, start_new_session=True)
+
+    straight = command("straight")
+    for step in kills:
+        process = command("resumed")
+        log = Path("outputs/t/resumed/log.jsonl")
+        while not log.exists() or f'"step": {step},' not in log.read_text():
+            assert process.poll() is None, (here / "resumed.txt").read_text()
+            time.sleep(0.005)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert not Path("outputs/t/resumed/run.json").exists()
+    assert command("resumed").wait() == 0, (here / "resumed.txt").read_text()
+    assert straight.wait() == 0, (here / "straight.txt").read_text()
+    assert_same(Path("outputs/t/straight"), Path("outputs/t/resumed"))
+    assert record_of(Path("outputs/t/resumed"))["tries"] == 1 + len(kills)
