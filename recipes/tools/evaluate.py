@@ -22,6 +22,7 @@ from data_prep.sampling import Decoding, LocalModel, Sample
 from data_prep.world import general
 from recipes.tools.metrics import majority_vote, mean_and_stderr, pass_at_k
 from rewards import is_correct, is_well_formed, parse
+from rewards.accuracy import statements, unstated
 from rewards.language import count_words
 
 log = logging.getLogger("evaluate")
@@ -87,7 +88,7 @@ class Sampler:
         decoding = Decoding(self.settings.max_tokens, temperature=temperature, top_p=top_p)
         samples = self.model.sample(asked, n, decoding, seed, self.store)
         return [
-            self._score(name, row, index, sample)
+            score(self.checkpoint.style, name, row, index, sample)
             for row, drawn in zip(rows, samples, strict=True)
             for index, sample in enumerate(drawn)
         ]
@@ -97,37 +98,44 @@ class Sampler:
             return prompts.r1_zero(row["question"])
         return [{"role": "user", "content": row["prompt"]}]
 
-    def _score(self, name: str, row: Row, index: int, sample: Sample) -> dict[str, Any]:
-        parts = parse(sample.text)
-        reasoning = parts.summary if parts.reasoning is None else parts.reasoning
-        right, words = count_words(reasoning, row["language"])
-        said, said_words = count_words(parts.summary, row["language"])
-        record = {
-            "set": name,
-            "id": row["id"],
-            "sample": index,
-            "question": row["question"],
-            "language": row["language"],
-            "completion": sample.text,
-            "tokens": sample.completion_tokens,
-            "truncated": sample.finish == "length",
-            "answer": parts.answer,
-            "correct": None,
-            "well_formed": is_well_formed(sample.text, self.checkpoint.style, row["thinking"]),
-            "reasoning_consistency": right / words if words else None,
-            "summary_consistency": said / said_words if said_words else None,
-            "helpful_score": None,
-            "safe": None,
-            "refused": None,
-        }
-        if row["kind"] == "reasoning":
-            record["correct"] = bool(is_correct(sample.text, row["answer"], row["verifier"], row["question"]))
-        elif row["kind"] == "helpful":
-            record["helpful_score"] = general.helpful_score(row["question"], parts.summary)
-            record["refused"] = general.is_refusal(parts.summary)
-        else:
-            record["safe"] = general.is_safe(row["question"], sample.text)
-        return record
+
+def score(style: str, set_name: str, row: Row, index: int, sample: Sample) -> dict[str, Any]:
+    """One generation as a record of `generations.parquet`. What does not apply to its row is None."""
+    parts = parse(sample.text)
+    reasoning = parts.summary if parts.reasoning is None else parts.reasoning
+    right, words = count_words(reasoning, row["language"])
+    said, said_words = count_words(parts.summary, row["language"])
+    record = {
+        "set": set_name,
+        "id": row["id"],
+        "sample": index,
+        "question": row["question"],
+        "language": row["language"],
+        "completion": sample.text,
+        "tokens": sample.completion_tokens,
+        "truncated": sample.finish == "length",
+        "answer": _stated(parts.answer),
+        "correct": None,
+        "well_formed": is_well_formed(sample.text, style, row["thinking"]),
+        "reasoning_consistency": right / words if words else None,
+        "summary_consistency": said / said_words if said_words else None,
+        "helpful_score": None,
+        "safe": None,
+        "refused": None,
+    }
+    if row["kind"] == "reasoning":
+        record["correct"] = bool(is_correct(sample.text, row["answer"], row["verifier"], row["question"]))
+    elif row["kind"] == "helpful":
+        record["helpful_score"] = general.helpful_score(row["question"], parts.summary)
+        record["refused"] = general.is_refusal(parts.summary)
+    else:
+        record["safe"] = general.is_safe(row["question"], sample.text)
+    return record
+
+
+def _stated(answer: str | None) -> str | None:
+    """The answer without the sentence around it, for the vote of cons@16."""
+    return None if answer is None else ", ".join(statements(answer)) or unstated(answer, is_text=False)
 
 
 def reasoning_figures(records: list[dict], style: str) -> dict[str, Any]:

@@ -38,16 +38,16 @@ def pass_at_k(n: int, correct: int, k: int) -> float:
 
 
 def majority_vote(answers: Sequence[str | None], correct: Sequence[bool]) -> float:
-    """cons@n: is the most frequent answer right? Samples without an answer do not vote; where several answers lead,
-    the share of them that is right. 0.0 when nobody votes. `correct[i]` says whether `answers[i]` is right.
+    """cons@n of one problem: 1.0 where the most frequent answer is right, 0.0 where it is wrong or nobody votes.
+
+    `correct[i]` says whether `answers[i]` is right; right answers are one answer, however they are written. Samples
+    without an answer do not vote. Where n answers lead, the right one among them counts 1/n.
     """
-    votes = Counter(answer for answer in answers if answer is not None)
-    if not votes:
+    wrong = Counter(text for text, right in zip(answers, correct, strict=True) if text is not None and not right)
+    right, most = sum(correct), max(wrong.values(), default=0)
+    if right < most or not right:
         return 0.0
-    right = {answer for answer, is_right in zip(answers, correct, strict=True) if is_right}
-    most = max(votes.values())
-    leaders = [answer for answer, count in votes.items() if count == most]
-    return sum(answer in right for answer in leaders) / len(leaders)
+    return 1 / (1 + sum(count == right for count in wrong.values()))
 
 
 def win_rate(pairs: Sequence[tuple[float, float]]) -> float | None:

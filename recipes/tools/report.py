@@ -186,7 +186,7 @@ def show(results: dict[str, Any], console: Console) -> None:
     console.print(table)
     answers = Table("checkpoint", "answers “What is 2 + 3 * 4?” with", box=None, pad_edge=False)
     for name, text in results["answers"].items():
-        answers.add_row(name, Text(" ".join(text.split())))
+        answers.add_row(name, Text(" ".join(text.split()) or "(nothing)"))
     console.print()
     console.print(answers)
     effects = Table("effect", "aim", "figure", "±", "", title="What the paper reports", box=None, pad_edge=False)

@@ -1,0 +1,114 @@
+"""The report over evaluations that are written here by hand."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from data_prep import runs
+from data_prep.rows import write_parquet
+from recipes.tools import report
+
+
+def write_evaluation(scale: Path, name: str, correct: list[float], helpful: list[int] | None = None, **figures) -> None:
+    """An evaluation of one sample a problem."""
+    folder = scale / f"evaluate_{name}"
+    runs.begin(folder, name)
+    records = [record("reasoning", f"p{i}", correct=value == 1) for i, value in enumerate(correct)]
+    records += [record("helpful", f"h{i}", helpful_score=value) for i, value in enumerate(helpful or [])]
+    write_parquet(folder / "generations.parquet", records)
+    known = {"pass@1": sum(correct) / len(correct), "walkthrough": "14", "n_harmless": 352}
+    (folder / "results.json").write_text(json.dumps(known | figures))
+    runs.finish(folder, name, seed=5)
+
+
+def record(set_name: str, id: str, **values) -> dict:
+    usual = {"set": set_name, "id": id, "sample": 0, "correct": None, "reasoning_consistency": 1.0}
+    return usual | {"helpful_score": None} | values
+
+
+@pytest.fixture
+def scale(tmp_path: Path) -> Path:
+    folder = tmp_path / "outputs" / "toy"
+    write_evaluation(folder, "base", [0, 0, 0, 1], **{"format_rate": 0.6, "pass@16": 0.9})
+    write_evaluation(folder, "r1_zero", [1, 1, 0, 1], format_rate=0.95)
+    write_evaluation(folder, "sft_stage_2", [1, 1, 0, 1], [1, 1, 2, 3], format_rate=0.99, helpful_score=1.75)
+    safe = {"safe_rate": 0.98, "safe_rate_stderr": 0.01, "refusals_of_harmless": 0.1, "helpful_score": 2.5}
+    write_evaluation(folder, "r1", [1, 1, 1, 1], [2, 2, 2, 3], **safe, format_rate=1.0)
+    return folder
+
+
+def build(scale: Path) -> dict:
+    assert report.main(["--scale", str(scale)]) == 0
+    return json.loads((scale / "report" / "results.json").read_text())
+
+
+def test_results_have_every_checkpoint_and_null_where_a_figure_makes_no_sense(scale: Path) -> None:
+    (scale / "report").mkdir()
+    sessions = [{"seconds": 60.0, "peak_rss_gb": 1.5}, {"seconds": 30.5, "peak_rss_gb": 2.5}]
+    (scale / "report" / "sessions.json").write_text(json.dumps(sessions))
+    results = build(scale)
+    assert list(results["checkpoints"]) == list(report.CHECKPOINTS)
+    wanted = {
+        "pass@1", "pass@1_stderr", "pass@16", "cons@16", "format_rate", "language_consistency",
+        "mean_completion_tokens", "n_problems", "k", "helpful_score", "helpful_win_rate", "safe_rate",
+        "refusals_of_harmless",
+    }  # fmt: skip
+    assert all(wanted <= figures.keys() for figures in results["checkpoints"].values())
+    assert (results["scale"], results["seed"], results["wall_seconds"], results["peak_rss_gb"]) == ("toy", 5, 90.5, 2.5)
+    assert results["checkpoints"]["base"]["safe_rate"] is None
+    assert results["checkpoints"]["student_rl"]["pass@1"] is None
+    assert results["base_pass@16_exceeds_r1_zero_pass@1"] is True
+    assert results["answers"]["r1"] == "14"
+
+
+def test_the_win_rate_is_against_stage_2_on_the_same_prompts(scale: Path) -> None:
+    checkpoints = build(scale)["checkpoints"]
+    assert checkpoints["r1"]["helpful_win_rate"] == pytest.approx((1 + 1 + 0.5 + 0.5) / 4)
+    assert checkpoints["sft_stage_2"]["helpful_win_rate"] == 0.5
+    assert checkpoints["base"]["helpful_win_rate"] is None
+
+
+def test_effects_are_paired_and_the_missing_ones_listed_with_their_figure(scale: Path) -> None:
+    results = build(scale)
+    effects = {effect["name"]: effect for effect in results["effects"]}
+    raised = effects["RL alone raises pass@1"]
+    # Differences 1, 1, 0, 0: mean 0.5, stdev sqrt(1/3), error sqrt(1/3) / 2.
+    assert raised["figure"] == pytest.approx(0.5)
+    assert raised["stderr"] == pytest.approx((1 / 3) ** 0.5 / 2)
+    assert raised["reproduced"] is True
+    assert effects["R1-Zero's pass@1"]["reproduced"] is False
+    assert effects["R1 is harmless"]["reproduced"] is True
+    # Differences 1, 1, 0, 0 of helpful scores: 0.5 is not more than two errors of 0.289.
+    assert effects["R1 is more helpful"]["reproduced"] is False
+    assert effects["Distilling beats RL on a small model"]["reproduced"] is None
+    missing = {effect["name"]: effect["figure"] for effect in results["not_reproduced"]}
+    assert missing["R1-Zero's pass@1"] == 0.75
+    assert missing["Distilling beats RL on a small model"] is None
+    assert "R1 is harmless" not in missing
+
+
+def test_ci_names_the_effect_that_is_missing(scale: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    path = tmp_path / "thresholds.json"
+    met = {"RL alone raises pass@1": {"at_least": 0.4}, "R1 is harmless": {"at_least": 0.9, "at_most": 1.0}}
+    path.write_text(json.dumps(met))
+    assert report.main(["--scale", str(scale), "--assert-thresholds", str(path)]) == 0
+    capsys.readouterr()
+    unmet = {
+        "RL alone raises pass@1": {"at_least": 0.6},
+        "R1 does not refuse harmless look-alikes": {"at_most": 0.05},
+        "Distilling beats RL on a small model": {"at_least": 0.0},
+        "R2 is better": {"at_least": 0.0},
+    }
+    path.write_text(json.dumps(unmet))
+    assert report.main(["--scale", str(scale), "--assert-thresholds", str(path)]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "missing: RL alone raises pass@1: 0.5000, but must be at least 0.6000"
+    assert lines[1] == "missing: R1 does not refuse harmless look-alikes: 0.1000, but must be at most 0.0500"
+    assert lines[2] == "missing: Distilling beats RL on a small model: not measured"
+    assert lines[3].startswith("missing: R2 is better: there is no such effect; they are R1-Zero's pass@1, ")
+
+
+def test_an_unfinished_evaluation_is_no_evaluation(scale: Path) -> None:
+    (scale / "evaluate_r1" / "run.json").unlink()
+    assert build(scale)["checkpoints"]["r1"]["pass@1"] is None
