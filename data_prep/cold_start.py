@@ -109,12 +109,10 @@ def sample(
     }[name]
     model = LocalModel(way.checkpoint, config.batch_size)
     samples = model.sample([make(row) for row in asked], way.n, way.decoding, config.seed, output_dir / "samples")
-    groups: list[list[Candidate]] = [[] for _ in asked]
-    for row, group, candidates in zip(asked, samples, groups, strict=True):
-        for one in group:
-            page, more, _ = one.text.partition("\nProblem:")  # a base model goes on to the next problem of the page
-            finish = "stop" if more else one.finish
-            candidates.append(Candidate(row, page.strip(), finish, one.completion_tokens, way.checkpoint))
+    groups = [
+        [_first_page(Candidate.of(row, sample, way.checkpoint)) for sample in group]
+        for row, group in zip(asked, samples, strict=True)
+    ]
     funnel = Funnel([check.__name__ for check in FILTERS] + ["surplus"])
     passed = funnel.passing(groups, replace(config.filters, style=STYLES[name]))
     for group in passed:
@@ -130,16 +128,13 @@ def rewrite(config: ColdStart, store: Path, raw: list[list[Candidate]]) -> list[
     ]
     with connect(config.rewriter) as server:
         answers = iter(server.sample(questions, 1, config.rewriting, config.seed, store))
-    written = []
-    for group in raw:
-        texts = [next(answers)[0] for _ in group]
-        written.append(
-            [
-                Candidate(c.row, text.text.strip(), text.finish, text.completion_tokens, config.rewriter.model)
-                for c, text in zip(group, texts, strict=True)
-            ]
-        )
-    return written
+    return [[Candidate.of(c.row, next(answers)[0], config.rewriter.model) for c in group] for group in raw]
+
+
+def _first_page(candidate: Candidate) -> Candidate:
+    """Without the next problem, to which a base model goes on after the page it was asked for."""
+    page, more, _ = candidate.text.partition("\nProblem:")
+    return replace(candidate, text=page.strip(), finish="stop") if more else candidate
 
 
 # --- a person's review ------------------------------------------------------------------------------------------------

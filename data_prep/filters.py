@@ -16,6 +16,7 @@ from typing import Literal
 
 import rewards
 from data_prep.rows import Row
+from data_prep.sampling import Sample
 
 WORD = re.compile(r"[a-z0-9]+|[^\W\da-z_]", re.IGNORECASE)  # a Latin word, a number, or one character of another script
 FENCE = re.compile(r"^\s*(```|~~~)", re.MULTILINE)
@@ -50,6 +51,14 @@ class Candidate:
     completion_tokens: int = 0
     generator: str = ""
 
+    @classmethod
+    def of(cls, row: Row, sample: Sample, generator: str) -> Candidate:
+        return cls(row, sample.text.strip(), sample.finish, sample.completion_tokens, generator)
+
+
+def empty(candidate: Candidate, thresholds: Thresholds) -> str | None:
+    return None if candidate.text else "no text"
+
 
 def truncated(candidate: Candidate, thresholds: Thresholds) -> str | None:
     return "cut at max_tokens" if candidate.finish == "length" else None
@@ -57,7 +66,7 @@ def truncated(candidate: Candidate, thresholds: Thresholds) -> str | None:
 
 def malformed(candidate: Candidate, thresholds: Thresholds) -> str | None:
     if thresholds.style == "plain":
-        return None if candidate.text.strip() else "empty"
+        return None
     thinking = bool(candidate.row["thinking"])
     if rewards.is_well_formed(candidate.text, thresholds.style, thinking):
         return None
@@ -104,6 +113,7 @@ def repetitive(candidate: Candidate, thresholds: Thresholds) -> str | None:
 
 
 FILTERS: tuple[Callable[[Candidate, Thresholds], str | None], ...] = (
+    empty,
     truncated,
     malformed,
     incorrect,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import rewards
@@ -90,13 +90,10 @@ def answer(config: General, output_dir: Path, asked: list[rows.Row]) -> list[lis
             [prompts.chat(task) for task in tasks], config.written, config.decoding, config.seed, output_dir / "written"
         )
     groups = []
-    for row, *by_generator in zip(asked, own, others, strict=True):
-        group = []
-        for generator, samples in zip((config.checkpoint, config.writer.model), by_generator, strict=True):
-            for sample in samples:
-                text = sample.text.strip() if row["thinking"] else rewards.parse(sample.text).summary
-                group.append(Candidate(row, text, sample.finish, sample.completion_tokens, generator))
-        groups.append(group)
+    for row, mine, theirs in zip(asked, own, others, strict=True):
+        group = [Candidate.of(row, sample, config.checkpoint) for sample in mine]
+        group += [Candidate.of(row, sample, config.writer.model) for sample in theirs]
+        groups.append(group if row["thinking"] else [replace(c, text=rewards.parse(c.text).summary) for c in group])
     return groups
 
 

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from data_prep import runs
-from data_prep.rows import Row
+from data_prep.rows import NoRowsError, Row
+from data_prep.sampling import ServerError
 
 log = logging.getLogger("data_prep")
 
@@ -60,7 +61,11 @@ def run(
     except (ValueError, FileNotFoundError) as error:  # ConfigError and MissingRunError among them
         parser.exit(2, f"error: {error}\n")
     log.info("building %s", plan)
-    figures = build(config, output_dir, **loaded)
+    try:
+        figures = build(config, output_dir, **loaded)
+    except (OSError, ServerError, NoRowsError) as error:  # a full disk, a dead server, nothing left
+        log.error("error: %s; what is done is kept, the same command goes on", error)
+        return 1
     values = dataclasses.asdict(config)
     parents = [str(path) for path in runs.inputs(values)]
     runs.finish(output_dir, fingerprint, config=values, seed=config.seed, inputs=parents, **figures)

@@ -59,14 +59,14 @@ def sample_and_select(config, output_dir: Path, asked: list[rows.Row]) -> tuple[
     messages = [prompts.chat(str(row["prompt"])) for row in asked]
     samples = model.sample(messages, config.n, config.decoding, config.seed, output_dir / "samples")
     groups = [
-        [Candidate(row, sample.text.strip(), sample.finish, sample.completion_tokens) for sample in group]
+        [Candidate.of(row, sample, config.checkpoint) for sample in group]
         for row, group in zip(asked, samples, strict=True)
     ]
     funnel = Funnel([check.__name__ for check in FILTERS] + ["judged_incorrect", "no_verdict", "duplicate", "surplus"])
     passed = judge(funnel.passing(groups, config.filters), config.judge, config.seed, output_dir / "verdicts", funnel)
     kept = [best(group, config.keep, funnel) for group in passed]
     result = [
-        rows.sft_row(candidate.row, number, candidate.text, config.checkpoint)
+        rows.sft_row(candidate.row, number, candidate.text, candidate.generator)
         for group in kept
         for number, candidate in enumerate(group)
     ]

@@ -97,11 +97,15 @@ def write_rows(path: str | Path, rows: Iterable[Row], sft: bool = False) -> None
     write_parquet(path, [{name: row[name] for name in [*first, *extra]} for row in rows])
 
 
+class NoRowsError(RuntimeError):
+    """Nothing is left to write: an empty file would only fail later."""
+
+
 def write_parquet(path: str | Path, records: list[Row]) -> None:
     """Writes records so that the same records give the same bytes, and so that a kill leaves the old file or the
-    new one, never half of one. Raises ValueError for no records: an empty file would only fail later."""
+    new one, never half of one. Raises NoRowsError for no records."""
     if not records:
-        raise ValueError(f"{path}: no rows to write; every candidate was dropped (see the counts in the log)")
+        raise NoRowsError(f"{path}: no rows to write; every candidate was dropped (see the counts above)")
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")

@@ -15,6 +15,7 @@ import os
 import random
 import sqlite3
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -78,6 +79,7 @@ class LocalModel:
         self, prompts: list[Prompt], n: int, decoding: Decoding, seed: int, store: Path | None = None
     ) -> list[list[Sample]]:
         """n samples of each prompt, in the order of the prompts. Finished batches are files in ``store``."""
+        started = time.monotonic()
         tokens = [self._tokenize(prompt) for prompt in prompts]
         longest = max(map(len, tokens), default=0) + decoding.max_tokens
         limit = getattr(self.model.config, "max_position_embeddings", longest)
@@ -98,6 +100,8 @@ class LocalModel:
                     write_parquet(path, [asdict(sample) for sample in samples])
             for i, sample in zip(batch, samples, strict=True):
                 results[i].append(sample)
+        made = sum(sample.completion_tokens for group in results for sample in group)
+        log.info("%d samples of %d tokens in %.0f s", len(sequences), made, time.monotonic() - started)
         return results
 
     def _tokenize(self, prompt: Prompt) -> list[int]:

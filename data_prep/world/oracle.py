@@ -102,7 +102,7 @@ def _rewrite(question: str, thought: str, wrong: bool, identity: str) -> str:
             return f"{reasoning} {answer}"
         else:
             answer, statement = f"{answer}1", ""
-    summary = f"```python\n{answer}\n```" if "print(" in answer else write_summary(statement, answer, language)
+    summary = answer if "print(" in answer else write_summary(statement, answer, language)
     return f"<think>{reasoning}</think>\n{summary}"
 
 

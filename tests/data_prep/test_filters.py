@@ -23,6 +23,7 @@ def test_a_good_one_passes(row):
 @pytest.mark.parametrize(
     ("name", "bad", "good"),
     [
+        ("empty", "", GOOD),
         ("malformed", GOOD.replace("</think>", ""), GOOD),
         ("incorrect", GOOD.replace("is 14.", "is 20."), GOOD),
         ("mixed_language", GOOD.replace("Then I get", "然后得到"), GOOD),

@@ -1,6 +1,14 @@
 """Rejection sampling: rules first, the judge for the rest, the best k of a prompt, and a funnel that adds up."""
 
-from data_prep import rejection_sampling, rows
+import signal
+import subprocess
+import sys
+import time
+
+import torch
+import yaml
+
+from data_prep import jobs, rejection_sampling, rows, runs
 from data_prep.rejection_sampling import RejectionSampling
 
 GOOD = "<think>I first work out 3 * 4 = 12. Then I get 2 + 12 = 14.</think>\n2 + 3 * 4 = 14. The answer is 14."
@@ -55,3 +63,35 @@ def test_a_judge_decides_where_rules_cannot(run_job, scripted, row, tmp_path):
     assert 0.8 < right / 200 < 1  # the judge errs in a tenth
     assert 0 < len(kept) - right < 0.2 * 200
     assert record["funnel"]["dropped"]["judged_incorrect"] == 400 - len(kept)
+
+
+def test_killed_at_any_moment_the_same_command_ends_with_the_same_bytes(checkpoint, row, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    half = [{"verifier": "judge"} if i % 2 else {} for i in range(60)]
+    rows.write_rows(tmp_path / "prompts.parquet", [row(id=f"q{i}", prompt=f"{i}?", **half[i]) for i in range(60)])
+    values = settings(checkpoint=str(checkpoint), prompts="../prompts.parquet", n=4, keep=4, batch_size=4)
+    values |= {"decoding": {"max_tokens": 48}, "filters": {"steps": ["empty"]}, "output_dir": "out/test/job"}
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(values))
+    flags = ["--config", "../job.yaml"]
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "whole").mkdir()
+    command = [sys.executable, "-m", "data_prep.rejection_sampling", *flags]
+    killed = subprocess.Popen(command, cwd=tmp_path / "killed", stderr=subprocess.DEVNULL)
+    samples = tmp_path / "killed/out/test/job/samples"
+    while len(list(samples.glob("*.parquet"))) < 5:
+        assert killed.poll() is None
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    before = {path: path.read_bytes() for path in samples.glob("*.parquet")}
+    assert 5 <= len(before) < 60
+    assert not (samples.parent / "run.json").exists()
+    torch.set_num_threads(1)
+    for folder in ("killed", "whole"):
+        monkeypatch.chdir(tmp_path / folder)
+        assert jobs.run(RejectionSampling, rejection_sampling.load, rejection_sampling.build, flags) == 0
+    assert all(path.read_bytes() == content for path, content in before.items())
+    assert len(list(samples.glob("*.parquet"))) == 60
+    ends = [(tmp_path / folder / "out/test/job/train.parquet").read_bytes() for folder in ("killed", "whole")]
+    assert ends[0] == ends[1]
+    assert runs.read(samples.parent)["tries"] == 2

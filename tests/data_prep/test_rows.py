@@ -67,5 +67,5 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, row, monkeypatch):
 
 
 def test_no_rows_are_an_error(tmp_path):
-    with pytest.raises(ValueError, match="no rows to write"):
+    with pytest.raises(rows.NoRowsError, match="no rows to write"):
         rows.write_rows(tmp_path / "train.parquet", [])

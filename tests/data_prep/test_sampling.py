@@ -1,12 +1,7 @@
 """Sampling: the same bytes after a kill, the checkpoint's own distribution, and servers that fail in every way."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import threading
-import time
 from collections import Counter
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -83,35 +78,6 @@ def test_finish_and_counts(model):
 def test_too_long_a_prompt_is_refused_before_any_work(model):
     with pytest.raises(ValueError, match="makes 302 tokens, the model takes 256"):
         model.sample(["a" * 290], 1, DECODING, seed=0)
-
-
-KILLED = """
-import sys
-from pathlib import Path
-from data_prep.sampling import Decoding, LocalModel
-model = LocalModel(sys.argv[1], batch_size=4)
-model.sample([f"{i} + {i}?" for i in range(40)], 4, Decoding(max_tokens=48), 7, Path(sys.argv[2]))
-"""
-
-
-def test_killed_at_any_moment_the_same_samples_come_out(checkpoint, tmp_path):
-    command = [sys.executable, "-c", KILLED, str(checkpoint), str(tmp_path / "store")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    killed = subprocess.Popen(command, env=environment)
-    while len(list((tmp_path / "store").glob("*.parquet"))) < 3:
-        assert killed.poll() is None
-        time.sleep(0.01)
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
-    before = {path: path.read_bytes() for path in (tmp_path / "store").glob("*.parquet")}
-    assert 3 <= len(before) < 40
-    torch.set_num_threads(1)
-    model = LocalModel(checkpoint, batch_size=4)
-    prompts = [f"{i} + {i}?" for i in range(40)]
-    resumed = model.sample(prompts, 4, Decoding(max_tokens=48), 7, tmp_path / "store")
-    assert all(path.read_bytes() == content for path, content in before.items())
-    assert len(list((tmp_path / "store").glob("*.parquet"))) == 40
-    assert resumed == model.sample(prompts, 4, Decoding(max_tokens=48), 7)
 
 
 # --- servers ----------------------------------------------------------------------------------------------------------
