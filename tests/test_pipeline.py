@@ -31,6 +31,7 @@ class Numbers:
     fail: bool = False
     seed: int = 0
     limit: int = 0
+    checkpoint: str = ""
 
 def load(config):
     return {"rows": [Path(path).read_text() for path in config.inputs]}
@@ -162,6 +163,7 @@ def test_a_seed_of_the_command_line_is_another_run(toy: Toy) -> None:
 
 
 def test_what_can_be_known_to_fail_fails_before_any_work(toy: Toy) -> None:
+    toy.add("d", "checkpoint: org/model")
     toy.add("d", "cout: 4")
     assert "d.yaml: unknown key `cout`; did you mean `count`?" in toy.run(status=1)
     assert toy.starts() == []

@@ -54,7 +54,7 @@ def preflight(steps: list[Step], todo: list[Step], environment: dict[str, str]) 
     if free < FREE_DISK_GB:
         raise PipelineError(f"{free:.1f} GB are free in {Path.cwd()}, {FREE_DISK_GB:.0f} GB are needed: make room")
     # An evaluation's YAML was read when the steps were listed.
-    pairs = [word for step in todo if "checkpoint" not in step.settings for word in (step.target, str(step.config))]
+    pairs = [word for step in todo if not step.evaluates for word in (step.target, str(step.config))]
     command = [sys.executable, "-m", "recipes.tools.check", *pairs]
     found = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if found.returncode:
@@ -243,7 +243,7 @@ def run(arguments: argparse.Namespace) -> None:
                 work(todo, arguments.jobs or (CPU_JOBS if on_cpu else 1), view, session, environment, lock)
         else:
             print(f"nothing to do: {len(chosen)} steps are done")
-        if any("checkpoint" in step.settings for step in chosen):
+        if any(step.evaluates for step in chosen):
             report.main(["--scale", str(scale_dir)])
 
 

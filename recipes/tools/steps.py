@@ -34,6 +34,7 @@ STAGES = (
     ("reasoning_rl_no_language", "recipes/reasoning_rl.py"),
 )
 EVALUATE = "evaluate"  # its YAML stands for one step a checkpoint
+EVALUATION = "recipes.tools.evaluate"
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,11 @@ class Step:
     def needs(self) -> list[Path]:
         """The runs that it reads."""
         return runs.inputs(self.settings)
+
+    @property
+    def evaluates(self) -> bool:
+        """Does it measure a checkpoint, rather than make something?"""
+        return self.target == EVALUATION
 
     @property
     def log(self) -> Path:
@@ -97,7 +103,7 @@ def load_steps(folder: Path, seed: int | None, accelerate_config: Path) -> list[
             start = ("python", "-m", target)
         steps.append(Step(name, target, path, (*start, "--config", str(path), *tail), script, settings))
     if path := found.get(EVALUATE):
-        script, target = Path(evaluate.__file__), "recipes.tools.evaluate"
+        script, target = Path(evaluate.__file__), EVALUATION
         for name, settings in evaluate.configs(path, seed).items():
             command = ("python", "-m", target, "--config", str(path), "--checkpoint", name, *tail)
             steps.append(Step(f"{EVALUATE}_{name}", target, path, command, script, settings))

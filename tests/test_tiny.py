@@ -1,0 +1,166 @@
+"""The real pipeline at the scale of tests/configs/tiny: once without a stop, all network but loopback forbidden; and
+once killed again and again, which has to end with the same bytes and the same losses.
+"""
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from recipes.tools import report
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parents[1]
+SCALE = ROOT / "tests" / "configs" / "tiny"
+TIMES = ("step_time", "train_runtime")  # of a log row: what a clock says
+# Python imports this by itself at the start of every process, here of every child of the pipeline too.
+FORBID = """
+import ipaddress, os, socket
+
+def allowed(address):
+    if not isinstance(address, tuple):
+        return True  # a Unix socket
+    host = address[0]
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+def guard(name):
+    real = getattr(socket.socket, name)
+    def guarded(self, address, *rest):
+        if not allowed(address):
+            tell(f"{name} {address}")
+        return real(self, address, *rest)
+    setattr(socket.socket, name, guarded)
+
+def tell(what):
+    with open(os.environ["FORBIDDEN_LOG"], "a") as log:
+        log.write(what + "\\n")
+    raise OSError(f"forbidden in this test: {what}")
+
+real_lookup = socket.getaddrinfo
+def lookup(host, *rest, **more):
+    if host is not None and not allowed((host.decode() if isinstance(host, bytes) else host, 0)):
+        tell(f"getaddrinfo {host}")
+    return real_lookup(host, *rest, **more)
+socket.getaddrinfo = lookup
+guard("connect")
+guard("connect_ex")
+"""
+
+
+def start(folder: Path, *arguments: str, environment: dict[str, str] | None = None) -> subprocess.Popen:
+    command = [sys.executable, "-m", "recipes.tools.pipeline", "--scale", str(SCALE), *arguments]
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def run(folder: Path, *arguments: str, environment: dict[str, str] | None = None) -> str:
+    process = start(folder, *arguments, environment=environment)
+    output, _ = process.communicate(timeout=900)
+    assert process.returncode == 0, output
+    return output
+
+
+@pytest.fixture(scope="module")
+def offline(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    """(a working directory, an environment in which only loopback can be reached and every attempt is logged)."""
+    folder = tmp_path_factory.mktemp("tiny")
+    (folder / "site").mkdir()
+    (folder / "site" / "sitecustomize.py").write_text(FORBID)
+    environment = os.environ | {"PYTHONPATH": str(folder / "site"), "FORBIDDEN_LOG": str(folder / "forbidden.log")}
+    for name in ("CI", "HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK", "TRANSFORMERS_OFFLINE"):
+        environment.pop(name, None)  # with these a library might be silent for another reason than our switch
+    return folder, environment
+
+
+@pytest.fixture(scope="module")
+def whole(offline: tuple[Path, dict[str, str]]) -> Path:
+    """The working directory after one whole run that nothing interrupted."""
+    folder, environment = offline
+    run(folder, environment=environment)
+    return folder
+
+
+def test_the_network_guard_sees_what_it_must(offline: tuple[Path, dict[str, str]]) -> None:
+    folder, environment = offline
+    code = "import httpx; httpx.get('http://192.0.2.1/')"
+    found = subprocess.run([sys.executable, "-c", code], env=environment, cwd=folder, capture_output=True, text=True)
+    assert found.returncode != 0
+    assert "192.0.2.1" in (folder / "forbidden.log").read_text()
+    (folder / "forbidden.log").unlink()
+
+
+def test_no_stage_talks_to_anybody(whole: Path) -> None:
+    log = whole / "forbidden.log"
+    assert not log.exists(), log.read_text()
+
+
+def test_every_stage_leaves_its_record(whole: Path) -> None:
+    for path in SCALE.glob("*.yaml"):
+        if path.stem != "evaluate":
+            record = json.loads((whole / "outputs" / "tiny" / path.stem / "run.json").read_text())
+            assert {"fingerprint", "config", "inputs", "seed", "versions", "seconds", "peak_rss_gb"} <= record.keys()
+
+
+def test_the_report_measures_every_checkpoint(whole: Path) -> None:
+    results = json.loads((whole / "outputs" / "tiny" / "report" / "results.json").read_text())
+    assert list(results["checkpoints"]) == list(report.CHECKPOINTS)
+    for name, figures in results["checkpoints"].items():
+        assert figures["pass@1"] is not None, name
+        assert (figures["pass@16"] is not None) == (name in ("base", "r1_zero", "r1"))
+    assert results["answers"].keys() == {*report.CHECKPOINTS, *report.ABLATIONS}
+    assert 0 < results["peak_rss_gb"] < 4
+    assert results["wall_seconds"] > 0
+
+
+def test_a_second_run_does_nothing(whole: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (whole / "outputs").rglob("*") if "report" not in path.parts}
+    started = time.monotonic()
+    assert "nothing to do" in run(whole)
+    assert time.monotonic() - started < 20
+    after = {path: path.stat().st_mtime_ns for path in (whole / "outputs").rglob("*") if "report" not in path.parts}
+    assert {path for path in before if before[path] != after.get(path)} <= {whole / "outputs/tiny/.lock"}
+
+
+def test_killed_again_and_again_it_ends_with_the_same_bytes_and_losses(whole: Path, tmp_path: Path) -> None:
+    for name in ("world", "base"):
+        shutil.copytree(whole / "outputs" / "tiny" / name, tmp_path / "outputs" / "tiny" / name)
+    steps = ("--only", "r1_zero", "cold_start", "cold_start_sft")
+    chance = random.Random(0)
+    # One kill where a checkpoint is there to go on from, and some at any moment.
+    kill_when(start(tmp_path, *steps), tmp_path / "outputs/tiny/r1_zero/checkpoint-2", chance.uniform(0, 0.5))
+    kill_when(start(tmp_path, *steps), tmp_path / "outputs/tiny/cold_start/samples", chance.uniform(0, 1.0))
+    kill_when(start(tmp_path, *steps), tmp_path / "outputs/tiny/cold_start_sft/checkpoint-20", chance.uniform(0, 0.5))
+    kill_when(start(tmp_path, *steps), tmp_path, chance.uniform(3, 9))
+    run(tmp_path, *steps)
+    for name in ("cold_start/train.parquet", "r1_zero/model.safetensors", "cold_start_sft/model.safetensors"):
+        first, second = (folder / "outputs" / "tiny" / name for folder in (whole, tmp_path))
+        assert first.read_bytes() == second.read_bytes(), name
+    for name in ("r1_zero", "cold_start_sft"):
+        assert log_of(tmp_path, name) == log_of(whole, name)
+
+
+def kill_when(process: subprocess.Popen, path: Path, later: float) -> None:
+    """Kill -9 the pipeline, `later` seconds after the path is there; that it ended before is fine, too."""
+    end = time.monotonic() + 120
+    while not path.exists() and process.poll() is None:
+        assert time.monotonic() < end, f"{path} never came"
+        time.sleep(0.02)
+    time.sleep(later)
+    process.kill()
+    process.communicate(timeout=20)
+
+
+def log_of(folder: Path, name: str) -> list[dict]:
+    lines = (folder / "outputs" / "tiny" / name / "log.jsonl").read_text().splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key not in TIMES} for line in lines]
