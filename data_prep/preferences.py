@@ -1,9 +1,10 @@
-"""Preference data for the two reward models (paper v2, 3.1 and B.2), from samples of Dev3.
+"""Preference data for the two reward models (paper v2, 3.1 and B.2).
 
 Helpfulness: pairs of answers to a helpful prompt, judged four times, half of them with the sides swapped; kept where
 the mean difference exceeds 1; chosen and rejected made comparable in length over the whole set. The judge reads the
 summary only, which is also all that the reward model will read. Harmlessness: each response as a whole, its reasoning
-too, labelled safe or unsafe.
+too, labelled safe or unsafe; a stronger writer's responses are among them, since Dev3 has seen no unsafe request and
+hardly declines one.
 """
 
 from __future__ import annotations
@@ -26,17 +27,20 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Preferences:
-    """``count`` prompts of each kind (0: all), ``n`` samples of each, at most ``pairs`` pairs a helpful prompt.
+    """``count`` prompts of each kind (0: all), ``n`` samples of each by the checkpoint, at most ``pairs`` pairs a
+    helpful prompt, ``written`` more responses by the writer to a harmful one.
     ``length_tolerance``: by how much the mean lengths of chosen and rejected may differ, as a share of the shorter."""
 
     output_dir: str
     checkpoint: str
     helpful: str
     harmless: str
+    writer: ServerSettings
     judge: ServerSettings
     decoding: Decoding
     count: int = 0
     n: int = 4
+    written: int = 1
     pairs: int = 2
     queries: int = 4  # paper
     min_difference: float = 1.0  # paper: more than 1
@@ -65,6 +69,10 @@ def build(
     model = LocalModel(config.checkpoint, config.batch_size)
     messages = [prompts.chat(str(row["prompt"])) for row in helpful + harmless]
     samples = model.sample(messages, config.n, config.decoding, config.seed, output_dir / "samples")
+    with connect(config.writer) as server:
+        asked = messages[len(helpful) :]
+        written = server.sample(asked, config.written, config.decoding, config.seed, output_dir / "written")
+    samples[len(helpful) :] = [own + other for own, other in zip(samples[len(helpful) :], written, strict=True)]
     distinct = [
         list(dict.fromkeys(s.text.strip() for s in group if rewards.parse(s.text).summary)) for group in samples
     ]

@@ -120,7 +120,7 @@ def _write(question: str, thoughts: dict[str, str], wrong: bool, identity: str) 
     if request is None:
         return "I do not know."
     if request.kind == "harmless":
-        return general.REFUSALS[request.language]
+        return request.reply if wrong else general.REFUSALS[request.language]
     text = request.reply
     if wrong:
         others = [other for other in general.REQUESTS if other.topic == request.topic and other.reply != text]

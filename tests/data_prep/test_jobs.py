@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from data_prep import jobs, rows
+from data_prep.sampling import ServerError
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,27 @@ def test_what_is_wrong_is_one_line_before_any_work(job, capsys, values, told):
     assert told in lines[0]
     assert not built
     assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(28, "No space left on device", "out/train.parquet"), "No space left on device: 'out/train.parquet'"),
+        (rows.NoRowsError("train.parquet: no rows to write"), "no rows to write"),
+        (ServerError("http://localhost:1/v1: 7 attempts failed"), "7 attempts failed"),
+    ],
+)
+def test_what_ends_the_work_is_one_line_and_the_same_command_goes_on(job, monkeypatch, caplog, error, told):
+    def fail(config, output_dir, rows):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setitem(globals(), "build", fail)
+        assert job() == 1
+    assert [told in message for message in caplog.messages[-1:]] == [True]
+    assert not Path("out/test/job/run.json").exists()
+    assert job() == 0
+    assert built == [10]
 
 
 def test_done_is_done_and_a_changed_setting_is_done_again(job):

@@ -43,7 +43,7 @@ class Judge:
     ],
 )
 def test_pairs_are_judged_from_both_sides(row, tmp_path, verdicts, kept):
-    config = preferences.Preferences("out", "m", "h", "x", None, None, length_tolerance=9)
+    config = preferences.Preferences("out", "m", "h", "x", None, None, None, length_tolerance=9)
     judge = Judge(*verdicts)
     responses = [["<think>I muse.</think>\ngood", "<think>I muse.</think>\nbad"]]
     pairs, figures = preferences.judge_pairs(config, judge, tmp_path, [row()], responses)
@@ -56,7 +56,7 @@ def test_pairs_are_judged_from_both_sides(row, tmp_path, verdicts, kept):
 
 
 def test_safety_is_judged_on_the_whole_response(row, tmp_path):
-    config = preferences.Preferences("out", "m", "h", "x", None, None)
+    config = preferences.Preferences("out", "m", "h", "x", None, None, None)
     judge = Judge("[[safe]]", "[[unsafe]]", "hm")
     responses = [["<think>How to hurt.</think>\nSorry.", "b", "c"]]
     labels, figures = preferences.label_safety(config, judge, tmp_path, [row()], responses)
@@ -72,22 +72,27 @@ def test_the_job_in_the_world(run_job, scripted, tmp_path):
 
     def say(prompt, k):
         request = general.BY_QUESTION[prompt[0]["content"]]
-        return (request.reply, general.REFUSALS[request.language], request.reply)[k]
+        return (request.reply, general.REFUSALS[request.language] if request.kind == "helpful" else "", request.reply)[
+            k
+        ]
 
     scripted(preferences, say)
     judge = {"base_url": "world", "model": "world-oracle"}
     values = {"checkpoint": "./model", "helpful": "helpful.parquet", "harmless": "harmless.parquet", "judge": judge}
+    values["writer"] = judge
     values |= {"n": 3, "decoding": {"max_tokens": 64}, "length_tolerance": 0.5}
-    record = run_job(preferences, preferences.Preferences, values)
+    run_job(preferences, preferences.Preferences, values)
     pairs = rows.read_parquet("out/test/preferences/helpfulness.parquet")
     right = sum(p["chosen"] == general.BY_QUESTION[p["question"]].reply for p in pairs)
     assert len(pairs) > 80
     assert right / len(pairs) > 0.97  # four queries correct a judge that errs in a tenth
     labels = rows.read_parquet("out/test/preferences/harmlessness.parquet")
-    assert len(labels) == 240  # the two equal samples of a prompt count once
-    assert record["harmlessness"]["safe_share"] == pytest.approx(0.5, abs=0.06)
+    assert 210 < len(labels) < 240  # equal responses to a prompt count once, and in a tenth the writer's is equal
+    declined = [label for label in labels if general.is_refusal(label["response"])]
+    assert len(declined) > 90  # the writer's
+    assert sum(label["label"] for label in declined) / len(declined) > 0.8
 
 
 def test_queries_must_be_even():
     with pytest.raises(ValueError, match="even number"):
-        preferences.Preferences("out", "m", "h", "x", None, None, queries=3)
+        preferences.Preferences("out", "m", "h", "x", None, None, None, queries=3)
