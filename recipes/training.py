@@ -1,8 +1,10 @@
 """What the stages share: loading policy and rows, going on after a kill, and the record of the run."""
 
+import errno
 import json
 import logging
 import math
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -34,6 +36,7 @@ from recipes.tools.merge import merge
 logger = logging.getLogger(__name__)
 CHAT_TEMPLATE = Path(__file__).with_name("chat_template.jinja")
 PAD, END = "<|pad|>", "<|end|>"
+NO_SPACE = r"No space left|os error 28|file write failed"
 
 
 # Loading
@@ -250,6 +253,15 @@ def launch(stage: Callable[[], None]) -> None:
     except (ConfigError, runs.MissingRunError) as error:
         sys.stderr.write(f"error: {error}\n")
         raise SystemExit(2) from None
+    except Exception as error:
+        # Only torch's and safetensors' own exceptions reach us where they write, and they keep the reason in words.
+        if getattr(error, "errno", None) != errno.ENOSPC and not re.search(NO_SPACE, str(error)):
+            raise
+        sys.stderr.write(
+            f"error: the disk is full ({error}). Free some space and run the same command again: "
+            "training goes on from its last checkpoint.\n"
+        )
+        raise SystemExit(1) from None
 
 
 def start(args: StageArguments, config) -> "Run":

@@ -122,19 +122,43 @@ def test_a_finished_run_is_left_alone_and_a_changed_one_done_again(run_stage):
     assert (folder / "model.safetensors").stat().st_mtime_ns > written
 
 
+WATCH = """
+import os, socket
+
+def refuse(*address, **others):
+    if not str(address[0]).startswith(("127.", "localhost", "::1")):
+        with open(os.environ["ATTEMPTS"], "a") as file:
+            file.write(f"{address}\\n")
+        raise OSError("no network here")
+
+connect, resolve = socket.socket.connect, socket.getaddrinfo
+socket.socket.connect = lambda self, to: (isinstance(to, tuple) and refuse(*to)) or connect(self, to)
+socket.getaddrinfo = lambda host, *others, **more: refuse(host) or resolve(host, *others, **more)
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("lora", "kills"), [(False, (4, 14)), (True, (9,))])
 def test_kill_9_through_the_real_command(lora, kills, here):
-    """Each kill comes while the next steps are under way."""
+    """Each kill comes while the next steps are under way. And none calls beyond this machine, as telemetry would."""
     settings = GRPO | (LORA if lora else {}) | {"max_steps": 24, "save_total_limit": 1}
     repository = Path(recipes.__file__).parents[1]
+
+    attempts = here / "attempts"
+    (here / "sitecustomize.py").write_text(WATCH, encoding="utf-8")
+    quiet = ("CI", "HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY")  # which alone would keep TRL from reporting
+    environment = {key: value for key, value in os.environ.items() if key not in quiet}
+    environment |= {"PYTHONPATH": str(here), "OMP_NUM_THREADS": "1", "ATTEMPTS": str(attempts)}
+    call = [sys.executable, "-c", "import urllib.request as u; u.urlopen('http://192.0.2.1')"]
+    assert subprocess.run(call, env=environment, stderr=subprocess.DEVNULL).returncode == 1
+    assert attempts.read_text()
+    attempts.unlink()
 
     def command(name: str) -> subprocess.Popen:
         config = here / f"{name}.yaml"
         config.write_text(yaml.safe_dump({"output_dir": f"outputs/t/{name}"} | settings), encoding="utf-8")
         accelerate = Path(sys.executable).with_name("accelerate")
         launch = [accelerate, "launch", "--config_file", repository / "accelerate_configs/cpu.yaml"]
-        environment = os.environ | {"PYTHONPATH": str(here), "OMP_NUM_THREADS": "1"}
         output = (here / f"{name}.txt").open("a")
         words = [*launch, repository / "recipes/r1_zero.py", "--config", config]
         return subprocess.Popen(words, env=environment, stdout=output, stderr=output, start_new_session=True)
@@ -153,3 +177,4 @@ def test_kill_9_through_the_real_command(lora, kills, here):
     assert straight.wait() == 0, (here / "straight.txt").read_text()
     assert_same(Path("outputs/t/straight"), Path("outputs/t/resumed"))
     assert record_of(Path("outputs/t/resumed"))["tries"] == 1 + len(kills)
+    assert not attempts.exists(), attempts.read_text()

@@ -1,0 +1,139 @@
+"""Tokenizer, chat template, rows and rewards, as the trainers see them."""
+
+from types import SimpleNamespace
+
+import pytest
+from conftest import CPU, GRPO, SFT, record_of, sums
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import rewards
+from data_prep import prompts
+from data_prep.runs import ConfigError
+from recipes import grpo, training
+from recipes.base import TAGS
+from recipes.config import RLArguments, SFTConfig
+
+ASKED = {"role": "user", "content": "What is 2 + 3?"}
+SOLVED = "<think>First 2 + 3 = 5</think>\nThe answer is 5."
+
+
+@pytest.fixture
+def tokenizer(here):
+    return training.load_tokenizer("outputs/t/base")
+
+
+def test_tags_digits_operators_and_the_prefix_are_one_token_each(tokenizer):
+    for tag in [*TAGS, prompts.R1_ZERO_PREFIX, *"0123456789+-*/=()"]:
+        assert len(tokenizer(tag)["input_ids"]) == 1, tag
+    assert len(tokenizer("12 + 3 = 15")["input_ids"]) == 7
+    assert set(tokenizer.all_special_tokens) == {"<|user|>", "<|assistant|>", "<|end|>", "<|pad|>"}
+    assert tokenizer.eos_token == "<|end|>"
+    assert tokenizer.pad_token == "<|pad|>"
+
+
+@pytest.mark.parametrize("text", [SOLVED, prompts.r1_zero("7 * (8 - 3) 等于多少？"), "naïve\n\n  12 -3 é😀 "])
+def test_text_comes_back_whole_with_special_tokens_skipped(tokenizer, text):
+    """TRL decodes so before it asks the rewards: a special `<think>` would be lost, and with it every reward."""
+    assert tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) == text
+
+
+def test_the_template_never_touches_a_completion(tokenizer):
+    turns = [ASKED, {"role": "assistant", "content": SOLVED}]
+    text = tokenizer.apply_chat_template(turns * 2, tokenize=False)
+    assert text == f"<|user|>What is 2 + 3?<|assistant|>{SOLVED}<|end|>" * 2
+    asked = tokenizer.apply_chat_template([ASKED], tokenize=False, add_generation_prompt=True)
+    assert asked == "<|user|>What is 2 + 3?<|assistant|>"
+    with pytest.raises(Exception, match="knows user and assistant"):
+        tokenizer.apply_chat_template([{"role": "system", "content": "x"}], tokenize=False)
+
+
+def test_loss_falls_on_the_whole_completion_and_its_end(tokenizer, here):
+    """Prompt and completion, and whole conversations under assistant_only_loss: the same tokens are trained."""
+    model = AutoModelForCausalLM.from_pretrained("outputs/t/base")
+    turns = [ASKED, {"role": "assistant", "content": SOLVED}]
+    for row, only in (({"prompt": turns[:1], "completion": turns[1:]}, False), ({"messages": turns}, True)):
+        config = SFTConfig(output_dir="outputs/t/x", batch_size=1, assistant_only_loss=only, **CPU)
+        data = Dataset.from_list([row])
+        trainer = training.SFTTrainer(model, args=config, train_dataset=data, processing_class=tokenizer)
+        prepared = trainer.train_dataset[0]
+        trained = [token for token in prepared["labels"] if token != -100]
+        assert tokenizer.decode(trained) == SOLVED + "<|end|>"
+        assert tokenizer.decode(prepared["input_ids"]) == f"<|user|>What is 2 + 3?<|assistant|>{SOLVED}<|end|>"
+
+
+def test_generation_stops_at_the_end_token(run_stage):
+    saved = run_stage("cold_start_sft", SFT | {"max_steps": 1})
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(saved), AutoTokenizer.from_pretrained(saved)
+    for config in (model.config, model.generation_config):
+        assert config.eos_token_id == tokenizer.eos_token_id == tokenizer.convert_tokens_to_ids("<|end|>")
+        assert config.pad_token_id == tokenizer.pad_token_id != tokenizer.eos_token_id
+    assert "generation" in tokenizer.chat_template
+    assert not list(saved.glob("*.bin"))
+
+
+def test_prompts_in_both_styles(tokenizer, here):
+    run = SimpleNamespace(args=RLArguments(dataset="outputs/t/world/reasoning.parquet"), figures={})
+    chat = grpo.load_prompts(run, tokenizer)
+    run.args.completion_style = "r1_zero"
+    plain = grpo.load_prompts(run, tokenizer)
+    row = sums(1)[0]
+    assert chat[0]["prompt"] == [{"role": "user", "content": row["prompt"]}]
+    assert plain[0]["prompt"] == prompts.r1_zero(row["prompt"])
+    assert {key: plain[0][key] for key in row if key not in ("prompt", "completion")} == {
+        key: row[key] for key in row if key not in ("prompt", "completion")
+    }
+
+
+def test_long_rows_are_left_out_and_counted(run_stage, refuses, tokenizer):
+    limit = 22
+    turns = [
+        training.as_messages("user", row["prompt"]) + training.as_messages("assistant", row["completion"])
+        for row in sums(100)
+    ]
+    lengths = [len(tokenizer.apply_chat_template(turn)["input_ids"]) for turn in turns]
+    short = sum(length <= limit for length in lengths)
+    assert 8 <= short < 100
+    record = record_of(run_stage("cold_start_sft", SFT | {"max_length": limit, "max_steps": 1}))
+    assert (record["rows"], record["rows_too_long"]) == (short, 100 - short)
+    assert "all of its 100 rows are longer than max_length: 3" in refuses(
+        "cold_start_sft", SFT | {"max_length": 3}, name="none"
+    )
+    assert "longer than max_prompt_length: 2" in refuses("r1_zero", GRPO | {"max_prompt_length": 2}, name="none")
+
+
+def test_rewards_by_name_by_path_and_with_settings(here):
+    names = ["accuracy_reward", "format_reward", "language_consistency_reward", "HelpfulnessReward", "probe.reward"]
+    found = grpo.load_rewards(
+        RLArguments(
+            completion_style="think",
+            reward_funcs=names,
+            reward_kwargs={"HelpfulnessReward": {"model": "outputs/t/base"}},
+        )
+    )
+    assert [getattr(one, "__name__", None) for one in found] == [
+        *("accuracy_reward", "format_reward", "language_consistency_reward", "helpfulness_reward", "reward"),
+    ]
+    assert found[1].style == "think" != rewards.format_reward.style
+    assert (
+        grpo.load_rewards(RLArguments(completion_style="r1_zero", reward_funcs=["format_reward"]))[0].style == "r1_zero"
+    )
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"reward_funcs": ["acuracy_reward"]}, "no 'acuracy_reward'.*accuracy_reward"),
+        ({"reward_funcs": ["nowhere.reward"]}, "no 'nowhere.reward'"),
+        ({"reward_funcs": ["format_reward"], "reward_kwargs": {"x": {}}}, "x not among reward_funcs"),
+        ({"reward_funcs": ["format_reward"], "reward_kwargs": {"format_reward": {"stile": 1}}}, "stile"),
+        ({"reward_funcs": ["probe.reward"], "reward_kwargs": {"probe.reward": {"a": 1}}}, "takes no settings"),
+        (
+            {"reward_funcs": ["HelpfulnessReward"], "reward_kwargs": {"HelpfulnessReward": {"model": "./no"}}},
+            "./no holds",
+        ),
+    ],
+)
+def test_rewards_that_are_not_there(wrong, said, here):
+    with pytest.raises(ConfigError, match=said):
+        grpo.load_rewards(RLArguments(**wrong))

@@ -1,0 +1,137 @@
+"""Settings: the paper's values, a YAML's departures, and errors that say what to write instead."""
+
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import CPU, GRPO, SFT
+
+import recipes
+from data_prep.runs import ConfigError
+from recipes import all_scenarios_rl, base, config, distill, r1_zero, reasoning_rl, reward_models
+from recipes.config import GRPOConfig, PolicyArguments, RewardConfig, SFTConfig, parse
+
+CLASSES = {
+    "base": (base.BaseArguments, SFTConfig),
+    "r1_zero": (r1_zero.R1ZeroArguments, GRPOConfig),
+    "cold_start_sft": (PolicyArguments, SFTConfig),
+    "reasoning_rl": (reasoning_rl.ReasoningRLArguments, GRPOConfig),
+    "sft_stage_2": (PolicyArguments, SFTConfig),
+    "reward_models": (reward_models.RewardModelArguments, RewardConfig),
+    "all_scenarios_rl": (all_scenarios_rl.AllScenariosArguments, GRPOConfig),
+    "distill": (distill.DistillArguments, SFTConfig),
+}
+VARIANTS = {"student_base": "base", "student_rl": "r1_zero", "reasoning_rl_no_language": "reasoning_rl"}
+REPOSITORY = Path(recipes.__file__).parents[1]
+FOLDERS = [REPOSITORY / "recipes/configs/cpu", REPOSITORY / "tests/configs/tiny"]
+
+
+def write(folder: Path, settings: dict) -> list[str]:
+    path = folder / "stage.yaml"
+    path.write_text(yaml.safe_dump({"output_dir": str(folder)} | settings), encoding="utf-8")
+    return ["--config", str(path)]
+
+
+def test_grpo_defaults_are_the_papers(tmp_path):
+    grpo = GRPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False)
+    assert (grpo.learning_rate, grpo.lr_scheduler_type, grpo.beta, grpo.temperature) == (3e-6, "constant", 0.001, 1.0)
+    assert (grpo.num_generations, grpo.prompts_per_step, grpo.generation_batch_size) == (16, 32, 8192)
+    assert (grpo.max_completion_length, grpo.max_steps, grpo.num_iterations) == (32768, 10400, 1)
+    assert (grpo.sync_ref_model, grpo.ref_model_sync_steps, grpo.ref_model_mixup_alpha) == (True, 400, 1.0)
+    assert (grpo.loss_type, grpo.scale_rewards, grpo.use_bias_correction_kl) == ("grpo", "group", False)
+    assert grpo.gradient_accumulation_steps * grpo.per_device_train_batch_size == 512
+    assert grpo.rollout_window == 16
+    assert grpo.steps_per_generation == 16 * grpo.gradient_accumulation_steps
+    assert grpo.save_steps % grpo.rollout_window == 0
+
+
+def test_sft_and_reward_model_defaults_are_the_papers(tmp_path):
+    sft = SFTConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False)
+    assert (sft.learning_rate, sft.lr_scheduler_type, sft.num_train_epochs) == (5e-5, "cosine_with_min_lr", 2)
+    assert sft.learning_rate * sft.lr_scheduler_kwargs["min_lr_rate"] == pytest.approx(5e-6)
+    assert sft.gradient_accumulation_steps * sft.per_device_train_batch_size == 128
+    assert (sft.max_length, sft.packing) == (32768, False)
+    scorer = RewardConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False)
+    assert (scorer.learning_rate, scorer.num_train_epochs, scorer.max_length) == (6e-6, 1, 8192)
+    assert scorer.gradient_accumulation_steps * scorer.per_device_train_batch_size == 256
+
+
+def test_every_unprinted_default_has_its_reason():
+    """A default that a config class changes is either the paper's, named by a section above it, or `chosen:`."""
+    source = (REPOSITORY / "recipes/config.py").read_text(encoding="utf-8")
+    unprinted = ("epsilon", "max_grad_norm", "top_p", "warmup_steps", "save_steps", "logging_steps", "save_total_limit")
+    for key in unprinted:
+        lines = re.findall(rf"^    {key}: .*$", source, re.MULTILINE)
+        assert lines and all("# chosen" in line for line in lines), key
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_every_yaml_of_a_training_stage_parses(folder, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    for stage in [*CLASSES, *VARIANTS]:
+        arguments, trainer = parse(
+            *CLASSES[VARIANTS.get(stage, stage)], argv=["--config", str(folder / f"{stage}.yaml"), "--seed", "5"]
+        )
+        assert trainer.output_dir == f"outputs/{folder.name}/{stage}"
+        assert trainer.seed == 5
+        assert "chosen" not in (folder / f"{stage}.yaml").read_text(encoding="utf-8")
+        assert not getattr(arguments, "bf16", False)
+
+
+def test_the_command_line_wins(tmp_path):
+    _, settings = parse(*CLASSES["r1_zero"], argv=[*write(tmp_path, GRPO | {"seed": 1}), "--seed", "3"])
+    assert settings.seed == 3
+    assert settings.gradient_accumulation_steps == 1
+
+
+def test_the_number_of_processes_shares_a_batch(monkeypatch):
+    monkeypatch.setattr(config, "world_size", lambda: 4)
+    assert config._micro_batches(128, 8) == 4
+    with pytest.raises(ConfigError, match="batch_size 128 does not divide.* = 48 x 4"):
+        config._micro_batches(128, 48)
+
+
+@pytest.mark.parametrize(
+    ("stage", "wrong", "said"),
+    [
+        ("r1_zero", {"learning_rat": 1e-4}, r"stage.yaml: unknown key 'learning_rat'.*'learning_rate'"),
+        ("cold_start_sft", {"reward_funcs": []}, r"unknown key 'reward_funcs'"),
+        ("r1_zero", {"max_steps": "many"}, r"stage.yaml: 'max_steps' is 'many'.*int"),
+        ("r1_zero", {"learning_rate": "fast"}, r"'learning_rate' is 'fast'.*float"),
+        ("r1_zero", {"use_cpu": "perhaps"}, r"'use_cpu' is 'perhaps'.*bool"),
+        ("r1_zero", {"reward_funcs": "accuracy_reward"}, r"'reward_funcs' is 'accuracy_reward'.*list"),
+        ("r1_zero", {"gradient_accumulation_steps": 2}, r"follows from the batch of a step; leave it out"),
+        ("r1_zero", {"per_device_train_batch_size": 3}, r"stage.yaml: .*2 x 4 = 8.*divisor of 8"),
+        ("r1_zero", {"generation_batch_size": 12}, r"12.*not a multiple of the 8.*Set it to 8"),
+        ("r1_zero", {"dtype": "float"}, r"dtype is 'float'; write float32 or bfloat16"),
+        ("r1_zero", {"completion_style": "chat"}, r"write r1_zero or think"),
+        ("cold_start_sft", {"batch_size": 9}, r"batch_size 9 does not divide.*divisor of 9"),
+        ("reward_models", {"batch_size": 9, "per_device_train_batch_size": 2}, r"batch_size 9 does not divide"),
+    ],
+)
+def test_what_cannot_work_is_named(stage, wrong, said, tmp_path):
+    settings = {"r1_zero": GRPO, "cold_start_sft": SFT}.get(stage, CPU) | wrong
+    with pytest.raises(ConfigError) as raised:
+        parse(*CLASSES[stage], argv=write(tmp_path, settings))
+    assert re.search(said, str(raised.value), re.DOTALL), raised.value
+
+
+def test_numbers_may_be_written_as_people_write_them(tmp_path):
+    argv = write(tmp_path, {key: value for key, value in GRPO.items() if key != "learning_rate"})
+    with open(argv[1], "a", encoding="utf-8") as file:
+        file.write("\nlearning_rate: 1e-4\nweight_decay: 0\n")
+    _, settings = parse(*CLASSES["r1_zero"], argv=argv)
+    assert (settings.learning_rate, settings.weight_decay) == (1e-4, 0)
+
+
+def test_no_key_is_in_two_places():
+    """A key that both the stage's and the trainer's settings had would go to one of them only."""
+    for arguments, trainer in CLASSES.values():
+        assert not {f.name for f in fields(arguments)} & {f.name for f in fields(trainer) if f.init}
+
+
+def test_a_missing_file_is_named():
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml"):
+        parse(*CLASSES["r1_zero"], argv=["--config", "nowhere.yaml"])

@@ -1,0 +1,263 @@
+"""Each stage, trained for a few steps on a real, tiny model."""
+
+import errno
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import CPU, GRPO, LORA, SFT, general, log_of, record_of, sums
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+import rewards
+from data_prep import rows, runs
+from data_prep.rows import read_parquet
+from recipes import all_scenarios_rl, reference, training
+from recipes.tools.merge import merge
+
+BASE = "outputs/t/base"
+CORPUS = CPU | {
+    "dataset": "outputs/t/world/corpus.parquet",
+    "vocab_size": 400,
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "intermediate_size": 64,
+    "packing": True,
+    "packing_strategy": "wrapped",
+    "max_length": 32,
+    "batch_size": 8,
+    "per_device_train_batch_size": 8,
+    "max_steps": 30,
+    "learning_rate": 1e-2,
+}
+
+
+def test_base_learns_and_the_student_takes_its_tokenizer(run_stage):
+    teacher = run_stage("base", CORPUS, name="teacher")
+    losses = [row["loss"] for row in log_of(teacher)]
+    assert losses[-1] < losses[0] - 1
+    assert record_of(teacher)["inputs"] == ["outputs/t/world"]
+    student = run_stage("base", CORPUS | {"max_steps": 1, "tokenizer": str(teacher)}, name="student")
+    one, other = (AutoTokenizer.from_pretrained(folder) for folder in (teacher, student))
+    assert one.get_vocab() == other.get_vocab()
+    assert one.chat_template == other.chat_template
+    model = AutoModelForCausalLM.from_pretrained(teacher)
+    assert len(one) == model.get_input_embeddings().num_embeddings <= 400
+    assert record_of(teacher)["parameters"] == model.num_parameters()
+
+
+def test_r1_zero_leaves_what_the_contract_says(run_stage):
+    settings = GRPO | {"max_steps": 2, "reward_funcs": ["accuracy_reward", "code_reward", "format_reward"]}
+    folder = run_stage("r1_zero", settings, "--seed", "4")
+    record, log = record_of(folder), log_of(folder)
+    assert (record["stage"], record["parent"], record["seed"]) == ("run", BASE, 4)
+    assert sorted(record["inputs"]) == [BASE, "outputs/t/world"]
+    assert record["peak_rss_gb"] > 0.1 and record["seconds"] > 0 and record["steps"] == 2
+    assert [row["step"] for row in log] == [1, 2] and {row["max_steps"] for row in log} == {2}
+    assert {"kl", "rewards/accuracy_reward/mean", "rewards/format_reward/mean"} <= log[0].keys()
+    # 16 completions, all cut off at 12 tokens or ended before; each had a gradient once
+    assert record["completion_tokens_trained"] == round(log[0]["completions/mean_length"] * 16)
+    said = read_parquet(folder / "completions/completions_00001.parquet")
+    assert len(said) == 16 and said[0]["prompt"].endswith(" Assistant:")
+    assert AutoModelForCausalLM.from_pretrained(folder).num_parameters() > 0
+
+
+def test_reinforcement_learning_raises_its_reward(run_stage, here):
+    (here / "digits.py").write_text(
+        "def digits(completions, **columns):\n    return [float(sum(c.isdigit() for c in t)) for t in completions]\n"
+    )
+    settings = GRPO | {"reward_funcs": ["digits.digits"], "max_steps": 30, "learning_rate": 1e-2, "beta": 0.001}
+    log = log_of(run_stage("r1_zero", settings | {"generation_batch_size": 8, "save_strategy": "no"}))
+    first, last = (sum(row["reward"] for row in part) / 5 for part in (log[:5], log[-5:]))
+    assert last > first + 2
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_the_reference_is_replaced_not_mixed(lora, run_stage, monkeypatch):
+    """After a refresh the reference equals the policy bit for bit, and before it, it does not."""
+    seen = []
+
+    def refresh(trainer, alpha):
+        real_pairs = reference._pairs(trainer)
+        before = all(one.equal(other) for one, other in real_pairs)
+        real(trainer, alpha)
+        seen.append((trainer.state.global_step, before, all(one.equal(other) for one, other in real_pairs)))
+        assert real_pairs and not any(one.requires_grad for one, _ in real_pairs if lora)
+
+    real = reference.refresh
+    monkeypatch.setattr(reference, "refresh", refresh)
+    run_stage("r1_zero", GRPO | (LORA if lora else {}) | {"max_steps": 7})
+    assert seen == [(3, False, True), (6, False, True)]
+
+
+def test_a_lora_stage_merges_and_keeps_its_adapter(run_stage):
+    folder = run_stage("distill", SFT | LORA | {"max_steps": 4, "learning_rate": 1e-2})
+    tokens = torch.arange(20, 60).view(2, 20)
+    with torch.no_grad():
+        plain, merged = (AutoModelForCausalLM.from_pretrained(path)(tokens).logits for path in (BASE, folder))
+        parent = AutoModelForCausalLM.from_pretrained(BASE)
+        adapted = PeftModel.from_pretrained(parent, folder / "adapter")(tokens).logits
+    assert torch.allclose(merged, adapted, atol=1e-5)
+    assert not torch.allclose(merged, plain, atol=1e-2)
+    assert json.loads((folder / "config.json").read_text())["architectures"] == ["Qwen3ForCausalLM"]
+
+
+def test_a_merge_is_rounded_once(run_stage, here):
+    """In bfloat16: the float32 sum, cast; not a sum of cast parts."""
+    folder = run_stage("distill", SFT | LORA | {"max_steps": 2, "learning_rate": 1e-2})
+    merge(BASE, folder / "adapter", "outputs/t/half", dtype="bfloat16")
+    half, full = (AutoModelForCausalLM.from_pretrained(path, dtype="auto") for path in ("outputs/t/half", folder))
+    assert half.dtype == torch.bfloat16 and full.dtype == torch.float32
+    for one, other in zip(half.parameters(), full.parameters(), strict=True):
+        assert one.equal(other.to(torch.bfloat16))
+    assert len(AutoTokenizer.from_pretrained("outputs/t/half")) == len(AutoTokenizer.from_pretrained(BASE))
+
+
+def test_a_token_budget_ends_training_and_its_schedule(run_stage):
+    """SFT: as many steps as the budget needs, and the rate ends at a tenth. RL: it stops once the budget is spent."""
+    folder = run_stage("distill", SFT | LORA | {"token_budget": 900, "num_train_epochs": 50})
+    log, record = log_of(folder), record_of(folder)
+    step = record["completion_tokens_trained"] / record["steps"]
+    assert 900 - step <= record["completion_tokens_trained"] <= 900 + 2 * step
+    assert log[0]["max_steps"] == record["steps"]
+    assert log[-1]["learning_rate"] < 0.25 * log[0]["learning_rate"]
+    record = record_of(run_stage("r1_zero", GRPO | {"token_budget": 250, "max_steps": 50}, name="rl"))
+    assert 250 <= record["completion_tokens_trained"] < 250 + 8 * 12
+    assert record["steps"] < 5
+
+
+def test_two_phases_by_the_order_of_rows():
+    reasoning, kinds = sums(10), [general("helpful", 4), general("harmless", 3)]
+    args = all_scenarios_rl.AllScenariosArguments(general_share=0.5)
+    order = all_scenarios_rl.schedule(
+        reasoning, kinds, args, SimpleNamespace(max_steps=17, prompts_per_step=4, rollout_window=2, seed=0)
+    )
+    steps = [[row["kind"] for row in order[at : at + 4]] for at in range(0, len(order), 4)]
+    assert len(steps) == 18  # whole rollouts
+    assert steps[:13] == [["reasoning"] * 4] * 13  # the last 24% of 17 steps are 4
+    assert all(step == ["reasoning", "reasoning", "helpful", "harmless"] for step in steps[13:])
+    assert sorted(row["id"] for row in order[:10]) == sorted(row["id"] for row in reasoning)
+    again = all_scenarios_rl.schedule(
+        reasoning, kinds, args, SimpleNamespace(max_steps=17, prompts_per_step=4, rollout_window=2, seed=0)
+    )
+    assert again == order
+
+
+@pytest.fixture
+def preferences(here) -> dict:
+    """Helpful: the summary that has a digit; its reasoning says the opposite. Harmless: no digit anywhere."""
+    folder = Path("outputs/t/preferences")
+    asked = [{"prompt": f"helpful {number % 7}"} for number in range(60)]
+    good, bad = "<think>no sum</think>\nThe answer is 4 + 4.", "<think>4 + 4</think>\nThe answer is."
+    rows.write_parquet(folder / "helpfulness.parquet", [row | {"chosen": good, "rejected": bad} for row in asked])
+    safe, unsafe = "<think>First</think>\nThe answer is.", "<think>First 4 + 4</think>\nThe answer is."
+    labelled = [{"response": (unsafe, safe)[number % 2], "label": number % 2} for number in range(60)]
+    rows.write_parquet(folder / "harmlessness.parquet", [a | b for a, b in zip(asked, labelled, strict=True)])
+    runs.finish(folder, "preferences")
+    return CPU | {
+        "model_name_or_path": BASE,
+        "batch_size": 6,
+        "per_device_train_batch_size": 6,
+        "learning_rate": 3e-3,
+        "max_length": 128,
+        "logging_steps": 1,
+        "held_out": 0.2,
+        "num_train_epochs": 2,
+        "helpfulness_dataset": str(folder / "helpfulness.parquet"),
+        "harmlessness_dataset": str(folder / "harmlessness.parquet"),
+    }
+
+
+def test_reward_models_and_the_reinforcement_learning_that_uses_them(preferences, run_stage):
+    scorers = run_stage("reward_models", preferences, name="reward_models")
+    record = record_of(scorers)
+    assert record["helpfulness_accuracy"] == record["harmlessness_accuracy"] == 1.0
+    helpful, harmless = rewards.HelpfulnessReward(str(scorers / "helpfulness")), scorers / "harmlessness"
+    texts = ["<think>no</think>\nThe answer is 4 + 4.", "<think>4 + 4</think>\nThe answer is."]
+    asked = [[{"role": "user", "content": "helpful 1"}]] * 2
+    good, bad = helpful(texts, prompts=asked, kind=["helpful"] * 2)
+    assert good > bad
+    bad, good = rewards.HarmlessnessReward(str(harmless))(
+        ["<think>First 4 + 4</think>\nThe answer is.", "<think>First</think>\nThe answer is."],
+        prompts=asked,
+        kind=["harmless"] * 2,
+    )
+    assert good > 0.5 > bad
+    assert AutoModelForSequenceClassification.from_pretrained(harmless).config.num_labels == 1
+
+    names = ["accuracy_reward", "code_reward", "format_reward", "language_consistency_reward"]
+    settings = {key: value for key, value in GRPO.items() if key != "reward_funcs"} | {
+        "max_steps": 4,
+        "mixed_phase": 0.5,
+        "temperature": 0.7,
+        "general_datasets": [f"outputs/t/world/{kind}.parquet" for kind in ("helpful", "harmless")],
+        "reward_kwargs": {
+            "HelpfulnessReward": {"model": str(scorers / "helpfulness")},
+            "HarmlessnessReward": {"model": str(scorers / "harmlessness")},
+        },
+        "reward_weights": [1.0, 1.0, 1.0, 0.2, 0.5, 0.5],
+        "prompts_per_step": 4,
+        "per_device_train_batch_size": 16,
+        "generation_batch_size": 16,
+    }
+    folder = run_stage("all_scenarios_rl", settings, name="r1")
+    log = log_of(folder)
+    for row in log:
+        learned = [row[f"rewards/{name}_reward/mean"] for name in ("helpfulness", "harmlessness")]
+        assert all(value is None for value in learned) == (row["step"] <= 2)
+        assert all(row[f"rewards/{name}/mean"] is not None for name in (names[0], names[2], names[3]))
+    assert sorted(record_of(folder)["inputs"]) == [BASE, "outputs/t/reward_models", "outputs/t/world"]
+
+
+def test_the_language_reward_can_be_weighed_down(run_stage):
+    settings = {key: value for key, value in GRPO.items() if key != "reward_funcs"}
+    log = log_of(run_stage("reasoning_rl", settings | {"max_steps": 1, "reward_weights": [1.0, 1.0, 1.0, 0.0]}))
+    others = log[0]["rewards/accuracy_reward/mean"] + log[0]["rewards/format_reward/mean"]
+    assert log[0]["reward"] == pytest.approx(others, abs=1e-6)
+    assert "rewards/language_consistency_reward/mean" in log[0]
+
+
+@pytest.mark.parametrize(
+    ("script", "wrong", "said"),
+    [
+        ("r1_zero", {"model_name_or_path": "outputs/t/nothing"}, "outputs/t/nothing has not been run"),
+        ("r1_zero", {"model_name_or_path": "./nothing"}, "model_name_or_path: ./nothing holds no checkpoint"),
+        ("r1_zero", {"model_name_or_path": None}, "model_name_or_path is missing"),
+        (
+            "r1_zero",
+            {"dataset": "outputs/t/world/nothing.parquet"},
+            "dataset: outputs/t/world/nothing.parquet: no such",
+        ),
+        ("r1_zero", {"dataset": None}, "dataset is missing"),
+        ("r1_zero", {"dataset": "outputs/t/world/corpus.parquet"}, "corpus.parquet, row 0, column 'id': missing"),
+        ("cold_start_sft", {"dataset": "outputs/t/world/reasoning.parquet"}, "column 'completion': missing"),
+        ("r1_zero", {"beta": 0.0}, "sync_ref_model: with beta 0"),
+        ("r1_zero", {"reward_funcs": ["acuracy"]}, "there is no 'acuracy'"),
+        ("all_scenarios_rl", {}, "general_datasets is missing"),
+        ("base", {"dataset": ""}, "dataset is missing"),
+        ("reward_models", {"helpfulness_dataset": "x.parquet"}, "helpfulness_dataset: x.parquet: no such file"),
+    ],
+)
+def test_what_is_not_there_is_said_before_any_work(script, wrong, said, refuses):
+    known = {"cold_start_sft": SFT, "base": CORPUS, "reward_models": CPU | {"model_name_or_path": BASE}}
+    assert said in refuses(script, known.get(script, GRPO) | wrong)
+
+
+def test_a_full_disk_is_said_before_any_work(refuses, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    assert "the disk has 0.0 GB free" in refuses("cold_start_sft", SFT)
+
+
+def test_a_disk_that_fills_up_is_said(capsys):
+    def stage():
+        raise OSError(errno.ENOSPC, "No space left on device", "model.safetensors")
+
+    with pytest.raises(SystemExit) as ended:
+        training.launch(stage)
+    assert ended.value.code == 1
+    assert "goes on from its last checkpoint" in capsys.readouterr().err
