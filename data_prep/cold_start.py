@@ -68,7 +68,7 @@ def load(config: ColdStart) -> dict[str, list[rows.Row]]:
         start += count
     if start > len(order):
         raise ValueError(f"{config.prompts}: {len(order)} reasoning prompts, the three ways want {start}")
-    missing = sorted({str(row["language"]) for row in loaded["few_shot"]} - config.examples.keys())
+    missing = sorted({row["language"] for row in loaded["few_shot"]} - config.examples.keys())
     if missing:
         raise ValueError(f"`examples` has none for the language {missing[0]}; write `{missing[0]}: [...]`")
     loaded["reviewed"] = read_review(config.review) if config.review else []
@@ -84,12 +84,12 @@ def build(config: ColdStart, output_dir: Path, reviewed: list[rows.Row], **asked
         raw, sampled = sample(config, output_dir, name, way, way_rows)
         funnel = Funnel([check.__name__ for check in FILTERS])
         written = funnel.passing(rewrite(config, output_dir / name, raw), config.rewritten)
-        for before, after in zip(raw, written, strict=True):
-            for number, candidate in enumerate(after):
+        for group in written:
+            for number, candidate in enumerate(group):
                 row = rows.sft_row(candidate.row, number, candidate.text, candidate.generator) | {"way": name}
-                mended = [first_failure(c, replace(config.rewritten, style=STYLES[name])) for c in before]
+                mended = first_failure(candidate.before, replace(config.rewritten, style=STYLES[name]))
                 kept.append(row)
-                review.append(review_record(row, [f"before rewriting: {why}" for _, why in filter(None, mended)]))
+                review.append(review_record(row, [f"before rewriting: {mended[1]}"] if mended else []))
         figures[name] = {"sampled": sampled.figures(), "rewritten": funnel.figures()}
         log.info("%s: %d samples, %d rewritten, %d kept", name, sampled.seen, funnel.seen, sum(map(len, written)))
     write_review(output_dir / "review.jsonl", review)
@@ -124,11 +124,14 @@ def sample(
 def rewrite(config: ColdStart, store: Path, raw: list[list[Candidate]]) -> list[list[Candidate]]:
     """What the rewriter makes of each candidate."""
     questions: list[Prompt] = [
-        prompts.chat(prompts.rewrite(str(c.row["question"]), c.text, str(c.row["language"]))) for g in raw for c in g
+        prompts.chat(prompts.rewrite(c.row["question"], c.text, c.row["language"])) for g in raw for c in g
     ]
     with connect(config.rewriter) as server:
         answers = iter(server.sample(questions, 1, config.rewriting, config.seed, store))
-    return [[Candidate.of(c.row, next(answers)[0], config.rewriter.model) for c in group] for group in raw]
+    return [
+        [replace(Candidate.of(c.row, next(answers)[0], config.rewriter.model), before=c) for c in group]
+        for group in raw
+    ]
 
 
 def _first_page(candidate: Candidate) -> Candidate:
@@ -141,7 +144,7 @@ def _first_page(candidate: Candidate) -> Candidate:
 
 
 def review_record(row: rows.Row, findings: list[str]) -> dict:
-    parts = rewards.parse(str(row["completion"]))
+    parts = rewards.parse(row["completion"])
     values = (row["id"], row["question"], parts.reasoning or "", parts.summary, findings, "")
     return dict(zip(REVIEWED, values, strict=True))
 
@@ -182,7 +185,7 @@ def apply_review(kept: list[rows.Row], records: list[dict]) -> tuple[list[rows.R
         if record["decision"] == "reject":
             continue
         if record["decision"] == "accept":
-            parts = rewards.parse(str(row["completion"]))
+            parts = rewards.parse(row["completion"])
             if (record["reasoning"], record["summary"]) != (parts.reasoning, parts.summary):
                 counts["edited"] += 1
                 row = row | {"completion": f"<think>{record['reasoning']}</think>\n{record['summary']}"}

@@ -50,6 +50,7 @@ class Candidate:
     finish: str = "stop"
     completion_tokens: int = 0
     generator: str = ""
+    before: Candidate | None = None  # what a rewriter made it from
 
     @classmethod
     def of(cls, row: Row, sample: Sample, generator: str) -> Candidate:

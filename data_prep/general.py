@@ -79,11 +79,10 @@ def build(config: General, output_dir: Path, prompts: list[rows.Row]) -> dict[st
 def answer(config: General, output_dir: Path, asked: list[rows.Row]) -> list[list[Candidate]]:
     """For each prompt the model's answers, then the writer's; for a row without thinking the reasoning is cut off."""
     model = LocalModel(config.checkpoint, config.batch_size)
-    messages = [prompts.chat(str(row["prompt"])) for row in asked]
+    messages = [prompts.chat(row["prompt"]) for row in asked]
     own = model.sample(messages, config.n, config.decoding, config.seed, output_dir / "samples")
     tasks = [
-        prompts.short_reasoning(str(row["prompt"]), str(row["language"])) if row["thinking"] else str(row["prompt"])
-        for row in asked
+        prompts.short_reasoning(row["prompt"], row["language"]) if row["thinking"] else row["prompt"] for row in asked
     ]
     with connect(config.writer) as server:
         others = server.sample(
@@ -100,9 +99,7 @@ def answer(config: General, output_dir: Path, asked: list[rows.Row]) -> list[lis
 def score(config: General, output_dir: Path, groups: list[list[Candidate]]) -> list[list[int | None]]:
     """The judge's score of each candidate's summary; None where the judge's answer holds none."""
     questions = [
-        prompts.chat(prompts.score(str(c.row["question"]), rewards.parse(c.text).summary))
-        for group in groups
-        for c in group
+        prompts.chat(prompts.score(c.row["question"], rewards.parse(c.text).summary)) for group in groups for c in group
     ]
     with connect(config.judge) as server:
         answers = iter(server.sample(questions, 1, JUDGING, config.seed, output_dir / "verdicts"))

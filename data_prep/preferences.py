@@ -67,7 +67,7 @@ def build(
     config: Preferences, output_dir: Path, helpful: list[rows.Row], harmless: list[rows.Row]
 ) -> dict[str, object]:
     model = LocalModel(config.checkpoint, config.batch_size)
-    messages = [prompts.chat(str(row["prompt"])) for row in helpful + harmless]
+    messages = [prompts.chat(row["prompt"]) for row in helpful + harmless]
     samples = model.sample(messages, config.n, config.decoding, config.seed, output_dir / "samples")
     with connect(config.writer) as server:
         asked = messages[len(helpful) :]
@@ -97,7 +97,7 @@ def judge_pairs(
     questions = []
     for row, first, second in drawn:
         shown = [rewards.parse(text).summary for text in (first, second)]
-        questions += [prompts.chat(prompts.preference(str(row["question"]), *side)) for side in (shown, shown[::-1])]
+        questions += [prompts.chat(prompts.preference(row["question"], *side)) for side in (shown, shown[::-1])]
     answers = server.sample(questions, config.queries // 2, JUDGING, config.seed, output_dir / "verdicts")
     funnel = Funnel(["no_verdict", "too_close", "length"], seen=len(drawn))
     pairs: list[rows.Row] = []
@@ -156,7 +156,7 @@ def label_safety(
 ) -> tuple[list[rows.Row], dict[str, object]]:
     """(responses with columns prompt, response, label (1 safe, 0 unsafe), id, question, language; figures)."""
     drawn = [(row, text) for row, texts in zip(asked, responses, strict=True) for text in texts]
-    questions = [prompts.chat(prompts.safety(str(row["question"]), text)) for row, text in drawn]
+    questions = [prompts.chat(prompts.safety(row["question"], text)) for row, text in drawn]
     answers = server.sample(questions, 1, JUDGING, config.seed, output_dir / "labels")
     funnel = Funnel(["no_verdict"], seen=len(drawn))
     labels: list[rows.Row] = []

@@ -56,7 +56,7 @@ def sample_and_select(config, output_dir: Path, asked: list[rows.Row]) -> tuple[
     """(SFT rows in the order of the prompts, figures). ``config`` has the fields of RejectionSampling from
     ``checkpoint`` to ``seed``."""
     model = LocalModel(config.checkpoint, config.batch_size)
-    messages = [prompts.chat(str(row["prompt"])) for row in asked]
+    messages = [prompts.chat(row["prompt"]) for row in asked]
     samples = model.sample(messages, config.n, config.decoding, config.seed, output_dir / "samples")
     groups = [
         [Candidate.of(row, sample, config.checkpoint) for sample in group]
@@ -87,7 +87,7 @@ def judge(
     asked = [c for group in groups for c in group if c.row["verifier"] == "judge"]
     if not asked:
         return groups
-    questions = [prompts.chat(prompts.correctness(str(c.row["question"]), str(c.row["answer"]), c.text)) for c in asked]
+    questions = [prompts.chat(prompts.correctness(c.row["question"], c.row["answer"], c.text)) for c in asked]
     with connect(settings) as server:
         answers = server.sample(questions, 1, JUDGING, seed, store)
     dropped = set()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,7 +29,7 @@ COLUMNS = {
     "source": str,
     "license": str,
 }
-Row = dict[str, object]
+Row = dict[str, Any]
 
 
 def validate(rows: list[Row], where: str, sft: bool = False) -> None:

@@ -72,7 +72,9 @@ class LocalModel:
         self.model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype).to(self.device).eval()
         self.identity = _identity(checkpoint, self.model.config)
         ends = self.model.generation_config.eos_token_id
-        self.ends = set(ends if isinstance(ends, list) else [ends]) | {self.tokenizer.eos_token_id}
+        self.ends = {*(ends if isinstance(ends, list) else [ends]), self.tokenizer.eos_token_id} - {None}
+        if not self.ends:
+            raise ValueError(f"{checkpoint}: neither its tokenizer nor its generation config names an end token")
         self.pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else min(self.ends)
 
     def sample(
@@ -216,6 +218,10 @@ class ServerSettings:
     timeout_s: float = 600.0
     api_key_variable: str = ""
 
+    def __post_init__(self) -> None:
+        if self.api_key_variable and not os.environ.get(self.api_key_variable):
+            raise ValueError(f"the environment variable {self.api_key_variable} is not set; {self.base_url} wants it")
+
 
 class Server:
     """Asks for each sample in a request of its own (seed + sample index), ``concurrency`` at a time. Answers are kept
@@ -224,8 +230,8 @@ class Server:
 
     def __init__(self, settings: ServerSettings):
         self.settings = settings
-        key = os.environ.get(settings.api_key_variable, "") if settings.api_key_variable else ""
-        self.headers = {"Authorization": f"Bearer {key}"} if key else {}
+        key = settings.api_key_variable
+        self.headers = {"Authorization": f"Bearer {os.environ[key]}"} if key else {}
 
     def sample(
         self, prompts: list[Prompt], n: int, decoding: Decoding, seed: int, store: Path | None = None
@@ -241,6 +247,8 @@ class Server:
                 samples = asyncio.run(self._ask_all(prompts, n, decoding, seed, answers))
             except* ServerError as group:
                 raise group.exceptions[0] from None
+            except* sqlite3.OperationalError as group:
+                raise OSError(f"{store}: {group.exceptions[0]}") from None  # a full disk
         return [samples[at : at + n] for at in range(0, len(samples), n)]
 
     def _payload(self, prompt: Prompt, decoding: Decoding, seed: int) -> dict:
@@ -265,9 +273,8 @@ class Server:
                 sample = Sample(**json.loads(found[0])) if found else await self._ask(client, payload)
                 if not found:
                     with answers:
-                        answers.execute(
-                            "insert or replace into answers values (?, ?)", (key, json.dumps(asdict(sample)))
-                        )
+                        values = (key, json.dumps(asdict(sample)))
+                        answers.execute("insert or replace into answers values (?, ?)", values)
                 samples[index] = sample
                 progress.update()
 

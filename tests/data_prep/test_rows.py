@@ -69,3 +69,20 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, row, monkeypatch):
 def test_no_rows_are_an_error(tmp_path):
     with pytest.raises(rows.NoRowsError, match="no rows to write"):
         rows.write_rows(tmp_path / "train.parquet", [])
+
+
+def test_a_hub_dataset_is_checked_like_a_file(row, monkeypatch):
+    import datasets
+
+    asked = []
+
+    def load(name, split):
+        asked.append((name, split))
+        return datasets.Dataset.from_list([row(), row(id="q1", kind="maths")])
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    with pytest.raises(ValueError, match="someone/rows, row 1, column 'kind'"):
+        rows.load_rows("someone/rows", split="test")
+    assert asked == [("someone/rows", "test")]
+    with pytest.raises(FileNotFoundError, match="not a Parquet file; write the path"):
+        rows.load_rows("outputs/cpu/world")

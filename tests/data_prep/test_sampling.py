@@ -148,6 +148,16 @@ def test_a_refusal_is_not_tried_again():
     assert len(log) == 1
 
 
+def test_a_key_that_is_not_set_is_named_before_any_work(monkeypatch):
+    monkeypatch.delenv("JUDGE_KEY", raising=False)
+    with pytest.raises(ValueError, match="variable JUDGE_KEY is not set"):
+        ServerSettings("https://judge.example/v1", "m", api_key_variable="JUDGE_KEY")
+    monkeypatch.setenv("JUDGE_KEY", "secret")
+    settings = ServerSettings("https://judge.example/v1", "m", api_key_variable="JUDGE_KEY")
+    assert Server(settings).headers == {"Authorization": "Bearer secret"}
+    assert "secret" not in repr(settings)  # settings go into run.json
+
+
 def test_the_world_is_served_on_demand():
     with sampling.connect(ServerSettings("world", "world-oracle")) as server:
         ((sample,),) = server.sample([[{"role": "user", "content": "Hello!"}]], 1, DECODING, seed=0)
