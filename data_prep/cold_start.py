@@ -26,10 +26,11 @@ REVIEWED = ("id", "question", "reasoning", "summary", "findings", "decision")
 
 @dataclass(frozen=True)
 class Way:
-    """``n`` samples of each of ``prompts`` prompts from ``checkpoint``; at most ``keep`` a prompt are rewritten."""
+    """``n`` samples of each prompt from ``checkpoint``; at most ``keep`` a prompt are rewritten. ``prompts`` says how
+    many of each domain, as in {math: 400, code: 100}."""
 
     checkpoint: str
-    prompts: int
+    prompts: dict[str, int]
     decoding: Decoding
     n: int = 4
     keep: int = 1
@@ -59,15 +60,20 @@ class ColdStart:
 def load(config: ColdStart) -> dict[str, list[rows.Row]]:
     reasoning = [row for row in rows.load_rows(config.prompts) if row["kind"] == "reasoning"]
     order = jobs.choose(reasoning, 0, config.seed)
-    loaded, start = {}, 0
+    loaded: dict[str, list[rows.Row]] = {}
     for name in STYLES:
         way: Way = getattr(config, name)
         jobs.require_checkpoint(way.checkpoint)
-        count = min(way.prompts, config.limit or way.prompts)
-        loaded[name] = order[start : start + count]
-        start += count
-    if start > len(order):
-        raise ValueError(f"{config.prompts}: {len(order)} reasoning prompts, the three ways want {start}")
+        loaded[name] = []
+        for domain, count in way.prompts.items():
+            left = [row for row in order if row["domain"] == domain]
+            if len(left) < count:
+                raise ValueError(
+                    f"`{name}: prompts`: {count} of {domain} wanted, {config.prompts} has {len(left)} left"
+                )
+            loaded[name] += left[: min(count, config.limit or count)]
+        taken = {row["id"] for row in loaded[name]}
+        order = [row for row in order if row["id"] not in taken]
     missing = sorted({row["language"] for row in loaded["few_shot"]} - config.examples.keys())
     if missing:
         raise ValueError(f"`examples` has none for the language {missing[0]}; write `{missing[0]}: [...]`")

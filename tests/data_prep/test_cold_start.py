@@ -29,7 +29,7 @@ def say(prompt, k):
 
 
 def settings(**changes):
-    way = {"checkpoint": "./model", "prompts": 40, "n": 3, "decoding": {"max_tokens": 64}}
+    way = {"checkpoint": "./model", "prompts": {"math": 40}, "n": 3, "decoding": {"max_tokens": 64}}
     examples = [{"question": "What is 1 + 1?", "solution": "Now 1 + 1 = 2. The answer is 2."}]
     return {
         "prompts": "prompts.parquet",
@@ -102,15 +102,20 @@ def test_a_broken_review_is_named(tmp_path, line, told):
         cold_start.read_review(tmp_path / "reviewed.jsonl")
 
 
-def test_too_few_prompts_and_missing_examples_are_errors_before_any_work(built, tmp_path):
+def test_too_few_prompts_and_missing_examples_are_errors_before_any_work(built, tmp_path, capsys):
     rows.write_rows(tmp_path / "prompts.parquet", [p.row(f"r{i}") for i, p in enumerate(QUESTIONS)])
     for changes, told in (
-        ({"few_shot": settings()["few_shot"] | {"prompts": 99}}, "the three ways want 179"),
+        (
+            {"direct": settings()["direct"] | {"prompts": {"math": 99}}},
+            "99 of math wanted, prompts.parquet has 80 left",
+        ),
+        ({"direct": settings()["direct"] | {"prompts": {"code": 1}}}, "1 of code wanted, prompts.parquet has 0 left"),
         ({"examples": {"en": []}}, "write `zh:"),
     ):
         with pytest.raises(SystemExit):
             built(**changes)
-        assert not Path("out").exists(), told
+        assert told in capsys.readouterr().err
+        assert not Path("out").exists()
 
 
 def test_the_examples_in_the_yaml_are_right_and_not_held_out():
