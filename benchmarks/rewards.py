@@ -147,9 +147,7 @@ def main() -> None:
     for text, gold, one, other, label in zip(completions, golds, ours, theirs, labels, strict=True):
         if one != other:
             tail = text.rsplit("</think>", 1)[1]
-            print(
-                f"  differs: gold {gold}, answer {tail.strip()!r}: ours {one}, math-verify {other}, truth {float(label)}"
-            )
+            print(f"  differs: gold {gold}, answer {tail.strip()!r}: ours {one}, theirs {other}, truth {float(label)}")
     decided = Counter(
         compare(gold, text.rsplit(r"\boxed{", 1)[1].rsplit("}", 1)[0])
         for text, gold in zip(completions, golds, strict=True)

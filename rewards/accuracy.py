@@ -14,7 +14,7 @@ from typing import Any, Literal
 from rewards.completion import parse, prompt_text, text_of
 from rewards.equality import Judge, Policy, matching, prepare, strip_markup
 
-BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
+BOX = re.compile(r"\\(?:boxed|fbox|framebox)(?![A-Za-z])\s*")
 STATEMENT = re.compile(
     r"(?:(?:\b(?:the|so|thus|hence|therefore|my|our|final|correct|right)\s+)*\banswers?\b"
     r"(?:\s+(?:to|of|for)\s+[^.:=\n]{1,80}?)?\s*(?:\bis\b|\bare\b|\bwould be\b|\bshould be\b|[:：=])"

@@ -90,7 +90,11 @@ def _without_tags(text: str) -> str:
 
 
 def _answer_bodies(piece: str) -> list[str]:
-    return [body.strip() for body in re.findall(r"<answer>(.*?)</answer>", piece, re.S)]
+    bodies, at = [], 0
+    while (start := piece.find(ANSWER[0], at)) >= 0 and (end := piece.find(ANSWER[1], start)) >= 0:
+        bodies.append(piece[start + len(ANSWER[0]) : end].strip())
+        at = end + len(ANSWER[1])
+    return bodies
 
 
 def text_of(completion: Any) -> str:

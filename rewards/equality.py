@@ -48,7 +48,7 @@ HEAVY = re.compile(
 )
 BOUND = re.compile(
     r"^(?:\\\{)?(?P<body>.+?)\s*(?:,|;|\\mid|\||:|\bwhere\b|\bfor\b|\bwith\b|\()\s*(?P<name>[a-z])\s*\\in\s*"
-    r"\\math(?:bb|bf|rm)\s*\{?(?P<set>[ZNRQ])\}?(?:\^?\{?[+*]\}?)?\s*(?:\\\}|\))?$"
+    r"(?:\\math(?:bb|bf|rm)\s*\{?)?(?P<set>[ZNRQ])\}?(?:\^?\{?[+*]\}?)?\s*(?:\\\}|\))?$"
 )
 MEMBER = re.compile(r"^[A-Za-z](?:_\{?\w\}?)?\s*\\in\s*(?=[(\[\\])(?!\\math)")
 WRAPPED = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox|operatorname|rm|bf)\s*\{([^{}]*)\}")
@@ -80,10 +80,9 @@ UNITS: dict[str, tuple[str, Fraction]] = {
 }
 POWERS = {(_LENGTH, 2): (_AREA, 1), (_LENGTH, 3): (_VOLUME, 1)}
 LETTER_UNITS = frozenset("mgslhtJNWL")
-_NO_UNITS = (
-    "and or if where for is pi sin cos tan cot sec csc ln log lg exp sqrt mod max min gcd lcm to in no yes am pm"
-)
+_NO_UNITS = "and or if where for is pi sin cos tan cot sec csc ln log lg exp sqrt mod max gcd lcm to in no yes am pm"
 NO_UNITS = frozenset(_NO_UNITS.split())
+SPACE = re.compile(r"(?<!\d) | (?!\d)")  # all but those between two digits
 FUNCTION_NAMES = frozenset("fghpqrFGHPQRSTVW")
 ARTICLES = frozenset(("a", "an", "the"))
 UNIT_WORD = r"(?:[A-Za-zµ\u4e00-\u9fff]+\.?(?:\^?\{?-?[23]\}?)?)"
@@ -200,6 +199,7 @@ def split_unit(text: str, letter_units: bool) -> tuple[str, tuple[Fraction, tupl
 def parse_unit(text: str) -> tuple[Fraction, tuple] | None:
     """(factor to the base unit, ((dimension, power), ...)) of "km/h", "cm^2", "square meters", "apples"."""
     factor, dimensions, sign, next_power = Fraction(1), {}, 1, 1
+    text = re.sub(r"\b(?:mph|kph|kmph)\b", lambda name: "mile/hour" if name.group() == "mph" else "km/hour", text)
     for token in re.findall(r"/|\bper\b|°?[^\W\d_]+\.?(?:\^?\{?-?[23]\}?)?", text):
         if token in ("/", "per"):
             sign = -1
@@ -288,7 +288,7 @@ def _same_unit(wanted: Answer, given: Answer) -> Fraction | None:
 
 def _compare_texts(wanted: Answer, given: Answer, scale: Fraction, policy: Policy) -> Verdict:
     """The same for answers of which one could not be read: the last side of an equation may be readable yet."""
-    if wanted.text.replace(" ", "") == given.text.replace(" ", ""):
+    if SPACE.sub("", wanted.text) == SPACE.sub("", given.text):
         return EQUAL if scale == 1 else DIFFERENT
     opened = [re.match(r"\\\{|[(\[]", side.text) for side in (wanted, given)]
     if all(opened) and {match.group() for match in opened} == {"\\{", "("}:
@@ -600,11 +600,15 @@ def _restates(gold: Node, answer: Node) -> bool:
         wanted, given = evaluate(gold), evaluate(answer)
     except Unreadable:
         return bool(undone - allowed)
-    if wanted.exact is not None and given.exact is None and not allowed and not _has_decimal(gold):
+    if wanted.exact is not None and given.exact is None and not (allowed or _mentions_i(answer) or _has_decimal(gold)):
         return True
     if wanted.exact is not None and wanted.exact.denominator == 1 and _has_quotient(answer) and not _has_quotient(gold):
         undone = undone | {"/"}
     return bool(undone - allowed)
+
+
+def _mentions_i(node: Node) -> bool:
+    return (node.kind == "constant" and node.name == "i") or any(map(_mentions_i, node.parts))
 
 
 def _has_quotient(node: Node) -> bool:
@@ -631,6 +635,8 @@ def _undone(node: Node) -> frozenset[str]:
         return found | {"/"}
     if node.kind == "^" and len(numbers) == 2:
         value = _rational(node)
+        if value is None:
+            return found
         large = value and max(abs(value.numerator), value.denominator) >= 10**6
         return found if large or (node.parts[0].value or 0) == 10 else found | {"^"}
     if node.kind == "root" and _rational(node) is not None:

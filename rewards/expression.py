@@ -130,6 +130,9 @@ SHORT_WORDS = frozenset(_SHORT_WORDS.split())
 CLOSING = {"(": (")", "]"), "[": ("]", ")"), "{": ("}",), r"\{": (r"\}",)}
 
 
+ELLIPSIS = re.compile(r"(\d*\.\d*?)(\d{1,6}?)\2+ ?(?:\.\.\.|\\[lc]?dots)()")
+
+
 @lru_cache(maxsize=65_536)
 def read(text: str, thousands: bool = True) -> Node:
     """The tree of a normalised formula; `thousands` reads "1,234" as one number and not as two.
@@ -144,6 +147,7 @@ def read(text: str, thousands: bool = True) -> Node:
     text = re.sub(r"(\d*\.\d*)\((\d+)\)(?![\d^])()", _repeating, text)
     if not thousands:
         text = text.replace(",", ", ")
+    text = ELLIPSIS.sub(_repeating, text)
     tokens = [(match.lastgroup or "", match.group()) for match in TOKEN.finditer(text) if match.group() != " "]
     if not tokens or len(tokens) > MAX_TOKENS:
         raise Unreadable("empty or too many symbols")

@@ -1,0 +1,74 @@
+import pickle
+import time
+
+import pytest
+
+from rewards import FormatReward, format_reward, is_well_formed
+
+GOOD = [
+    "<think>a</think><answer>b</answer>", "<think> a </think> <answer> b </answer>",
+    "\n<think>\na\n</think>\n\n<answer>\nb\n</answer>\n",
+]  # fmt: skip
+BAD = [
+    "", "b", "<think>a</think>", "<answer>b</answer>", "<answer>b</answer><think>a</think>",
+    "<think></think><answer>b</answer>", "<think> \n </think><answer>b</answer>", "<think>a</think><answer> </answer>",
+    "<think>\u200b</think><answer>b</answer>", "x<think>a</think><answer>b</answer>",
+    "<think>a</think>x<answer>b</answer>", "<think>a</think><answer>b</answer>x", "<think>a<answer>b</answer>",
+    "<think>a</think><answer>b</answer><answer>c</answer>", "<think>a</think><think>a</think><answer>b</answer>",
+    "<think>a<think>a</think></think><answer>b</answer>", "<think>a<answer>b</answer></think>",
+    "<think>a</think><answer>b", "<THINK>a</THINK><answer>b</answer>", "<think>a</think><answer><think>b</answer>",
+    "<think>a</think><answer>b</answer>" * 50,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", GOOD)
+def test_well_formed(text):
+    assert is_well_formed(text) and format_reward(completions=[text]) == [1.0]
+
+
+@pytest.mark.parametrize("text", BAD)
+def test_ill_formed(text):
+    assert not is_well_formed(text)
+
+
+@pytest.mark.parametrize(
+    "text, thinking, expected",
+    [
+        ("<think>a</think>\nThe answer is 14.", True, True),
+        ("<think>a</think>", True, False),
+        ("<think></think> b", True, False),
+        ("The answer is 14.", True, False),
+        ("b <think>a</think> c", True, False),
+        ("<think>a</think> b </think> c", True, False),
+        ("<think>a</think> <answer>b</answer>", True, False),
+        ("Hello!", False, True),
+        ("<think>a</think> Hello!", False, False),
+        ("<think></think>Hello!", False, False),
+        (" ", False, False),
+    ],
+)
+def test_think_then_summary(text, thinking, expected):
+    assert is_well_formed(text, "think", thinking) is expected
+    assert FormatReward(style="think")(completions=[text], thinking=[thinking]) == [float(expected)]
+
+
+def test_a_template_that_opens_the_reasoning():
+    assert is_well_formed("a</think> b", "think", prefilled=True)
+    assert is_well_formed("a</think><answer>b</answer>", "r1_zero", prefilled=True)
+    assert not is_well_formed("<think>a</think> b", "think", prefilled=True)
+    assert not is_well_formed("a</think> b", "think")
+
+
+def test_messages_and_settings():
+    message = [{"role": "assistant", "content": GOOD[0]}]
+    assert format_reward(completions=[message], prompts=[[{"role": "user", "content": "<think></think>"}]]) == [1.0]
+    assert pickle.loads(pickle.dumps(FormatReward(style="think"))).style == "think"
+    with pytest.raises(ValueError, match="r1_zero, think"):
+        FormatReward(style="r1")
+
+
+def test_it_is_linear():
+    start = time.perf_counter()
+    for text in ("<think>" * 57_000, "<think>" + "a " * 200_000 + "</think><answer>b</answer>", "<" * 400_000):
+        is_well_formed(text)
+    assert time.perf_counter() - start < 0.45  # the aim is 50 ms each; threefold room
