@@ -4,6 +4,7 @@ Importing this package switches off every library's telemetry. It comes before a
 read these variables only once. An explicit setting of the user's wins.
 """
 
+import logging
 import os
 
 for _name, _value in {
@@ -14,3 +15,6 @@ for _name, _value in {
     "TOKENIZERS_PARALLELISM": "false",  # not telemetry: silences the warning about forks after threads
 }.items():
     os.environ.setdefault(_name, _value)
+
+# bitsandbytes asks for a CPU kernel from the Hub as it is imported, and complains each time that it gets none.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

@@ -227,12 +227,15 @@ def _check(path: Path, config: dict, classes: tuple[type, ...]) -> None:
         if key == "gradient_accumulation_steps":
             raise ConfigError(f"{path}: gradient_accumulation_steps follows from the batch of a step; leave it out.")
         if not _fits(value, hints[key]):
-            kind = (
-                getattr(hints[key], "__name__", str(hints[key]))
-                if hints[key] in (int, float, str, bool)
-                else hints[key]
-            )
+            kind = getattr(hints[key], "__name__", "") if isinstance(hints[key], type) else str(hints[key])
             raise ConfigError(f"{path}: '{key}' is {value!r}, but it must be of type {kind}.")
+
+
+class _Parser(trl.TrlParser):
+    """TrlParser whose errors can be read: argparse's own prints every option there is."""
+
+    def error(self, message: str):
+        raise ConfigError(message)
 
 
 def parse(*classes: type, argv: list[str] | None = None) -> tuple:
@@ -240,13 +243,11 @@ def parse(*classes: type, argv: list[str] | None = None) -> tuple:
 
     Raises ConfigError, before anything is loaded, for a missing file, an unknown key, a wrong type or batch.
     """
-    parser = trl.TrlParser(classes)
     argv = list(sys.argv[1:] if argv is None else argv)
-    if "--config" in argv and argv.index("--config") + 1 < len(argv):
-        path = Path(argv[argv.index("--config") + 1])
+    path = Path(argv[argv.index("--config") + 1]) if "--config" in argv[:-1] else None
+    if path:
         _check(path, load_config(path), classes)
-        try:
-            return parser.parse_args_and_config(argv)
-        except ConfigError as error:
-            raise ConfigError(f"{path}: {error}") from None
-    return parser.parse_args_and_config(argv)
+    try:
+        return _Parser(classes).parse_args_and_config(argv)
+    except ValueError as error:  # ours, argparse's, and what the trainers' own settings refuse
+        raise ConfigError(f"{path or 'command line'}: {error}") from None

@@ -92,8 +92,18 @@ def make_trainer(run: Run, model: PreTrainedModel, tokenizer: PreTrainedTokenize
         model, reward_funcs=load_rewards(args), args=config, train_dataset=rows, processing_class=tokenizer
     )
     config.sync_ref_model = refresh
+    if refresh and trainer.ref_model is not None and (trainer.is_fsdp_enabled or _is_zero3(trainer)):
+        raise ConfigError(
+            "sync_ref_model: a reference whose weights are sharded (FSDP, ZeRO-3) cannot be replaced or saved here. "
+            "Use ZeRO-2 or use_peft: true, or set sync_ref_model: false."
+        )
     if refresh:
         trainer.add_callback(
             reference.ReferenceRefresh(trainer, config.ref_model_sync_steps, config.ref_model_mixup_alpha)
         )
     return trainer
+
+
+def _is_zero3(trainer: GRPOTrainer) -> bool:
+    plugin = trainer.accelerator.state.deepspeed_plugin
+    return plugin is not None and plugin.zero_stage == 3

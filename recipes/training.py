@@ -123,7 +123,15 @@ def load_sft_rows(run: "Run", tokenizer: PreTrainedTokenizerBase) -> Dataset:
         {"prompt": as_messages("user", row["prompt"]), "completion": as_messages("assistant", row["completion"])}
         for row in read_rows(run.args, sft=True)
     ]
-    lengths = [count_tokens(row["prompt"] + row["completion"], tokenizer) for row in rows]
+    lengths = []
+    for row in rows:
+        text, said = _render(row["prompt"] + row["completion"], tokenizer), row["completion"][0]["content"]
+        if said not in text:  # DeepSeek's and Qwen's templates drop reasoning
+            raise ConfigError(
+                f"{run.args.model_name_or_path}: its chat template changes completions, so that they would not be "
+                f"trained as they are: {said[:60]!r} became {text[-60:]!r}. Give it a template that leaves them alone."
+            )
+        lengths.append(count_tokens(text, tokenizer))
     return keep_short(run, rows, lengths, run.config.max_length, "max_length")
 
 
@@ -131,11 +139,14 @@ def as_messages(role: str, content: str) -> list[dict]:
     return [{"role": role, "content": content}]
 
 
+def _render(messages: list[dict], tokenizer: PreTrainedTokenizerBase) -> str:
+    asked = messages[-1]["role"] == "user"
+    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=asked)
+
+
 def count_tokens(text: str | list[dict], tokenizer: PreTrainedTokenizerBase) -> int:
     """Length of a prompt or conversation as the trainers see it."""
-    if not isinstance(text, str):
-        asked = text[-1]["role"] == "user"
-        text = tokenizer.apply_chat_template(text, tokenize=False, add_generation_prompt=asked)
+    text = text if isinstance(text, str) else _render(text, tokenizer)
     return len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 

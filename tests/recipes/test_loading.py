@@ -102,6 +102,17 @@ def test_long_rows_are_left_out_and_counted(run_stage, refuses, tokenizer):
     assert "longer than max_prompt_length: 2" in refuses("r1_zero", GRPO | {"max_prompt_length": 2}, name="none")
 
 
+def test_a_template_that_drops_reasoning_is_refused(refuses, tokenizer):
+    tokenizer.chat_template = tokenizer.chat_template.replace(
+        "message['content'] + '<|end|>'", "message['content'].split('</think>')[-1] + '<|end|>'"
+    )
+    tokenizer.save_pretrained("outputs/t/base")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "END", "<|no such token|>")  # as with a Hub model's tokenizer
+        said = refuses("cold_start_sft", SFT)
+    assert "its chat template changes completions" in said
+
+
 def test_rewards_by_name_by_path_and_with_settings(here):
     names = ["accuracy_reward", "format_reward", "language_consistency_reward", "HelpfulnessReward", "probe.reward"]
     found = grpo.load_rewards(

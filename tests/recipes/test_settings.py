@@ -108,6 +108,7 @@ def test_the_number_of_processes_shares_a_batch(monkeypatch):
         ("r1_zero", {"dtype": "float"}, r"dtype is 'float'; write float32 or bfloat16"),
         ("r1_zero", {"completion_style": "chat"}, r"write r1_zero or think"),
         ("cold_start_sft", {"batch_size": 9}, r"batch_size 9 does not divide.*divisor of 9"),
+        ("r1_zero", {"lr_scheduler_type": "constnat"}, r"stage.yaml: .*constnat"),
         ("reward_models", {"batch_size": 9, "per_device_train_batch_size": 2}, r"batch_size 9 does not divide"),
     ],
 )
@@ -116,6 +117,14 @@ def test_what_cannot_work_is_named(stage, wrong, said, tmp_path):
     with pytest.raises(ConfigError) as raised:
         parse(*CLASSES[stage], argv=write(tmp_path, settings))
     assert re.search(said, str(raised.value), re.DOTALL), raised.value
+
+
+def test_the_command_line_is_checked_too(tmp_path):
+    argv = write(tmp_path, GRPO)
+    with pytest.raises(ConfigError, match="sead"):
+        parse(*CLASSES["r1_zero"], argv=[*argv, "--sead", "3"])
+    with pytest.raises(ConfigError, match="--seed: invalid int value: 'three'"):
+        parse(*CLASSES["r1_zero"], argv=[*argv, "--seed", "three"])
 
 
 def test_numbers_may_be_written_as_people_write_them(tmp_path):
