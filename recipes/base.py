@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from datasets import Dataset
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, set_seed
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Config, set_seed
 
 from data_prep.prompts import R1_ZERO_PREFIX
 from recipes import training
@@ -74,7 +74,7 @@ def main() -> None:
     else:
         tokenizer = train_tokenizer(texts, args.vocab_size)
     set_seed(run.config.seed)
-    model = Qwen3ForCausalLM(
+    model = AutoModelForCausalLM.from_config(
         Qwen3Config(
             vocab_size=len(tokenizer),
             hidden_size=args.hidden_size,
@@ -85,7 +85,8 @@ def main() -> None:
             head_dim=args.hidden_size // args.num_attention_heads,
             max_position_embeddings=args.max_position_embeddings,
             tie_word_embeddings=True,
-        )
+        ),
+        **training.weights(args),
     )
     training.align(model, tokenizer)
     run.figures["parameters"] = model.num_parameters()

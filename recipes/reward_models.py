@@ -2,13 +2,12 @@
 
 Both start from Dev3 with a scalar head. Data: preference pairs for helpfulness, of which only the summary is scored;
 single responses labelled safe or unsafe for harmlessness, scored whole, reasoning included. Trainers: TRL's
-RewardTrainer (pairwise), and a plain Trainer (pointwise), for which TRL has none. A
-response stands in the chat format, and its score is read at the end token, which is how `rewards.preference` reads it.
+RewardTrainer (pairwise), and a plain Trainer (pointwise), for which TRL has none. A score is read at the end token of
+the response in chat format, as `rewards.preference` reads it.
 """
 
 from dataclasses import dataclass, field, replace
 
-import torch
 import trl
 from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, Trainer, set_seed
@@ -67,36 +66,32 @@ def load_scorer(args: RewardModelArguments, config: RewardConfig):
     """Dev3 with a new scalar head, and its tokenizer."""
     tokenizer = training.load_tokenizer(training.require_checkpoint(args.model_name_or_path))
     set_seed(config.seed)  # of the head
+    as_scorer = {"num_labels": 1, "problem_type": "multi_label_classification"}  # binary cross-entropy
     scorer = AutoModelForSequenceClassification.from_pretrained(
-        args.model_name_or_path,
-        num_labels=1,
-        problem_type="multi_label_classification",  # binary cross-entropy
-        dtype=getattr(torch, args.dtype),
-        attn_implementation=args.attn_implementation,
+        args.model_name_or_path, **as_scorer, **training.weights(args)
     )
     training.align(scorer, tokenizer)
     return scorer, tokenizer
 
 
-def train(run: training.Run, name: str, kind: type, load) -> float:
-    """One model in `<output_dir>/<name>`; its accuracy on what was held out."""
+def train(run: training.Run, name: str, kind: type, rows: Dataset) -> None:
+    """One model in `<output_dir>/<name>`, and its accuracy on what was held out."""
     config = replace(run.config, output_dir=f"{run.output_dir}/{name}")
     scorer, tokenizer = load_scorer(run.args, config)
-    parts = load(tokenizer).train_test_split(run.args.held_out, seed=config.seed)
+    parts = rows.train_test_split(run.args.held_out, seed=config.seed)
     trainer = kind(
         scorer, args=config, train_dataset=parts["train"], eval_dataset=parts["test"], processing_class=tokenizer
     )
     run.fit(trainer)
-    return trainer.accuracy()
+    run.figures[f"{name}_accuracy"] = trainer.accuracy()
 
 
 def main() -> None:
     run = training.start(*parse(RewardModelArguments, RewardConfig))
-    args, limit = run.args, run.config.max_length
-    run.figures["helpfulness_accuracy"] = train(run, "helpfulness", PairwiseTrainer, lambda _: load_pairs(args))
-    run.figures["harmlessness_accuracy"] = train(
-        run, "harmlessness", PointwiseTrainer, lambda tokenizer: load_labels(args, tokenizer, limit)
-    )
+    tokenizer = training.load_tokenizer(training.require_checkpoint(run.args.model_name_or_path))
+    pairs, labelled = load_pairs(run.args), load_labels(run.args, tokenizer, run.config.max_length)
+    train(run, "helpfulness", PairwiseTrainer, pairs)
+    train(run, "harmlessness", PointwiseTrainer, labelled)
     run.finish()
 
 

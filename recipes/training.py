@@ -64,14 +64,17 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def weights(args: StageArguments) -> dict:
+    """How a model's weights are held, as `from_pretrained` wants it."""
+    return {"dtype": getattr(torch, args.dtype), "attn_implementation": args.attn_implementation}
+
+
 def load_policy(run: "Run") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The policy to train, with a LoRA adapter if asked for, and its tokenizer."""
     args = run.args
     name = require_checkpoint(args.model_name_or_path)
     tokenizer = load_tokenizer(name)
-    model = AutoModelForCausalLM.from_pretrained(
-        name, dtype=getattr(torch, args.dtype), attn_implementation=args.attn_implementation
-    )
+    model = AutoModelForCausalLM.from_pretrained(name, **weights(args))
     align(model, tokenizer)
     if args.use_peft:
         set_seed(run.config.seed)  # an adapter starts from random numbers
@@ -296,7 +299,10 @@ class Run:
         state = [None]
         if config.distributed_state.is_main_process:
             self.fingerprint = runs.fingerprint(Path(sys.argv[0]), self.settings)
-            state = [runs.begin(self.output_dir, self.fingerprint)]
+            try:
+                state = [runs.begin(self.output_dir, self.fingerprint)]
+            except ValueError as error:
+                raise ConfigError(f"output_dir: {error}") from None
         if config.world_size > 1:
             broadcast_object_list(state)
         self.done = state[0] == "done"
@@ -314,7 +320,8 @@ class Run:
     def fit(self, trainer, budget: int | None = None) -> None:
         """Train from the last complete checkpoint, if there is one, and save the model in the trainer's output_dir."""
         config, folder = trainer.args, Path(trainer.args.output_dir)
-        checkpoint = checkpoints.latest(folder)
+        with trainer.accelerator.main_process_first():
+            checkpoint = checkpoints.latest(folder)
         require_disk(trainer)
         trainer.add_callback(_Tokens(trainer, budget))
         trainer.add_callback(checkpoints.ExactSaves(math.lcm(config.rollout_window, max(1, int(config.logging_steps)))))

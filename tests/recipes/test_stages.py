@@ -67,6 +67,16 @@ def test_r1_zero_leaves_what_the_contract_says(run_stage):
     assert AutoModelForCausalLM.from_pretrained(folder).num_parameters() > 0
 
 
+def test_the_walkthroughs_rewards_give_its_advantages(run_stage, here):
+    """o1 to o4 with 0.1, 1.1, 1.0 and 0.1: TRL divides by the sample's standard deviation, the walkthrough by 0.5."""
+    (here / "walkthrough.py").write_text("def reward(completions, **columns):\n    return [0.1, 1.1, 1.0, 0.1]\n")
+    one_group = {"prompts_per_step": 1, "generation_batch_size": 4, "per_device_train_batch_size": 4}
+    folder = run_stage("r1_zero", GRPO | one_group | {"reward_funcs": ["walkthrough.reward"], "max_steps": 1})
+    found = read_parquet(folder / "completions/completions_00001.parquet")
+    assert [row["reward"] for row in found] == pytest.approx([0.1, 1.1, 1.0, 0.1])
+    assert [row["advantage"] for row in found] == pytest.approx([-0.863, 0.954, 0.773, -0.863], abs=5e-4)
+
+
 def test_reinforcement_learning_raises_its_reward(run_stage, here):
     (here / "digits.py").write_text(
         "def digits(completions, **columns):\n    return [float(sum(c.isdigit() for c in t)) for t in completions]\n"
@@ -246,6 +256,14 @@ def test_the_language_reward_can_be_weighed_down(run_stage):
 def test_what_is_not_there_is_said_before_any_work(script, wrong, said, refuses):
     known = {"cold_start_sft": SFT, "base": CORPUS, "reward_models": CPU | {"model_name_or_path": BASE}}
     assert said in refuses(script, known.get(script, GRPO) | wrong)
+
+
+def test_a_folder_that_is_no_runs_is_left_alone(refuses, here):
+    kept = here / "outputs/t/run/thesis.txt"
+    kept.parent.mkdir()
+    kept.write_text("years of work", encoding="utf-8")
+    assert "is no run's folder" in refuses("cold_start_sft", SFT)
+    assert kept.read_text(encoding="utf-8") == "years of work"
 
 
 def test_a_full_disk_is_said_before_any_work(refuses, monkeypatch):
