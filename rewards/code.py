@@ -77,7 +77,9 @@ def _case(case: dict) -> Test:
             raise ValueError("`input` and `output` of a stdin test must be text")
         return Test(expected, given)
     if not str(name).isidentifier() or not isinstance(given, list):
-        raise ValueError(f"a call needs a function's name and a list of arguments, not {name!r} and {given!r}")
+        raise ValueError(
+            f"a test of a call needs a function's name and a list of arguments, not {name!r} and {given!r}"
+        )
     return Test(_encoded(expected), call=f"{name}({', '.join(map(repr, given))})")
 
 

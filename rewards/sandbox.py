@@ -102,6 +102,7 @@ class LocalSandbox:
                 "LANG": "C.UTF-8",
                 "PYTHONPATH": packages,
                 "PYTHONHASHSEED": "0",
+                "PYTHONINTMAXSTRDIGITS": "0",
                 "OMP_NUM_THREADS": "1",
                 "OPENBLAS_NUM_THREADS": "1",
             },

@@ -1,0 +1,193 @@
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from rewards import CodeReward, PistonSandbox, is_correct, parse_tests
+from rewards.code import program_of, same_output, share_passed
+from rewards.sandbox import LocalSandbox, Run, SandboxRefused, SandboxUnavailable
+
+SANDBOX = LocalSandbox(seconds=5)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def sandbox():
+    try:
+        SANDBOX.run("")
+    except SandboxRefused as refusal:
+        pytest.skip(str(refusal))
+
+
+@pytest.mark.parametrize(
+    "completion, program",
+    [
+        ("<think>x</think> <answer> print(14) </answer>", "print(14)"),
+        ("<think>x</think>\n```python\nprint(14)\n```", "print(14)"),
+        ("```\nprint(14)\n```", "print(14)"),
+        ("```py\nprint(1)\n```\nor better\n```python3\nprint(14)\n```\ndone", "print(14)"),
+        ("<think>```python\nprint(1)\n```</think> ```python\nprint(14)\n```", None),
+        ("<think>```python\nprint(1)\n```", None),
+        ("```python\nprint(14)", "print(14)"),
+    ],
+)
+def test_the_program_is_the_last_block_of_the_answer(completion, program):
+    found = program_of(completion)
+    assert found == (None if program is None else program + "\n") or (program is None and "print(1)" not in found)
+
+
+@pytest.mark.parametrize(
+    "expected, printed, same",
+    [
+        ("14", "14\n", True),
+        ("YES\nNO\nYES", "YES", False),
+        ("YES", "YES\nNO", False),
+        ("a b\n", "a  b  \n\n", True),
+        ("1.0", "1.0000001", True),
+        ("0.333333", "0.3333333333", True),
+        ("1", "1.0", False),
+        ("12", "13", False),
+        ("0.5", "0.51", False),
+        ("", "", True),
+        ("a", "A", False),
+    ],
+)
+def test_output_is_compared_as_a_whole(expected, printed, same):
+    assert same_output(expected, printed) is same
+
+
+def test_rows_of_the_toy_world():
+    reward = CodeReward(provider=SANDBOX)
+    completions = ["<think>a</think> <answer> print(2+3*4) </answer>", "<think>a</think>\n```python\nprint(14)\n```"]
+    completions += ["print(15)", "print(1/0)", "14", "", "print('14'"]
+    rows = {"answer": ["14"] * 7, "verifier": ["code"] * 7}
+    assert reward(completions=completions, **rows) == [1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0]
+    assert reward(completions=["print(14)"], answer=["14"], verifier=["math"]) == [None]
+    assert is_correct("print(14)", "14", "code") is True
+
+
+TESTS = [
+    ([{"input": "3\n", "output": "6\n"}, {"input": "5\n", "output": "11\n"}], "print(int(input()) * 2)", 0.5),
+    ({"inputs": ["3", "4"], "outputs": ["6", "8"]}, "print(int(input()) * 2)", 1.0),
+    ({"language": "python", "test_cases": [{"input": "3", "output": "6", "type": "stdin_stdout"}]}, "print(6)", 1.0),
+    ("assert f(1) == 2\nassert f(2) == 3", "def f(x): return x + 1", 1.0),
+    ("assert f(1) == 2\nassert f(2) == 3", "def f(x): return 2", 0.5),
+    (["assert f() == {1: [0.3], 'a': (1, {2, 3})}"], "def f(): return {'a': (1, {3, 2}), 1: [0.1 + 0.2]}", 1.0),
+    (["assert f() == (1, 2)"], "def f(): return [1, 2]", 0.0),
+    (["assert f() == 1"], "def f(): return True", 1.0),
+    (["assert f() == 10**30 - 1"], "x = 1", None),
+    (["assert f() == -5"], "def f(): print('noise'); return -5", 1.0),
+    ([{"fn_name": "f", "input": [[1, 2], "a"], "output": 3}], "def f(x, y): return sum(x)", 1.0),
+    (["assert f() == 'x'"], "class E:\n    def __eq__(self, other): return True\ndef f(): return E()", 0.0),
+    (["assert f() == 'x'"], "class E(str):\n    def __eq__(self, other): return True\ndef f(): return E('y')", 0.0),
+    (["assert f() == 3"], "import os\nos._exit(0)", 0.0),
+    (["assert f() == 3"], "def f(): raise SystemExit(0)", 0.0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("tests, program, share", TESTS)
+def test_streams_and_calls(tests, program, share):
+    if share is None:
+        with pytest.raises(ValueError, match="literal"):
+            parse_tests(tests)
+        return
+    assert share_passed(SANDBOX, program, parse_tests(tests), False) == share
+    assert share_passed(SANDBOX, program, parse_tests(json.dumps(tests)), True) == float(share == 1.0)
+
+
+@pytest.mark.parametrize(
+    "tests",
+    ["", "[]", "assert f(1)", "assert f(1) > 2", "assert f(1) == g(2)", "x = 1", "assert 1 == 1", "assert f(",
+    [{"input": "3"}],
+     [{"input": 3, "output": "3"}], [{"fn_name": "f()", "input": [1], "output": 2}], "{bad json"],
+)  # fmt: skip
+def test_a_test_of_another_form_is_refused_with_a_reason(tests):
+    with pytest.raises(ValueError, match="test"):
+        parse_tests(tests)
+
+
+def test_unreadable_tests_are_a_reason_of_the_prompt():
+    logged = {}
+    reward = CodeReward(provider=SANDBOX)
+    assert reward(completions=["x", "x"], tests=["assert f(1)", "assert f(1)"], log_metric=logged.__setitem__) == [
+        None,
+        None,
+    ]
+    assert logged == {"code/outage": 0.0, "code/tests_unusable": 1.0}
+
+
+class Flaky:
+    """Fails for one program of a group."""
+
+    def run(self, program: str, stdin: str = "") -> Run:
+        if "fail" in program:
+            raise SandboxUnavailable("down")
+        return Run("14\n", "", 0)
+
+
+def test_an_outage_is_none_for_the_whole_group_and_counted():
+    logged = {}
+    rewards = CodeReward(provider=Flaky())(
+        completions=["print(14)", "fail", "print(14)"],
+        prompts=["a", "a", "b"],
+        answer=["14"] * 3,
+        log_metric=logged.__setitem__,
+    )
+    assert rewards == [None, None, 1.0]
+    assert logged["code/outage"] == pytest.approx(2 / 3)
+
+
+def test_what_is_expected_never_enters_the_sandbox():
+    seen = []
+
+    class Recording:
+        def run(self, program: str, stdin: str = "") -> Run:
+            seen.append(program + stdin)
+            return Run("", "", 0)
+
+    share_passed(Recording(), "def f(x): return x", parse_tests(["assert f(31337) == 'secret-7'"]), False)
+    share_passed(Recording(), "print(1)", parse_tests([{"input": "31337", "output": "secret-7"}]), False)
+    assert len(seen) == 2 and all("31337" in text and "secret-7" not in text for text in seen)
+
+
+@pytest.fixture
+def piston():
+    replies: list = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            status, body = replies.pop(0) if replies else (200, None)
+            if body is None:
+                ran = "14\n" if "print(14)" in request["files"][0]["content"] else ""
+                body = {"run": {"stdout": ran, "stderr": "", "code": 0, "signal": None}}
+            data = json.dumps(body).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *args):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}", replies
+    server.shutdown()
+    server.server_close()
+
+
+def test_piston_is_a_provider_like_the_embedded_one(piston):
+    url, replies = piston
+    reward = CodeReward(provider=PistonSandbox(url, retries=1))
+    assert reward(completions=["print(14)", "print(15)"], answer=["14"] * 2) == [1.0, 0.0]
+    replies += [(500, {}), (200, None)]
+    assert reward(completions=["print(14) # again"], answer=["14"]) == [1.0]
+    replies += [(400, {"message": "python-3.x runtime is unknown"})]
+    with pytest.raises(SandboxUnavailable, match="runtime is unknown"):
+        PistonSandbox(url).run("print(14)")
+    replies += [(200, {"run": {"stdout": "14\n", "stderr": "", "code": None, "signal": "SIGKILL"}})]
+    assert reward(completions=["print(14) # late"], answer=["14"]) == [0.0]
+    with pytest.raises(SandboxUnavailable, match="127.0.0.1:9"):
+        PistonSandbox("http://127.0.0.1:9", retries=0).run("print(14)")
