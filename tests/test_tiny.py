@@ -77,7 +77,8 @@ def offline(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, s
     folder = tmp_path_factory.mktemp("tiny")
     (folder / "site").mkdir()
     (folder / "site" / "sitecustomize.py").write_text(FORBID)
-    environment = os.environ | {"PYTHONPATH": str(folder / "site"), "FORBIDDEN_LOG": str(folder / "forbidden.log")}
+    path = os.pathsep.join([str(folder / "site"), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONPATH": path, "FORBIDDEN_LOG": str(folder / "forbidden.log")}
     for name in ("CI", "HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK", "TRANSFORMERS_OFFLINE"):
         environment.pop(name, None)  # with these a library might be silent for another reason than our switch
     return folder, environment
