@@ -58,20 +58,25 @@ def record_of(checkpoint: Path) -> dict:
 
 
 class ExactSaves(TrainerCallback):
-    """Moves a save to the next step from which training can go on exactly, and says so once."""
+    """Moves a save to the next step from which training can go on exactly, and says so once.
+
+    The last step is not saved: the finished model follows, and transformers would go on one step too far from there.
+    """
 
     def __init__(self, interval: int):
         self.interval, self.waiting, self.said = interval, False, False
 
     def on_step_end(self, args, state, control, **kwargs):
-        if control.should_save or self.waiting:
+        if control.should_training_stop:
+            control.should_save = False
+        elif control.should_save or self.waiting:
             exact = state.global_step % self.interval == 0
             if not exact and not self.said:
                 logger.info(
                     "save_steps %s: step %d cannot be resumed exactly (amid a rollout or a log row); saved at the "
                     "next multiple of %d instead",
-                    args.save_steps, state.global_step, self.interval,
-                )  # fmt: skip
+                    *(args.save_steps, state.global_step, self.interval),
+                )
                 self.said = True
             control.should_save, self.waiting = exact, not exact
         return control

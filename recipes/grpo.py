@@ -3,12 +3,13 @@
 import importlib
 import inspect
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import trl
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
+from trl.trainer.utils import RepeatSampler
 
 import rewards
 from data_prep import prompts
@@ -70,7 +71,26 @@ def _reward(name: str, kwargs: dict, style: str) -> Callable:
         raise ConfigError(f"reward_kwargs: {name}: {error}. Its settings are {inspect.signature(kind)}.") from None
 
 
+class EpochSampler(RepeatSampler):
+    """TRL's sampler with an order that depends on seed and epoch only. Its own generator is not in a checkpoint, so
+    that a run resumed in its second epoch would go through the first one's order again."""
+
+    def __init__(self, state: Callable[[], TrainerState], **settings):
+        super().__init__(**settings)
+        self.state = state
+
+    def __iter__(self) -> Iterator[int]:
+        if self.shuffle:
+            self.generator.manual_seed(self.seed + int(self.state().epoch or 0))
+        return super().__iter__()
+
+
 class GRPOTrainer(Resumable, trl.GRPOTrainer):
+    def _get_train_sampler(self, dataset: Dataset | None = None) -> RepeatSampler:
+        sampler = super()._get_train_sampler(dataset)
+        settings = ("data_source", "mini_repeat_count", "batch_size", "repeat_count", "shuffle", "seed")
+        return EpochSampler(lambda: self.state, **{name: getattr(sampler, name) for name in settings})
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         self.count(inputs["completion_mask"])
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)

@@ -87,6 +87,7 @@ def made(tmp_path_factory) -> Path:
     solved = sums(100)
     questions = [{key: value for key, value in row.items() if key != "completion"} for row in solved]
     rows.write_rows(world / "reasoning.parquet", questions)
+    rows.write_rows(world / "few.parquet", questions[:12])
     rows.write_rows(world / "sft.parquet", solved, sft=True)
     for kind in ("helpful", "harmless"):
         asked = [{key: value for key, value in row.items() if key != "completion"} for row in general(kind, 20)]

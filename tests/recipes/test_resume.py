@@ -15,10 +15,12 @@ from safetensors.torch import load_file
 import recipes
 from recipes import checkpoints, training
 
+FEW = {"dataset": "outputs/t/world/few.parquet", "max_steps": 14}  # an epoch is six steps
 STAGES = {
     "grpo": ("r1_zero", GRPO),
-    "grpo_lora": ("r1_zero", GRPO | LORA),
-    "sft": ("cold_start_sft", SFT | {"max_steps": 8, "logging_steps": 2}),
+    "grpo_second_epoch": ("r1_zero", GRPO | FEW),
+    "grpo_lora_second_epoch": ("r1_zero", GRPO | FEW | LORA),
+    "sft_second_epoch": ("cold_start_sft", SFT | {"max_steps": 18, "logging_steps": 2}),  # an epoch is 13 steps
     "sft_lora": ("distill", SFT | LORA | {"max_steps": 8}),
 }
 
@@ -50,10 +52,11 @@ def crash_at(monkeypatch):
 def test_a_crash_changes_nothing(kind, run_stage, crash_at):
     script, settings = STAGES[kind]
     straight = run_stage(script, settings, name="straight")
-    crash_at(7)
+    reached = settings["max_steps"] - 1
+    crash_at(reached)
     with pytest.raises(RuntimeError, match="crash"):
         run_stage(script, settings, name="resumed")
-    assert checkpoints.complete(Path("outputs/t/resumed"))[-1].name == "checkpoint-6"
+    assert reached - 4 < checkpoints.step_of(checkpoints.complete(Path("outputs/t/resumed"))[-1]) <= reached
     crash_at(None)
     resumed = run_stage(script, settings, name="resumed")
     assert_same(straight, resumed)
@@ -74,10 +77,25 @@ def test_a_refreshed_reference_comes_back(run_stage, crash_at):
         assert min(kl[2], kl[3], kl[4], kl[5], kl[6], kl[8]) > 0
 
 
+def test_a_crash_after_the_last_step_changes_nothing(run_stage, monkeypatch):
+    def save(trainer, args):
+        if not Path("crashed").exists():
+            Path("crashed").touch()
+            raise RuntimeError("crash")
+        real(trainer, args)
+
+    straight = run_stage("r1_zero", GRPO, name="straight")
+    real = training.save
+    monkeypatch.setattr(training, "save", save)
+    with pytest.raises(RuntimeError, match="crash"):
+        run_stage("r1_zero", GRPO, name="resumed")
+    assert_same(straight, run_stage("r1_zero", GRPO, name="resumed"))
+
+
 def test_saves_move_to_where_a_rollout_begins(run_stage, caplog):
     caplog.set_level("INFO")
     folder = run_stage("r1_zero", GRPO | {"save_total_limit": None})
-    assert [path.name for path in checkpoints.complete(folder)] == [f"checkpoint-{step}" for step in (4, 6, 8)]
+    assert [path.name for path in checkpoints.complete(folder)] == [f"checkpoint-{step}" for step in (4, 6)]
     said = [record.getMessage() for record in caplog.records if "resumed exactly" in record.getMessage()]
     assert len(said) == 1
     assert "step 3" in said[0] and "multiple of 2" in said[0]

@@ -10,12 +10,13 @@ import pytest
 import torch
 from conftest import CPU, GRPO, LORA, SFT, general, log_of, record_of, sums
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, Trainer
 
 import rewards
 from data_prep import rows, runs
 from data_prep.rows import read_parquet
-from recipes import all_scenarios_rl, reference, training
+from recipes import all_scenarios_rl, reference, reward_models, training
 from recipes.tools.merge import merge
 
 BASE = "outputs/t/base"
@@ -222,6 +223,28 @@ def test_reward_models_and_the_reinforcement_learning_that_uses_them(preferences
         assert all(value is None for value in learned) == (row["step"] <= 2)
         assert all(row[f"rewards/{name}/mean"] is not None for name in (names[0], names[2], names[3]))
     assert sorted(record_of(folder)["inputs"]) == [BASE, "outputs/t/reward_models", "outputs/t/world"]
+
+
+def test_reward_models_go_on_where_they_were_cut_off(preferences, run_stage):
+    """Cut off in the second model: both end as they would have."""
+    straight = run_stage("reward_models", preferences | {"save_steps": 4}, name="straight")
+    with pytest.MonkeyPatch.context() as patch:
+
+        def until(self, *args):
+            if self.state.global_step == 6:
+                raise RuntimeError("crash")
+            return Trainer.training_step(self, *args)
+
+        patch.setattr(reward_models.PointwiseTrainer, "training_step", until)
+        with pytest.raises(RuntimeError, match="crash"):
+            run_stage("reward_models", preferences | {"save_steps": 4}, name="resumed")
+    resumed = run_stage("reward_models", preferences | {"save_steps": 4}, name="resumed")
+    for name in ("helpfulness", "harmlessness"):
+        assert log_of(resumed / name) == log_of(straight / name)
+        one, other = (load_file(folder / name / "model.safetensors") for folder in (straight, resumed))
+        assert all(one[key].equal(other[key]) for key in one)
+    figures = ("helpfulness_accuracy", "harmlessness_accuracy")
+    assert [record_of(straight)[key] for key in figures] == [record_of(resumed)[key] for key in figures]
 
 
 def test_the_language_reward_can_be_weighed_down(run_stage):
