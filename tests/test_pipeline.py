@@ -15,6 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from recipes.tools import pipeline
+
 JOB = '''
 """Writes its numbers one by one, going on from those that are there, and what its inputs hold."""
 import sys, time
@@ -178,6 +180,12 @@ def test_what_can_be_known_to_fail_fails_before_any_work(toy: Toy) -> None:
     (toy.folder / "tiny/d.yaml").rename(toy.folder / "tiny/dd.yaml")
     assert "dd.yaml: no stage has this name; they are a, b, c, d" in toy.run(status=1)
     assert toy.starts() == []
+
+
+def test_a_full_disk_is_said_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "FREE_DISK_GB", 1e9)
+    with pytest.raises(pipeline.PipelineError, match="1000000000 GB are needed: make room"):
+        pipeline.preflight([], [], dict(os.environ))
 
 
 def test_the_first_failure_stops_all_and_says_how_to_go_on(toy: Toy) -> None:

@@ -19,7 +19,9 @@ def write_evaluation(scale: Path, name: str, correct: list[float], helpful: list
     write_parquet(folder / "generations.parquet", records)
     known = {"pass@1": sum(correct) / len(correct), "walkthrough": "14", "n_harmless": 352}
     (folder / "results.json").write_text(json.dumps(known | figures))
-    runs.finish(folder, name, seed=5)
+    runs.finish(folder, name, seed=5, parent=str(scale / name))
+    runs.begin(scale / name, name)
+    runs.finish(scale / name, name, completion_tokens_trained=1000)
 
 
 def record(set_name: str, id: str, **values) -> dict:
@@ -59,6 +61,7 @@ def test_results_have_every_checkpoint_and_null_where_a_figure_makes_no_sense(sc
     assert results["checkpoints"]["base"]["safe_rate"] is None
     assert results["checkpoints"]["student_rl"]["pass@1"] is None
     assert results["base_pass@16_exceeds_r1_zero_pass@1"] is True
+    assert results["checkpoints"]["r1"]["completion_tokens_trained"] == 1000
     assert results["answers"]["r1"] == "14"
 
 

@@ -151,6 +151,19 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes_and_losses(whole: Pa
         assert log_of(tmp_path, name) == log_of(whole, name)
 
 
+def test_a_mistyped_key_of_the_last_stage_fails_before_any_work(tmp_path: Path) -> None:
+    scale = tmp_path / "tiny"
+    shutil.copytree(SCALE, scale)
+    with (scale / "all_scenarios_rl.yaml").open("a") as file:
+        file.write("learning_rat: 1.0\n")
+    command = [sys.executable, "-m", "recipes.tools.pipeline", "--scale", str(scale)]
+    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert found.returncode == 1
+    assert "all_scenarios_rl.yaml: unknown key 'learning_rat'" in found.stderr
+    assert found.stderr.startswith("error: ") and found.stderr.count("\n") == 1
+    assert not (tmp_path / "outputs" / "tiny" / "world").exists()
+
+
 def kill_when(process: subprocess.Popen, path: Path, later: float) -> None:
     """Kill -9 the pipeline, `later` seconds after the path is there; that it ended before is fine, too."""
     end = time.monotonic() + 120

@@ -33,7 +33,7 @@ CPU_SCALES = ("cpu", "tiny")
 CPU_JOBS = 2
 FREE_DISK_GB = 2.0  # the scale `cpu` writes under 1 GB
 GUARD = Path(__file__).with_name("guard.py")
-LOG_TAIL = 20  # lines
+LOG_TAIL, LOG_WIDTH = 20, 240  # lines, characters
 
 
 class PipelineError(RuntimeError):
@@ -58,7 +58,7 @@ def preflight(steps: list[Step], todo: list[Step], environment: dict[str, str]) 
     command = [sys.executable, "-m", "recipes.tools.check", *pairs]
     found = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if found.returncode:
-        raise PipelineError(found.stderr.strip().removeprefix("error: "))
+        raise PipelineError(found.stderr.strip().rpartition("error: ")[2])
 
 
 class Child:
@@ -105,7 +105,7 @@ class Child:
         own, _, launcher = text.rpartition("Traceback (most recent call last):\n")
         if "subprocess.CalledProcessError" in launcher:  # accelerate's own, after the stage's
             text = own
-        end = "".join(f"  {line}\n" for line in text.splitlines()[-LOG_TAIL:])
+        end = "".join(f"  {line[:LOG_WIDTH]}\n" for line in text.splitlines()[-LOG_TAIL:])
         raise PipelineError(
             f"{self.step.name} {wrong}. The end of {self.step.log}:\n{end}To run it alone:\n"
             f"  {shlex.join(self.step.command)}\n"

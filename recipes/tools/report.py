@@ -5,6 +5,7 @@ which of the paper's effects this run shows. With `--assert-thresholds FILE` the
 """
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -31,7 +32,7 @@ FIGURES = (
     # beyond the nine of the table
     "pass@1_at_temperature_1", "pass@1_at_temperature_1_stderr", "language_consistency_stderr",
     "reasoning_without_words", "answer_language", "truncated", "helpful_score_stderr", "safe_rate_stderr",
-    "refusals_of_harmless_stderr", "n_harmless",
+    "refusals_of_harmless_stderr", "n_harmless", "completion_tokens_trained",
 )  # fmt: skip
 YARDSTICK = "sft_stage_2"  # the win rate is against it
 SHOWN = (
@@ -65,8 +66,12 @@ class Evaluations:
         for name in (*CHECKPOINTS, *ABLATIONS):
             folder = scale_dir / f"evaluate_{name}"
             if (folder / "run.json").exists():
-                self.seed = runs.read(folder)["seed"]
+                record = runs.read(folder)
+                self.seed = record["seed"]
                 self.figures[name] = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+                with contextlib.suppress(runs.MissingRunError):  # a model on the Hub was trained by nobody here
+                    trained = runs.read(Path(record["parent"]))
+                    self.figures[name]["completion_tokens_trained"] = trained.get("completion_tokens_trained")
                 self.generations[name] = pq.read_table(folder / "generations.parquet", columns=columns).to_pylist()
 
     def figure(self, name: str, key: str) -> float | None:
@@ -102,13 +107,14 @@ def find_effects(found: Evaluations) -> list[Effect]:
         reproduced = None if figure is None else bool(holds(figure))
         effects.append(Effect(name, aim, figure, stderr, reproduced))
 
-    add(
-        "R1-Zero's pass@1", "at least 0.85",
-        found.figure("r1_zero", "pass@1"), lambda x: x >= 0.85, found.figure("r1_zero", "pass@1_stderr"),
-    )  # fmt: skip
-    for name, set_name in (("", "reasoning"), (" at temperature 1", "temperature_1")):
+    for when, key, set_name in (
+        ("", "pass@1", "reasoning"),
+        (" at temperature 1", "pass@1_at_temperature_1", "temperature_1"),
+    ):
+        reached, error = found.figure("r1_zero", key), found.figure("r1_zero", f"{key}_stderr")
+        add(f"R1-Zero's pass@1{when}", "at least 0.85", reached, lambda x: x >= 0.85, error)
         gain, error = found.difference("r1_zero", "base", set_name, "correct")
-        add(f"RL alone raises pass@1{name}", "at least 0.2 above base", gain, lambda x: x >= 0.2, error)
+        add(f"RL alone raises pass@1{when}", "at least 0.2 above base", gain, lambda x: x >= 0.2, error)
     gain, error = found.difference("reasoning_rl", "r1_zero", "reasoning", "reasoning_consistency")
     add("R1-Zero mixes languages, the reward mends it", "reasoning_rl at least 0.04 above r1_zero", gain,
         lambda x: x >= 0.04, error)  # fmt: skip
