@@ -33,7 +33,7 @@ SENTENCES = (
 )
 KINDS = {
     "int": 40, "frac": 13, "sqrt": 10, "equation": 8, "set": 8, "decimal": 6, "interval": 6, "poly": 4, "text": 3,
-    "matrix": 2,
+    "matrix": 2, "inequality": 2,
 }  # fmt: skip
 
 
@@ -82,6 +82,12 @@ def problem(kind: str, rng: random.Random) -> tuple[str, list[str], list[str]]:
         case "text":
             name = rng.choice(("Alice", "Bob", "Carla"))
             return rf"\text{{{name}}}", [rf"\text{{{name}}}"], [r"\text{Dave}", r"\text{Nobody}"]
+        case "inequality":  # left to math-verify by the fast path
+            return (
+                f"{c}x - {a} < {b}",
+                [f"{c}x < {a + b}", f"{b} > {c}x - {a}"],
+                [f"{c}x > {a + b}", f"{c}x < {a + b + 1}"],
+            )
         case "matrix":
             cell = rf"{a} & {b} \\ {c} & {a + 1}"
             right = [rf"\begin{{pmatrix}} {cell} \end{{pmatrix}}", rf"\begin{{bmatrix}} {cell} \end{{bmatrix}}"]

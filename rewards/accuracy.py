@@ -36,7 +36,15 @@ BOLD = re.compile(r"\*\*([^*\n]{1,400})\*\*")
 # A number with what belongs to it: its sign, fraction, unit of percent, and a calculation that leads up to it.
 ARITHMETIC = re.compile(r"[-+−]?(?:\d[\d,.\s]*(?:[-+*/^=×÷·()−%!]|\b(?:or|and)\b)?[\s(]*)*\d[\d,]*(?:\.\d+)?\s*%?")
 PROSE = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{3,}")
-NEGATED = re.compile(r"(?:\bnot|n't|n\u2019t|\bnever|不是|不等于|并非)\s*$", re.I)
+# What turns a number into no answer: "not 14", "at least 14".
+NEGATED = re.compile(
+    r"(?:\bnot|n't|n\u2019t|\bnever|\bat (?:least|most)|\b(?:greater|less|more|fewer|larger|smaller|other) than"
+    r"|\bbetween"
+    r"|不是|不等于|并非|至少|至多|大于|小于|超过)\s*$",
+    re.I,
+)
+REMARK = re.compile(r"(?<=[\d}])\s*\([A-Za-z]{3,}[^()]*\)\s*$")
+AND = re.compile(r"\s*(?:,|，|;|\band\b|\bor\b|和|或|、)+\s*(?:\band\b|\bor\b)?\s*")
 LETTERS = "A-J"
 MAX_READ = 20_000  # characters of an answer that are looked at, from its end
 CHOICE = re.compile(
@@ -78,7 +86,7 @@ def _sentence(text: str) -> str:
     if match := re.match(r"[*\s]*(?:\$\$?.+?\$\$?|\\\(.+?\\\)|\\\[.+?\\\])", text):
         rest = END.split(text[match.end() :], maxsplit=1)[0]
         return match.group() + (rest if re.match(r"\s*(?:,|and\b|or\b|和|或|\\text|[A-Za-z%°]+\s*$)", rest) else "")
-    return re.sub(r"(?<=[\d})])!+\s*$", "", END.split(text, maxsplit=1)[0])
+    return REMARK.sub("", re.sub(r"(?<=[\d})])!+\s*$", "", END.split(text, maxsplit=1)[0]))
 
 
 def unstated(answer: str, is_text: bool) -> str | None:
@@ -99,12 +107,17 @@ def unstated(answer: str, is_text: bool) -> str | None:
     last = answer.rstrip().rsplit("\n", 1)[-1]
     for text in (*bold[-1:], answer, last):
         if reads(text):
-            return strip_markup(text)
+            return strip_markup(END.split(text, maxsplit=1)[0] if is_text else text)
     formulas = list(FORMULA.finditer(answer))
     end = answer.rstrip()[-300:] if len(last) > 300 else last
     numbers = list(ARITHMETIC.finditer(end))
     if formulas and (not numbers or len(answer.rstrip()) - len(end) + numbers[-1].start() < formulas[-1].end()):
-        return "".join(filter(None, formulas[-1].groups()))
+        parts = [formulas[-1]]
+        for before in reversed(formulas[:-1]):  # "$2$ and $3$" is one answer of two parts
+            if not AND.fullmatch(answer[before.end() : parts[0].start()]):
+                break
+            parts.insert(0, before)
+        return ", ".join("".join(filter(None, part.groups())) for part in parts)
     if not numbers or NEGATED.search(end[: numbers[-1].start()]):
         return None
     return numbers[-1].group().strip()
@@ -237,9 +250,10 @@ class AccuracyReward:
         log_metric: Any = None,
         **columns: Any,
     ) -> list[float | None]:
-        golds = solution if solution is not None else answer
-        if golds is None:
+        column = solution if solution is not None else answer
+        if column is None:
             raise ValueError("accuracy_reward: the data set needs a column `answer` or `solution` with the gold answer")
+        golds = ["" if gold is None else str(gold) for gold in column]
         rewards: list[float | None] = [None] * len(completions)
         rows = [
             row
@@ -247,10 +261,10 @@ class AccuracyReward:
             if (kind is None or kind[row] == "reasoning") and (verifier is None or verifier[row] in ("math", "choice"))
         ]
         texts = [text_of(completions[row]) for row in rows]
-        rules = [verifier[row] if verifier else _rule(golds[row] or "") for row in rows]
+        rules = [verifier[row] if verifier else _rule(golds[row]) for row in rows]
         opened = self.prefilled or bool(rows and prompts and prompt_text(prompts[rows[0]]).rstrip().endswith("<think>"))
         before = self._judge.timeouts
-        graded = grade(texts, [golds[row] or "" for row in rows], rules, self._judge, opened)
+        graded = grade(texts, [golds[row] for row in rows], rules, self._judge, opened)
         for row, right in zip(rows, graded, strict=True):
             rewards[row] = None if right is None else float(right)
         if log_extra is not None:

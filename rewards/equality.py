@@ -108,7 +108,7 @@ class Answer:
     """The set over which a bound variable (renamed to k) runs."""
 
 
-@lru_cache(maxsize=65_536)
+@lru_cache(maxsize=8_192)
 def prepare(text: str, letter_units: bool = False) -> Answer:
     """Read an answer once; `letter_units` takes the m of "5 m" for metres."""
     normal = normalise(re.sub(r"(?i)\b([ap])\.\s?m\b\.?", r"\1m", strip_markup(text)))
@@ -358,6 +358,12 @@ def _same(gold: Node, answer: Node, scale: Fraction, policy: Policy) -> Verdict:
         return verdicts.pop() if len(verdicts) == 1 else DIFFERENT
     if answer_shape == "scalar":
         return _same(gold.parts[0], answer, scale, policy) if len(gold.parts) == 1 else DIFFERENT
+    if {gold_shape, answer_shape} == {"list", "union"}:  # x < 1 or x > 2
+        intervals = [_interval(part) for node in (gold, answer) if _shape(node) == "list" for part in node.parts]
+        if None in intervals:
+            return DIFFERENT
+        other = gold if gold_shape == "union" else answer
+        return _some_order(tuple(interval for _, interval in intervals), other.parts, scale, policy)
     if gold_shape in ("union", "ratio") or answer_shape in ("union", "ratio"):
         if gold_shape != answer_shape:
             return DIFFERENT
@@ -714,7 +720,7 @@ class Judge:
         """What math-verify says to each pair: None where it cannot parse the gold answer, or in time."""
         unknown = [pair for pair in dict.fromkeys(pairs) if pair not in self._known]
         if unknown:
-            if len(self._known) > 200_000:
+            if len(self._known) > 50_000:
                 self._known.clear()
             for pair, (in_time, verdict) in zip(unknown, pool(ALGEBRA).map(unknown), strict=True):
                 self.timeouts += not in_time

@@ -50,6 +50,7 @@ REPLACEMENTS = [
         (r"\\(?:cdot|times|ast)(?![A-Za-z])", "*"),
         (r"\\div(?![A-Za-z])", "/"),
         (r",\s*\\!\s*", ","),
+        (r"\\mathbb\s*([A-Z])", r"\\mathbb{\1}"),
         (r"\\(?:thinspace|quad|qquad|enspace|hfill)(?![A-Za-z])|(?<!\\)\\[,!;: ]|~", " "),
         (r"\{,\}", ","),
         (r"\^\{?\\(?:circ|degree)\}?|\\degree", r"^\\circ "),
@@ -64,7 +65,7 @@ REPLACEMENTS = [
 ]
 
 
-@lru_cache(maxsize=65_536)
+@lru_cache(maxsize=8_192)
 def normalise(text: str) -> str:
     """One spelling for the many of a formula; dollar signs and other math delimiters go."""
     text = INVISIBLE.sub("", text)
@@ -133,7 +134,7 @@ CLOSING = {"(": (")", "]"), "[": ("]", ")"), "{": ("}",), r"\{": (r"\}",)}
 ELLIPSIS = re.compile(r"(\d*\.\d*?)(\d{1,6}?)\2+ ?(?:\.\.\.|\\[lc]?dots)()")
 
 
-@lru_cache(maxsize=65_536)
+@lru_cache(maxsize=8_192)
 def read(text: str, thousands: bool = True) -> Node:
     """The tree of a normalised formula; `thousands` reads "1,234" as one number and not as two.
 
@@ -485,7 +486,7 @@ def _sample(name: str, point: int) -> complex:
     return complex(((seed * 0.6180339887 + point * 0.7548776662) % 1) * 1.7 + 0.31) * (-1 if point == 2 else 1)
 
 
-@lru_cache(maxsize=65_536)
+@lru_cache(maxsize=8_192)
 def evaluate(node: Node) -> Value:
     """The value of a scalar formula.
 

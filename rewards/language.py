@@ -68,7 +68,7 @@ WINDOW, SHORT = 8, 3
 MARGIN, SHORT_MARGIN = 4.0, 8.0
 
 
-@lru_cache(maxsize=65_536)
+@lru_cache(maxsize=8_192)
 def language_consistency(text: str, language: str) -> float:
     """Share of the words of a text that are words of `language` (an id such as "en" or "zh"); 1.0 without any word.
 
@@ -118,7 +118,7 @@ def _written_in(words: list[str], language: str, languages: tuple[str, ...]) -> 
     return count
 
 
-@lru_cache(maxsize=65_536)
+@lru_cache(maxsize=8_192)
 def _beaten_by(text: str, language: str, languages: tuple[str, ...]) -> float:
     """By how much log-probability the likeliest other language beats `language`; 0.0 where nothing can tell them."""
     scores = dict(_identifier(languages).rank(text))

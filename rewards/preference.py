@@ -36,8 +36,8 @@ class _RewardModel:
         """The part of a completion that the model scores."""
         raise NotImplementedError
 
-    def __call__(self, completions: list, prompts: list, kind: list, prompt: Any = None, **columns: Any) -> list:
-        rows = [row for row, name in enumerate(kind) if name == self.kind]
+    def __call__(self, completions: list, prompts: list, kind: list | None = None, **columns: Any) -> list:
+        rows = [row for row in range(len(completions)) if kind is None or kind[row] == self.kind]
         rewards: list[float | None] = [None] * len(completions)
         texts = [self.response(text_of(completions[row])) for row in rows]
         # A response that says nothing deserves nothing, whatever a model makes of an empty text.

@@ -104,6 +104,15 @@ A:B=1 | 1
 90^\circ | 90
 25^\circ C | 25 °C
 3:30 PM | 3:30 p.m.
+x>2 \text{ or } x<-1 | (-\infty,-1)\cup(2,\infty)
+\mathbb{R} | \mathbb R
+|AB| = 5 | 5
+a + b = 7 | a + b = 7
+7 | a + b = 7
+30 | \angle ABC = 30^\circ
+\frac13 | \frac{1}{3} \approx 0.33
+n^2+n | n(n+1)
+100! | 100!
 Alice | \text{Alice}
 Alice | alice.
 the dog | dog
@@ -178,6 +187,14 @@ k\pi, k\in\mathbb{Z} | n\pi, n\in\mathbb{N}
 0 | \emptyset
 \begin{pmatrix}1\\2\end{pmatrix} | \begin{pmatrix}2\\1\end{pmatrix}
 14 | 1 4
+14 | 14 \pm 1
+14 | 13<x<15
+14 | 14 = 15
+14 | ?
+(2,3) | (2,3,4)
+2,3 | 2, 3, 4
+June 5 | June 6
+1000 | 1.000
 14 | fourteen
 Yes | No
 Alice | Bob

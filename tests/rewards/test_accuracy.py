@@ -51,6 +51,11 @@ TOWER = r"\boxed{\dfrac{5^{(5^{(5^{(5^5)})}-4)}-5}{16}}"
         ),
         ("The winner is **Alice**.", "Alice"),
         ("The answer is Alice.", "Alice"),
+        ("The answers are 2 and 3.", "2,3"),
+        ("The solutions are $x=2$ and $x=3$.", "2,3"),
+        ("Yes, because 3 > 2.", "Yes"),
+        ("The answer is 14 (not 15).", "14"),
+        ("<answer> 3 * 4 = 12 </answer>", "12"),
         ("14", "We find that it is \\boxed{14}."),
         ("14", "some steps\n#### 14"),
     ],
@@ -89,6 +94,14 @@ def test_right(completion, gold):
         ("", "14"),
         ("   ", "14"),
         ("</think>", "14"),
+        ("The answer is at least 14", "14"),
+        ("The answer is between 13 and 14", "14"),
+        ("It is $13$ or $14$", "14"),
+        ("14? 15? 16?", "14"),
+        ("14\n\n15", "14"),
+        ("Yes and no", "Yes"),
+        ("Alice, Bob, Carla", "Alice"),
+        ("not Alice", "Alice"),
         ("open('/tmp/x', 'w').close()", "5"),
     ],
 )
@@ -228,6 +241,35 @@ def test_it_works_in_other_processes(method):
     expected = _grade_in_worker(0)
     with multiprocessing.get_context(method).Pool(2) as processes:
         assert processes.map(_grade_in_worker, range(4)) == [expected] * 4
+
+
+@pytest.mark.slow
+def test_it_works_in_two_processes_of_one_launch(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from accelerate import PartialState\n"
+        "from rewards import accuracy_reward\n"
+        "state = PartialState(cpu=True)\n"
+        f"completions, golds = ['14', r'{SLOW_ANSWER}', r'{TOWER}'], ['14', r'{SLOW_GOLD}', r'{SLOW_GOLD}']\n"
+        "grades = accuracy_reward(completions=completions, answer=golds)\n"
+        "print(f'process {state.process_index} of {state.num_processes}: {grades}', flush=True)\n"
+    )
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", str(script)]
+    printed = subprocess.run(launch, capture_output=True, text=True, timeout=120, check=True).stdout
+    for process in range(2):
+        assert f"process {process} of 2: [1.0, 1.0, 0.0]" in printed
+
+
+@pytest.mark.slow
+def test_memory_stays_flat():
+    def grade(start):
+        answers = [rf"$\frac{{{n}}}{{7}} + \sqrt{{{n % 97 + 2}}}$" for n in range(start, start + 10_000)]
+        accuracy_reward(completions=answers, answer=[r"\frac{1}{7} + \sqrt{3}"] * 10_000)
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") >> 20
+
+    after_first = grade(0)
+    assert grade(10_000) < after_first + 15 and grade(20_000) < after_first + 15
 
 
 @pytest.mark.slow

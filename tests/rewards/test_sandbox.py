@@ -176,3 +176,17 @@ def test_a_kernel_that_offers_too_little_is_refused_by_name(monkeypatch, tmp_pat
     monkeypatch.setattr("rewards.sandbox.JAIL", jail)
     with pytest.raises(SandboxRefused, match="Landlock.*PistonSandbox"):
         SANDBOX.run("print(1)")
+
+
+def test_without_namespaces_the_other_layers_hold(monkeypatch, tmp_path):
+    """As in a container that forbids them: nothing can be written, and every attack still fails."""
+    jail = tmp_path / "jail.py"
+    source = __import__("rewards.sandbox", fromlist=["JAIL"]).JAIL.read_text()
+    jail.write_text(source.replace("    uid, gid = os.getuid(), os.getgid()\n", "    return ()\n"))
+    monkeypatch.setattr("rewards.sandbox.JAIL", jail)
+    assert "pid" not in SANDBOX.run("").layers
+    with concurrent.futures.ThreadPoolExecutor(2) as executor:
+        printed = executor.map(lambda attack: SANDBOX.run(f"{attack}\nprint('HACKED')", "x").stdout, ATTACKS.values())
+        assert [name for name, text in zip(ATTACKS, printed, strict=True) if "HACKED" in text] == []
+    assert SANDBOX.run(HONEST["stdin"][0], "1 2 3").stdout == "6\n"
+    assert SANDBOX.run("open('x', 'w')").exit_code == 1
