@@ -4,8 +4,6 @@ Everything exported here is a callable that TRL takes as a reward function, its 
 functions under them. Importing this package loads neither torch nor transformers nor math-verify.
 """
 
-from typing import Any
-
 from rewards.accuracy import AccuracyReward, accuracy_reward, gold_error, is_correct
 from rewards.code import CodeReward, code_reward, parse_tests
 from rewards.completion import Completion, parse, text_of
@@ -17,11 +15,9 @@ from rewards.language import (
     language_consistency,
     language_consistency_reward,
 )
-from rewards.length import CosineReward, LengthReward, length_reward
+from rewards.length import CosineReward, LengthReward, OverlongReward, RepetitionReward, length_reward
 from rewards.preference import HarmlessnessReward, HelpfulnessReward, harmlessness_reward, helpfulness_reward
 from rewards.sandbox import LocalSandbox, PistonSandbox
-
-FROM_TRL = ("get_repetition_penalty_reward", "get_soft_overlong_punishment")
 
 __all__ = [
     "AccuracyReward",
@@ -35,7 +31,9 @@ __all__ = [
     "LanguageConsistencyReward",
     "LengthReward",
     "LocalSandbox",
+    "OverlongReward",
     "PistonSandbox",
+    "RepetitionReward",
     "accuracy_reward",
     "code_reward",
     "detect_language",
@@ -53,12 +51,3 @@ __all__ = [
     "parse_tests",
     "text_of",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    """TRL's own length rewards, loaded when asked for, since TRL takes seconds to import."""
-    if name in FROM_TRL:
-        import trl.rewards
-
-        return getattr(trl.rewards, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,13 +11,13 @@ import math
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 from rewards.completion import parse, prompt_text, text_of
-from rewards.sandbox import LocalSandbox, Provider, SandboxUnavailable
+from rewards.sandbox import LocalSandbox, PistonSandbox, Provider, SandboxUnavailable
 
 logger = logging.getLogger(__name__)
 
@@ -216,6 +216,12 @@ class CodeReward:
     column `answer` is what the program prints. None for rows whose `verifier` is not "code" or whose tests cannot be
     read, and, for all completions of a prompt, where the sandbox was out of service.
 
+    Args:
+        seconds: wall-clock limit of a run.
+        piston_url: a Piston server that runs the programs; else the embedded sandbox does.
+        workers: programs run at once.
+        provider: any other place to run programs.
+
     Metrics: `code/outage`, `code/tests_unusable`: shares of the rows.
 
     Raises:
@@ -223,9 +229,16 @@ class CodeReward:
     """
 
     mode: Literal["all", "share"] = "all"
-    provider: Provider = field(default_factory=LocalSandbox)
+    seconds: float = 6.0
+    piston_url: str = ""
     workers: int = 2
+    provider: Provider | None = None
     __name__ = "code_reward"
+
+    def __post_init__(self) -> None:
+        if self.provider is None:
+            provider = PistonSandbox(self.piston_url, self.seconds) if self.piston_url else LocalSandbox(self.seconds)
+            object.__setattr__(self, "provider", provider)
 
     def __call__(
         self,

@@ -1,8 +1,4 @@
-"""Rewards that look at length. Lengths are in tokens, from `completion_ids`, which TRL passes to every reward.
-
-TRL's own repetition and overlong rewards are right for every shape of completion, and `rewards` passes them on:
-`get_repetition_penalty_reward` (arXiv 2502.03373, C.2), `get_soft_overlong_punishment` (DAPO, Eq. 13).
-"""
+"""Rewards that look at length. Lengths are in tokens, from `completion_ids`, which TRL passes to every reward."""
 
 import math
 from collections import defaultdict
@@ -68,6 +64,37 @@ class CosineReward:
             score = low + (high - low) / 2 * (1 + math.cos(math.pi * progress))
             rewards.append(None if correct is None else score)
         return rewards
+
+
+@dataclass(frozen=True)
+class RepetitionReward:
+    """max_penalty * (1 - distinct / all n-grams of tokens) (arXiv 2502.03373, C.2), by TRL."""
+
+    ngram_size: int = 3
+    max_penalty: float = -1.0
+    __name__ = "repetition_reward"
+
+    def __call__(self, completion_ids: list, **columns: Any) -> list[float]:
+        from trl.rewards import get_repetition_penalty_reward
+
+        return get_repetition_penalty_reward(self.ngram_size, self.max_penalty)(completion_ids=completion_ids)
+
+
+@dataclass(frozen=True)
+class OverlongReward:
+    """DAPO's soft punishment (arXiv 2503.14476, Eq. 13), by TRL.
+
+    0 up to `max_length - cache` tokens, then down in a line to -1 at `max_length`, and -1 beyond.
+    """
+
+    max_length: int
+    cache: int
+    __name__ = "overlong_reward"
+
+    def __call__(self, completion_ids: list, **columns: Any) -> list[float]:
+        from trl.rewards import get_soft_overlong_punishment
+
+        return get_soft_overlong_punishment(self.max_length, self.cache)(completion_ids=completion_ids)
 
 
 def _silent(columns: dict[str, Any]) -> dict[str, Any]:

@@ -131,7 +131,7 @@ class LocalSandbox:
         if "missing" in state:
             raise SandboxRefused(
                 f"this machine cannot shut a program in; it lacks: {state['missing']}. Use another machine or a server:"
-                " code_reward with provider=PistonSandbox(url)"
+                " code_reward with piston_url"
             )
         if "layers" not in state:
             raise SandboxUnavailable(f"the sandbox did not start: {state.get('error') or err[-500:] or 'no report'}")

@@ -180,7 +180,7 @@ def piston():
 
 def test_piston_is_a_provider_like_the_embedded_one(piston):
     url, replies = piston
-    reward = CodeReward(provider=PistonSandbox(url, retries=1))
+    reward = CodeReward(piston_url=url)
     assert reward(completions=["print(14)", "print(15)"], answer=["14"] * 2) == [1.0, 0.0]
     replies += [(500, {}), (200, None)]
     assert reward(completions=["print(14) # again"], answer=["14"]) == [1.0]

@@ -4,7 +4,7 @@ import pickle
 import pytest
 
 import rewards
-from rewards import CosineReward, length_reward
+from rewards import CosineReward, OverlongReward, RepetitionReward, length_reward
 
 PROMPTS = ["p"] * 3 + ["q"] * 2
 COMPLETIONS = ["14", "14", "15", "14", "14"]
@@ -43,8 +43,7 @@ def test_cosine(completions):
 
 
 def test_trl_s_own_rewards_for_every_shape():
-    repetition = rewards.get_repetition_penalty_reward(ngram_size=2, max_penalty=-1.0)
-    overlong = rewards.get_soft_overlong_punishment(max_completion_len=100, soft_punish_cache=20)
+    repetition, overlong = RepetitionReward(ngram_size=2), OverlongReward(max_length=100, cache=20)
     for completions in shapes(["a", "b"]):
         columns = {
             "completions": completions,
@@ -54,7 +53,8 @@ def test_trl_s_own_rewards_for_every_shape():
         }
         assert repetition(**columns)[0] == pytest.approx(-0.75)
         assert overlong(**columns) == [0.0, -0.5]
-    assert rewards.get_soft_overlong_punishment(100, 0)(completion_ids=[[1] * 100, [1] * 101]) == [0.0, -1]
+    assert OverlongReward(100, 0)(completion_ids=[[1] * 100, [1] * 101]) == [0.0, -1]
+    assert pickle.loads(pickle.dumps(repetition)) == repetition
 
 
 def test_importing_the_package_is_cheap():

@@ -174,7 +174,7 @@ def test_a_kernel_that_offers_too_little_is_refused_by_name(monkeypatch, tmp_pat
     source = __import__("rewards.sandbox", fromlist=["JAIL"]).JAIL.read_text()
     jail.write_text(source.replace("abi = _call(444", "abi = _call(100444"))
     monkeypatch.setattr("rewards.sandbox.JAIL", jail)
-    with pytest.raises(SandboxRefused, match="Landlock.*PistonSandbox"):
+    with pytest.raises(SandboxRefused, match="Landlock.*piston_url"):
         SANDBOX.run("print(1)")
 
 
