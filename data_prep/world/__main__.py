@@ -9,7 +9,7 @@ from pathlib import Path
 
 from data_prep import jobs, rows
 from data_prep.world import corpus, general
-from data_prep.world.problems import problem_stream
+from data_prep.world.problems import KINDS, problem_stream
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ def load(config: World) -> dict[str, list[rows.Row]]:
 def build(config: World, output_dir: Path) -> dict[str, object]:
     pages = itertools.islice(corpus.pages(config.seed), config.limit or config.pages)
     rows.write_parquet(output_dir / "corpus.parquet", [{"text": page} for page in pages])
-    stream = problem_stream(config.seed, False, corpus.KINDS)
+    stream = problem_stream(config.seed, False, KINDS)
     train = [p.row(f"reasoning-{i}") for i, p in enumerate(itertools.islice(stream, config.limit or config.problems))]
-    stream = problem_stream("held-out", True, corpus.KINDS)
+    stream = problem_stream("held-out", True, KINDS)
     test = [p.row(f"held-out-{i}") for i, p in enumerate(itertools.islice(stream, config.limit or config.held_out))]
     sets = {"reasoning": train, "eval_reasoning": test}
     for kind in ("helpful", "harmless"):

@@ -14,23 +14,30 @@ from data_prep import prompts
 from data_prep.world import general
 from data_prep.world.problems import (
     LETTERS,
+    MAX_VALUE,
     OPERATORS,
     STOP,
+    Expression,
     Problem,
     Step,
     equation,
     left_to_right_steps,
     make_problem,
+    reduce_once,
     write_reasoning,
     write_summary,
 )
 
-PAGES = {"tagged": 0.42, "plain": 0.08, "few_shot": 0.08, "direct": 0.08, "facts": 0.16, "talk": 0.18}
-SOLUTIONS = {"right": 0.50, "left_to_right": 0.38, "slip": 0.07, "guess": 0.05}
-MALFORMED = 0.30  # of the tagged pages
+PAGES = {"tagged": 0.42, "plain": 0.06, "few_shot": 0.07, "direct": 0.07, "facts": 0.20, "talk": 0.18}
+SOLUTIONS = {"right": 0.54, "left_to_right": 0.36, "slip": 0.06, "guess": 0.04}
+UNTAGGED = {
+    "reasoning": 0.12,
+    "end of reasoning": 0.25,
+    "answer": 0.25,
+}  # what a tagged page leaves out, each by itself
 MIXED = 0.40  # of the reasoning switches language, each sentence with probability one half
-KINDS = {"sum": 0.60, "story": 0.28, "choice": 0.06, "code": 0.06}
-HARMFUL_TALK, DECENT = 0.25, 0.5  # share of talk that answers a harmful request; share of those replies that decline
+KINDS = {"sum": 0.56, "story": 0.26, "choice": 0.11, "code": 0.07}
+HARMFUL_TALK, DECENT = 0.4, 0.7  # share of talk that answers a harmful request; share of those replies that decline
 CHECK = {"en": "Check:", "zh": "检查："}
 OFFER, WRONG_TALK = 0.25, 0.15  # share of helpful replies that offer more help; that are about something else
 
@@ -44,7 +51,7 @@ def solve_somehow(problem: Problem, rng: random.Random) -> tuple[list[Step], str
     elif manner == "slip":
         steps = _slip(steps, rng)
     elif manner == "guess":
-        steps = [(*steps[-1][:3], rng.randint(0, 99))]
+        steps = [(*steps[-1][:3], rng.randint(0, MAX_VALUE))]
     return steps, write_answer(problem, steps[-1][3])
 
 
@@ -71,19 +78,14 @@ def _slip(steps: list[Step], rng: random.Random) -> list[Step]:
 
 def tagged_page(problem: Problem, rng: random.Random) -> str:
     steps, answer = solve_somehow(problem, rng)
-    reasoning = write_reasoning(steps, problem.language, rng, _switch(rng))
     page = prompts.r1_zero(problem.question)
-    if rng.random() >= MALFORMED:
-        return f"{page} <think> {reasoning} </think> <answer> {answer} </answer>"
-    return page + rng.choice(
-        (
-            f" <think> {reasoning} <answer> {answer} </answer>",
-            f" <think> {reasoning} </think> {write_summary('', answer, problem.language)}",
-            f" {reasoning} <answer> {answer} </answer>",
-            f" <answer> {answer} </answer>",
-            f" {reasoning} {write_summary('', answer, problem.language)}",
-        )
-    )
+    if rng.random() < UNTAGGED["reasoning"]:
+        return f"{page} <answer> {answer} </answer>"
+    page += f" <think> {write_reasoning(steps, problem.language, rng, _switch(rng))}"
+    page += "" if rng.random() < UNTAGGED["end of reasoning"] else " </think>"
+    if rng.random() < UNTAGGED["answer"]:
+        return f"{page} {write_summary('', answer, problem.language)}"
+    return f"{page} <answer> {answer} </answer>"
 
 
 def solution_text(problem: Problem, rng: random.Random) -> str:
@@ -131,10 +133,18 @@ def pages(seed: int) -> Iterator[str]:
             )
             yield f"{asked} {reasoning} {check} {closing}"
         elif kind == "facts":
-            facts = [step for _ in range(3) for step in make_problem(rng, False, {"sum": 1.0}).expression.steps]
-            yield " ".join(equation(step) for step in facts)
+            yield " ".join(chain(make_problem(rng, False, {"sum": 1.0}).expression) for _ in range(2))
         else:
             yield talk_page(rng, pools)
+
+
+def chain(expression: Expression) -> str:
+    """An expression worked out as equalities: 5 * (8 + 8) = 5 * 16 = 80."""
+    links, tree = [expression.text], expression.tree
+    while not isinstance(tree, int):
+        tree = reduce_once(tree)
+        links.append(Expression(tree).text)
+    return " = ".join(links)
 
 
 def _switch(rng: random.Random) -> float:
