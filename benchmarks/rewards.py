@@ -16,12 +16,12 @@ from collections.abc import Callable
 
 sys.path.pop(0)  # the folder of this file, which is called as the package is
 
-from math_verify import parse, verify
-
 from rewards import accuracy_reward, format_reward, language_consistency
 from rewards.accuracy import grade
 from rewards.equality import Judge, compare
 from rewards.expression import normalise
+
+from math_verify import parse, verify
 
 SENTENCES = (
     "We need to find the value of the expression, so let us write it down again and look at it closely.",

@@ -22,10 +22,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from data_prep.rows import read_parquet, write_parquet
+
 import httpx
 from tqdm import tqdm
-
-from data_prep.rows import read_parquet, write_parquet
 
 log = logging.getLogger(__name__)
 Prompt = str | list[dict[str, str]]

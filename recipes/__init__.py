@@ -1,20 +1,3 @@
-"""Recipes: one script a stage of DeepSeek-R1, and the tools that run them.
+"""Recipes: one script a stage of DeepSeek-R1, and the tools that run them."""
 
-Importing this package switches off every library's telemetry. It comes before any of them is imported, because some
-read these variables only once. An explicit setting of the user's wins.
-"""
-
-import logging
-import os
-
-for _name, _value in {
-    "HF_HUB_DISABLE_TELEMETRY": "1",  # huggingface_hub, transformers, datasets, and TRL's ping at trainer start
-    "DO_NOT_TRACK": "1",  # vllm, gradio and others that follow the convention
-    "VLLM_NO_USAGE_STATS": "1",
-    "GRADIO_ANALYTICS_ENABLED": "False",  # trackio's dashboard
-    "TOKENIZERS_PARALLELISM": "false",  # not telemetry: silences the warning about forks after threads
-}.items():
-    os.environ.setdefault(_name, _value)
-
-# bitsandbytes asks for a CPU kernel from the Hub as it is imported, and complains each time that it gets none.
-logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+import data_prep  # noqa: F401  switches telemetry off

@@ -6,13 +6,14 @@ another YAML, which takes the first one's tokenizer through the key `tokenizer`.
 
 from dataclasses import dataclass, field
 
-from datasets import Dataset
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Config, set_seed
-
 from data_prep.prompts import R1_ZERO_PREFIX
 from recipes import training
 from recipes.config import SFTConfig, StageArguments, parse
+
+import torch
+from datasets import Dataset
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Config, set_seed
 
 SPECIAL = [training.PAD, training.END, "<|user|>", "<|assistant|>"]
 # Not special: rewards read the decoded completion, and TRL decodes with special tokens skipped.
@@ -35,6 +36,7 @@ class BaseArguments(StageArguments):
     num_attention_heads: int = 4
     num_key_value_heads: int = 4
     max_position_embeddings: int = 1024
+    threads: int = field(default=1, metadata={"help": "Threads of a CPU; a step of this size gains from two."})
 
 
 def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFast:

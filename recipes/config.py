@@ -12,9 +12,9 @@ import typing
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-import trl
-
 from data_prep.runs import ConfigError, load_config
+
+import trl
 
 
 def world_size() -> int:

@@ -6,11 +6,6 @@ import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import trl
-from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
-from trl.trainer.utils import RepeatSampler
-
 import rewards
 from data_prep import prompts
 from data_prep.rows import Row
@@ -18,6 +13,11 @@ from data_prep.runs import ConfigError
 from recipes import reference
 from recipes.config import RLArguments
 from recipes.training import Resumable, Run, as_messages, count_tokens, keep_short, read_rows, require_checkpoint
+
+import trl
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
+from trl.trainer.utils import RepeatSampler
 
 
 def load_prompts(run: Run, tokenizer: PreTrainedTokenizerBase) -> Dataset:

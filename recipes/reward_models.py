@@ -8,13 +8,13 @@ the response in chat format, as `rewards.preference` reads it.
 
 from dataclasses import dataclass, field, replace
 
-import trl
-from datasets import Dataset
-from transformers import AutoModelForSequenceClassification, Trainer, set_seed
-
 import rewards
 from recipes import training
 from recipes.config import RewardConfig, StageArguments, parse
+
+import trl
+from datasets import Dataset
+from transformers import AutoModelForSequenceClassification, Trainer, set_seed
 
 
 @dataclass

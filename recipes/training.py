@@ -11,6 +11,13 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
+from data_prep import runs
+from data_prep.rows import Row, load_rows, read_parquet
+from data_prep.runs import ConfigError
+from recipes import checkpoints
+from recipes.config import PolicyArguments, StageArguments
+from recipes.tools.merge import merge
+
 import torch
 import trl
 import yaml
@@ -25,13 +32,6 @@ from transformers import (
     TrainerCallback,
     set_seed,
 )
-
-from data_prep import runs
-from data_prep.rows import Row, load_rows, read_parquet
-from data_prep.runs import ConfigError
-from recipes import checkpoints
-from recipes.config import PolicyArguments, StageArguments
-from recipes.tools.merge import merge
 
 logger = logging.getLogger(__name__)
 CHAT_TEMPLATE = Path(__file__).with_name("chat_template.jinja")

@@ -4,11 +4,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from data_prep import runs
 from data_prep.sampling import Sample
 from recipes.tools import evaluate
+
+import pytest
 
 YAML = """
 output_dir: outputs/toy/evaluate

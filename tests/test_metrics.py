@@ -2,9 +2,9 @@
 
 import math
 
-import pytest
-
 from recipes.tools.metrics import majority_vote, mean_and_stderr, paired_difference, pass_at_k, win_rate
+
+import pytest
 
 
 def test_mean_and_stderr_are_clustered_by_problem() -> None:

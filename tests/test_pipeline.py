@@ -12,10 +12,10 @@ import sys
 import time
 from pathlib import Path
 
+from recipes.tools import pipeline
+
 import psutil
 import pytest
-
-from recipes.tools import pipeline
 
 JOB = '''
 """Writes its numbers one by one, going on from those that are there, and what its inputs hold."""

@@ -3,11 +3,11 @@
 import json
 from pathlib import Path
 
-import pytest
-
 from data_prep import runs
 from data_prep.rows import write_parquet
 from recipes.tools import report
+
+import pytest
 
 
 def write_evaluation(scale: Path, name: str, correct: list[float], helpful: list[int] | None = None, **figures) -> None:

@@ -11,9 +11,9 @@ import sys
 import time
 from pathlib import Path
 
-import pytest
-
 from recipes.tools import report
+
+import pytest
 
 pytestmark = pytest.mark.slow
 

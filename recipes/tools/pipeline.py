@@ -20,12 +20,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
-
 from data_prep import runs
 from recipes.tools import report
 from recipes.tools.steps import Step, dependents, find_done, load_steps, require_names, shown
 from recipes.tools.view import LiveView, PlainView
+
+import psutil
 
 CPU_SCALES = ("cpu", "tiny")
 # On two cores two processes of one thread each do about twice the work of one process: at toy size a second thread in

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_prep import runs
+from recipes.tools.metrics import paired_difference, win_rate
+
 import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-
-from data_prep import runs
-from recipes.tools.metrics import paired_difference, win_rate
 
 CHECKPOINTS = (
     "base", "r1_zero", "cold_start_sft", "reasoning_rl", "sft_stage_2", "r1", "student_base", "student_rl",

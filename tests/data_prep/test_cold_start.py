@@ -4,13 +4,13 @@ import json
 from collections import Counter
 from pathlib import Path
 
-import pytest
-import yaml
-
 import rewards
 from data_prep import cold_start, prompts, rows
 from data_prep.cold_start import ColdStart
 from data_prep.world.problems import ASK, all_expressions, problem_stream
+
+import pytest
+import yaml
 
 QUESTIONS = [next(stream) for stream in [problem_stream("cold", False, {"sum": 1.0})] for _ in range(120)]
 BY_QUESTION = {problem.question: problem for problem in QUESTIONS}

@@ -1,8 +1,8 @@
 """Filters: for each a pair of texts that differ in as little as decides, and the funnel's arithmetic."""
 
-import pytest
-
 from data_prep.filters import FILTERS, Candidate, Funnel, Thresholds, first_failure
+
+import pytest
 
 GOOD = "<think>I first work out 3 * 4 = 12. Then I get 2 + 12 = 14.</think>\n2 + 3 * 4 = 14. The answer is 14."
 THRESHOLDS = Thresholds(max_paragraph_chars=200, repetition_ngram=4)

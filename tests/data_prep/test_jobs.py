@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
-
 from data_prep import jobs, rows
 from data_prep.sampling import ServerError
+
+import pytest
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,10 @@
 """The mixture: Table 5 to the row at full size, in proportion at any other, short where short, never padded."""
 
+from data_prep import mixture, rows
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from data_prep import mixture, rows
 
 
 def test_full_size_is_the_papers_table():

@@ -2,14 +2,14 @@
 
 import re
 
-import httpx
-import pytest
-
 import rewards
 from data_prep import prompts
 from data_prep.filters import Candidate, Thresholds, first_failure
 from data_prep.world import general, oracle
 from data_prep.world.problems import Problem, problem_stream
+
+import httpx
+import pytest
 
 THOUGHT = "<think> 让我算 3 * 4 = 12。 Then 2 + 12 = 14. </think> <answer> 14 </answer>"
 

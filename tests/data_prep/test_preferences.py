@@ -1,10 +1,10 @@
 """Preferences: pairs judged on both sides, close ones left out, lengths comparable; labels of whole responses."""
 
-import pytest
-
 from data_prep import preferences, prompts, rows
 from data_prep.sampling import Sample
 from data_prep.world import general
+
+import pytest
 
 
 def pair(chosen, rejected):

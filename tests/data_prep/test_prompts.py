@@ -1,8 +1,8 @@
 """Prompts: the paper's template to the letter, texts of users left as they are, verdicts read or refused."""
 
-import pytest
-
 from data_prep import prompts
+
+import pytest
 
 NASTY = r"Is {answer} = \boxed{14}? {question} {0} %s"
 

@@ -5,11 +5,11 @@ import subprocess
 import sys
 import time
 
-import torch
-import yaml
-
 from data_prep import jobs, rejection_sampling, rows, runs
 from data_prep.rejection_sampling import RejectionSampling
+
+import torch
+import yaml
 
 GOOD = "<think>I first work out 3 * 4 = 12. Then I get 2 + 12 = 14.</think>\n2 + 3 * 4 = 14. The answer is 14."
 SAMPLES = [

@@ -1,8 +1,8 @@
 """Rows: what breaks the contract is named with file, row and column; files are whole or not there, same bytes."""
 
-import pytest
-
 from data_prep import rows
+
+import pytest
 
 
 def test_round_trip_keeps_columns_in_order_and_bytes_equal(tmp_path, row):

@@ -6,11 +6,11 @@ from collections import Counter
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import pytest
-import torch
-
 from data_prep import sampling
 from data_prep.sampling import Decoding, LocalModel, Server, ServerError, ServerSettings
+
+import pytest
+import torch
 
 PROMPTS = ["What is 2 + 3 * 4?", "计算 3 + 4。", [{"role": "user", "content": "Hello!"}], "9 - 8?", "1 + 1?"]
 DECODING = Decoding(max_tokens=12)

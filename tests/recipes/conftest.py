@@ -8,14 +8,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import recipes
+from data_prep import prompts, rows, runs
+from recipes import base, training
+
 import pytest
 import torch
 import yaml
 from transformers import Qwen3Config, Qwen3ForCausalLM, set_seed
-
-import recipes
-from data_prep import prompts, rows, runs
-from recipes import base, training
 
 CPU = {
     "use_cpu": True,

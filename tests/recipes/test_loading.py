@@ -2,17 +2,17 @@
 
 from types import SimpleNamespace
 
-import pytest
-from conftest import CPU, GRPO, SFT, record_of, sums
-from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
 import rewards
 from data_prep import prompts
 from data_prep.runs import ConfigError
 from recipes import grpo, training
 from recipes.base import TAGS
 from recipes.config import RLArguments, SFTConfig
+
+import pytest
+from conftest import CPU, GRPO, SFT, record_of, sums
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 ASKED = {"role": "user", "content": "What is 2 + 3?"}
 SOLVED = "<think>First 2 + 3 = 5</think>\nThe answer is 5."

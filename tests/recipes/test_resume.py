@@ -7,13 +7,13 @@ import sys
 import time
 from pathlib import Path
 
+import recipes
+from recipes import checkpoints, training
+
 import pytest
 import yaml
 from conftest import GRPO, LORA, SFT, log_of, record_of
 from safetensors.torch import load_file
-
-import recipes
-from recipes import checkpoints, training
 
 FEW = {"dataset": "outputs/t/world/few.parquet", "max_steps": 14}  # an epoch is six steps
 STAGES = {

@@ -4,14 +4,14 @@ import re
 from dataclasses import fields
 from pathlib import Path
 
-import pytest
-import yaml
-from conftest import CPU, GRPO, SFT
-
 import recipes
 from data_prep.runs import ConfigError
 from recipes import all_scenarios_rl, base, config, distill, r1_zero, reasoning_rl, reward_models
 from recipes.config import GRPOConfig, PolicyArguments, RewardConfig, SFTConfig, parse
+
+import pytest
+import yaml
+from conftest import CPU, GRPO, SFT
 
 CLASSES = {
     "base": (base.BaseArguments, SFTConfig),

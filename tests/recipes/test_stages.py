@@ -6,18 +6,18 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
+import rewards
+from data_prep import rows, runs
+from data_prep.rows import read_parquet
+from recipes import all_scenarios_rl, reference, reward_models, training
+from recipes.tools.merge import merge
+
 import pytest
 import torch
 from conftest import CPU, GRPO, LORA, SFT, general, log_of, record_of, sums
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, Trainer
-
-import rewards
-from data_prep import rows, runs
-from data_prep.rows import read_parquet
-from recipes import all_scenarios_rl, reference, reward_models, training
-from recipes.tools.merge import merge
 
 BASE = "outputs/t/base"
 CORPUS = CPU | {

@@ -8,10 +8,10 @@ import sys
 import threading
 import time
 
-import pytest
-
 from rewards import AccuracyReward, accuracy_reward, is_correct
 from rewards.workers import WorkerPool, WorkersUnavailable, pool
+
+import pytest
 
 TOWER = r"\boxed{\dfrac{5^{(5^{(5^{(5^5)})}-4)}-5}{16}}"
 

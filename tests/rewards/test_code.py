@@ -2,11 +2,11 @@ import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import pytest
-
 from rewards import CodeReward, PistonSandbox, is_correct, parse_tests
 from rewards.code import program_of, same_output, share_passed
 from rewards.sandbox import LocalSandbox, Run, SandboxRefused, SandboxUnavailable
+
+import pytest
 
 SANDBOX = LocalSandbox(seconds=5)
 

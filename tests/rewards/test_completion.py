@@ -1,7 +1,7 @@
-import pytest
-
 from rewards import parse, text_of
 from rewards.completion import prompt_text
+
+import pytest
 
 WALKTHROUGH = "|special_token| 3 * 4 = 12, 2 + 12 = 14 |special_token| Summary: The answer is 14."
 

@@ -2,14 +2,14 @@ import sys
 import time
 from pathlib import Path
 
-import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-
 from rewards import AccuracyReward, gold_error, is_correct
 from rewards.accuracy import grade
 from rewards.equality import Judge, Policy, compare
 from rewards.expression import MAX_CHARACTERS, Unreadable, evaluate, normalise, read
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parent))
 from cases import DIFFERENT, EQUIVALENT, GOLDS, pairs

@@ -1,9 +1,9 @@
 import pickle
 import time
 
-import pytest
-
 from rewards import FormatReward, format_reward, is_well_formed
+
+import pytest
 
 GOOD = [
     "<think>a</think><answer>b</answer>", "<think> a </think> <answer> b </answer>",

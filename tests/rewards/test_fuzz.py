@@ -3,14 +3,14 @@
 import random
 import time
 
-import pytest
-from cases import DIFFERENT, EQUIVALENT, pairs
-
 from rewards import format_reward, gold_error, is_well_formed, language_consistency, parse
 from rewards.accuracy import chosen, grade, statements, unstated
 from rewards.code import program_of
 from rewards.equality import Judge, compare
 from rewards.judge import refusal
+
+import pytest
+from cases import DIFFERENT, EQUIVALENT, pairs
 
 PIECES = [
     *"0123456789abcxyzABCD +-*/^_=<>()[]{}|.,;:!?%$&#'\"\\\n~`", "<think>", "</think>", "<answer>", "</answer>",

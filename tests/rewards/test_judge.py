@@ -4,10 +4,10 @@ import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import pytest
-
 from rewards import JudgeReward, judge_reward
 from rewards.judge import read_verdict, refusal
+
+import pytest
 
 CORRECT = '{"analysis": "agrees", "correctness": "correct"}'
 

@@ -1,9 +1,9 @@
 import random
 import time
 
-import pytest
-
 from rewards import detect_language, language_consistency, language_consistency_reward
+
+import pytest
 
 SENTENCES = {
     "en": "First we multiply three by four and then we add two to the result. The answer is therefore fourteen.",

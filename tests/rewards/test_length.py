@@ -1,10 +1,10 @@
 import math
 import pickle
 
-import pytest
-
 import rewards
 from rewards import CosineReward, OverlongReward, RepetitionReward, length_reward
+
+import pytest
 
 PROMPTS = ["p"] * 3 + ["q"] * 2
 COMPLETIONS = ["14", "14", "15", "14", "14"]

@@ -1,9 +1,9 @@
 import math
 import pickle
 
-import pytest
-
 from rewards import HarmlessnessReward, HelpfulnessReward, harmlessness_reward
+
+import pytest
 
 TEMPLATE = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}<|end|>"
 WORDS = [

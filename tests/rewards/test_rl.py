@@ -50,11 +50,11 @@ def policy(tmp_path_factory):
 
 @pytest.mark.slow
 def test_the_reward_of_a_run_rises(policy, tmp_path):
+    from rewards import accuracy_reward, code_reward, format_reward, language_consistency_reward
+
     from datasets import Dataset
     from transformers import AutoTokenizer
     from trl import GRPOConfig, GRPOTrainer
-
-    from rewards import accuracy_reward, code_reward, format_reward, language_consistency_reward
 
     rows = [
         {

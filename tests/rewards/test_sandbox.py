@@ -2,9 +2,9 @@ import concurrent.futures
 import os
 import time
 
-import pytest
-
 from rewards.sandbox import LocalSandbox, SandboxRefused
+
+import pytest
 
 SANDBOX = LocalSandbox(seconds=4, memory_mb=512, output_bytes=200_000)
 

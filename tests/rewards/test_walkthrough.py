@@ -2,9 +2,9 @@
 
 from statistics import mean, stdev
 
-import pytest
-
 from rewards import accuracy_reward, format_reward, language_consistency_reward
+
+import pytest
 
 COMPLETIONS = [
     "<think> 2 + 3 = 5, 5 * 4 = 20 </think> <answer> 20 </answer>",
