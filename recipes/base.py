@@ -75,6 +75,7 @@ def main() -> None:
         tokenizer = training.load_tokenizer(training.require_checkpoint(args.tokenizer, "tokenizer"))
     else:
         tokenizer = train_tokenizer(texts, args.vocab_size)
+    torch.set_num_threads(args.threads)
     set_seed(run.config.seed)
     model = AutoModelForCausalLM.from_config(
         Qwen3Config(

@@ -112,7 +112,12 @@ def test_code_counts_through_imports_also_inside_functions() -> None:
     script = Path("script.py")
     script.write_text("def f():\n    from recipes.tools.metrics import win_rate\n")
     names = [str(path.relative_to(runs.ROOT)) for path in runs.sources(script) if path.is_relative_to(runs.ROOT)]
-    assert names == ["data_prep/__init__.py", "recipes/__init__.py", "recipes/tools/__init__.py", "recipes/tools/metrics.py"]
+    assert names == [
+        "data_prep/__init__.py",
+        "recipes/__init__.py",
+        "recipes/tools/__init__.py",
+        "recipes/tools/metrics.py",
+    ]
 
 
 def test_a_folder_is_fresh_then_resumed_then_done_and_another_run_wipes_it() -> None:

@@ -35,7 +35,7 @@ UNTAGGED = {
     "end of reasoning": 0.25,
     "answer": 0.25,
 }  # what a tagged page leaves out, each by itself
-MIXED = 0.40  # of the reasoning switches language, each sentence with probability one half
+MIXED = 0.65  # of the reasoning switches language, each sentence with probability one half
 KINDS = {"sum": 0.56, "story": 0.26, "choice": 0.11, "code": 0.07}
 HARMFUL_TALK, DECENT = 0.4, 0.7  # share of talk that answers a harmful request; share of those replies that decline
 CHECK = {"en": "Check:", "zh": "检查："}
@@ -64,6 +64,12 @@ def write_answer(problem: Problem, value: int) -> str:
     return str(value)
 
 
+def think(problem: Problem, steps: list[Step], answer: str, rng: random.Random) -> str:
+    """Reasoning in varied words, which switches language in some of the pages."""
+    switch = 0.5 if rng.random() < MIXED else 0.0
+    return write_reasoning(steps, problem.language, rng, switch, answer if problem.choices else "")
+
+
 def _slip(steps: list[Step], rng: random.Random) -> list[Step]:
     wrong_at, off = rng.randrange(len(steps)), rng.choice((-10, -2, -1, 1, 2, 10))
     slipped: list[Step] = []
@@ -81,7 +87,7 @@ def tagged_page(problem: Problem, rng: random.Random) -> str:
     page = prompts.r1_zero(problem.question)
     if rng.random() < UNTAGGED["reasoning"]:
         return f"{page} <answer> {answer} </answer>"
-    page += f" <think> {write_reasoning(steps, problem.language, rng, _switch(rng))}"
+    page += f" <think> {think(problem, steps, answer, rng)}"
     page += "" if rng.random() < UNTAGGED["end of reasoning"] else " </think>"
     if rng.random() < UNTAGGED["answer"]:
         return f"{page} {write_summary('', answer, problem.language)}"
@@ -90,8 +96,7 @@ def tagged_page(problem: Problem, rng: random.Random) -> str:
 
 def solution_text(problem: Problem, rng: random.Random) -> str:
     steps, answer = solve_somehow(problem, rng)
-    reasoning = write_reasoning(steps, problem.language, rng, _switch(rng))
-    return f"{reasoning} {write_summary('', answer, problem.language)}"
+    return f"{think(problem, steps, answer, rng)} {write_summary('', answer, problem.language)}"
 
 
 def talk_page(rng: random.Random, pools: dict[str, list[general.Request]]) -> str:
@@ -125,7 +130,7 @@ def pages(seed: int) -> Iterator[str]:
             yield f"{prompts.few_shot(examples, problem.question)} {solution_text(problem, rng)}"
         elif kind == "direct":
             steps, answer = solve_somehow(problem, rng)
-            reasoning = write_reasoning(steps, problem.language, rng, _switch(rng))
+            reasoning = think(problem, steps, answer, rng)
             check = f"{CHECK[problem.language]} {equation(steps[-1])}{STOP[problem.language]}"
             asked, closing = (
                 prompts.direct(problem.question, problem.language),
@@ -145,7 +150,3 @@ def chain(expression: Expression) -> str:
         tree = reduce_once(tree)
         links.append(Expression(tree).text)
     return " = ".join(links)
-
-
-def _switch(rng: random.Random) -> float:
-    return 0.5 if rng.random() < MIXED else 0.0

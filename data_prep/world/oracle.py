@@ -26,6 +26,7 @@ ERROR_RATE = 0.10
 OFFER_RATE = 0.25  # of written replies offer more help
 THOUGHTS = {"en": "I look for the word that means the same.", "zh": "我想一个意思一样的词。"}
 EQUATION = re.compile(r"(\d+) ([-+*]) (\d+) = (\d+)")
+CHOICE = re.compile(r"= \d+ \(([A-D])\)")
 CLOSING = re.compile(r"(?:The answer is|答案是) ?(.+?)(?:\.|。)?\s*$")
 
 
@@ -89,7 +90,8 @@ def _rewrite(question: str, thought: str, wrong: bool, identity: str) -> str:
     parsed = rewards.parse(thought)
     said = CLOSING.search(parsed.summary)
     answer = said.group(1).strip() if said else parsed.summary
-    reasoning = write_reasoning(steps, language)
+    letters = CHOICE.findall(thought)
+    reasoning = write_reasoning(steps, language, choice=letters[-1] if letters else "")
     statement = ""
     if steps and answer == str(steps[-1][3]):
         statement = _whole(steps)

@@ -217,7 +217,7 @@ def make_problem(rng: random.Random, held_out: bool, kinds: dict[str, float]) ->
     wrong = {left_to_right(expression), value + 1, value - 1, value + 10, value + 2} - {value}
     choices = [value, *rng.sample(sorted(w for w in wrong if w >= 0), 3)]
     rng.shuffle(choices)
-    options = " ".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=True))
+    options = ", ".join(f"{choice} ({letter})" for letter, choice in zip(LETTERS, choices, strict=True))
     return Problem(f"{question} {options}", language, kind, expression, tuple(choices))
 
 
@@ -269,8 +269,11 @@ def equation(step: Step) -> str:
     return f"{a} {operator} {b} = {c}"
 
 
-def write_reasoning(steps: list[Step], language: str, rng: random.Random | None = None, switch: float = 0.0) -> str:
-    """One sentence a step. With ``rng`` the phrasing varies; each sentence is in the other language with
+def write_reasoning(
+    steps: list[Step], language: str, rng: random.Random | None = None, switch: float = 0.0, choice: str = ""
+) -> str:
+    """One sentence a step, the last with the letter of ``choice`` where there is one. With ``rng`` the phrasing
+    varies; each sentence is in the other language with
     probability ``switch``, as in the base corpus and in what R1-Zero then writes. Without it: the readable style."""
     sentences = []
     for i, step in enumerate(steps):
@@ -281,7 +284,8 @@ def write_reasoning(steps: list[Step], language: str, rng: random.Random | None 
             lead = {"en": ("I first work out", "Then I get"), "zh": ("我先算", "然后得到")}[spoken][min(i, 1)]
         else:
             lead = rng.choice((FOLLOWERS if i else OPENERS)[spoken])
-        sentences.append(f"{lead} {equation(step)}{STOP[spoken]}")
+        mark = f" ({choice})" if choice and i == len(steps) - 1 else ""
+        sentences.append(f"{lead} {equation(step)}{mark}{STOP[spoken]}")
     return " ".join(sentences)
 
 
