@@ -10,7 +10,6 @@ from data_prep.prompts import R1_ZERO_PREFIX
 from recipes import training
 from recipes.config import SFTConfig, StageArguments, parse
 
-import torch
 from datasets import Dataset
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Config, set_seed
@@ -36,7 +35,6 @@ class BaseArguments(StageArguments):
     num_attention_heads: int = 4
     num_key_value_heads: int = 4
     max_position_embeddings: int = 1024
-    threads: int = field(default=1, metadata={"help": "Threads of a CPU; a step of this size gains from two."})
 
 
 def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
@@ -75,7 +73,6 @@ def main() -> None:
         tokenizer = training.load_tokenizer(training.require_checkpoint(args.tokenizer, "tokenizer"))
     else:
         tokenizer = train_tokenizer(texts, args.vocab_size)
-    torch.set_num_threads(args.threads)
     set_seed(run.config.seed)
     model = AutoModelForCausalLM.from_config(
         Qwen3Config(
