@@ -262,9 +262,6 @@ class _Log(TrainerCallback):
 def launch(stage: Callable[[], None]) -> None:
     """Run a stage's `main`. What is wrong with its settings or inputs is one line on stderr and exit code 2."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    if not torch.cuda.is_available():
-        # A CPU that multiplies in bfloat16 does so: weights and sums stay float32, a base step takes 58 ms for 90.
-        torch.set_float32_matmul_precision("medium")
     try:
         stage()
     except (ConfigError, runs.MissingRunError) as error:
