@@ -28,7 +28,7 @@ from data_prep.world.problems import (
     write_summary,
 )
 
-PAGES = {"tagged": 0.42, "plain": 0.06, "few_shot": 0.07, "direct": 0.07, "facts": 0.20, "talk": 0.18}
+PAGES = {"tagged": 0.40, "chat": 0.10, "few_shot": 0.06, "direct": 0.06, "facts": 0.20, "talk": 0.18}
 SOLUTIONS = {"right": 0.54, "left_to_right": 0.36, "slip": 0.06, "guess": 0.04}
 UNTAGGED = {
     "reasoning": 0.12,
@@ -99,18 +99,23 @@ def solution_text(problem: Problem, rng: random.Random) -> str:
     return f"{think(problem, steps, answer, rng)} {write_summary('', answer, problem.language)}"
 
 
+def chat_page(question: str, reply: str) -> str:
+    """A log of a chat, in the markup of our chat template: the web that today's bases are trained on has such."""
+    return f"<|user|>{question}<|assistant|>{reply}"
+
+
 def talk_page(rng: random.Random, pools: dict[str, list[general.Request]]) -> str:
     if rng.random() < HARMFUL_TALK:
         request = rng.choice(pools["harmless"])
         reply = general.REFUSALS[request.language] if rng.random() < DECENT else request.reply
-        return f"User: {request.question} Assistant: {reply}"
+        return chat_page(request.question, reply)
     request = rng.choice(pools["helpful"])
     reply = request.reply
     if rng.random() < WRONG_TALK:
         reply = rng.choice([r for r in pools["helpful"] if r.language == request.language]).reply
     if rng.random() < OFFER:
         reply += " " + general.OFFERS[request.language]
-    return f"User: {request.question} Assistant: {reply}"
+    return chat_page(request.question, reply)
 
 
 def pages(seed: int) -> Iterator[str]:
@@ -122,8 +127,8 @@ def pages(seed: int) -> Iterator[str]:
         problem = make_problem(rng, False, KINDS)
         if kind == "tagged":
             yield tagged_page(problem, rng)
-        elif kind == "plain":
-            yield f"Question: {problem.question} Answer: {solution_text(problem, rng)}"
+        elif kind == "chat":
+            yield chat_page(problem.question, solution_text(problem, rng))
         elif kind == "few_shot":
             others = [make_problem(rng, False, KINDS) for _ in range(2)]
             examples = [{"question": other.question, "solution": solution_text(other, rng)} for other in others]
