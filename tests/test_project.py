@@ -110,7 +110,6 @@ def commands() -> Iterator[str]:
                 yield line
 
 
-@pytest.mark.skipif(not README.exists(), reason="README.md is not written yet")
 def test_the_readmes_links_lead_somewhere() -> None:
     text = re.sub(r"```.*?```", "", README.read_text(encoding="utf-8"), flags=re.S)
     targets = [target.split("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", text)]
@@ -118,7 +117,6 @@ def test_the_readmes_links_lead_somewhere() -> None:
     assert missing == []
 
 
-@pytest.mark.skipif(not README.exists(), reason="README.md is not written yet")
 def test_the_readmes_commands_name_what_there_is() -> None:
     goals = set(re.findall(r"^([a-z0-9]+):", (ROOT / "Makefile").read_text(), re.M))
     wrong = []
@@ -138,7 +136,6 @@ def test_the_readmes_commands_name_what_there_is() -> None:
     assert wrong == []
 
 
-@pytest.mark.skipif(not README.exists(), reason="README.md is not written yet")
 def test_the_readmes_code_names_paths_that_there_are() -> None:
     """Also in running text: `recipes/r1_zero.py` between backticks."""
     text = README.read_text(encoding="utf-8")

@@ -35,7 +35,7 @@ UNTAGGED = {
     "end of reasoning": 0.25,
     "answer": 0.25,
 }  # what a tagged page leaves out, each by itself
-MIXED = 0.65  # of the reasoning switches language, each sentence with probability one half
+MIXED = 0.5  # of the reasoning switches language, each sentence with probability one half
 KINDS = {"sum": 0.56, "story": 0.26, "choice": 0.11, "code": 0.07}
 HARMFUL_TALK, DECENT = 0.4, 0.7  # share of talk that answers a harmful request; share of those replies that decline
 CHECK = {"en": "Check:", "zh": "检查："}
@@ -90,13 +90,13 @@ def tagged_page(problem: Problem, rng: random.Random) -> str:
     page += f" <think> {think(problem, steps, answer, rng)}"
     page += "" if rng.random() < UNTAGGED["end of reasoning"] else " </think>"
     if rng.random() < UNTAGGED["answer"]:
-        return f"{page} {write_summary('', answer, problem.language)}"
+        return f"{page} {write_summary(answer, problem.language)}"
     return f"{page} <answer> {answer} </answer>"
 
 
 def solution_text(problem: Problem, rng: random.Random) -> str:
     steps, answer = solve_somehow(problem, rng)
-    return f"{think(problem, steps, answer, rng)} {write_summary('', answer, problem.language)}"
+    return f"{think(problem, steps, answer, rng)} {write_summary(answer, problem.language)}"
 
 
 def chat_page(question: str, reply: str) -> str:
@@ -139,7 +139,7 @@ def pages(seed: int) -> Iterator[str]:
             check = f"{CHECK[problem.language]} {equation(steps[-1])}{STOP[problem.language]}"
             asked, closing = (
                 prompts.direct(problem.question, problem.language),
-                write_summary("", answer, problem.language),
+                write_summary(answer, problem.language),
             )
             yield f"{asked} {reasoning} {check} {closing}"
         elif kind == "facts":

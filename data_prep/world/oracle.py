@@ -20,7 +20,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import rewards
 from data_prep.world import general
-from data_prep.world.problems import LANGUAGES, Expression, Step, Tree, write_reasoning, write_summary
+from data_prep.world.problems import LANGUAGES, Step, write_reasoning, write_summary
 
 ERROR_RATE = 0.10
 OFFER_RATE = 0.25  # of written replies offer more help
@@ -92,9 +92,6 @@ def _rewrite(question: str, thought: str, wrong: bool, identity: str) -> str:
     answer = said.group(1).strip() if said else parsed.summary
     letters = CHOICE.findall(thought)
     reasoning = write_reasoning(steps, language, choice=letters[-1] if letters else "")
-    statement = ""
-    if steps and answer == str(steps[-1][3]):
-        statement = _whole(steps)
     if wrong:
         fault = int(_fraction("fault", identity) * 3)
         if fault == 0:
@@ -103,18 +100,8 @@ def _rewrite(question: str, thought: str, wrong: bool, identity: str) -> str:
         elif fault == 1:
             return f"{reasoning} {answer}"
         else:
-            answer, statement = f"{answer}1", ""
-    summary = answer if "print(" in answer else write_summary(statement, answer, language)
-    return f"<think>{reasoning}</think>\n{summary}"
-
-
-def _whole(steps: list[Step]) -> str:
-    """The steps put into each other: 3 * 4 = 12 and 2 + 12 = 14 make "2 + 3 * 4 = 14". No arithmetic is done here."""
-    made: dict[int, Tree] = {}
-    for a, operator, b, c in steps:
-        left, right = made.pop(a, a), made.pop(b, b)
-        made[c] = (operator, left, right)
-    return f"{Expression(made[steps[-1][3]]).text} = {steps[-1][3]}" if len(made) == 1 else ""
+            answer = f"{answer}1"
+    return f"<think>{reasoning}</think>\n{write_summary(answer, language)}"
 
 
 def _write(question: str, thoughts: dict[str, str], wrong: bool, identity: str) -> str:

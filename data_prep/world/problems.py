@@ -146,7 +146,7 @@ STORIES = {
     "a+b": ("{n} has {a} {t} and buys {b}. How many {t} are there?", "{n}有{a}个{t}，买了{b}个。一共有多少个{t}？"),
     "a*b": ("{n} has {a} bags of {b} {t}. How many {t} are there?", "{n}有{a}袋{t}，每袋{b}个。一共有多少个{t}？"),
 }
-KINDS = {"sum": 0.62, "story": 0.30, "choice": 0.04, "code": 0.04}  # of the problems that are trained and tested on
+KINDS = {"sum": 0.64, "story": 0.30, "choice": 0.02, "code": 0.04}  # of the problems that are trained and tested on
 CODE = {"en": "Write a Python program that prints {e}.", "zh": "写一个 Python 程序，输出 {e} 的值。"}
 LETTERS = "ABCD"
 
@@ -281,7 +281,7 @@ def write_reasoning(
         if rng is not None and rng.random() < switch:
             spoken = LANGUAGES[1 - LANGUAGES.index(language)]
         if rng is None:
-            lead = {"en": ("I first work out", "Then I get"), "zh": ("我先算", "然后得到")}[spoken][min(i, 1)]
+            lead = {"en": ("I start with", "Then"), "zh": ("让我算", "然后")}[spoken][min(i, 1)]
         else:
             lead = rng.choice((FOLLOWERS if i else OPENERS)[spoken])
         mark = f" ({choice})" if choice and i == len(steps) - 1 else ""
@@ -289,7 +289,8 @@ def write_reasoning(
     return " ".join(sentences)
 
 
-def write_summary(statement: str, answer: str, language: str) -> str:
-    """``statement`` ("2 + 3 * 4 = 14", or empty) and the closing sentence that the final answer is read from."""
-    closing = f"The answer is {answer}." if language == "en" else f"答案是 {answer}。"
-    return f"{statement}{STOP[language]} {closing}" if statement else closing
+def write_summary(answer: str, language: str) -> str:
+    """The closing sentence that the final answer is read from; a program stands by itself."""
+    if answer.startswith("print("):
+        return answer
+    return f"The answer is {answer}." if language == "en" else f"答案是 {answer}。"

@@ -79,7 +79,7 @@ def test_rewrites_are_readable_or_caught_by_the_filters():
 def test_the_rewriter_takes_what_it_is_given_and_solves_nothing():
     right = oracle.reply(prompts.rewrite("What is 2 + 3 * 4?", THOUGHT, "en"))
     wrong = oracle.reply(prompts.rewrite("What is 2 + 3 * 4?", THOUGHT.replace("14", "15"), "en"))
-    assert rewards.parse(right).summary == "2 + 3 * 4 = 14. The answer is 14."
+    assert rewards.parse(right).summary == "The answer is 14."
     assert "12" in right and "15" in wrong and "14" not in wrong
     assert not re.search(r"[\u4e00-\u9fff]", right)
 
