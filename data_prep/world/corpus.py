@@ -30,11 +30,8 @@ from data_prep.world.problems import (
 
 PAGES = {"tagged": 0.40, "chat": 0.10, "few_shot": 0.06, "direct": 0.06, "facts": 0.20, "talk": 0.18}
 SOLUTIONS = {"right": 0.54, "left_to_right": 0.36, "slip": 0.06, "guess": 0.04}
-UNTAGGED = {
-    "reasoning": 0.12,
-    "end of reasoning": 0.25,
-    "answer": 0.25,
-}  # what a tagged page leaves out, each by itself
+# What a tagged page leaves out, each by itself.
+UNTAGGED = {"reasoning": 0.25, "end of reasoning": 0.25, "answer": 0.25}
 MIXED = 0.5  # of the reasoning switches language, each sentence with probability one half
 KINDS = {"sum": 0.56, "story": 0.26, "choice": 0.11, "code": 0.07}
 HARMFUL_TALK, DECENT = 0.4, 0.7  # share of talk that answers a harmful request; share of those replies that decline
