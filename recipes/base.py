@@ -26,9 +26,7 @@ PIECES = r"\d| ?[-+*/=×÷−] ?| ?\p{L}+| ?\(|\)| ?[^\s\p{L}\d()]+|\s+"
 @dataclass
 class BaseArguments(StageArguments):
     dataset: str = field(default="", metadata={"help": "Parquet file with the corpus, in a column `text`."})
-    tokenizer: str | None = field(
-        default=None, metadata={"help": "Checkpoint whose tokenizer to take; else one is trained."}
-    )
+    tokenizer: str | None = field(default=None, metadata={"help": "Checkpoint whose tokenizer to take; none: train."})
     vocab_size: int = field(default=1024, metadata={"help": "Tokens, all told."})
     hidden_size: int = 128
     intermediate_size: int = 384
@@ -74,8 +72,7 @@ def main() -> None:
         tokenizer = training.load_tokenizer(training.require_checkpoint(args.tokenizer, "tokenizer"))
     else:
         tokenizer = train_tokenizer(texts, args.vocab_size)
-    # A CPU that can multiplies in bfloat16: weights and sums stay float32, and a step takes 58 ms for 90. Not in other
-    # stages: every new shape of a batch costs such kernels time and memory.
+    # Products in bfloat16 where the CPU can: 58 ms a step for 90. Elsewhere every new shape of a batch would cost memory.
     torch.set_float32_matmul_precision("medium")
     set_seed(run.config.seed)
     model = AutoModelForCausalLM.from_config(
