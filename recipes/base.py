@@ -72,7 +72,7 @@ def main() -> None:
         tokenizer = training.load_tokenizer(training.require_checkpoint(args.tokenizer, "tokenizer"))
     else:
         tokenizer = train_tokenizer(texts, args.vocab_size)
-    # Products in bfloat16 where the CPU can: 58 ms a step for 90. Elsewhere every new shape of a batch would cost memory.
+    # Products in bfloat16 where the CPU can: 58 ms a step for 90. Elsewhere each new shape of a batch costs memory.
     torch.set_float32_matmul_precision("medium")
     set_seed(run.config.seed)
     model = AutoModelForCausalLM.from_config(
