@@ -49,7 +49,7 @@ def through_every_rule(text: str, gold: str) -> None:
     assert compare(text, gold) in ("equal", "different", "unknown")
 
 
-@pytest.mark.parametrize("count, seed", [(3_000, 0), pytest.param(47_000, 1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count, seed", [(3_000, 0), pytest.param(49_000, 1, marks=pytest.mark.slow)])
 def test_no_string_breaks_or_holds_up_a_rule(count, seed):
     rng = random.Random(seed)
     slowest = (0.0, "")
@@ -63,7 +63,7 @@ def test_no_string_breaks_or_holds_up_a_rule(count, seed):
 
 @pytest.mark.slow
 def test_no_string_breaks_the_slow_path():
-    texts = list(strings(1_500, 2))
+    texts = list(strings(400, 2))
     rng = random.Random(2)
     golds = [rng.choice(ANSWERS) for _ in texts]
     start = time.perf_counter()
