@@ -91,9 +91,13 @@ def tagged_page(problem: Problem, rng: random.Random) -> str:
     return f"{page} <answer> {answer} </answer>"
 
 
-def solution_text(problem: Problem, rng: random.Random) -> str:
+def solution_text(problem: Problem, rng: random.Random, checked: bool = False) -> str:
+    """A solution without tags; ``checked`` repeats the last step before it closes."""
     steps, answer = solve_somehow(problem, rng)
-    return f"{think(problem, steps, answer, rng)} {write_summary(answer, problem.language)}"
+    parts = [think(problem, steps, answer, rng)]
+    if checked:
+        parts.append(f"{CHECK[problem.language]} {equation(steps[-1])}{STOP[problem.language]}")
+    return " ".join([*parts, write_summary(answer, problem.language)])
 
 
 def chat_page(question: str, reply: str) -> str:
@@ -131,14 +135,8 @@ def pages(seed: int) -> Iterator[str]:
             examples = [{"question": other.question, "solution": solution_text(other, rng)} for other in others]
             yield f"{prompts.few_shot(examples, problem.question)} {solution_text(problem, rng)}"
         elif kind == "direct":
-            steps, answer = solve_somehow(problem, rng)
-            reasoning = think(problem, steps, answer, rng)
-            check = f"{CHECK[problem.language]} {equation(steps[-1])}{STOP[problem.language]}"
-            asked, closing = (
-                prompts.direct(problem.question, problem.language),
-                write_summary(answer, problem.language),
-            )
-            yield f"{asked} {reasoning} {check} {closing}"
+            asked = prompts.direct(problem.question, problem.language)
+            yield f"{asked} {solution_text(problem, rng, checked=True)}"
         elif kind == "facts":
             yield " ".join(chain(make_problem(rng, False, {"sum": 1.0}).expression) for _ in range(2))
         else:

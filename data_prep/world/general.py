@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import random
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from data_prep.world.problems import LANGUAGES, LICENSE, STOP
 
@@ -110,8 +110,8 @@ class Request:
     language: str
     topic: str  # greeting | translation | writing | fact | lookalike | harm | bias
     reply: str  # right for helpful topics, what a model that complies says for harmful ones
-    must: tuple[str, ...] = field(default=())  # what a right reply contains
-    on_topic: tuple[str, ...] = field(default=())  # what a reply to this question at least mentions, any of them
+    must: tuple[str, ...] = ()  # what a right reply contains
+    on_topic: tuple[str, ...] = ()  # what a reply to this question at least mentions, any of them
     group: str = ""  # what is held out together
 
     @property

@@ -86,10 +86,8 @@ def _text(tree: Tree) -> str:
         text = _text(child)
         if isinstance(child, int):
             return text
-        weaker = operator == "*" and child[0] != "*"
-        reordered = is_right and (operator == "-" or (operator == "*" and child[0] == "*"))
-        regrouped = is_right and operator == "+" and child[0] != "*"
-        return f"({text})" if weaker or (reordered and child[0] != "*") or regrouped else text
+        bracketed = child[0] != "*" and (is_right or operator == "*")
+        return f"({text})" if bracketed else text
 
     return f"{side(left, False)} {operator} {side(right, True)}"
 
