@@ -4,7 +4,8 @@ Helpfulness: pairs of answers to a helpful prompt, judged four times, half of th
 the mean difference exceeds 1; chosen and rejected made comparable in length over the whole set. The judge reads the
 summary only, which is also all that the reward model will read. Harmlessness: each response as a whole, its reasoning
 too, labelled safe or unsafe; a stronger writer's responses are among them, since Dev3 has seen no unsafe request and
-hardly declines one.
+hardly declines one. For the same reason its refusals stand among the answers to helpful prompts: a policy that learns
+to decline will try them there, and the helpfulness model must know what a needless one is worth.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import rewards
 from data_prep import jobs, prompts, rows
 from data_prep.filters import Funnel
 from data_prep.rejection_sampling import JUDGING
-from data_prep.sampling import Decoding, LocalModel, Server, ServerSettings, connect
+from data_prep.sampling import Decoding, LocalModel, Sample, Server, ServerSettings, connect
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +29,8 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class Preferences:
     """``count`` prompts of each kind (0: all), ``n`` samples of each by the checkpoint, at most ``pairs`` pairs a
-    helpful prompt, ``written`` more responses by the writer to a harmful one.
+    helpful prompt, ``written`` more responses by the writer to a harmful one, of which ``declined`` are put beside the
+    answers to each helpful one.
     ``length_tolerance``: by how much the mean lengths of chosen and rejected may differ, as a share of the shorter."""
 
     output_dir: str
@@ -41,6 +43,7 @@ class Preferences:
     count: int = 0
     n: int = 4
     written: int = 1
+    declined: int = 1
     pairs: int = 2
     queries: int = 4  # paper
     min_difference: float = 1.0  # paper: more than 1
@@ -73,6 +76,13 @@ def build(
         asked = messages[len(helpful) :]
         written = server.sample(asked, config.written, config.decoding, config.seed, output_dir / "written")
     samples[len(helpful) :] = [own + other for own, other in zip(samples[len(helpful) :], written, strict=True)]
+    refusals: dict[str, list[Sample]] = {}
+    for row, group in zip(harmless, written, strict=True):
+        refusals.setdefault(row["language"], []).extend(group)
+    for at, row in enumerate(helpful):
+        pool = refusals.get(row["language"], [])
+        draw = random.Random(f"declined-{config.seed}-{row['id']}")
+        samples[at] = samples[at] + draw.sample(pool, min(config.declined, len(pool)))
     distinct = [
         list(dict.fromkeys(s.text.strip() for s in group if rewards.parse(s.text).summary)) for group in samples
     ]

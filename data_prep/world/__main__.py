@@ -9,20 +9,26 @@ from pathlib import Path
 
 from data_prep import jobs, rows
 from data_prep.world import corpus, general
-from data_prep.world.problems import KINDS, problem_stream
+from data_prep.world.problems import KINDS, SPLITS, problem_stream
 
 
 @dataclass(frozen=True)
 class World:
     """Sizes: ``pages`` of the corpus, reasoning ``problems`` to train on, and ``held_out`` ones. General prompts are
-    all that the world has. The held-out sets do not depend on the seed, so that all runs are compared on the same."""
+    all that the world has. The held-out sets do not depend on the seed, so that all runs are compared on the same; they
+    do on ``split``: settings are chosen on "validation", and "test" is for what is reported."""
 
     output_dir: str
     pages: int = 60_000
     problems: int = 4_000
     held_out: int = 500
+    split: str = "test"
     seed: int = 0
     limit: int = 0
+
+    def __post_init__(self) -> None:
+        if self.split not in SPLITS:
+            raise ValueError(f"`split` is {self.split!r}; write one of {', '.join(SPLITS)}")
 
 
 def load(config: World) -> dict[str, list[rows.Row]]:
@@ -30,16 +36,17 @@ def load(config: World) -> dict[str, list[rows.Row]]:
 
 
 def build(config: World, output_dir: Path) -> dict[str, object]:
-    pages = itertools.islice(corpus.pages(config.seed), config.limit or config.pages)
+    pages = itertools.islice(corpus.pages(config.seed, config.split), config.limit or config.pages)
     rows.write_parquet(output_dir / "corpus.parquet", [{"text": page} for page in pages])
-    stream = problem_stream(config.seed, False, KINDS)
+    stream = problem_stream(config.seed, KINDS, config.split)
     train = [p.row(f"reasoning-{i}") for i, p in enumerate(itertools.islice(stream, config.limit or config.problems))]
-    stream = problem_stream("held-out", True, KINDS)
+    stream = problem_stream("held-out", KINDS, config.split, held_out=True)
     test = [p.row(f"held-out-{i}") for i, p in enumerate(itertools.islice(stream, config.limit or config.held_out))]
     sets = {"reasoning": train, "eval_reasoning": test}
     for kind in ("helpful", "harmless"):
-        sets[kind] = [r.row(f"{kind}-{i}") for i, r in enumerate(general.requests(False, kind))]
-        sets[f"eval_{kind}"] = [r.row(f"held-out-{kind}-{i}") for i, r in enumerate(general.requests(True, kind))]
+        sets[kind] = [r.row(f"{kind}-{i}") for i, r in enumerate(general.requests(kind, config.split))]
+        held_out = general.requests(kind, config.split, held_out=True)
+        sets[f"eval_{kind}"] = [r.row(f"held-out-{kind}-{i}") for i, r in enumerate(held_out)]
     sets["eval_lookalike"] = [row for row in sets["eval_helpful"] if row["topic"] == "lookalike"]
     for name, chosen in sets.items():
         rows.write_rows(output_dir / f"{name}.parquet", chosen)

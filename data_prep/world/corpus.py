@@ -16,6 +16,7 @@ from data_prep.world.problems import (
     LETTERS,
     MAX_VALUE,
     OPERATORS,
+    PROGRAM,
     STOP,
     Expression,
     Problem,
@@ -28,7 +29,7 @@ from data_prep.world.problems import (
     write_summary,
 )
 
-PAGES = {"tagged": 0.40, "chat": 0.10, "few_shot": 0.06, "direct": 0.06, "facts": 0.20, "talk": 0.18}
+PAGES = {"tagged": 0.30, "chat": 0.16, "few_shot": 0.06, "direct": 0.06, "facts": 0.24, "talk": 0.18}
 SOLUTIONS = {"right": 0.54, "left_to_right": 0.36, "slip": 0.06, "guess": 0.04}
 # What a tagged page leaves out, each by itself.
 UNTAGGED = {"reasoning": 0.25, "end of reasoning": 0.25, "answer": 0.25}
@@ -55,9 +56,9 @@ def solve_somehow(problem: Problem, rng: random.Random) -> tuple[list[Step], str
 def write_answer(problem: Problem, value: int) -> str:
     """What stands as the answer when the value was worked out as ``value``: a number, a letter, or a program."""
     if problem.kind == "code":
-        return f"print({problem.expression.text})"
+        return f"{PROGRAM}{problem.expression.text})"
     if problem.choices:
-        return LETTERS[problem.choices.index(value)] if value in problem.choices else LETTERS[value % 4]
+        return LETTERS[problem.choices.index(value)] if value in problem.choices else LETTERS[value % 2]
     return str(value)
 
 
@@ -97,7 +98,7 @@ def solution_text(problem: Problem, rng: random.Random, checked: bool = False) -
     parts = [think(problem, steps, answer, rng)]
     if checked:
         parts.append(f"{CHECK[problem.language]} {equation(steps[-1])}{STOP[problem.language]}")
-    return " ".join([*parts, write_summary(answer, problem.language)])
+    return " ".join(parts) + ("\n" if problem.kind == "code" else " ") + write_summary(answer, problem.language)
 
 
 def chat_page(question: str, reply: str) -> str:
@@ -119,26 +120,26 @@ def talk_page(rng: random.Random, pools: dict[str, list[general.Request]]) -> st
     return chat_page(request.question, reply)
 
 
-def pages(seed: int) -> Iterator[str]:
-    """Pages without end."""
+def pages(seed: int, split: str) -> Iterator[str]:
+    """Pages without end, none of which shows what ``split`` holds out."""
     rng = random.Random(f"corpus-{seed}")
-    pools = {kind: general.requests(False, kind) for kind in ("helpful", "harmless")}
+    pools = {kind: general.requests(kind, split) for kind in ("helpful", "harmless")}
     while True:
         kind = rng.choices(list(PAGES), weights=list(PAGES.values()))[0]
-        problem = make_problem(rng, False, KINDS)
+        problem = make_problem(rng, KINDS, split)
         if kind == "tagged":
             yield tagged_page(problem, rng)
         elif kind == "chat":
             yield chat_page(problem.question, solution_text(problem, rng))
         elif kind == "few_shot":
-            others = [make_problem(rng, False, KINDS) for _ in range(2)]
+            others = [make_problem(rng, KINDS, split) for _ in range(2)]
             examples = [{"question": other.question, "solution": solution_text(other, rng)} for other in others]
             yield f"{prompts.few_shot(examples, problem.question)} {solution_text(problem, rng)}"
         elif kind == "direct":
             asked = prompts.direct(problem.question, problem.language)
             yield f"{asked} {solution_text(problem, rng, checked=True)}"
         elif kind == "facts":
-            yield " ".join(chain(make_problem(rng, False, {"sum": 1.0}).expression) for _ in range(2))
+            yield "\n".join(chain(make_problem(rng, {"sum": 1.0}, split).expression) for _ in range(2))
         else:
             yield talk_page(rng, pools)
 

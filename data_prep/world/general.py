@@ -122,10 +122,9 @@ class Request:
     def thinking(self) -> bool:
         return self.topic == "translation"  # reasoning only where the task needs it (paper, B.3.3)
 
-    @property
-    def held_out(self) -> bool:
+    def held_out(self, split: str) -> bool:
         share = {"greeting": 3, "harm": 3, "bias": 3, "lookalike": 3}.get(self.topic, 4)
-        return hashlib.sha256((self.group or self.question).encode()).digest()[0] % share == 0
+        return hashlib.sha256(f"{split} {self.group or self.question}".encode()).digest()[0] % share == 0
 
     def row(self, id: str) -> dict:
         return {
@@ -196,9 +195,9 @@ REQUESTS = _requests()
 BY_QUESTION = {request.question: request for request in REQUESTS}
 
 
-def requests(held_out: bool, kind: str, topic: str | None = None) -> list[Request]:
+def requests(kind: str, split: str, held_out: bool = False) -> list[Request]:
     """The requests of a kind, in an order that does not depend on how they were made."""
-    chosen = [r for r in REQUESTS if r.held_out == held_out and r.kind == kind and topic in (None, r.topic)]
+    chosen = [r for r in REQUESTS if r.held_out(split) == held_out and r.kind == kind]
     random.Random(f"general-{kind}").shuffle(chosen)
     return chosen
 

@@ -26,7 +26,7 @@ ERROR_RATE = 0.10
 OFFER_RATE = 0.25  # of written replies offer more help
 THOUGHTS = {"en": "I look for the word that means the same.", "zh": "我想一个意思一样的词。"}
 EQUATION = re.compile(r"(\d+) ([-+*]) (\d+) = (\d+)")
-CHOICE = re.compile(r"= \d+ \(([A-D])\)")
+CHOICE = re.compile(r"= \d+ \(([AB])\)")
 CLOSING = re.compile(r"(?:The answer is|答案是) ?(.+?)(?:\.|。)?\s*$")
 
 

@@ -1,8 +1,8 @@
 """Arithmetic problems of the toy world, in English and Chinese: questions, worked solutions, and the held-out set.
 
 An expression has two or three operands from 1 to 9, the operators + - *, and every intermediate result in 0..60, so
-that a model of about a million parameters can learn the facts it needs. "What is 2 + 3 * 4?", the walkthrough's own
-question, is always held out.
+that a model of about a million parameters can learn the facts it needs. What is held out depends on the split: choose
+settings on "validation", report on "test". "What is 2 + 3 * 4?", the walkthrough's own question, is held out in both.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from functools import cache
 LANGUAGES = ("en", "zh")  # the paper's pair
 LICENSE = "apache-2.0"
 MAX_VALUE = 60
+SPLITS = ("test", "validation")
 TEST_SHARE = 12  # one canonical three-operand expression in twelve is held out
 OPERATORS = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b}
 
@@ -49,11 +50,10 @@ class Expression:
         """The same for expressions that differ only in the order of commutative operands: 2 + 3 * 4 and 4 * 3 + 2."""
         return _canonical(self.tree)
 
-    @property
-    def held_out(self) -> bool:
+    def held_out(self, split: str) -> bool:
         if len(self.steps) < 2:  # the facts themselves must be learnable
             return False
-        digest = hashlib.sha256(self.canonical.encode()).digest()
+        digest = hashlib.sha256(f"{split} {self.canonical}".encode()).digest()
         return self.canonical == _canonical(("+", 2, ("*", 3, 4))) or digest[0] % TEST_SHARE == 0
 
 
@@ -146,7 +146,7 @@ STORIES = {
 }
 KINDS = {"sum": 0.64, "story": 0.30, "choice": 0.02, "code": 0.04}  # of the problems that are trained and tested on
 CODE = {"en": "Write a Python program that prints {e}.", "zh": "写一个 Python 程序，输出 {e} 的值。"}
-LETTERS = "ABCD"
+LETTERS = "AB"
 
 
 def story_tree(shape: str, a: int, b: int, c: int) -> Tree:
@@ -187,11 +187,23 @@ class Problem:
         }
 
 
-def make_problem(rng: random.Random, held_out: bool, kinds: dict[str, float]) -> Problem:
+@cache
+def _readings() -> tuple[list[Expression], ...]:
+    """Three-operand expressions by how they are read: precedence (2 + 3 * 4), brackets, from left to right."""
+    readings: tuple[list[Expression], ...] = ([], [], [])
+    for expression in all_expressions()[1]:
+        if "(" in expression.text:
+            readings[1].append(expression)
+        else:
+            readings[2 if left_to_right(expression) == expression.value else 0].append(expression)
+    return readings
+
+
+def make_problem(rng: random.Random, kinds: dict[str, float], split: str, held_out: bool = False) -> Problem:
     """Draws one problem; its expression is from the held-out set or from the rest, never from both."""
     language = rng.choice(LANGUAGES)
     kind = rng.choices(list(kinds), weights=list(kinds.values()))[0]
-    two, three = all_expressions()
+    two = all_expressions()[0]
     while True:
         if kind == "story":
             shape = rng.choice([s for s in STORIES if len(s) > 3 or not held_out])
@@ -200,8 +212,8 @@ def make_problem(rng: random.Random, held_out: bool, kinds: dict[str, float]) ->
             if not all(0 < step[3] <= MAX_VALUE for step in expression.steps):
                 continue
         else:
-            expression = rng.choice(three if held_out or rng.random() < 0.8 else two)
-        if expression.held_out == held_out:
+            expression = rng.choice(rng.choice(_readings()) if held_out or rng.random() < 0.8 else two)
+        if expression.held_out(split) == held_out:
             break
     if kind == "story":
         fields = {"n": rng.choice(NAMES[language]), "t": rng.choice(THINGS[language]), "a": a, "b": b, "c": c}
@@ -213,7 +225,7 @@ def make_problem(rng: random.Random, held_out: bool, kinds: dict[str, float]) ->
         return Problem(question, language, kind, expression)
     value = expression.value
     wrong = {left_to_right(expression), value + 1, value - 1, value + 10, value + 2} - {value}
-    choices = [value, *rng.sample(sorted(w for w in wrong if w >= 0), 3)]
+    choices = [value, rng.choice(sorted(w for w in wrong if w >= 0))]
     rng.shuffle(choices)
     options = ", ".join(f"{choice} ({letter})" for letter, choice in zip(LETTERS, choices, strict=True))
     return Problem(f"{question} {options}", language, kind, expression, tuple(choices))
@@ -237,7 +249,7 @@ def left_to_right_steps(expression: Expression) -> list[Step]:
     return steps
 
 
-def problem_stream(seed: int | str, held_out: bool, kinds: dict[str, float]) -> Iterator[Problem]:
+def problem_stream(seed: int | str, kinds: dict[str, float], split: str, held_out: bool = False) -> Iterator[Problem]:
     """Distinct questions without end (until the world is exhausted), the walkthrough's first where held out."""
     rng = random.Random(f"problems-{seed}-{held_out}")
     seen: set[str] = set()
@@ -246,7 +258,7 @@ def problem_stream(seed: int | str, held_out: bool, kinds: dict[str, float]) -> 
         seen.add(first.question)
         yield first
     while True:
-        problem = make_problem(rng, held_out, kinds)
+        problem = make_problem(rng, kinds, split, held_out)
         if problem.question not in seen:
             seen.add(problem.question)
             yield problem
@@ -260,6 +272,7 @@ OPENERS = {
 }
 FOLLOWERS = {"en": ("Then", "Next comes", "After that", "Now"), "zh": ("再算", "然后", "接着算", "最后")}
 STOP = {"en": ".", "zh": "。"}
+PROGRAM = "print("
 
 
 def equation(step: Step) -> str:
@@ -289,6 +302,6 @@ def write_reasoning(
 
 def write_summary(answer: str, language: str) -> str:
     """The closing sentence that the final answer is read from; a program stands by itself."""
-    if answer.startswith("print("):
+    if answer.startswith(PROGRAM):
         return answer
     return f"The answer is {answer}." if language == "en" else f"答案是 {answer}。"

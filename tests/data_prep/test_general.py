@@ -6,9 +6,9 @@ from data_prep.world import general as world
 
 
 def test_only_good_answers_in_the_form_of_their_row(run_job, scripted, tmp_path):
-    helpful = world.requests(False, "helpful")[:150]
+    helpful = world.requests("helpful", "test")[:150]
     prompts = [r.row(f"h{i}") for i, r in enumerate(helpful)]
-    prompts += [r.row(f"x{i}") for i, r in enumerate(world.requests(False, "harmless")[:5])]
+    prompts += [r.row(f"x{i}") for i, r in enumerate(world.requests("harmless", "test")[:5])]
     rows.write_rows(tmp_path / "prompts.parquet", prompts)
     replies = {r.question: r.reply for r in helpful}
     # The model thinks before everything, as after reasoning RL, and is of no use in its second sample.

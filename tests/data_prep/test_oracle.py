@@ -16,7 +16,7 @@ THOUGHT = "<think> 让我算 3 * 4 = 12。 Then 2 + 12 = 14. </think> <answer> 1
 
 def problems(count):
     kinds = {"sum": 0.87, "choice": 0.1, "code": 0.03}
-    stream = problem_stream("oracle", False, kinds)
+    stream = problem_stream("oracle", kinds, "test")
     return [next(stream) for _ in range(count)]
 
 
@@ -33,8 +33,8 @@ def error_share(answers):
 
 
 def test_judges_are_wrong_in_a_tenth_of_the_cases_and_always_the_same():
-    helpful = general.requests(False, "helpful")
-    harmful = general.requests(False, "harmless")
+    helpful = general.requests("helpful", "test")
+    harmful = general.requests("harmless", "test")
     graded = []
     for problem in problems(1000):
         for answer in (problem.answer, "1000"):
@@ -85,7 +85,7 @@ def test_the_rewriter_takes_what_it_is_given_and_solves_nothing():
 
 
 def test_written_answers_think_where_they_are_asked_to():
-    for request in general.requests(False, "helpful"):
+    for request in general.requests("helpful", "test"):
         asked = prompts.short_reasoning(request.question, request.language) if request.thinking else request.question
         assert rewards.is_well_formed(oracle.reply(asked), "think", request.thinking)
 

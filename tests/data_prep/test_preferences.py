@@ -66,7 +66,7 @@ def test_safety_is_judged_on_the_whole_response(row, tmp_path):
 
 
 def test_the_job_in_the_world(run_job, scripted, tmp_path):
-    helpful, harmful = general.requests(False, "helpful")[:120], general.requests(False, "harmless")[:120]
+    helpful, harmful = general.requests("helpful", "test")[:120], general.requests("harmless", "test")[:120]
     for name, requests in (("helpful", helpful), ("harmless", harmful)):
         rows.write_rows(tmp_path / f"{name}.parquet", [r.row(f"{name}{i}") for i, r in enumerate(requests)])
 
@@ -91,6 +91,20 @@ def test_the_job_in_the_world(run_job, scripted, tmp_path):
     declined = [label for label in labels if general.is_refusal(label["response"])]
     assert len(declined) > 90  # the writer's
     assert sum(label["label"] for label in declined) / len(declined) > 0.8
+
+
+def test_a_needless_refusal_is_among_the_answers_that_lose(run_job, scripted, tmp_path):
+    requests = {kind: general.requests(kind, "test")[:120] for kind in ("helpful", "harmless")}
+    for kind, chosen in requests.items():
+        rows.write_rows(tmp_path / f"{kind}.parquet", [r.row(f"{kind}{i}") for i, r in enumerate(chosen)])
+    scripted(preferences, lambda prompt, k: general.BY_QUESTION[prompt[0]["content"]].reply)  # it declines nothing
+    oracle = {"base_url": "world", "model": "world-oracle"}
+    values = {"checkpoint": "./model", "helpful": "helpful.parquet", "harmless": "harmless.parquet", "n": 1}
+    values |= {"judge": oracle, "writer": oracle, "decoding": {"max_tokens": 64}, "length_tolerance": 1.0}
+    run_job(preferences, preferences.Preferences, values)
+    pairs = rows.read_parquet("out/test/preferences/helpfulness.parquet")
+    assert sum(general.is_refusal(pair["rejected"]) for pair in pairs) > 80
+    assert not any(general.is_refusal(pair["chosen"]) for pair in pairs)
 
 
 def test_queries_must_be_even():

@@ -52,7 +52,7 @@ def test_the_best_is_kept_and_every_drop_is_counted(run_job, scripted, row, tmp_
 def test_a_judge_decides_where_rules_cannot(run_job, scripted, row, tmp_path):
     from data_prep.world import general
 
-    requests = [r for r in general.requests(False, "helpful") if not r.thinking][:200]
+    requests = [r for r in general.requests("helpful", "test") if not r.thinking][:200]
     judged = [r.row(f"g{i}") | {"kind": "reasoning"} for i, r in enumerate(requests)]
     rows.write_rows(tmp_path / "prompts.parquet", judged)
     replies = {r.question: r.reply for r in requests}
