@@ -2,16 +2,17 @@ r"""Accuracy: is the answer of a completion right (DeepSeek-R1, Methods, Eq. 4).
 
 What counts as the answer: in the part that `rewards.parse` gives (the `<answer>` body, else what follows the
 reasoning), every answer that is stated, by `\boxed{...}` or in words ("The answer is 14.", "答案是14。"), has to be the
-gold one: who states two different answers has given none. Where none is stated, the last bold text, formula or number
-counts. Equality is decided in `rewards.equality`.
+gold one, and so has what is stated beside it, outside of the reasoning: who states two different answers has given
+none. Where none is stated, the last bold text, formula or number counts. Equality is decided in `rewards.equality`.
 """
 
 import itertools
 import re
+import unicodedata
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from rewards.completion import parse, prompt_text, text_of
+from rewards.completion import INVISIBLE, parse, prompt_text, text_of
 from rewards.equality import Judge, Policy, matching, prepare, strip_markup
 
 BOX = re.compile(r"\\(?:boxed|fbox|framebox)(?![A-Za-z])\s*")
@@ -34,14 +35,21 @@ FORMULA = re.compile(
 )
 BOLD = re.compile(r"\*\*([^*\n]{1,400})\*\*")
 # A number with what belongs to it: its sign, fraction, unit of percent, and a calculation that leads up to it.
-ARITHMETIC = re.compile(r"[-+−]?(?:\d[\d,.\s]*(?:[-+*/^=×÷·()−%!]|\b(?:or|and)\b)?[\s(]*)*\d[\d,]*(?:\.\d+)?\s*%?")
+ARITHMETIC = re.compile(
+    r"[-+−]?(?<![A-Za-z_\d.])(?:\d[\d,.\s]*(?:[-+*/^=×÷·()−%!]|\b(?:or|and)\b)?[\s(]*)*(?:\d[\d,]*(?:\.\d+)?|\.\d+)\s*%?"
+)
 PROSE = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{3,}")
-# What turns a number into no answer: "not 14", "at least 14".
-NEGATED = re.compile(
-    r"(?:\bnot|n't|n\u2019t|\bnever|\bat (?:least|most)|\b(?:greater|less|more|fewer|larger|smaller|other) than"
-    r"|\bbetween"
-    r"|不是|不等于|并非|至少|至多|大于|小于|超过)\s*$",
-    re.I,
+# What turns a number into no answer: "not 14", "cannot be 14", "at least 14", "14 is wrong".
+_NEGATION = (
+    r"(?:(?:\bnot|n't|n\u2019t|\bnever|\bcannot)(?: (?:be|equal|equal to|simply|just|really|exactly))?"
+    r"|\bat (?:least|most)|\b(?:greater|less|more|fewer|larger|smaller|other|rather) than|\bbetween|\bexcept(?: for)?"
+    r"|\b(?:any|every)(?:thing|one|body) but|\binstead of|\bunlike"
+    r"|不是|不等于|不可能是|并非|至少|至多|大于|小于|超过|除了)"
+)
+NEGATED = re.compile(_NEGATION + r"\s*$", re.I)
+NO_CHOICE = re.compile(rf"(?:{_NEGATION}|\bneither\b[^.]{{0,20}}\bnor)\W*(?:option|choice|answer)?\W*$", re.I)
+DENIED = re.compile(
+    r"[\s*$]*(?:(?:is|was|would be)(?: not\b|n't\b| (?:\w+ )?(?:wrong|incorrect|false)\b)|是错|不对|不是答案)", re.I
 )
 REMARK = re.compile(r"(?<=[\d}])\s*\([A-Za-z]{3,}[^()]*\)\s*$")
 AND = re.compile(r"\s*(?:,|，|;|\band\b|\bor\b|和|或|、)+\s*(?:\band\b|\bor\b)?\s*")
@@ -99,7 +107,9 @@ def unstated(answer: str, is_text: bool) -> str | None:
     def reads(text: str) -> bool:
         if len(text) > 300:
             return False
-        formula = FORMULA.fullmatch(text.strip()) or ("\\" in text and not PROSE.search(text))
+        formula = FORMULA.fullmatch(text.strip()) or (
+            "\\" in text and not PROSE.search(text) and re.search(r"\w", text)
+        )
         return bool(is_text or formula or prepare(text).tree is not None)
 
     answer = answer[-4_000:]
@@ -118,13 +128,14 @@ def unstated(answer: str, is_text: bool) -> str | None:
                 break
             parts.insert(0, before)
         return ", ".join("".join(filter(None, part.groups())) for part in parts)
-    if not numbers or NEGATED.search(end[: numbers[-1].start()]):
+    if not numbers or NEGATED.search(end[: numbers[-1].start()]) or DENIED.match(end, numbers[-1].end()):
         return None
     return numbers[-1].group().strip()
 
 
 def chosen(answer: str) -> set[str]:
-    """The letters that a multiple-choice answer gives."""
+    """The letters that a multiple-choice answer gives; none where it says which letter is wrong."""
+    answer = unicodedata.normalize("NFKC", re.sub(f"[{INVISIBLE}]", "", answer))
     stated = statements(answer) or [answer]
     letters: set[str] = set()
     for text in stated:
@@ -132,7 +143,10 @@ def chosen(answer: str) -> set[str]:
         text = re.sub(r"^\W*(?:option|choice|answer|选项|选择|选)\s*[:：]?", "", text, flags=re.I).strip("$*_` \n")
         if re.fullmatch(rf"\(?[{LETTERS.lower()}]\)?", text):
             text = text.upper()
-        found = [match["letter"] for match in CHOICE.finditer(text)]
+        matches = list(CHOICE.finditer(text))
+        if any(NO_CHOICE.search(text[: match.start()]) for match in matches[:1]):
+            return set()
+        found = [match["letter"] for match in matches]
         if re.fullmatch(rf"[{LETTERS}]+", text):
             found = list(text)
         if not found and stated == [answer]:
@@ -189,9 +203,11 @@ def grade(
     for row, (text, gold, verifier) in enumerate(zip(texts, golds, verifiers, strict=True)):
         if usable[gold, verifier] is not None:
             continue
-        answer = (parse(text, prefilled=prefilled).answer or "")[-MAX_READ:]
+        parts = parse(text, prefilled=prefilled)
+        answer, shown = ((part or "")[-MAX_READ:] for part in (parts.answer, parts.shown))
         if verifier == "choice":
-            results[row] = chosen(answer) == set(re.findall(f"[{LETTERS}]", gold.upper()))
+            beside = chosen(shown) if answer and answer != shown and statements(shown) else set()
+            results[row] = chosen(answer) | beside == set(re.findall(f"[{LETTERS}]", gold.upper()))
             continue
         results[row] = False
         is_text = prepare(gold_of(gold)).words is not None
@@ -199,7 +215,10 @@ def grade(
         boxed = bool(BOX.search(answer))
         if not stated and not boxed and answer:
             stated = [unstated(answer, is_text) or ""]
-        candidates[row] = [(gold_of(gold), value) for value in stated if value]
+        if answer != shown and any(stated):
+            stated += statements(shown, is_text) or [""] * bool(BOX.search(shown))
+        if all(stated):
+            candidates[row] = [(gold_of(gold), value) for value in stated]
     decided = judge.decide(pair for pairs in candidates for pair in pairs)
     for row, pairs in enumerate(candidates):
         if pairs:
@@ -214,7 +233,8 @@ _JUDGE = Judge()
 class AccuracyReward:
     """1.0 for a completion whose answer is the gold one, else 0.0.
 
-    The gold answer stands in the column `solution` or `answer`, as an answer or as a worked solution with a box.
+    The gold answer stands in the column `answer` or, where a row has none there, `solution`: as an answer, or as a
+    worked solution with a box.
     None for rows that a rule of this reward cannot grade: another kind than `reasoning`, another verifier than "math"
     and "choice", or a gold answer that cannot be used; never because of the completion.
 
@@ -250,10 +270,11 @@ class AccuracyReward:
         log_metric: Any = None,
         **columns: Any,
     ) -> list[float | None]:
-        column = solution if solution is not None else answer
-        if column is None:
+        if answer is None and solution is None:
             raise ValueError("accuracy_reward: the data set needs a column `answer` or `solution` with the gold answer")
-        golds = ["" if gold is None else str(gold) for gold in column]
+        blank = [None] * len(completions)
+        columns_of_gold = zip(answer or blank, solution or blank, strict=True)
+        golds = [str(next((gold for gold in golds if gold not in (None, "")), "")) for golds in columns_of_gold]
         rewards: list[float | None] = [None] * len(completions)
         rows = [
             row

@@ -11,8 +11,23 @@ from typing import Any
 
 THINK = ("<think>", "</think>")
 ANSWER = ("<answer>", "</answer>")
-STATED = re.compile(r"\\(?:boxed|fbox)\b|<answer>")
-COMMENT = re.compile(r"<!--.*?(?:-->|\Z)", re.S)
+INVISIBLE = "\u00ad\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufe00-\ufe0f\ufeff"
+# What no reader of the rendered text sees, or sees struck out.
+HIDDEN = re.compile(
+    r"<!--.*?(?:-->|\Z)|\\begin\{comment\}.*?(?:\\end\{comment\}|\Z)|\\iffalse\b.*?(?:\\fi\b|\Z)"
+    r"|<(\w{1,20})\b[^<>]{0,200}(?:\bhidden\b|display\s*:\s*none)[^<>]{0,200}>.*?(?:</\1\s*>|\Z)"
+    r"|~~[^~\n]{1,400}~~|(?m:^[ \t]*%.*$)|\\[hv]?phantom\s*\{(?:[^{}]|\{[^{}]{0,400}\}){0,400}\}",
+    re.S | re.I,
+)
+
+
+def tag_pattern(*tags: str) -> re.Pattern:
+    """Finds tags as a reader does: in any case, white space and invisible characters inside of them notwithstanding."""
+    between = rf"[\s{INVISIBLE}]*"
+    return re.compile("|".join(between.join(map(re.escape, tag)) for tag in tags), re.I)
+
+
+ANSWER_TAGS = tag_pattern(*ANSWER)
 
 
 @dataclass(frozen=True)
@@ -28,13 +43,16 @@ class Completion:
     as an answer: the reasoning was cut off, nothing follows it, or two different answers are given."""
     complete: bool
     """False where a reasoning or an `<answer>` was opened and never closed."""
+    shown: str
+    """All that stands outside of the reasoning, answer tags as line ends, and without what no reader sees."""
 
 
 def parse(text: str, think: tuple[str, str] = THINK, prefilled: bool = False) -> Completion:
     """Split a completion into reasoning, summary and answer.
 
     The answer never comes from inside the reasoning, nor from a reasoning that was cut off. A completion that gives
-    two different answers outside of its reasoning, in two `<answer>` bodies or before a second `</think>`, gives none.
+    two different answers outside of its reasoning, in two `<answer>` bodies or on both sides of a further `</think>`,
+    gives none. Tags count in any case, so that `<THINK>` does not turn reasoning into an answer.
 
     Args:
         text: the completion, without its prompt.
@@ -43,25 +61,28 @@ def parse(text: str, think: tuple[str, str] = THINK, prefilled: bool = False) ->
         prefilled: the prompt already ends in the opening tag.
     """
     pieces, reasonings, complete = _split(think[0] + text if prefilled else text, *think)
-    tail = pieces[-1]
-    answer: str | None = None
-    if complete and len({body for piece in pieces for body in _answer_bodies(piece)}) <= 1:
-        bodies = _answer_bodies(tail)
-        stated_before = any(STATED.search(piece) and piece.strip() != tail.strip() for piece in pieces[:-1])
-        answer = None if stated_before else bodies[0] if bodies else tail
+    tail = pieces[-1].strip()
+    bodies = _answer_bodies(tail)
+    others = {body for piece in pieces[:-1] for body in _answer_bodies(piece)}
+    answered_before = any(piece.strip() not in ("", tail) for piece in pieces[1:-1]) or others - set(bodies)
+    answer = None
+    if complete and not answered_before and len(set(bodies)) <= 1:
+        answer = bodies[0] if bodies else tail
+    tags = ["/" in tag.group() for tag in ANSWER_TAGS.finditer(tail)]
     return Completion(
         reasoning="\n".join(filter(None, reasonings)) if reasonings else None,
         summary=_without_tags(tail),
-        answer=_without_tags(COMMENT.sub(" ", answer)) or None if answer else None,
-        complete=complete and tail.count(ANSWER[0]) <= tail.count(ANSWER[1]),
+        answer=_without_tags(HIDDEN.sub(" ", answer)) or None if answer else None,
+        complete=complete and tags.count(False) <= tags.count(True),
+        shown=HIDDEN.sub(" ", ANSWER_TAGS.sub("\n", "\n".join(pieces))).strip(),
     )
 
 
 def _split(text: str, opening: str, closing: str) -> tuple[list[str], list[str], bool]:
     """Cut a text at its think tags -> (pieces outside of any reasoning, reasonings, is the last reasoning closed).
 
-    The last piece outside is what follows the last reasoning. A closing tag with no opening one before it ends a
-    reasoning that the prompt opened.
+    The first piece is what stands before any reasoning, the last one what follows the last. A closing tag with no
+    opening one before it ends a reasoning that the prompt opened.
     """
     if opening == closing:
         parts = text.split(opening)
@@ -69,16 +90,19 @@ def _split(text: str, opening: str, closing: str) -> tuple[list[str], list[str],
     outside: list[str] = []
     reasonings: list[str] = []
     start, inside = 0, False
-    for tag in re.finditer(f"{re.escape(opening)}|{re.escape(closing)}", text):
-        if tag.group() == opening:
+    closes = tag_pattern(closing)
+    for tag in tag_pattern(opening, closing).finditer(text):
+        part = text[start : tag.start()]
+        if not closes.fullmatch(tag.group()):
             if not inside:
-                outside.append(text[start : tag.start()])
+                outside.append(part)
                 inside, start = True, tag.end()
             continue
-        if inside or not reasonings:
-            reasonings.append(text[start : tag.start()].strip())
+        if inside or not (outside or reasonings):
+            reasonings.append(part.strip())
+            outside = outside or [""]
         else:
-            outside.append(text[start : tag.start()])  # after a stray closing tag: the user was shown this
+            outside.append(part)  # after a stray closing tag: the user was shown this
         inside, start = False, tag.end()
     if inside:
         return outside, [*reasonings, text[start:].strip()], False
@@ -86,14 +110,17 @@ def _split(text: str, opening: str, closing: str) -> tuple[list[str], list[str],
 
 
 def _without_tags(text: str) -> str:
-    return text.replace(ANSWER[0], "").replace(ANSWER[1], "").strip()
+    return ANSWER_TAGS.sub(" ", text).strip()
 
 
 def _answer_bodies(piece: str) -> list[str]:
-    bodies, at = [], 0
-    while (start := piece.find(ANSWER[0], at)) >= 0 and (end := piece.find(ANSWER[1], start)) >= 0:
-        bodies.append(piece[start + len(ANSWER[0]) : end].strip())
-        at = end + len(ANSWER[1])
+    bodies, start = [], None
+    for tag in ANSWER_TAGS.finditer(piece):
+        if "/" not in tag.group():
+            start = tag.end() if start is None else start
+        elif start is not None:
+            bodies.append(piece[start : tag.start()].strip())
+            start = None
     return bodies
 
 

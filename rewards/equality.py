@@ -84,6 +84,7 @@ CURRENCIES = {"$": "dollar", "€": "euro", "£": "sterling", "¥": "yuan"}
 LETTER_UNITS = frozenset("mgslhtJNWL")
 _NO_UNITS = "and or if where for is pi sin cos tan cot sec csc ln log lg exp sqrt mod max gcd lcm to in no yes am pm"
 NO_UNITS = frozenset(_NO_UNITS.split())
+CLOCK = re.compile(r"\d{1,2}:[0-5]\d(?::[0-5]\d)?")  # a time of day, and no ratio
 SPACE = re.compile(r"(?<!\d) | (?!\d)")  # all but those between two digits
 FUNCTION_NAMES = frozenset("fghpqrFGHPQRSTVW")
 ARTICLES = frozenset(("a", "an", "the"))
@@ -263,6 +264,8 @@ def compare(gold: str, answer: str, policy: Policy = Policy()) -> Verdict:
         return DIFFERENT
     if wanted.bound and given.bound and wanted.bound != given.bound:
         return DIFFERENT
+    if CLOCK.fullmatch(wanted.text) and CLOCK.fullmatch(given.text):
+        return EQUAL if wanted.text.lstrip("0") == given.text.lstrip("0") else DIFFERENT
     if wanted.tree is None or given.tree is None:
         return _compare_texts(wanted, given, scale, policy)
     verdict = _same(wanted.tree, given.tree, scale, policy)
@@ -628,7 +631,9 @@ def _undone(node: Node) -> frozenset[str]:
         return found | {node.name.replace("log", "ln").replace("lnlog", "ln")}
     if node.kind in ("!", "binom", "abs"):
         return found | ({node.kind} if _constant(node) else frozenset())
-    numbers = [part for part in node.parts if _rational(part)]
+    numbers = [part for part in node.parts if _rational(part) is not None]
+    if node.kind == "neg" and numbers and (_rational(node.parts[0]) <= 0 or node.parts[0].kind == "neg"):
+        return found | {"neg"}
     if node.kind == "+" and len(numbers) > 1 and node.name != "mixed":
         return found | {"+"}
     if node.kind == "*" and len(numbers) > 1 and not _scientific(node):

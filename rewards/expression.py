@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 
+from rewards.completion import INVISIBLE
+
 MAX_CHARACTERS, MAX_TOKENS, MAX_DEPTH, MAX_BITS = 600, 300, 30, 4096
 
 
@@ -31,7 +33,6 @@ SPELLINGS = {
     r"\gamma ": "γ", r"\theta ": "θ", r"\lambda ": "λ", r"\phi ": "φ", r"\omega ": "ω", r"\mu ": "μ",
 }  # fmt: skip
 SYMBOLS = {symbol: spelling for spelling, symbols in SPELLINGS.items() for symbol in symbols}
-INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]")
 REPLACEMENTS = [
     (re.compile(pattern), value)
     for pattern, value in (
@@ -59,6 +60,11 @@ REPLACEMENTS = [
         (r"\\(?:varnothing)(?![A-Za-z])", r"\\emptyset "),
         (r"\*\*(?=\S)", "^"),
         (r"(?<=\d) ?(?:e|E) ?([+-]?\d{1,4})(?![\d.A-Za-z])", r"*10^{\1}"),
+        *(
+            (rf"(?<=\d) ?(?:{word})(?![A-Za-z])", rf"*10^{{{n}}}")
+            for n, word in ((3, "thousand|千(?!米|克|瓦)"), (4, "万"), (6, "million"), (8, "亿"), (9, "billion"))
+        ),
+        (r"\\dot ?\{?(\d)\}?(\d*)\\dot ?\{?(\d)\}?", r"\\overline{\1\2\3}"),
         (r"(?<=\d)[ _](?=\d{3}(?:[ _]\d{3})*(?:[^\d/]|$))", ""),
         (r"(?<![\d.])(\d+) (\d+)/(\d+)(?![\d.])", r"\1\\frac{\2}{\3}"),
     )
@@ -68,7 +74,7 @@ REPLACEMENTS = [
 @lru_cache(maxsize=8_192)
 def normalise(text: str) -> str:
     """One spelling for the many of a formula; dollar signs and other math delimiters go."""
-    text = INVISIBLE.sub("", text)
+    text = re.sub(f"[{INVISIBLE}]", "", text)
     text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿ]+", lambda run: "^{" + run.group().translate(SUPERSCRIPTS) + "}", text)
     text = re.sub("[¼-¾⅐-⅞]", lambda one: _vulgar(one.group()), text)
     if not text.isascii():
@@ -457,7 +463,9 @@ class _Reader:
 
 def _signed(sign: str, node: Node) -> Node:
     if sign == "-":
-        return Node("number", value=-node.value, digits=node.digits) if node.kind == "number" else Node("neg", (node,))
+        if node.kind == "number" and node.value >= 0:
+            return Node("number", value=-node.value, digits=node.digits)
+        return Node("neg", (node,))
     return Node("pm", (node,), sign) if sign in (r"\pm", r"\mp") else node
 
 

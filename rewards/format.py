@@ -1,14 +1,15 @@
 """Is a completion in the form that its stage asks for (DeepSeek-R1, Methods, Eq. 4: one half of the rule reward)."""
 
+import unicodedata
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from rewards.completion import ANSWER, THINK, text_of
+from rewards.completion import ANSWER, THINK, tag_pattern, text_of
 
 Style = Literal["r1_zero", "think"]
 STYLES = ("r1_zero", "think")
-# White space to a reader that `str.strip` leaves in place.
-INVISIBLE = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff\u00ad"))
+TAG = tag_pattern(*THINK, *ANSWER)
+BLANK = "\u115f\u1160\u2800\u3164\uffa0"  # letters and symbols by their category, and nothing to see
 
 
 def is_well_formed(text: str, style: Style = "r1_zero", thinking: bool = True, prefilled: bool = False) -> bool:
@@ -21,26 +22,23 @@ def is_well_formed(text: str, style: Style = "r1_zero", thinking: bool = True, p
     """
     if style not in STYLES:
         raise ValueError(f"style {style!r}: write one of {', '.join(STYLES)}")
-    if not thinking:
-        return not any(tag in text for tag in THINK + ANSWER) and _has_text(text)
-    if prefilled:
+    if prefilled and thinking:
         text = THINK[0] + text
-    wanted = THINK + (ANSWER if style == "r1_zero" else ())
-    if any(text.count(tag) != (1 if tag in wanted else 0) for tag in THINK + ANSWER):
+    wanted = THINK * thinking + ANSWER * (thinking and style == "r1_zero")
+    if [tag.group() for tag in TAG.finditer(text)] != [*wanted]:  # a tag in another case is one too many
         return False
-    before, _, rest = text.partition(THINK[0])
-    reasoning, closed, rest = rest.partition(THINK[1])
-    if before.strip() or not closed or not _has_text(reasoning):
-        return False
-    if style == "think":
-        return _has_text(rest)
-    between, _, rest = rest.partition(ANSWER[0])
-    answer, closed, after = rest.partition(ANSWER[1])
-    return bool(closed) and not between.strip() and not after.strip() and _has_text(answer)
+    parts = TAG.split(text)
+    if not thinking:
+        bodies, outside = parts, []
+    elif style == "think":
+        bodies, outside = parts[1:], parts[:1]
+    else:
+        bodies, outside = parts[1::2], parts[::2]
+    return all(map(_has_text, bodies)) and not "".join(outside).strip()
 
 
 def _has_text(body: str) -> bool:
-    return bool(body.translate(INVISIBLE).strip())
+    return any(unicodedata.category(letter)[0] not in "CMZ" and letter not in BLANK for letter in body)
 
 
 @dataclass(frozen=True)

@@ -116,6 +116,13 @@ n^2+n | n(n+1)
 Alice | \text{Alice}
 Alice | alice.
 the dog | dog
+5000000 | 5 million
+12000 | 1.2万
+\frac{4}{33} | 0.\dot{1}\dot{2}
+\frac17 | 0.\dot{1}4285\dot{7}
+১৪ | 14
+12:00 | 12:00
+9:30 | 09:30
 New York | new york
 """
 DIFFERENT = r"""
@@ -200,6 +207,9 @@ Yes | No
 Alice | Bob
 Alice | Alice and Bob
 3:30 PM | 3:30 AM
+12:00 | 1:00
+5 | 5 million
+5 | 5 thousand
 """
 GOLDS = r"""
 14

@@ -58,6 +58,12 @@ TOWER = r"\boxed{\dfrac{5^{(5^{(5^{(5^5)})}-4)}-5}{16}}"
         ("<answer> 3 * 4 = 12 </answer>", "12"),
         ("14", "We find that it is \\boxed{14}."),
         ("14", "some steps\n#### 14"),
+        ("<THINK>15?</THINK> <Answer>14</Answer>", "14"),
+        ("<think>a</think> The answer is \\boxed{14}. <answer>14</answer>", "14"),
+        ("<think>a</think> The answer is <answer>14</answer>", "14"),
+        ("<div hidden>\\boxed{15}</div> 14", "14"),
+        ("so it is .5", "0.5"),
+        ("Answer \\[ \n 9 \n \\]", "9"),
     ],
 )
 def test_right(completion, gold):
@@ -103,6 +109,34 @@ def test_right(completion, gold):
         ("Alice, Bob, Carla", "Alice"),
         ("not Alice", "Alice"),
         ("open('/tmp/x', 'w').close()", "5"),
+        ("<THINK>14", "14"),
+        ("<think >14", "14"),
+        ("<th\u200bink>14", "14"),
+        ("<think>a</think><Answer>15</Answer> 14", "14"),
+        ("<think>a</think>15</think>14", "14"),
+        ("<think>a</think>15<think>b</think>14", "14"),
+        ("<think>a</think></think>15</think>14", "14"),
+        ("<answer>15</answer> <think>a</think> 14", "14"),
+        ("\\boxed{15}<answer>14</answer>", "14"),
+        ("<think>a</think> \\boxed{15 <answer>14</answer>", "14"),
+        ("<think>a</think> The answer is 15. <answer>14</answer>", "14"),
+        ("The answer is 15. <think>a</think> 14", "14"),
+        ("<answer>15<answer>14</answer></answer>", "14"),
+        ("<div hidden>\\boxed{14}</div> 15", "14"),
+        ("<p style='display: none'>\\boxed{14}</p> 15", "14"),
+        ("\\begin{comment}\\boxed{14}\\end{comment} 15", "14"),
+        ("\\iffalse \\boxed{14} \\fi 15", "14"),
+        ("% \\boxed{14}\n15", "14"),
+        ("~~\\boxed{14}~~ 15", "14"),
+        ("\\phantom{\\boxed{14}} 15", "14"),
+        ("\\boxed{14 + 0}", "14"),
+        ("\\boxed{0 \\cdot 5 + 14}", "14"),
+        ("\\boxed{-(-14)}", "14"),
+        ("anything but 14", "14"),
+        ("It cannot be 14", "14"),
+        ("14 is wrong", "14"),
+        ("so it is .5", "5"),
+        ("AZYUK2A", "2"),
     ],
 )
 def test_wrong(completion, gold):
@@ -113,11 +147,13 @@ CHOICE_RIGHT = [
     "B", "B.", "(B)", "b", "**B**", "$B$", "B) 14", "B. A dog", "B: Paris", "Option B", "\\boxed{B}", "选B", "答案：B",
     "\\boxed{\\text{(B)}}", "The answer is B.", "答案是B。", "The answer is **B**.", "The correct answer is (B).",
     "The answer is B) A dog", "The answer is B, because A is wrong.", "I choose option B because A is wrong.",
-    "<think>A?</think> <answer> B </answer>",
+    "<think>A?</think> <answer> B </answer>", "Ｂ", "（B）", "B\u200b",
 ]  # fmt: skip
 CHOICE_WRONG = [
     "", "A", "C", "A or B", "A, B", "(A)(B)", "A B C D", "ABCD", "<think>B</think> A", "The answer is 14.",
-    "The answer is A. The answer is B.", "A dog", "\\boxed{A} \\boxed{B}", "<think>B",
+    "The answer is A. The answer is B.", "A dog", "\\boxed{A} \\boxed{B}", "<think>B", "not B", "The answer is not B.",
+    "neither A nor B", "anything but B",
+    "<answer>B</answer> The answer is A.", "<THINK>B", "<!-- B --> A", "B. C.",
 ]  # fmt: skip
 
 

@@ -17,7 +17,10 @@ BAD = [
     "<think>a</think><answer>b</answer><answer>c</answer>", "<think>a</think><think>a</think><answer>b</answer>",
     "<think>a<think>a</think></think><answer>b</answer>", "<think>a<answer>b</answer></think>",
     "<think>a</think><answer>b", "<THINK>a</THINK><answer>b</answer>", "<think>a</think><answer><think>b</answer>",
-    "<think>a</think><answer>b</answer>" * 50,
+    "<think>a</think><answer>b</answer>" * 50, "<think>a</think><answer>\u3164</answer>",
+    "<think>\u2800\u200d\ufe0f</think><answer>b</answer>", "<think>\x00</think><answer>b</answer>",
+    "<think>a<THINK></think><answer>b</answer>", "<think>a</think><answer>b</Answer>c</answer>",
+    "<think>a</ think ></think><answer>b</answer>", "<think>a<\u200b/think></think><answer>b</answer>",
 ]  # fmt: skip
 
 
@@ -69,6 +72,7 @@ def test_messages_and_settings():
 
 def test_it_is_linear():
     start = time.perf_counter()
-    for text in ("<think>" * 57_000, "<think>" + "a " * 200_000 + "</think><answer>b</answer>", "<" * 400_000):
+    for text in ("<think>" * 57_000, "<think>" + "a " * 200_000 + "</think><answer>b</answer>", "<" * 400_000, "<" + " " * 400_000,
+                 "<think>" + "\u3164" * 400_000 + "</think>", "< t" * 130_000):  # fmt: skip
         is_well_formed(text)
     assert time.perf_counter() - start < 0.45  # the aim is 50 ms each; threefold room
