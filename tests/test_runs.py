@@ -103,6 +103,9 @@ def test_a_fingerprint_covers_settings_code_and_inputs_and_nothing_else() -> Non
     script.write_text("x = 2\n")
     assert runs.fingerprint(script, path) != first
     script.write_text("x = 1\n")
+    Path("chat.jinja").write_text("{{ messages }}")  # what a model is trained on follows from it
+    assert runs.fingerprint(script, path) != first
+    Path("chat.jinja").unlink()
     runs.begin(Path("outputs/a/world"), "second")
     runs.finish(Path("outputs/a/world"), "second")
     assert runs.fingerprint(script, path) != first
