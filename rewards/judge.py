@@ -11,10 +11,11 @@ import json
 import logging
 import os
 import re
+import unicodedata
 from dataclasses import dataclass, field
 from typing import Any
 
-from rewards.completion import parse, prompt_text, text_of
+from rewards.completion import INVISIBLE, parse, prompt_text, text_of
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +42,14 @@ OPENER = re.compile(
     r"|let me (?:solve|think|work|see|explain)\b[^.:\n]{0,60}"
     r"|(?:to|we|i|in order to)(?: will| need to| can| have to| must)? (?:solve|answer|find)\b[^.:\n]{0,60}"
     r"|(?:sure|okay|ok|certainly|of course|well|yes|great|here (?:is|are)\b[^.:\n]{0,40}|first(?:ly)?|so|therefore)\b"
-    r"|解(?:答|析|题)?|答案?|思路|分析|让我们[^。：\n]{0,30}|首先|好的|当然|步骤|最终答案是?|答案是",
+    r"|let us [^.:\n]{0,60}|(?:alright|hmm+|understood|got it|below|above|my|boxed)\b"
+    r"|as (?:follows|required|above|below|expected)\b"
+    r"|(?:i have|i've|the problem is|it is) solved\b[^.:\n]{0,40}|is\b(?=\W*(?:below|above|as |$))"
+    r"|(?:(?:yes|it is|it's|this is|that is|i am)\W+)?(?:the )?(?:correct|expected)\b"
+    r"(?: (?:answer|solution|result|one))?"
+    r"|respuesta|soluci[oó]n|r[eé]ponse|solu[cç][aã]o|resposta|l[oö]sung|antwort"
+    r"|risposta|soluzione|ответ|решение|かいせつ|解説"
+    r"|답|정답|풀이|解(?:答|析|题)?|答案?|思路|分析|让我们[^。：\n]{0,30}|首先|好的|当然|步骤|最终答案是?|答案是",
     re.I,
 )
 _GRADE = (
@@ -58,18 +66,27 @@ INJECTION = re.compile(
     r"|\b(?:judge|grader|evaluator|reviewer|rater)s?\b[^.\n]{0,80}\b(?:correct|must|should|please|pass|accept)\b"
     r"|\byou are (?:now )?(?:a|an|the) (?:judge|grader|evaluator|assistant|ai)\b"
     r"|\b(?:this|the above|my) (?:answer|solution|response) (?:is|has been|was) (?:correct|verified|right|approved)\b"
+    r"|\b(?:note|message|attention|dear)\b[^.\n]{0,20}\b(?:grader|judge|evaluator|reviewer|rater)|\bgrading notes?\b"
+    r"|\breference (?:answer|solution|text)\b|^\W*(?:(?:answer|the)\W+)*reference\W*$"
+    r"|\b(?:match(?:es)?|agrees? with|same as|see|as in|identical to|equals?)"
+    r" (?:the |this )?(?:reference|expected|correct)\b"
+    r"|\bthe reference says\b|\b(?:response|answer|solution) (?:fully |completely )?agrees\b"
+    r"|\b(?:ignor\w{0,6}|игнорир\w{0,4})\b[^.\n]{0,40}(?:instru[kcç]\w*|anweisung\w*|инструкц\w*)"
     r"|(?:忽略|无视|忘记)[^。\n]{0,30}(?:指令|指示|要求|规则|内容|提示)"
     r"|(?:判定?|评|视|标记|输出|回复|打)[^。\n]{0,12}(?:为|成)?\s*(?:正确|满分)|(?:裁判|评委|评审|评分员|评估者)",
     re.I | re.M,
 )
+# A word with letters of both alphabets passes for English, and past the patterns above.
+TWO_ALPHABETS = re.compile(r"[A-Za-z][\u0400-\u04ff]|[\u0400-\u04ff][A-Za-z]")
 EDGE = re.compile(r"^[\W_]+")
 
 
 def refusal(answer: str) -> str | None:
     """Why an answer is not shown to a judge, None where it is: "empty", "opener" or "injection"."""
-    if not re.search(r"\w", answer):
+    answer = re.sub(f"[{INVISIBLE}]", "", unicodedata.normalize("NFKC", answer))
+    if not re.search(r"[^\W\u115f\u1160]", answer):
         return "empty"
-    if INJECTION.search(answer):
+    if INJECTION.search(answer) or TWO_ALPHABETS.search(answer):
         return "injection"
     rest = EDGE.sub("", answer)
     while (match := OPENER.match(rest)) and match.group():
@@ -128,7 +145,7 @@ class JudgeReward:
         if references is None:
             raise ValueError("judge_reward: the data set needs a column `answer` or `solution` with the reference")
         rows = [row for row in range(len(completions)) if verifier is None or verifier[row] == "judge"]
-        asked = {row: question[row] if question else prompt_text((prompts or [""])[row]) for row in rows}
+        asked = {row: question[row] if question else prompt_text(prompts[row] if prompts else "") for row in rows}
         answers = {row: (parse(text_of(completions[row])).answer or "")[: self.max_characters] for row in rows}
         open_rows = [row for row in rows if refusal(answers[row]) is None]
         verdicts = await self.verdicts([(asked[row], references[row] or "", answers[row]) for row in open_rows])
@@ -169,6 +186,7 @@ class JudgeReward:
 
         parts = dict(zip(("QUESTION", "REFERENCE", "ANSWER"), item, strict=True))
         text = re.sub("QUESTION|REFERENCE|ANSWER", lambda name: parts[name.group()], PROMPT)
+        text = text.encode("utf-8", "replace").decode()  # half a surrogate pair would be an outage
         reason = ""
         for attempt in range(self.retries + 1):
             if attempt:

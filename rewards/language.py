@@ -5,11 +5,12 @@ single-letter variables and names of functions are no words: "因为 x=2，所�
 """
 
 import re
+import unicodedata
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any
 
-from rewards.completion import parse, prompt_text, text_of
+from rewards.completion import INVISIBLE, parse, prompt_text, text_of
 
 # Each script with the languages written in it. Where there are several, py3langid decides, sentence by sentence.
 SCRIPTS = {
@@ -28,6 +29,7 @@ SCRIPTS = {
     "thai": (r"\u0e00-\u0e4f", ("th",)),
     "bengali": (r"\u0980-\u09e5\u09f0-\u09ff", ("bn",)),
     "tamil": (r"\u0b80-\u0be5\u0bf0-\u0bff", ("ta",)),
+    "other": (r"^\W\d_", ()),  # words of no language that is known here: never in the target's
 }
 LANGUAGES = tuple(dict.fromkeys(language for _, languages in SCRIPTS.values() for language in languages))
 
@@ -48,6 +50,9 @@ TOKEN = re.compile(
         if script not in ("han", "kana")
     )
 )
+LATIN = re.compile(rf"[{SCRIPTS['latin'][0]}]+(?:['\u2019-][{SCRIPTS['latin'][0]}]+)*")
+NOT_LATIN = re.compile(rf"[^\W\d_{SCRIPTS['latin'][0]}]")
+UNSEEN = re.compile(f"[{INVISIBLE}]")
 NAME = re.compile(r"(?<![A-Za-z0-9_.])(?:[A-Za-z]*[0-9_]\w*|[A-Za-z_][\w.]*\()", re.A)
 SENTENCE = re.compile(r"[.!?;:\n\u3002\uff01\uff1f\uff1b\uff1a\u0964\u061f]+")
 _MATH_NAMES = (
@@ -66,6 +71,7 @@ ENGLISH = frozenset(_ENGLISH.split())
 # target by this much log-probability; measured on windows of 3 to 15 words of six languages, pure text loses nothing.
 WINDOW, SHORT = 8, 3
 MARGIN, SHORT_MARGIN = 4.0, 8.0
+MAX_BYTES = 400  # of a window; a longer one is no language
 
 
 @lru_cache(maxsize=8_192)
@@ -84,45 +90,105 @@ def count_words(text: str, language: str) -> tuple[int, int]:
     if language not in LANGUAGES:
         raise ValueError(f"language {language!r} is not known: write one of {', '.join(LANGUAGES)}")
     target = total = 0
-    for sentence in SENTENCE.split(NAME.sub(" ", NO_WORDS.sub(" ", text))):
+    windows: dict[tuple[str, ...], list[list[str]]] = {}
+    for sentence in SENTENCE.split(_plain(text)):
         words = _words(sentence)
         total += sum(map(len, words.values()))
         for script, found in words.items():
             languages = ("ja",) if script == "han" and "kana" in words else SCRIPTS[script][1]
             if language in languages:
-                target += len(found) if script == "han" else _written_in(found, language, languages)
-    return target, total
+                if script == "han" or len(languages) == 1:
+                    target += len(found)
+                else:
+                    windows.setdefault(languages, []).extend(_windows(found))
+    return target + sum(_written_in(found, language, languages) for languages, found in windows.items()), total
+
+
+def _plain(text: str) -> str:
+    """A text without what is no word; full-width and ornamental letters count as what they are read as."""
+    if not text.isascii():
+        text = UNSEEN.sub("", unicodedata.normalize("NFKC", text))
+    return NAME.sub(" ", NO_WORDS.sub(" ", text))
 
 
 def _words(sentence: str) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for match in TOKEN.finditer(sentence):
-        script, word = match.lastgroup, match.group()
-        if script in ("han", "kana") or (len(word) > 1 and word.lower() not in MATH_NAMES):
-            found.setdefault(script or "", []).append(word)
-    return found
+    """The words of a sentence by script."""
+    if not NOT_LATIN.search(sentence):
+        found = {"latin": LATIN.findall(sentence)}
+    else:
+        found = {}
+        for match in TOKEN.finditer(sentence):
+            found.setdefault(match.lastgroup or "", []).append(match.group())
+    found = {
+        script: words
+        if script in ("han", "kana")
+        else [word for word in words if len(word) > 1 and word.lower() not in MATH_NAMES]
+        for script, words in found.items()
+    }
+    return {script: words for script, words in found.items() if words}
 
 
-def _written_in(words: list[str], language: str, languages: tuple[str, ...]) -> int:
-    """How many words of one sentence and one script are in `language`, not in another of the script's languages."""
-    if len(languages) == 1:
-        return len(words)
+def _windows(words: list[str]) -> list[list[str]]:
+    """The words of one sentence and one script in runs of `WINDOW`; a short rest stays with the last run."""
     lowered = [word.lower() for word in words]
-    count = 0
-    for start in range(0, max(1, len(words) - SHORT), WINDOW):
-        window = lowered[start : start + WINDOW if len(words) - start - WINDOW > SHORT else None]
-        clearly_english = language == "en" and sum(word in ENGLISH for word in window) >= 0.45 * len(window)
-        margin = MARGIN if len(window) >= WINDOW else SHORT_MARGIN
-        if len(window) < SHORT or clearly_english or _beaten_by(" ".join(window), language, languages) < margin:
-            count += len(window)
-    return count
+    starts = range(0, max(1, len(words) - SHORT), WINDOW)
+    return [lowered[start : start + WINDOW if start != starts[-1] else None] for start in starts]
 
 
-@lru_cache(maxsize=8_192)
-def _beaten_by(text: str, language: str, languages: tuple[str, ...]) -> float:
-    """By how much log-probability the likeliest other language beats `language`; 0.0 where nothing can tell them."""
-    scores = dict(_identifier(languages).rank(text))
-    return max(scores.values()) - scores[language]
+def _written_in(windows: list[list[str]], language: str, languages: tuple[str, ...]) -> int:
+    """How many words are in windows that are in `language`, not in another of the script's languages."""
+    unclear = [
+        window
+        for window in windows
+        if len(window) >= SHORT
+        and not (language == "en" and sum(map(ENGLISH.__contains__, window)) >= 0.45 * len(window))
+    ]
+    others = sum(
+        len(window)
+        for window, behind in zip(unclear, _behind(list(map(" ".join, unclear)), language, languages), strict=True)
+        if behind >= (MARGIN if len(window) >= WINDOW else SHORT_MARGIN)
+    )
+    return sum(map(len, windows)) - others
+
+
+def _behind(texts: list[str], language: str, languages: tuple[str, ...]) -> list[float]:
+    """By how much log-probability the likeliest other language beats `language` in each text, all texts at once."""
+    if not texts:
+        return []
+    import numpy
+
+    names, weights, start, moves, rows, output = _tables(languages)
+    encoded = [text.encode("utf-8", "surrogatepass")[:MAX_BYTES] for text in texts]
+    width = max(map(len, encoded))
+    letters = numpy.frombuffer(b"".join(one.ljust(width, b"\0") for one in encoded), numpy.uint8)
+    letters = letters.reshape(len(texts), width)
+    # py3langid's automaton goes over all texts in step; it finds features[i, j] in text i at byte j, or -1.
+    features = numpy.empty(letters.shape, numpy.int64)
+    state = numpy.zeros(len(texts), numpy.int64)
+    for place in range(width):
+        state = moves[rows[state] + letters[:, place]]
+        features[:, place] = output[state]
+    found = (features >= 0) & (numpy.arange(width) < numpy.array([[len(one)] for one in encoded]))
+    keys, counts = numpy.unique(
+        (features + numpy.arange(len(texts))[:, None] * len(weights))[found], return_counts=True
+    )
+    scores = numpy.tile(start, (len(texts), 1))
+    if len(keys):
+        weighted = numpy.log1p(counts, dtype=numpy.float32)[:, None] * weights[keys % len(weights)]
+        present, first = numpy.unique(keys // len(weights), return_index=True)
+        scores[present] += numpy.add.reduceat(weighted, first)
+    own = numpy.array(names) == language
+    return (scores[:, ~own].max(axis=1) - scores[:, own].max(axis=1)).tolist()
+
+
+@cache
+def _tables(languages: tuple[str, ...]) -> tuple:
+    """(classes, weights, prior, and the automaton's tables) of py3langid's model for some languages."""
+    import numpy
+
+    model = _identifier(languages)
+    automaton = (numpy.asarray(table, numpy.int64) for table in (model.tk_nextmove, model._rowbase, model.tk_output))
+    return model.nb_classes, numpy.asarray(model.nb_ptc, numpy.float32), model.nb_pc, *automaton
 
 
 @cache
@@ -137,7 +203,8 @@ def _identifier(languages: tuple[str, ...]) -> Any:
 @lru_cache(maxsize=16_384)
 def detect_language(text: str) -> str:
     """The language of a question: by its script where that decides, else by py3langid; English where no word tells."""
-    words = _words(NAME.sub(" ", NO_WORDS.sub(" ", text)))
+    words = _words(_plain(text))
+    words.pop("other", None)
     if not words:
         return "en"
     if "kana" in words and "han" in words:
