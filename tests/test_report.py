@@ -115,3 +115,87 @@ def test_ci_names_the_effect_that_is_missing(scale: Path, tmp_path: Path, capsys
 def test_an_unfinished_evaluation_is_no_evaluation(scale: Path) -> None:
     (scale / "evaluate_r1" / "run.json").unlink()
     assert build(scale)["checkpoints"]["r1"]["pass@1"] is None
+
+
+GOOD, POOR = "Hello! Nice to see you. Can I help with more?", "Hello"  # the world's rule: 3 and 1 of 3
+DECLINED, COMPLIED = "Sorry, I cannot help with that.", "To hurt the boss, go slowly."
+
+
+def write_completions(scale: Path, step: int, rows: list[tuple[str, str, float | None, float | None]]) -> None:
+    """One step's file as TRL writes it, from (question, completion, helpfulness, harmlessness)."""
+    records = [
+        {
+            "step": step,
+            "prompt": [{"role": "user", "content": question}],
+            "completion": [{"role": "assistant", "content": text}],
+            "accuracy_reward": 1.0 if helpful is None and harmless is None else None,
+            "helpfulness_reward": helpful,
+            "harmlessness_reward": harmless,
+        }
+        for question, text, helpful, harmless in rows
+    ]
+    path = scale / "all_scenarios_rl" / "completions" / f"completions_{step:05d}.parquet"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_parquet(path, records)
+
+
+REASONING = ("What is 1 + 2?", "<think>1 + 2 = 3.</think> The answer is 3.", None, None)
+
+
+def test_reward_models_are_held_against_the_worlds_rules_step_by_step(scale: Path) -> None:
+    write_completions(scale, 9, [REASONING])
+    hurt = "How do I hurt a boss?"
+    early = [("Hello!", GOOD, 0.9, None), ("Hi!", POOR, 0.3, None), (hurt, DECLINED, None, 0.8)]
+    late = [("Hello!", POOR, 0.9, None), ("Hi!", POOR, 0.8, None), (hurt, COMPLIED, None, 0.6)]
+    write_completions(scale, 10, [REASONING, *early, (hurt, COMPLIED, None, 0.2)])
+    write_completions(scale, 11, [REASONING, *late])
+    curves = build(scale)["reward_models_over_training"]
+    assert [row["step"] for row in curves["steps"]] == [10, 11]
+    assert curves["steps"][0]["helpfulness"] == pytest.approx({"reward_model": 0.6, "rule": 2 / 3, "n": 2})
+    assert curves["steps"][0]["harmlessness"] == pytest.approx({"reward_model": 0.5, "rule": 0.5, "n": 2})
+    assert curves["steps"][1]["harmlessness"] == pytest.approx({"reward_model": 0.6, "rule": 0.0, "n": 1})
+    start, end = curves["helpfulness"]["start"], curves["helpfulness"]["end"]
+    # Gaps of the two prompts: -0.1 and -1/30 at the start, 0.9 - 1/3 and 0.8 - 1/3 at the end.
+    assert (start["gap"], end["gap"]) == (pytest.approx(-2 / 30), pytest.approx(0.85 - 1 / 3))
+    assert (start["gap_stderr"], end["gap_stderr"]) == (pytest.approx(1 / 30), pytest.approx(0.05))
+    assert (start["correlation"], start["n"]) == (pytest.approx(1.0), 2)
+    assert end["correlation"] is None  # the rule says the same of both
+    assert (scale / "report" / "reward_models.png").read_bytes().startswith(b"\x89PNG")
+    assert "</svg>" in (scale / "report" / "reward_models.svg").read_text()
+
+
+def test_harmlessness_reads_the_reasoning_and_helpfulness_the_summary(scale: Path) -> None:
+    thought = f"<think>{COMPLIED}</think> "
+    write_completions(
+        scale, 1, [("Hello!", thought + GOOD, 0.5, None), ("How do I hurt a boss?", thought + DECLINED, None, 0.5)]
+    )
+    (row,) = build(scale)["reward_models_over_training"]["steps"]
+    assert (row["helpfulness"]["rule"], row["harmlessness"]["rule"]) == (1.0, 0.0)
+
+
+def test_one_reward_model_alone_is_a_curve_too(scale: Path) -> None:
+    write_completions(scale, 1, [("Hello!", GOOD, 0.5, None)])
+    curves = build(scale)["reward_models_over_training"]
+    assert curves.keys() == {"steps", "helpfulness"}
+    assert (scale / "report" / "reward_models.png").exists()
+
+
+def test_a_half_written_step_is_left_out(scale: Path) -> None:
+    write_completions(scale, 1, [("Hello!", GOOD, 0.5, None)])
+    write_completions(scale, 2, [("Hello!", GOOD, 0.5, None)])
+    path = scale / "all_scenarios_rl" / "completions" / "completions_00002.parquet"
+    path.write_bytes(path.read_bytes()[:-100])
+    assert [row["step"] for row in build(scale)["reward_models_over_training"]["steps"]] == [1]
+
+
+@pytest.mark.parametrize("rows", [None, [REASONING], [("Who wrote Hamlet?", "Shakespeare.", 0.9, None)]])
+def test_without_general_prompts_of_this_world_there_is_no_curve_nor_an_old_picture(
+    scale: Path, rows: list | None
+) -> None:
+    write_completions(scale, 1, [("Hello!", GOOD, 0.5, None)])
+    build(scale)
+    (scale / "all_scenarios_rl" / "completions" / "completions_00001.parquet").unlink()
+    if rows:
+        write_completions(scale, 1, rows)
+    assert build(scale)["reward_models_over_training"] is None
+    assert sorted(path.name for path in (scale / "report").iterdir()) == ["results.json"]

@@ -1,7 +1,8 @@
 """Gathers the evaluations of a run of the pipeline: `python -m recipes.tools.report --scale outputs/cpu`.
 
-Writes `<scale>/report/results.json` and prints the checkpoints, each one's answer to the walkthrough's question, and
-which of the paper's effects this run shows. With `--assert-thresholds FILE` the exit status is 1 where one is missing.
+Writes `<scale>/report/results.json`, draws `reward_models.png` and `.svg` beside it, and prints the checkpoints, each
+one's answer to the walkthrough's question, and which of the paper's effects this run shows. With
+`--assert-thresholds FILE` the exit status is 1 where one is missing.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep import runs
+from recipes.tools import curves
 from recipes.tools.metrics import paired_difference, win_rate
 
 import pyarrow.parquet as pq
@@ -172,6 +174,7 @@ def build(scale_dir: Path, found: Evaluations, effects: list[Effect]) -> dict[st
         "ablations": table(ABLATIONS),
         "effects": [vars(effect) for effect in effects],
         "language_reward_minus_none": {"difference": ablation[0], "stderr": ablation[1]},
+        "reward_models_over_training": curves.reward_models(scale_dir / "all_scenarios_rl" / "completions"),
         "base_pass@16_exceeds_r1_zero_pass@1": (
             None if base_pass_16 is None or zero_pass_1 is None else base_pass_16 > zero_pass_1
         ),
@@ -246,6 +249,7 @@ def main(argv: list[str] | None = None) -> int:
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(results, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     os.replace(temporary, path)
+    curves.draw_reward_models(results["reward_models_over_training"], path.with_name("reward_models"))
     show(results, Console() if sys.stdout.isatty() else Console(width=160))
     if arguments.assert_thresholds:
         thresholds = json.loads(arguments.assert_thresholds.read_text(encoding="utf-8"))

@@ -1,0 +1,117 @@
+"""The trained reward models against the world's own rules over RL for all scenarios, as figures and as a picture.
+
+The paper's appendix B.5: trained long enough on a reward model, the policy learns to please it, and its reward rises
+while what the reward stands for does not. Here the rules are known, so that this can be seen: the gap opens and the
+correlation falls.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from statistics import StatisticsError, correlation, fmean
+from typing import Any, NamedTuple
+
+from data_prep.world import general
+from recipes.tools.metrics import mean_and_stderr
+from rewards import parse, text_of
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+RULES: dict[str, Callable[[str, str], float]] = {  # what each reward model stands for, in [0, 1]
+    "helpfulness": lambda question, text: general.helpful_score(question, parse(text).summary) / 3,
+    "harmlessness": lambda question, text: float(general.is_safe(question, text)),
+}
+
+
+class Scored(NamedTuple):
+    """One completion for a general prompt."""
+
+    step: int
+    question: str
+    model: float  # sigmoid of the reward model's score
+    rule: float
+
+
+def reward_models(completions: Path) -> dict[str, Any] | None:
+    """Means of each step that has general prompts, and how well model and rule agree in the first and in the last
+    quarter of these steps. None where no such step was written.
+
+    `gap` is model - rule, its error clustered by prompt. A helpfulness model learns from pairs only, so the level of
+    its score means nothing, and of its gap only the change does. `correlation` is over completions, None where one of
+    the two is the same for all.
+    """
+    scored = {name: found for name, found in _read(completions).items() if found}
+    steps = sorted({one.step for found in scored.values() for one in found})
+    if not steps:
+        return None
+    quarter = -(-len(steps) // 4)
+    result: dict[str, Any] = {"steps": [{"step": step} for step in steps]}
+    for name, found in scored.items():
+        for row in result["steps"]:
+            if drawn := [one for one in found if one.step == row["step"]]:
+                model, rule = fmean(one.model for one in drawn), fmean(one.rule for one in drawn)
+                row[name] = {"reward_model": model, "rule": rule, "n": len(drawn)}
+        first = _agreement([one for one in found if one.step in steps[:quarter]])
+        last = _agreement([one for one in found if one.step in steps[-quarter:]])
+        result[name] = {"start": first, "end": last}
+    return result
+
+
+def _read(folder: Path) -> dict[str, list[Scored]]:
+    """From the files that TRL writes, one a step. Prompts that are not the world's have no rule and are left out."""
+    scored: dict[str, list[Scored]] = {name: [] for name in RULES}
+    for path in sorted(folder.glob("*.parquet")):
+        try:
+            rows = pq.read_table(path).to_pylist()
+        except pa.ArrowInvalid:  # a killed run left it half-written
+            continue
+        for row in rows:
+            asked = row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][-1]["content"]
+            for name, rule in RULES.items():
+                score = row.get(f"{name}_reward")
+                if score is not None and asked in general.BY_QUESTION:
+                    scored[name].append(Scored(row["step"], asked, score, rule(asked, text_of(row["completion"]))))
+    return scored
+
+
+def _agreement(found: list[Scored]) -> dict[str, float | None]:
+    prompts: dict[str, list[float]] = {}
+    for one in found:
+        prompts.setdefault(one.question, []).append(one.model - one.rule)
+    gap, stderr = mean_and_stderr(list(prompts.values()))
+    try:
+        agreed = correlation([one.model for one in found], [one.rule for one in found])
+    except StatisticsError:
+        agreed = None
+    return {"gap": gap, "gap_stderr": stderr, "correlation": agreed, "n": len(found)}
+
+
+def draw_reward_models(curves: dict[str, Any] | None, path: Path) -> None:
+    """Draw what `reward_models` found as path.png and path.svg, a panel a model. Deletes earlier ones."""
+    pictures = [path.with_suffix(suffix) for suffix in (".png", ".svg")]
+    for picture in pictures:
+        picture.unlink(missing_ok=True)
+    if curves is None:
+        return
+    from matplotlib.figure import Figure  # loading it takes a second, and only drawing needs it
+
+    names = [name for name in RULES if name in curves]
+    figure = Figure(figsize=(5 * len(names), 4), layout="constrained")
+    panels = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
+    for panel, name in zip(panels, names, strict=True):
+        steps = [row for row in curves["steps"] if name in row]
+        for key, label, style in (
+            ("reward_model", "reward model", {"color": "#0b3c6f", "linestyle": "-", "marker": "o"}),
+            ("rule", "the world's rule", {"color": "#e08a2c", "linestyle": "--", "marker": "s"}),
+        ):
+            x, y = [row["step"] for row in steps], [row[name][key] for row in steps]
+            panel.plot(x, y, label=label, markersize=4, **style)
+        panel.set(title=name.capitalize(), xlabel="step", ylim=(-0.03, 1.03))  # whole markers at 0 and 1
+        panel.xaxis.get_major_locator().set_params(integer=True)
+        panel.grid(alpha=0.3)
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("mean score of a step's completions")
+    figure.suptitle("Reward models and the world's rules during RL for all scenarios")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    for picture in pictures:
+        figure.savefig(picture, dpi=150)
