@@ -195,6 +195,13 @@ def seccomp():
         step(give, errno | EPERM),
         step(give, allow),
     ]
+    program += [  # prctl: the death of its parent stays its own
+        step(equal, 157, 0, 4),
+        step(load, 16),
+        step(equal, PR_SET_PDEATHSIG, 0, 1),
+        step(give, errno | EPERM),
+        step(give, allow),
+    ]
     program += [
         step(equal, 234, 0, 4),
         step(load, 16),

@@ -27,7 +27,7 @@ class SandboxUnavailable(RuntimeError):
 
 
 class SandboxRefused(RuntimeError):
-    """This machine cannot shut a program in; the message names what it lacks."""
+    """This machine or server will not run a program, ever; the message names what it lacks."""
 
 
 @dataclass(frozen=True)
@@ -183,9 +183,12 @@ def _open_to_all(*paths: str | Path) -> bool:
 class PistonSandbox:
     """Runs programs on a Piston server (https://github.com/engineer-man/piston), for scale.
 
+    The server's own limits have to be raised first: it comes with PISTON_RUN_TIMEOUT and PISTON_RUN_CPU_TIME of 3,000
+    ms and a PISTON_OUTPUT_MAX_SIZE of 1,024 characters, past which a right program is killed.
+
     Args:
         url: the server, such as "http://localhost:2000".
-        seconds, memory_mb: limits of a run; they must not exceed the server's own.
+        seconds, memory_mb: limits of a run, wall-clock; the server refuses what exceeds its own.
         retries: further attempts, after 1, 2, 4 ... seconds, when the server does not answer or is busy.
     """
 
@@ -198,6 +201,8 @@ class PistonSandbox:
     def run(self, program: str, stdin: str = "") -> Run:
         import httpx
 
+        # half of a surrogate pair cannot be sent: the program's fault, and no outage
+        program, stdin = (text.encode("utf-8", "replace").decode() for text in (program, stdin))
         request = {
             "language": "python",
             "version": self.version,
@@ -212,14 +217,16 @@ class PistonSandbox:
                 time.sleep(2 ** (attempt - 1))
             try:
                 reply = httpx.post(f"{self.url.rstrip('/')}/api/v2/execute", json=request, timeout=self.seconds + 30)
-                if reply.status_code == 200:
-                    ran = reply.json()["run"]
-                    stopped = "time" if ran.get("signal") == "SIGKILL" or ran.get("status") == "TO" else None
+                if reply.status_code == 200 and (ran := reply.json()["run"]).get("status") != "XX":
+                    killed = ran.get("signal") == "SIGKILL" or ran.get("status") in ("TO", "OL", "EL")
+                    stopped = ("output" if ran.get("status") in ("OL", "EL") else "time") if killed else None
                     code = ran["code"] if ran.get("code") is not None else -1
                     return Run(ran["stdout"], ran["stderr"], code, stopped, ("piston",))
                 reason = f"{reply.status_code} {reply.text[:200]}"
-                if reply.status_code not in (408, 429) and reply.status_code < 500:
-                    break
+                if reply.status_code == 413 and len(program) > len(stdin):
+                    return Run("", "the program is too large for the server", -1, "output", ("piston",))
+                if reply.status_code not in (408, 429) and 400 <= reply.status_code < 500:
+                    raise SandboxRefused(f"the Piston server at {self.url} refuses to run programs so: {reason}")
             except (httpx.HTTPError, ValueError, KeyError) as error:
                 reason = f"{type(error).__name__}: {error}"
         raise SandboxUnavailable(f"the Piston server at {self.url} did not run the program: {reason}")

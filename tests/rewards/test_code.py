@@ -82,6 +82,12 @@ TESTS = [
     (["assert f() == 'x'"], "class E(str):\n    def __eq__(self, other): return True\ndef f(): return E('y')", 0.0),
     (["assert f() == 3"], "import os\nos._exit(0)", 0.0),
     (["assert f() == 3"], "def f(): raise SystemExit(0)", 0.0),
+    (["assert f() == 3"], "import json\njson.dumps = lambda *a, **k: 'true'\ndef f(): return 4", 0.0),
+    (["assert f() == 3"], "import builtins\nbuiltins.hex = lambda x: '0x4'\ndef f(): return 3", 0.0),
+    (["assert f() == 3"], "import os\n[os.write(n, b'[\"int\", \"0x4\"]\\n') for n in (1, 3)]\ndef f(): return 3", 0.0),
+    (["assert f() == 3"], "def f():\n    import sys\n    sys.settrace(print)\n    return float('nan')", 0.0),
+    (["assert f() == 0.5"], "def f(): return float('inf')", 0.0),
+    (["assert f(10) == 3"], "import __main__\nf = lambda x: __main__.CALLS", 0.0),
 ]  # fmt: skip
 
 
@@ -150,18 +156,48 @@ def test_what_is_expected_never_enters_the_sandbox():
     assert len(seen) == 2 and all("31337" in text and "secret-7" not in text for text in seen)
 
 
+LIMITS = {"run_timeout": 6000, "run_memory_limit": -1}
+
+
+def piston_reply(request: dict, output_max_size: int = 1024) -> tuple[int, dict]:
+    """What Piston's API answers (api/src/api/v2.js and job.js): its checks, and the program really run."""
+    for name in ("language", "version"):
+        if not isinstance(request.get(name), str):
+            return 400, {"message": f"{name} is required as a string"}
+    if not all(isinstance(file.get("content"), str) for file in request["files"]):
+        return 400, {"message": "files[0].content is required as a string"}
+    if (request["language"], request["version"]) != ("python", "3.x"):
+        return 400, {"message": f"{request['language']}-{request['version']} runtime is unknown"}
+    for name, limit in LIMITS.items():
+        if not isinstance(request.get(name, 0), int):
+            return 400, {"message": f"If specified, {name} must be a number"}
+        if 0 < limit < request.get(name, 0):
+            return 400, {"message": f"{name} cannot exceed the configured limit of {limit}"}
+    ran = LocalSandbox(request["run_timeout"] / 1000).run(request["files"][0]["content"], request["stdin"] + "\n")
+    status = {"time": "TO", "output": "OL", None: "RE" if ran.exit_code else None}[ran.stopped]
+    if len(ran.stdout) > output_max_size:
+        status = "OL"
+    run = {"stdout": ran.stdout[:output_max_size], "stderr": ran.stderr[:output_max_size], "code": ran.exit_code}
+    run |= {"signal": "SIGKILL" if status in ("TO", "OL") else None, "output": ran.stdout, "memory": 1, "message": None}
+    if status in ("TO", "OL"):
+        run["code"] = None
+    return 200, {"language": "python", "version": "3.12.0", "run": run | {"status": status}}
+
+
 @pytest.fixture
 def piston():
     replies: list = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
-            request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            status, body = replies.pop(0) if replies else (200, None)
-            if body is None:
-                ran = "14\n" if "print(14)" in request["files"][0]["content"] else ""
-                body = {"run": {"stdout": ran, "stderr": "", "code": 0, "signal": None}}
-            data = json.dumps(body).encode()
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            if self.path != "/api/v2/execute" or not self.headers["Content-Type"].startswith("application/json"):
+                status, reply = 415, {"message": "requests must be of type application/json"}
+            elif replies:
+                status, reply = replies.pop(0)
+            else:
+                status, reply = piston_reply(json.loads(body)) if len(body) <= 100_000 else (413, {})
+            data = json.dumps(reply).encode()
             self.send_response(status)
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
@@ -178,16 +214,42 @@ def piston():
     server.server_close()
 
 
-def test_piston_is_a_provider_like_the_embedded_one(piston):
+@pytest.mark.parametrize("tests, program, share", [case for case in TESTS if case[2] is not None])
+def test_piston_is_a_provider_like_the_embedded_one(piston, tests, program, share):
+    assert share_passed(PistonSandbox(piston[0]), program, parse_tests(tests), False) == share
+
+
+def test_an_outage_of_piston_is_retried_and_a_wrong_setting_is_an_error(piston):
     url, replies = piston
     reward = CodeReward(piston_url=url)
     assert reward(completions=["print(14)", "print(15)"], answer=["14"] * 2) == [1.0, 0.0]
-    replies += [(500, {}), (200, None)]
+    box_failed = {"run": {"stdout": "", "stderr": "", "code": None, "signal": None, "status": "XX"}}
+    replies += [(500, {}), (200, box_failed)]
     assert reward(completions=["print(14) # again"], answer=["14"]) == [1.0]
-    replies += [(400, {"message": "python-3.x runtime is unknown"})]
-    with pytest.raises(SandboxUnavailable, match="runtime is unknown"):
-        PistonSandbox(url).run("print(14)")
-    replies += [(200, {"run": {"stdout": "14\n", "stderr": "", "code": None, "signal": "SIGKILL"}})]
-    assert reward(completions=["print(14) # late"], answer=["14"]) == [0.0]
+    with pytest.raises(SandboxRefused, match="python-2.x runtime is unknown"):
+        PistonSandbox(url, version="2.x").run("print(14)")
+    with pytest.raises(SandboxRefused, match="configured limit of 6000"):
+        CodeReward(piston_url=url, seconds=10)(completions=["print(14)"], answer=["14"])
     with pytest.raises(SandboxUnavailable, match="127.0.0.1:9"):
         PistonSandbox("http://127.0.0.1:9", retries=0).run("print(14)")
+
+
+def test_no_program_makes_an_outage(piston):
+    """Else a bad completion takes the reward from its whole group."""
+    programs = ["#" * 200_000 + "\nprint(14)", "print(14) # \ud800", "print(14) # \x00", "print('x' * 5000)", "1/0"]
+    assert CodeReward(piston_url=piston[0])(completions=programs, answer=["14"] * 5) == [0.0, 1.0, 0.0, 0.0, 0.0]
+    assert CodeReward(provider=SANDBOX)(completions=programs, answer=["14"] * 5) == [1.0, 1.0, 0.0, 0.0, 0.0]
+    assert PistonSandbox(piston[0], seconds=1).run("while True: pass").stopped == "time"
+
+
+def test_a_program_that_is_always_late_holds_nothing_up():
+    runs = []
+
+    class Late:
+        def run(self, program: str, stdin: str = "") -> Run:
+            runs.append(stdin)
+            return Run("", "", -9, "time")
+
+    tests = parse_tests([{"input": str(n), "output": "1"} for n in range(100)])
+    assert share_passed(Late(), "while True: pass", tests, False) == 0.0
+    assert len(runs) == 3
