@@ -97,7 +97,7 @@ def draw_reward_models(curves: dict[str, Any] | None, path: Path) -> None:
 
     names = [name for name in RULES if name in curves]
     figure = Figure(figsize=(5 * len(names), 4), layout="constrained")
-    panels = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
+    panels = figure.subplots(1, len(names), sharex=True, sharey=True, squeeze=False)[0]
     for panel, name in zip(panels, names, strict=True):
         steps = [row for row in curves["steps"] if name in row]
         for key, label, style in (
@@ -107,7 +107,7 @@ def draw_reward_models(curves: dict[str, Any] | None, path: Path) -> None:
             x, y = [row["step"] for row in steps], [row[name][key] for row in steps]
             panel.plot(x, y, label=label, markersize=4, **style)
         panel.set(title=name.capitalize(), xlabel="step", ylim=(-0.03, 1.03))  # whole markers at 0 and 1
-        panel.xaxis.get_major_locator().set_params(integer=True)
+        panel.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("mean score of a step's completions")
