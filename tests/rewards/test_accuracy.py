@@ -236,6 +236,8 @@ LONG = [
     "\\boxed{" * 5000 + "1" + "}" * 5000, "\\boxed{1} " * 5000, "\\[" * 100_000, "answer to " * 20_000, "$" * 100_000,
     "**" * 100_000, "<think>" * 50_000, "</think>" * 50_000, "<answer>" * 50_000, "1 " * 100_000, "1,000" * 40_000,
     "A, " * 50_000, "<!--" * 50_000, "#### " * 50_000,
+    "\\iffalse" * 40_000, "<b hidden " * 30_000, "~~a" * 100_000, "\\phantom{" * 30_000, "%\n" * 150_000,
+    "<\u200b" * 150_000, "not " * 80_000, "\\phantom{" + "{a}" * 100_000,
     "\\boxed{" + "1" * 9_000 + " a" * 5_000 + "}", "The answer is " + "1 " * 5_000 + "a " * 4_000,
 ]  # fmt: skip
 
@@ -281,7 +283,7 @@ def test_it_works_in_other_processes(method):
 
 
 @pytest.mark.slow
-def test_it_works_in_two_processes_of_one_launch(tmp_path):
+def test_it_works_under_accelerate_launch_with_two_processes(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
         "from accelerate import PartialState\n"
@@ -291,8 +293,12 @@ def test_it_works_in_two_processes_of_one_launch(tmp_path):
         "grades = accuracy_reward(completions=completions, answer=golds)\n"
         "print(f'process {state.process_index} of {state.num_processes}: {grades}', flush=True)\n"
     )
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", str(script)]
-    printed = subprocess.run(launch, capture_output=True, text=True, timeout=120, check=True).stdout
+    # `--multi_gpu` is accelerate's word for processes of one machine; `PartialState(cpu=True)` needs no GPU
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    run = subprocess.run([*launch, str(script)], capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr[-2000:]
+    printed = run.stdout
     for process in range(2):
         assert f"process {process} of 2: [1.0, 1.0, 0.0]" in printed
 
