@@ -1,22 +1,25 @@
 """How fast the rewards are, beside TRL's accuracy reward and math-verify called plainly, in one process.
 
-    python -m benchmarks.rewards [--completions 2000] [--skip-trl]
+    python -m benchmarks.rewards [--completions 2000] [--skip-trl] [--memory 1000000]
 
 2,000 completions, 16 a prompt, a third of them 4,000 tokens long, right and wrong, from whole numbers to matrices.
 Prints completions per second, ratios, every verdict that differs from math-verify's with the reason, and the speed of
-the language and format rewards.
+the language and format rewards. With `--memory N` instead, the memory of this process and of its workers while N
+completions with distinct answers are graded, one in fifty of them by a worker.
 """
 
 import argparse
+import os
 import random
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 sys.path.pop(0)  # the folder of this file, which is called as the package is
 
-from rewards import accuracy_reward, format_reward, language_consistency
+from rewards import accuracy_reward, format_reward, language_consistency, language_consistency_reward
 from rewards.accuracy import grade
 from rewards.equality import Judge, compare
 from rewards.expression import normalise
@@ -31,6 +34,13 @@ SENTENCES = (
     r"Then \(a_{n+1} = a_n + 2n\), so the sequence grows like a square.",
     "Alternatively, there are 12 ways for the first choice and 11 for the second, which makes 132 in all.",
 )
+LANGUAGES = {
+    "en": " ".join(SENTENCES).replace("$", ""),
+    "es": "Primero multiplicamos tres por cuatro y luego sumamos dos. Por lo tanto la respuesta es catorce, pero mejor"
+    " comprobamos otra vez el segundo término antes de seguir con la cuenta.",
+    "ru": "Сначала мы умножаем три на четыре, а затем прибавляем два к результату. Поэтому ответ четырнадцать, но лучше"
+    " ещё раз проверить второе слагаемое, прежде чем продолжать вычисление.",
+}
 KINDS = {
     "int": 40, "frac": 13, "sqrt": 10, "equation": 8, "set": 8, "decimal": 6, "interval": 6, "poly": 4, "text": 3,
     "matrix": 2, "inequality": 2,
@@ -128,11 +138,40 @@ def timed(name: str, run: Callable[[], list], count: int) -> tuple[list, float]:
     return result, speed
 
 
+def memory(count: int) -> None:
+    """Resident megabytes of this process and its largest worker, ten times over `count` distinct answers."""
+    rng = random.Random(0)
+    for start in range(0, count, 10_000):
+        numbers = range(start, start + 10_000)
+        answers = [
+            rf"$\gcd({n}, a) + {n}$" if n % 50 == 0 else rf"$\frac{{{n}}}{{7}} + \sqrt{{{n % 97 + 2}}}$"
+            for n in numbers
+        ]
+        golds = [r"\gcd(a, b)" if n % 50 == 0 else r"\frac{1}{7} + \sqrt{3}" for n in numbers]
+        texts = [
+            f"<think> {rng.choice(SENTENCES)} {n} </think> {answer}" for n, answer in zip(numbers, answers, strict=True)
+        ]
+        accuracy_reward(completions=texts, answer=golds)
+        language_consistency_reward(completions=texts, language=["en"] * len(texts))
+        done = start + 10_000
+        if done == 10_000 or done % (count // 10) == 0:
+            children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+            workers = max(map(resident, children), default=0)
+            print(f"{done:>10,} completions: {resident('self')} MB here, {workers} MB in a worker", flush=True)
+
+
+def resident(pid: str) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") >> 20
+
+
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     arguments.add_argument("--completions", type=int, default=2000)
     arguments.add_argument("--skip-trl", action="store_true")
+    arguments.add_argument("--memory", type=int, default=0, metavar="N", help="watch the memory over N completions")
     options = arguments.parse_args()
+    if options.memory:
+        return memory(options.memory)
     completions, golds, labels = make(options.completions)
     count = len(completions)
     grade(["1"], [r"\gcd(a, b)"], ["math"], Judge())  # workers are started once in a run, not once a batch
@@ -159,12 +198,15 @@ def main() -> None:
         for text, gold in zip(completions, golds, strict=True)
     )
     print("fast path:", dict(decided))
-    words = " ".join(SENTENCES).replace("$", "").split()
-    language_consistency("Sumamos los dos números para terminar.", "en")  # loads the model of py3langid
-    texts = [" ".join(random.Random(seed).choices(words, k=1000)) + f". {seed}" for seed in range(200)]
-    mixed = [f"先算 {seed} 。 Después sumamos los dos números. " * 80 + text[:2000] for seed, text in enumerate(texts)]
-    timed("language, 1,000 words", lambda: [language_consistency(text, "en") for text in texts], len(texts))
-    timed("language, three languages", lambda: [language_consistency(text, "es") for text in mixed], len(mixed))
+    for language, sentence in LANGUAGES.items():
+        language_consistency(sentence, language)  # loads the model of py3langid
+        words = sentence.split()
+        texts = [" ".join(random.Random(seed).choices(words, k=1000)) for seed in range(200)]
+        timed(
+            f"language, 1,000 words, {language}",
+            lambda texts=texts, language=language: [language_consistency(text, language) for text in texts],
+            len(texts),
+        )
     long = "<think>" + "ab " * 133_000 + "</think><answer>1</answer>"
     start = time.perf_counter()
     format_reward(completions=[long])

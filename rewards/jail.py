@@ -18,21 +18,10 @@ import struct
 import sys
 
 LIBC = ctypes.CDLL(None, use_errno=True)
-PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_SECUREBITS, PR_SET_NO_NEW_PRIVS = (
-    1,
-    4,
-    22,
-    24,
-    28,
-    38,
-)
-CLONE_NEWNS, CLONE_NEWIPC, CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = (
-    0x00020000,
-    0x08000000,
-    0x10000000,
-    0x20000000,
-    0x40000000,
-)
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_CAPBSET_DROP = 1, 4, 22, 24
+PR_SET_SECUREBITS, PR_SET_NO_NEW_PRIVS = 28, 38
+CLONE_NEWNS, CLONE_NEWIPC, CLONE_NEWUSER = 0x00020000, 0x08000000, 0x10000000
+CLONE_NEWPID, CLONE_NEWNET = 0x20000000, 0x40000000
 CLONE_THREAD = 0x00010000
 MS_NOSUID_NODEV, MS_PRIVATE_REC = 2 | 4, 1 << 18 | 1 << 14
 EPERM, ENOSYS = 1, 38
@@ -42,25 +31,7 @@ DENIED = {
     "sockets": (41, 42, 43, 49, 50, 53, 288),
     "processes": (57, 58, 101, 310, 311, 312, 434, 438, 424, 62, 200, 129, 297, 109, 112),  # fork .. setpgid, setsid
     "modes, owners, times, attributes": (
-        90,
-        91,
-        268,
-        452,
-        92,
-        93,
-        94,
-        260,
-        132,
-        235,
-        261,
-        280,
-        188,
-        189,
-        190,
-        197,
-        198,
-        199,
-    ),
+        90, 91, 268, 452, 92, 93, 94, 260, 132, 235, 261, 280, 188, 189, 190, 197, 198, 199),
     "links, nodes, truncate": (86, 88, 265, 266, 133, 259, 76),
     "mounts, namespaces": (165, 166, 155, 161, 272, 308, 428, 429, 430, 431, 432, 433, 442),
     "kernel": (246, 320, 321, 323, 298, 425, 426, 427, 248, 249, 250, 175, 313, 176, 169, 167, 168, 163, 172, 173, 139),
@@ -68,26 +39,9 @@ DENIED = {
     "clock, host": (164, 227, 305, 159, 170, 171),
     "memory shared with others": (319, 447, 29, 30, 31, 68, 69, 70, 71, 64, 65, 66, 240),
     "limits, scheduling, identity": (
-        160,
-        302,
-        135,
-        141,
-        142,
-        144,
-        203,
-        251,
-        314,
-        105,
-        106,
-        113,
-        114,
-        116,
-        117,
-        119,
-        126,
-    ),
+        160, 302, 135, 141, 142, 144, 203, 251, 314, 105, 106, 113, 114, 116, 117, 119, 126),
     "watching files": (253, 294, 300, 301),
-}
+}  # fmt: skip
 
 
 class MissingFeature(Exception):
@@ -188,27 +142,13 @@ def seccomp():
     program = [step(load, 4), step(equal, 0xC000003E, 1), step(give, kill)]  # x86_64 only
     program += [step(load, 0), step(at_least, 0x40000000, 0, 1), step(give, kill)]  # not its x32 numbers
     program += [step(equal, 435, 0, 1), step(give, errno | ENOSYS)]  # clone3: libc falls back to clone
-    program += [
-        step(equal, 56, 0, 4),
-        step(load, 16),
-        step(any_bit, CLONE_THREAD, 1),
-        step(give, errno | EPERM),
-        step(give, allow),
-    ]
-    program += [  # prctl: the death of its parent stays its own
-        step(equal, 157, 0, 4),
-        step(load, 16),
-        step(equal, PR_SET_PDEATHSIG, 0, 1),
-        step(give, errno | EPERM),
-        step(give, allow),
-    ]
-    program += [
-        step(equal, 234, 0, 4),
-        step(load, 16),
-        step(equal, os.getpid(), 1),
-        step(give, errno | EPERM),
-        step(give, allow),
-    ]
+    for number, test, wanted, passes in (  # by their first argument
+        (56, any_bit, CLONE_THREAD, 1),  # clone: threads only
+        (157, equal, PR_SET_PDEATHSIG, 0),  # prctl: the death of its parent stays its own
+        (234, equal, os.getpid(), 1),  # tgkill: itself only
+    ):
+        program += [step(equal, number, 0, 4), step(load, 16), step(test, wanted, passes, 1 - passes)]
+        program += [step(give, errno | EPERM), step(give, allow)]
     for number in sorted({number for numbers in DENIED.values() for number in numbers}):
         program += [step(equal, number, 0, 1), step(give, errno | EPERM)]
     program.append(step(give, allow))
