@@ -68,7 +68,7 @@ _ENGLISH = (
 )
 ENGLISH = frozenset(_ENGLISH.split())
 # A sentence is read in windows, so that one which changes its language is seen to. Another language has to beat the
-# target by this much log-probability; measured on windows of 3 to 15 words of six languages, pure text loses nothing.
+# target by this much log-probability: so much that pure text of 3 to 15 words in six languages loses nothing (a test).
 WINDOW, SHORT = 8, 3
 MARGIN, SHORT_MARGIN = 4.0, 8.0
 MAX_BYTES = 400  # of a window; a longer one is no language

@@ -116,6 +116,12 @@ n^2+n | n(n+1)
 Alice | \text{Alice}
 Alice | alice.
 the dog | dog
+\sqrt[3]{2} | 2^{1/3}
+-\sqrt[3]{2} | \sqrt[3]{-2}
+-\frac32 | -1 1/2
+\begin{pmatrix}1\\2\end{pmatrix} | \begin{pmatrix}1\\2\\\end{pmatrix}
+2\pi | 2pi
+\sqrt2 | sqrt(2)
 5000000 | 5 million
 12000 | 1.2万
 \frac{4}{33} | 0.\dot{1}\dot{2}
@@ -208,6 +214,11 @@ Alice | Bob
 Alice | Alice and Bob
 3:30 PM | 3:30 AM
 12:00 | 1:00
+1:2 | 1:2:3
+14 | 14 + 0
+14 | -(-14)
+14 | 0 \cdot 3 + 14
+\frac{1}{6} | \frac{1/2}{3}
 5 | 5 million
 5 | 5 thousand
 """

@@ -79,6 +79,13 @@ def test_what_counts_as_a_word(text, language, score):
     assert language_consistency(text, language) == pytest.approx(score)
 
 
+@pytest.mark.parametrize("language", ["en", "es", "fr", "de", "pt", "it"])
+def test_no_piece_of_a_pure_text_is_taken_for_another_language(language):
+    words = SENTENCES[language].replace(".", "").split()
+    pieces = [words[start : start + n] for n in range(3, 16) for start in range(len(words) - n + 1)]
+    assert [piece for piece in pieces if language_consistency(" ".join(piece), language) < 1.0] == []
+
+
 def test_a_sentence_that_changes_its_language_is_seen_to():
     text = "Primero multiplicamos tres por cuatro y luego sumamos and then we add two to the result of the product"
     for language in ("es", "en"):

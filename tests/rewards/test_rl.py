@@ -1,5 +1,9 @@
 """The rewards in one RL run: a policy of 30,000 parameters that answers at random learns to answer rightly."""
 
+import json
+import subprocess
+import sys
+
 import pytest
 
 QUESTIONS = {"What is A?": "3", "What is B?": "7"}
@@ -87,3 +91,25 @@ def test_the_reward_of_a_run_rises(policy, tmp_path):
         before, after = (sum(log[f"rewards/{name}_reward/mean"] for log in part) / 5 for part in (first, last))
         assert after > before + rise, (name, before, after)
     assert logs[0]["accuracy/gold_unusable"] == 0.0 and "language/no_words" in logs[0]
+
+
+@pytest.mark.slow
+def test_trl_s_command_line_takes_them_by_dotted_path(policy, tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    rows = [{"prompt": question, "answer": answer, "language": "en"} for question, answer in QUESTIONS.items()] * 2
+    (data / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    options = {
+        "model_name_or_path": policy, "dataset_name": str(data), "output_dir": str(tmp_path / "out"), "max_steps": 1,
+        "per_device_train_batch_size": 4, "num_generations": 4, "max_completion_length": 8, "use_cpu": True,
+        "bf16": False, "gradient_checkpointing": False, "report_to": "none", "logging_steps": 1, "save_strategy": "no",
+        "dtype": "float32",
+    }  # fmt: skip
+    command = [sys.executable, "-m", "trl.scripts.grpo"]
+    command += [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    command += ["--reward_funcs", "rewards.accuracy_reward", "rewards.format_reward"]
+    command += ["rewards.language_consistency_reward", "rewards.length_reward"]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert run.returncode == 0, run.stderr[-3000:]
+    for name in ("accuracy", "format", "language_consistency", "length"):
+        assert f"rewards/{name}_reward/mean" in run.stdout + run.stderr
