@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from rewards.completion import parse, prompt_text, text_of
+from rewards.completion import parse, text_of
 from rewards.sandbox import LocalSandbox, PistonSandbox, Provider, SandboxUnavailable
 
 logger = logging.getLogger(__name__)
@@ -271,7 +271,7 @@ class CodeReward:
             scores = dict(
                 zip(rows, executor.map(lambda row: self._score(completions[row], cases[row]), rows), strict=True)
             )
-        keys = {row: prompt_text(prompts[row]) if prompts else str(cases[row]) for row in rows}
+        keys = {row: str(prompts[row]) if prompts else str(cases[row]) for row in rows}
         out = {keys[row] for row in rows if scores[row] is None and cases[row]}
         if log_metric is not None and rows:
             log_metric("code/outage", sum(keys[row] in out for row in rows) / len(rows))

@@ -129,7 +129,7 @@ def prepare(text: str, letter_units: bool = False) -> Answer:
     other = None
     if re.fullmatch(r"-?\d+,\d+", normal) and not re.fullmatch(r"-?[1-9]\d{0,2},\d{3}", normal):
         other = _tree(normal.replace(",", "."))
-    elif words is None and re.search(r"\d,\d{3}(?!\d)", normal):
+    elif words is None and re.search(r"\d,\d{3}(?!\d)", normal) and ",0" not in normal:
         other = _tree(normal, False)
     return Answer(normal, words, tree or other, other, unit, bound)
 
@@ -258,6 +258,9 @@ def compare(gold: str, answer: str, policy: Policy = Policy()) -> Verdict:
     scale = _same_unit(wanted, given)
     if scale is None:
         return DIFFERENT
+    percents = [side.tree is not None and side.tree.kind == "percent" for side in (wanted, given)]
+    if percents[0] and given.unit or percents[1] and wanted.unit:
+        return DIFFERENT
     if HEAVY.search(given.text) and not HEAVY.search(wanted.text):
         return DIFFERENT
     if _false_equation(given.text):
@@ -370,9 +373,15 @@ def _same(gold: Node, answer: Node, scale: Fraction, policy: Policy) -> Verdict:
             return _some_order(gold.parts, answer.parts, scale, policy)
         return _same_ratios(gold, answer)
     shapes = {gold_shape, answer_shape}
+    names = {part.parts[0] for part in gold.parts if part.kind == "relation" and part.name == "="}
+    if gold_shape == "list" and len(names) == len(gold.parts) and not any(p.kind == "relation" for p in answer.parts):
+        # x = 1, y = 2: bare values have to come in this order
+        return DIFFERENT if answer_shape == "set" else _all_same(gold.parts, answer.parts, scale, policy)
     if shapes == {"set", "group"} and (gold.name or answer.name) in ("()", ""):
         return DIFFERENT
     if "group" in shapes:
+        if "list" in shapes and (gold.name or answer.name) in ("[)", "(]"):
+            return DIFFERENT
         if "list" in shapes and "set" not in shapes:
             ordered = _all_same(gold.parts, answer.parts, scale, policy)
             return _some_order(gold.parts, answer.parts, scale, policy) if gold_shape == "list" else ordered

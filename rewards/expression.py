@@ -55,7 +55,7 @@ REPLACEMENTS = [
         (r"\\(?:thinspace|quad|qquad|enspace|hfill)(?![A-Za-z])|(?<!\\)\\[,!;: ]|~", " "),
         (r"\{,\}", ","),
         (r"\^\{?\\(?:circ|degree)\}?|\\degree", r"^\\circ "),
-        (r"\\%", "%"),
+        (r"\\%|(?<=[\d}])\s*(?:\\text\{\s*)?(?:percent(?:age)?|pct)\b(?:\s*\})?", "%"),
         (r"\\(?:varphi)(?![A-Za-z])", r"\\phi "),
         (r"\\(?:varnothing)(?![A-Za-z])", r"\\emptyset "),
         (r"\*\*(?=\S)", "^"),

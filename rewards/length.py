@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rewards.accuracy import accuracy_reward
-from rewards.completion import prompt_text
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class LengthReward:
         right = self.correctness(completions=completions, prompts=prompts, **_silent(columns))
         groups: dict[str, list[int]] = defaultdict(list)
         for row, prompt in enumerate(prompts):
-            groups[prompt_text(prompt)].append(row)
+            groups[str(prompt)].append(row)
         rewards: list[float | None] = [None] * len(completions)
         for rows in groups.values():
             lengths = {row: len(completion_ids[row]) for row in rows}
