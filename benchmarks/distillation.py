@@ -10,7 +10,7 @@ checkpoint on the way is what a run that ended there would leave. All are asked 
 
 A seed means the order of the data, a fresh adapter and RL's samples; base and distillation set are the same for all.
 Every run is the stage's own command (`--dry-run` prints them, each log begins with it) and is not run again once done.
-Runs, about 120 MB a rate and seed, lie in outputs/<scale>_bench; figures and picture in outputs/<scale>/bench.
+Runs, about 200 MB a rate and seed, lie in outputs/<scale>_bench; figures and picture in outputs/<scale>/bench.
 """
 
 import argparse
@@ -81,8 +81,7 @@ def trainings(stages: dict[str, Step], folder: Path, factors: list[float], seeds
     if rl.settings.get("lr_scheduler_type", "constant") != "constant":
         raise runs.ConfigError(f"{rl.config}: lr_scheduler_type: RL measured on its way wants a constant rate")
     steps = int(rl.settings["max_steps"])
-    # The budget is what ends RL. Its checkpoints are close enough to find one near each budget.
-    far = {"max_steps": 10 * steps, "save_steps": max(1, steps // 10), "save_total_limit": 100}
+    far = {"max_steps": round(max(AT["rl"]) * steps), "save_steps": max(1, steps // 10), "save_total_limit": 100}
     found = []
     for method, more, runs_of in (("rl", far, [AT["rl"]]), ("distillation", {}, [(at,) for at in AT["distillation"]])):
         for seed, factor, at in itertools.product(range(seeds), factors, runs_of):
@@ -94,12 +93,18 @@ def trainings(stages: dict[str, Step], folder: Path, factors: list[float], seeds
 
 
 def points(training: Training, budget: int) -> list[Point]:
-    """What is measured of a finished run: of all that it saved, what is nearest to each number of budgets."""
+    """What is measured of a finished run: of all that it saved, what is nearest to each number of budgets.
+    Raises runs.ConfigError where `max_steps` has ended RL before its budget was spent."""
     run = training.step.output_dir
     saved = [(runs.read(run)["completion_tokens_trained"], run)]
     if training.method == "rl":  # distillation saves adapters
         for marker in run.glob("checkpoint-*/complete.json"):
             saved.append((json.loads(marker.read_text(encoding="utf-8"))["completion_tokens_trained"], marker.parent))
+        if saved[0][0] < max(training.measured_at) * budget:
+            raise runs.ConfigError(
+                f"{training.step.config}: max_steps: {run} ended after {saved[0][0]:,} of "
+                f"{max(training.measured_at) * budget:,} tokens; write more steps, or give a smaller --token-budget"
+            )
     nearest = {at: min(saved, key=lambda one: abs(one[0] - at * budget)) for at in training.measured_at}
     return [Point(training.method, training.rate, training.seed, at, *one) for at, one in nearest.items()]
 

@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 from benchmarks import distillation
-from benchmarks.distillation import Point, catches_up
+from benchmarks.distillation import Point, Training, catches_up, points
 from data_prep import rows, runs
+from recipes.tools.steps import Step
 
 import pytest
 from conftest import general, sums
@@ -54,6 +55,19 @@ def test_a_summary_of_two_seeds_by_hand() -> None:
     assert list(found["rl"]) == ["2e-05", "0.0001"]
     assert found["best"] == {"distillation": "0.01", "rl": "2e-05"}
     assert found["rl_catches_up_at_tokens"] == {"2e-05": pytest.approx(250), "0.0001": None}
+
+
+def test_rl_is_measured_at_the_checkpoints_nearest_to_each_budget(tmp_path: Path) -> None:
+    step = Step("rl", "r1_zero.py", Path("student_rl.yaml"), (), Path("r1_zero.py"), {"output_dir": str(tmp_path)})
+    training = Training("rl", "0.0001", 0, (0.5, 1, 2), step)
+    for number, tokens in ((10, 400), (20, 700), (30, 1600)):
+        (tmp_path / f"checkpoint-{number}").mkdir()
+        (tmp_path / f"checkpoint-{number}/complete.json").write_text(json.dumps({"completion_tokens_trained": tokens}))
+    runs.finish(tmp_path, "rl", completion_tokens_trained=2040)
+    found = [(point.budgets, point.tokens, point.path.name) for point in points(training, 1000)]
+    assert found == [(0.5, 400, "checkpoint-10"), (1, 700, "checkpoint-20"), (2, 2040, tmp_path.name)]
+    with pytest.raises(runs.ConfigError, match=r"max_steps: .* ended after 2,040 of 2,200 tokens"):
+        points(training, 1100)
 
 
 @pytest.fixture
