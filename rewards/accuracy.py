@@ -12,7 +12,7 @@ import unicodedata
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from rewards.completion import INVISIBLE, parse, prompt_text, text_of
+from rewards.completion import parse, prompt_text, text_of, without_invisible
 from rewards.equality import Judge, Policy, matching, prepare, strip_markup
 
 BOX = re.compile(r"\\(?:boxed|fbox|framebox)(?![A-Za-z])\s*")
@@ -135,7 +135,7 @@ def unstated(answer: str, is_text: bool) -> str | None:
 
 def chosen(answer: str) -> set[str]:
     """The letters that a multiple-choice answer gives; none where it says which letter is wrong."""
-    answer = unicodedata.normalize("NFKC", re.sub(f"[{INVISIBLE}]", "", answer))
+    answer = unicodedata.normalize("NFKC", without_invisible(answer))
     stated = statements(answer) or [answer]
     letters: set[str] = set()
     for text in stated:
@@ -144,7 +144,7 @@ def chosen(answer: str) -> set[str]:
         if re.fullmatch(rf"\(?[{LETTERS.lower()}]\)?", text):
             text = text.upper()
         matches = list(CHOICE.finditer(text))
-        if any(NO_CHOICE.search(text[: match.start()]) for match in matches[:1]):
+        if matches and NO_CHOICE.search(text[: matches[0].start()]):
             return set()
         found = [match["letter"] for match in matches]
         if re.fullmatch(rf"[{LETTERS}]+", text):

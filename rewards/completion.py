@@ -28,6 +28,12 @@ def tag_pattern(*tags: str) -> re.Pattern:
 
 
 ANSWER_TAGS = tag_pattern(*ANSWER)
+_UNSEEN = re.compile(f"[{INVISIBLE}]")
+
+
+def without_invisible(text: str) -> str:
+    """A text without the characters that a reader does not see."""
+    return _UNSEEN.sub("", text)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 
-from rewards.completion import INVISIBLE
+from rewards.completion import without_invisible
 
 MAX_CHARACTERS, MAX_TOKENS, MAX_DEPTH, MAX_BITS = 600, 300, 30, 4096
 
@@ -74,7 +74,7 @@ REPLACEMENTS = [
 @lru_cache(maxsize=8_192)
 def normalise(text: str) -> str:
     """One spelling for the many of a formula; dollar signs and other math delimiters go."""
-    text = re.sub(f"[{INVISIBLE}]", "", text)
+    text = without_invisible(text)
     text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿ]+", lambda run: "^{" + run.group().translate(SUPERSCRIPTS) + "}", text)
     text = re.sub("[¼-¾⅐-⅞]", lambda one: _vulgar(one.group()), text)
     if not text.isascii():

@@ -15,7 +15,7 @@ import unicodedata
 from dataclasses import dataclass, field
 from typing import Any
 
-from rewards.completion import INVISIBLE, parse, prompt_text, text_of
+from rewards.completion import parse, prompt_text, text_of, without_invisible
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ EDGE = re.compile(r"^[\W_]+")
 
 def refusal(answer: str) -> str | None:
     """Why an answer is not shown to a judge, None where it is: "empty", "opener" or "injection"."""
-    answer = re.sub(f"[{INVISIBLE}]", "", unicodedata.normalize("NFKC", answer))
+    answer = without_invisible(unicodedata.normalize("NFKC", answer))
     if not re.search(r"[^\W\u115f\u1160]", answer):
         return "empty"
     if INJECTION.search(answer) or TWO_ALPHABETS.search(answer):

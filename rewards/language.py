@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any
 
-from rewards.completion import INVISIBLE, parse, prompt_text, text_of
+from rewards.completion import parse, prompt_text, text_of, without_invisible
 
 # Each script with the languages written in it. Where there are several, py3langid decides, sentence by sentence.
 SCRIPTS = {
@@ -52,7 +52,6 @@ TOKEN = re.compile(
 )
 LATIN = re.compile(rf"[{SCRIPTS['latin'][0]}]+(?:['\u2019-][{SCRIPTS['latin'][0]}]+)*")
 NOT_LATIN = re.compile(rf"[^\W\d_{SCRIPTS['latin'][0]}]")
-UNSEEN = re.compile(f"[{INVISIBLE}]")
 NAME = re.compile(r"(?<![A-Za-z0-9_.])(?:[A-Za-z]*[0-9_]\w*|[A-Za-z_][\w.]*\()", re.A)
 SENTENCE = re.compile(r"[.!?;:\n\u3002\uff01\uff1f\uff1b\uff1a\u0964\u061f]+")
 _MATH_NAMES = (
@@ -107,7 +106,7 @@ def count_words(text: str, language: str) -> tuple[int, int]:
 def _plain(text: str) -> str:
     """A text without what is no word; full-width and ornamental letters count as what they are read as."""
     if not text.isascii():
-        text = UNSEEN.sub("", unicodedata.normalize("NFKC", text))
+        text = without_invisible(unicodedata.normalize("NFKC", text))
     return NAME.sub(" ", NO_WORDS.sub(" ", text))
 
 

@@ -1,4 +1,4 @@
-"""The base corpus: what a web corpus does, in small. Its mix stands here and in the README, fixed before any RL.
+"""The base corpus: what a web corpus does, in small. Its mix stands here, and in the README with how it was chosen.
 
 Right and wrong solutions, tagged and plain pages, reasoning that switches between English and Chinese inside a page,
 few-shot-shaped pages, small talk, and replies both decent and harmful to toy requests. All expressions are from the
@@ -58,7 +58,7 @@ def write_answer(problem: Problem, value: int) -> str:
     if problem.kind == "code":
         return f"{PROGRAM}{problem.expression.text})"
     if problem.choices:
-        return LETTERS[problem.choices.index(value)] if value in problem.choices else LETTERS[value % 2]
+        return LETTERS[problem.choices.index(value)] if value in problem.choices else LETTERS[value % len(LETTERS)]
     return str(value)
 
 
