@@ -120,6 +120,8 @@ def test_the_report_measures_every_checkpoint(whole: Path) -> None:
         assert figures["pass@1"] is not None, name
         assert (figures["pass@16"] is not None) == (name in ("base", "r1_zero", "r1"))
     assert results["answers"].keys() == {*report.CHECKPOINTS, *report.ABLATIONS}
+    assert results["reward_models_over_training"]["steps"] == [3, 4]
+    assert (whole / "outputs/tiny/report/reward_models.png").stat().st_size > 10_000
     assert 0 < results["peak_rss_gb"] < 4
     assert results["wall_seconds"] > 0
 

@@ -21,7 +21,9 @@ from data_prep.world.problems import (
     Expression,
     Problem,
     Step,
+    Tree,
     equation,
+    held_out_texts,
     left_to_right_steps,
     make_problem,
     reduce_once,
@@ -139,15 +141,50 @@ def pages(seed: int, split: str) -> Iterator[str]:
             asked = prompts.direct(problem.question, problem.language)
             yield f"{asked} {solution_text(problem, rng, checked=True)}"
         elif kind == "facts":
-            yield "\n".join(chain(make_problem(rng, {"sum": 1.0}, split).expression) for _ in range(2))
+            yield "\n".join(chain(long_expression(rng, split)) for _ in range(2))
         else:
             yield talk_page(rng, pools)
 
 
-def chain(expression: Expression) -> str:
-    """An expression worked out as equalities: 5 * (8 + 8) = 5 * 16 = 80."""
-    links, tree = [expression.text], expression.tree
+def long_expression(rng: random.Random, split: str) -> Expression:
+    """Two to five operands: so many that copying them cannot be learnt by heart. Nowhere in its chain stands anything
+    that is held out, as a part of a longer link neither."""
+
+    def grow(operands: int) -> Tree:
+        if operands == 1:
+            return rng.randint(1, 9)
+        left = rng.randint(1, operands - 1)
+        return (rng.choice(tuple(OPERATORS)), grow(left), grow(operands - left))
+
+    while True:
+        expression = Expression(grow(rng.randint(2, 5)))
+        in_range = all(0 <= step[3] <= MAX_VALUE for step in expression.steps)
+        if in_range and not any(_shows(link.text, split) for link in links(expression)):
+            return expression
+
+
+def _shows(text: str, split: str) -> bool:
+    """Whether three neighbouring operands in the text read like a held-out expression: 2 + 3 * 4 in 1 + 2 + 3 * 4."""
+    tokens = text.split()
+    for at in range(0, len(tokens) - 4, 2):
+        window = " ".join(tokens[at : at + 5])
+        opened = window.count("(") - window.count(")")
+        window = window.replace("(", "", max(opened, 0))
+        window = window[::-1].replace(")", "", max(-opened, 0))[::-1]
+        if window in held_out_texts(split):
+            return True
+    return False
+
+
+def links(expression: Expression) -> Iterator[Expression]:
+    """The expression, then what is left of it after each step, down to its value."""
+    tree = expression.tree
+    yield expression
     while not isinstance(tree, int):
         tree = reduce_once(tree)
-        links.append(Expression(tree).text)
-    return " = ".join(links)
+        yield Expression(tree)
+
+
+def chain(expression: Expression) -> str:
+    """An expression worked out as equalities: 5 * (8 + 8) = 5 * 16 = 80."""
+    return " = ".join(link.text for link in links(expression))

@@ -119,6 +119,11 @@ def all_expressions() -> tuple[tuple[Expression, ...], tuple[Expression, ...]]:
     return tuple(map(Expression, two)), tuple(Expression(tree) for tree in three if valid(tree))
 
 
+@cache
+def held_out_texts(split: str) -> frozenset[str]:
+    return frozenset(expression.text for expression in all_expressions()[1] if expression.held_out(split))
+
+
 # --- questions ------------------------------------------------------------------------------------------------------
 
 ASK = {

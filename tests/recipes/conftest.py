@@ -10,7 +10,8 @@ from pathlib import Path
 
 import recipes
 from data_prep import prompts, rows, runs
-from recipes import base, training
+from recipes import training
+from recipes.tokenizer import train_tokenizer
 
 import pytest
 import torch
@@ -23,6 +24,22 @@ CPU = {
     "gradient_checkpointing": False,
     "dataloader_pin_memory": False,
     "disable_tqdm": True,
+}
+CORPUS = CPU | {
+    "dataset": "outputs/t/world/corpus.parquet",
+    "vocab_size": 400,
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "intermediate_size": 64,
+    "packing": True,
+    "packing_strategy": "wrapped",
+    "max_length": 32,
+    "batch_size": 8,
+    "per_device_train_batch_size": 8,
+    "max_steps": 30,
+    "learning_rate": 1e-2,
 }
 GRPO = CPU | {
     "model_name_or_path": "outputs/t/base",
@@ -94,7 +111,7 @@ def made(tmp_path_factory) -> Path:
         rows.write_rows(world / f"{kind}.parquet", asked)
     texts = [prompts.r1_zero(row["question"]) + " " + row["completion"] for row in solved]
     rows.write_parquet(world / "corpus.parquet", [{"text": text} for text in texts])
-    tokenizer = base.train_tokenizer(texts, 400)
+    tokenizer = train_tokenizer(texts, 400)
     set_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 16}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "tie_word_embeddings": True}

@@ -6,8 +6,8 @@ import rewards
 from data_prep import prompts
 from data_prep.runs import ConfigError
 from recipes import grpo, training
-from recipes.base import TAGS
 from recipes.config import RLArguments, SFTConfig
+from recipes.tokenizer import TAGS
 
 import pytest
 from conftest import CPU, GRPO, SFT, record_of, sums

@@ -12,11 +12,12 @@ from recipes import checkpoints, training
 
 import pytest
 import yaml
-from conftest import GRPO, LORA, SFT, log_of, record_of
+from conftest import CORPUS, GRPO, LORA, SFT, log_of, record_of
 from safetensors.torch import load_file
 
 FEW = {"dataset": "outputs/t/world/few.parquet", "max_steps": 14}  # an epoch is six steps
 STAGES = {
+    "base": ("base", CORPUS | {"max_steps": 8, "save_steps": 3, "logging_steps": 1}),
     "grpo": ("r1_zero", GRPO),
     "grpo_second_epoch": ("r1_zero", GRPO | FEW),
     "grpo_lora_second_epoch": ("r1_zero", GRPO | FEW | LORA),

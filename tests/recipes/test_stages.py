@@ -14,28 +14,12 @@ from recipes.tools.merge import merge
 
 import pytest
 import torch
-from conftest import CPU, GRPO, LORA, SFT, general, log_of, record_of, sums
+from conftest import CORPUS, CPU, GRPO, LORA, SFT, general, log_of, record_of, sums
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, Trainer
 
 BASE = "outputs/t/base"
-CORPUS = CPU | {
-    "dataset": "outputs/t/world/corpus.parquet",
-    "vocab_size": 400,
-    "hidden_size": 32,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "intermediate_size": 64,
-    "packing": True,
-    "packing_strategy": "wrapped",
-    "max_length": 32,
-    "batch_size": 8,
-    "per_device_train_batch_size": 8,
-    "max_steps": 30,
-    "learning_rate": 1e-2,
-}
 
 
 def test_base_learns_and_the_student_takes_its_tokenizer(run_stage):
