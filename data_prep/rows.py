@@ -32,24 +32,45 @@ COLUMNS = {
 Row = dict[str, Any]
 
 
+# The SPDX-like names of cards under which a row may be used commercially; any other, and none, is taken as not.
+COMMERCIAL = {
+    "apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-2.0", "cc-by-3.0", "cc-by-4.0",
+    "cc-by-sa-3.0", "cc-by-sa-4.0", "odc-by", "cdla-permissive-2.0",
+}  # fmt: skip
+
+
+def commercial(license: str) -> bool:
+    """Whether the licence of a row is known to allow commercial use."""
+    return license.strip().lower() in COMMERCIAL
+
+
+def fault(row: Row, sft: bool = False) -> str | None:
+    """The first thing in a row that breaks the contract, None where nothing does: a missing column, a wrong type or
+    value, an empty id, question, prompt or completion."""
+    required = COLUMNS | ({"completion": str} if sft else {})
+    for column, allowed in required.items():
+        place = f"column '{column}'"
+        if column not in row:
+            return f"{place}: missing; a row has {', '.join(required)}"
+        value = row[column]
+        if isinstance(allowed, tuple):
+            if value not in allowed:
+                return f"{place}: {value!r} is not one of {', '.join(allowed)}"
+        elif not isinstance(value, allowed):
+            return f"{place}: {value!r} is {type(value).__name__}, must be {allowed.__name__}"
+        if value == "" and column in ("id", "question", "prompt", "completion"):
+            return f"{place}: empty"
+    return None
+
+
 def validate(rows: list[Row], where: str, sft: bool = False) -> None:
     """Raises ValueError naming ``where``, the row's number and the column, for the first thing that breaks the
-    contract: a missing column, a wrong type or value, an empty id, question or prompt, or an id that came before."""
-    required = COLUMNS | ({"completion": str} if sft else {})
+    contract: a ``fault`` of a row, or an id that came before."""
     seen: dict[object, int] = {}
     for number, row in enumerate(rows):
-        for column, allowed in required.items():
-            place = f"{where}, row {number}, column '{column}'"
-            if column not in row:
-                raise ValueError(f"{place}: missing; a row has {', '.join(required)}")
-            value = row[column]
-            if isinstance(allowed, tuple):
-                if value not in allowed:
-                    raise ValueError(f"{place}: {value!r} is not one of {', '.join(allowed)}")
-            elif not isinstance(value, allowed):
-                raise ValueError(f"{place}: {value!r} is {type(value).__name__}, must be {allowed.__name__}")
-            if value == "" and column in ("id", "question", "prompt", "completion"):
-                raise ValueError(f"{place}: empty")
+        found = fault(row, sft)
+        if found:
+            raise ValueError(f"{where}, row {number}, {found}")
         if row["id"] in seen:
             raise ValueError(f"{where}, row {number}, column 'id': {row['id']!r} is also row {seen[row['id']]}'s")
         seen[row["id"]] = number
