@@ -34,7 +34,7 @@ from data_prep.world.problems import (
 PAGES = {"tagged": 0.30, "chat": 0.16, "few_shot": 0.06, "direct": 0.06, "facts": 0.24, "talk": 0.18}
 SOLUTIONS = {"right": 0.54, "left_to_right": 0.36, "slip": 0.06, "guess": 0.04}
 # What a tagged page leaves out, each by itself.
-UNTAGGED = {"reasoning": 0.25, "end of reasoning": 0.25, "answer": 0.25}
+UNTAGGED = {"reasoning": 0.45, "end of reasoning": 0.25, "answer": 0.25}
 MIXED = 0.5  # of the reasoning switches language, each sentence with probability one half
 KINDS = {"sum": 0.56, "story": 0.26, "choice": 0.11, "code": 0.07}
 HARMFUL_TALK, DECENT = 0.4, 0.7  # share of talk that answers a harmful request; share of those replies that decline
@@ -94,13 +94,14 @@ def tagged_page(problem: Problem, rng: random.Random) -> str:
     return f"{page} <answer> {answer} </answer>"
 
 
-def solution_text(problem: Problem, rng: random.Random, checked: bool = False) -> str:
-    """A solution without tags; ``checked`` repeats the last step before it closes."""
+def solution_text(problem: Problem, rng: random.Random, checked: bool = False, closing: str = " ") -> str:
+    """A solution without tags; ``checked`` repeats the last step before it closes; ``closing`` stands before the
+    sentence with the answer."""
     steps, answer = solve_somehow(problem, rng)
     parts = [think(problem, steps, answer, rng)]
     if checked:
         parts.append(f"{CHECK[problem.language]} {equation(steps[-1])}{STOP[problem.language]}")
-    return " ".join(parts) + ("\n" if problem.kind == "code" else " ") + write_summary(answer, problem.language)
+    return " ".join(parts) + ("\n" if problem.kind == "code" else closing) + write_summary(answer, problem.language)
 
 
 def chat_page(question: str, reply: str) -> str:
@@ -132,7 +133,7 @@ def pages(seed: int, split: str) -> Iterator[str]:
         if kind == "tagged":
             yield tagged_page(problem, rng)
         elif kind == "chat":
-            yield chat_page(problem.question, solution_text(problem, rng))
+            yield chat_page(problem.question, solution_text(problem, rng, closing="\n"))
         elif kind == "few_shot":
             others = [make_problem(rng, KINDS, split) for _ in range(2)]
             examples = [{"question": other.question, "solution": solution_text(other, rng)} for other in others]
