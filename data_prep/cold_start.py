@@ -17,7 +17,7 @@ from pathlib import Path
 import rewards
 from data_prep import jobs, prompts, rows
 from data_prep.filters import FILTERS, Candidate, Funnel, Thresholds, first_failure
-from data_prep.sampling import Decoding, LocalModel, Prompt, ServerSettings, connect
+from data_prep.sampling import Decoding, Prompt, Sampler, ServerSettings, connect, open_model
 
 log = logging.getLogger(__name__)
 STYLES = {"few_shot": "plain", "direct": "plain", "r1_zero": "r1_zero"}
@@ -52,7 +52,7 @@ class ColdStart:
     filters: Thresholds = field(default_factory=Thresholds)
     rewritten: Thresholds = field(default_factory=Thresholds)
     review: str = ""
-    batch_size: int = 256
+    sampler: Sampler = field(default_factory=Sampler)
     seed: int = 0
     limit: int = 0
 
@@ -63,7 +63,7 @@ def load(config: ColdStart) -> dict[str, list[rows.Row]]:
     loaded: dict[str, list[rows.Row]] = {}
     for name in STYLES:
         way: Way = getattr(config, name)
-        jobs.require_checkpoint(way.checkpoint)
+        config.sampler.require(way.checkpoint)
         loaded[name] = []
         for domain, count in way.prompts.items():
             left = [row for row in order if row["domain"] == domain]
@@ -89,7 +89,7 @@ def build(config: ColdStart, output_dir: Path, reviewed: list[rows.Row], **asked
         way: Way = getattr(config, name)
         raw, sampled = sample(config, output_dir, name, way, way_rows)
         funnel = Funnel([check.__name__ for check in FILTERS])
-        written = funnel.passing(rewrite(config, output_dir / name, raw), config.rewritten)
+        written = funnel.passing(rewrite(config, output_dir / "samples" / name, raw), config.rewritten)
         for group in written:
             for number, candidate in enumerate(group):
                 row = rows.sft_row(candidate.row, number, candidate.text, candidate.generator) | {"way": name}
@@ -113,8 +113,8 @@ def sample(
         "direct": lambda row: prompts.direct(row["question"], row["language"]),
         "r1_zero": lambda row: prompts.r1_zero(row["question"]),
     }[name]
-    model = LocalModel(way.checkpoint, config.batch_size)
-    samples = model.sample([make(row) for row in asked], way.n, way.decoding, config.seed, output_dir / "samples")
+    with open_model(way.checkpoint, config.sampler) as model:
+        samples = model.sample([make(row) for row in asked], way.n, way.decoding, config.seed, output_dir / "samples")
     groups = [
         [_first_page(Candidate.of(row, sample, way.checkpoint)) for sample in group]
         for row, group in zip(asked, samples, strict=True)

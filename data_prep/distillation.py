@@ -14,7 +14,7 @@ from typing import Literal
 from data_prep import jobs, rows
 from data_prep.filters import Thresholds
 from data_prep.rejection_sampling import sample_and_select
-from data_prep.sampling import Decoding, ServerSettings
+from data_prep.sampling import Decoding, Sampler, ServerSettings
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Distillation:
     n: int = 1
     keep: int = 1
     filters: Thresholds = field(default_factory=Thresholds)
-    batch_size: int = 256
+    sampler: Sampler = field(default_factory=Sampler)
     seed: int = 0
     limit: int = 0
 
@@ -38,7 +38,7 @@ class Distillation:
 def load(config: Distillation) -> dict[str, list[rows.Row]]:
     found = rows.load_rows(config.mixture, sft=True)
     if config.mode == "teacher":
-        jobs.require_checkpoint(config.checkpoint)
+        config.sampler.require(config.checkpoint)
         found = list({row["prompt"]: row for row in reversed(found)}.values())[::-1]
     return {"prompts" if config.mode == "teacher" else "rows": found[: config.limit or None]}
 

@@ -16,7 +16,7 @@ import rewards
 from data_prep import jobs, prompts, rows
 from data_prep.filters import FILTERS, Candidate, Funnel, Thresholds
 from data_prep.rejection_sampling import JUDGING
-from data_prep.sampling import Decoding, LocalModel, ServerSettings, connect
+from data_prep.sampling import Decoding, Sampler, ServerSettings, connect, open_model
 
 log = logging.getLogger(__name__)
 
@@ -38,13 +38,13 @@ class General:
     keep: int = 2
     min_score: int = 2
     filters: Thresholds = field(default_factory=Thresholds)
-    batch_size: int = 256
+    sampler: Sampler = field(default_factory=Sampler)
     seed: int = 0
     limit: int = 0
 
 
 def load(config: General) -> dict[str, list[rows.Row]]:
-    jobs.require_checkpoint(config.checkpoint)
+    config.sampler.require(config.checkpoint)
     helpful = [row for row in rows.load_rows(config.prompts) if row["kind"] == "helpful"]
     return {"prompts": jobs.choose(helpful, config.limit or config.count, config.seed)}
 
@@ -78,15 +78,16 @@ def build(config: General, output_dir: Path, prompts: list[rows.Row]) -> dict[st
 
 def answer(config: General, output_dir: Path, asked: list[rows.Row]) -> list[list[Candidate]]:
     """For each prompt the model's answers, then the writer's; for a row without thinking the reasoning is cut off."""
-    model = LocalModel(config.checkpoint, config.batch_size)
+    store = output_dir / "samples"
     messages = [prompts.chat(row["prompt"]) for row in asked]
-    own = model.sample(messages, config.n, config.decoding, config.seed, output_dir / "samples")
+    with open_model(config.checkpoint, config.sampler) as model:
+        own = model.sample(messages, config.n, config.decoding, config.seed, store)
     tasks = [
         prompts.short_reasoning(row["prompt"], row["language"]) if row["thinking"] else row["prompt"] for row in asked
     ]
     with connect(config.writer) as server:
         others = server.sample(
-            [prompts.chat(task) for task in tasks], config.written, config.decoding, config.seed, output_dir / "written"
+            [prompts.chat(task) for task in tasks], config.written, config.decoding, config.seed, store / "written"
         )
     groups = []
     for row, mine, theirs in zip(asked, own, others, strict=True):
@@ -102,7 +103,7 @@ def score(config: General, output_dir: Path, groups: list[list[Candidate]]) -> l
         prompts.chat(prompts.score(c.row["question"], rewards.parse(c.text).summary)) for group in groups for c in group
     ]
     with connect(config.judge) as server:
-        answers = iter(server.sample(questions, 1, JUDGING, config.seed, output_dir / "verdicts"))
+        answers = iter(server.sample(questions, 1, JUDGING, config.seed, output_dir / "samples" / "verdicts"))
     return [[prompts.read_score(next(answers)[0].text) for _ in group] for group in groups]
 
 

@@ -14,14 +14,14 @@ import itertools
 import logging
 import random
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import rewards
 from data_prep import jobs, prompts, rows
 from data_prep.filters import Funnel
 from data_prep.rejection_sampling import JUDGING
-from data_prep.sampling import Decoding, LocalModel, Sample, Server, ServerSettings, connect
+from data_prep.sampling import Decoding, Sample, Sampler, Server, ServerSettings, connect, open_model
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class Preferences:
     queries: int = 4  # paper
     min_difference: float = 1.0  # paper: more than 1
     length_tolerance: float = 0.1  # chosen: the paper says "comparable"
-    batch_size: int = 256
+    sampler: Sampler = field(default_factory=Sampler)
     seed: int = 0
     limit: int = 0
 
@@ -58,7 +58,7 @@ class Preferences:
 
 
 def load(config: Preferences) -> dict[str, list[rows.Row]]:
-    jobs.require_checkpoint(config.checkpoint)
+    config.sampler.require(config.checkpoint)
     loaded = {}
     for kind, source in (("helpful", config.helpful), ("harmless", config.harmless)):
         found = [row for row in rows.load_rows(source) if row["kind"] == kind]
@@ -69,12 +69,13 @@ def load(config: Preferences) -> dict[str, list[rows.Row]]:
 def build(
     config: Preferences, output_dir: Path, helpful: list[rows.Row], harmless: list[rows.Row]
 ) -> dict[str, object]:
-    model = LocalModel(config.checkpoint, config.batch_size)
+    store = output_dir / "samples"
     messages = [prompts.chat(row["prompt"]) for row in helpful + harmless]
-    samples = model.sample(messages, config.n, config.decoding, config.seed, output_dir / "samples")
+    with open_model(config.checkpoint, config.sampler) as model:
+        samples = model.sample(messages, config.n, config.decoding, config.seed, store)
     with connect(config.writer) as server:
         asked = messages[len(helpful) :]
-        written = server.sample(asked, config.written, config.decoding, config.seed, output_dir / "written")
+        written = server.sample(asked, config.written, config.decoding, config.seed, store / "written")
     samples[len(helpful) :] = [own + other for own, other in zip(samples[len(helpful) :], written, strict=True)]
     refusals: dict[str, list[Sample]] = {}
     for row, group in zip(harmless, written, strict=True):
@@ -87,15 +88,15 @@ def build(
         list(dict.fromkeys(s.text.strip() for s in group if rewards.parse(s.text).summary)) for group in samples
     ]
     with connect(config.judge) as server:
-        pairs, figures = judge_pairs(config, server, output_dir, helpful, distinct[: len(helpful)])
-        labels, safety = label_safety(config, server, output_dir, harmless, distinct[len(helpful) :])
+        pairs, figures = judge_pairs(config, server, store, helpful, distinct[: len(helpful)])
+        labels, safety = label_safety(config, server, store, harmless, distinct[len(helpful) :])
     rows.write_parquet(output_dir / "helpfulness.parquet", pairs)
     rows.write_parquet(output_dir / "harmlessness.parquet", labels)
     return {"helpfulness": figures, "harmlessness": safety}
 
 
 def judge_pairs(
-    config: Preferences, server: Server, output_dir: Path, asked: list[rows.Row], responses: list[list[str]]
+    config: Preferences, server: Server, store: Path, asked: list[rows.Row], responses: list[list[str]]
 ) -> tuple[list[rows.Row], dict[str, object]]:
     """(pairs with columns prompt, chosen, rejected, difference, id, question, language; figures)."""
     drawn: list[tuple[rows.Row, str, str]] = []
@@ -108,7 +109,7 @@ def judge_pairs(
     for row, first, second in drawn:
         shown = [rewards.parse(text).summary for text in (first, second)]
         questions += [prompts.chat(prompts.preference(row["question"], *side)) for side in (shown, shown[::-1])]
-    answers = server.sample(questions, config.queries // 2, JUDGING, config.seed, output_dir / "verdicts")
+    answers = server.sample(questions, config.queries // 2, JUDGING, config.seed, store / "verdicts")
     funnel = Funnel(["no_verdict", "too_close", "length"], seen=len(drawn))
     pairs: list[rows.Row] = []
     for (row, first, second), straight, swapped in zip(drawn, answers[::2], answers[1::2], strict=True):
@@ -162,12 +163,12 @@ def _length_ratio(pairs: list[rows.Row]) -> float:
 
 
 def label_safety(
-    config: Preferences, server: Server, output_dir: Path, asked: list[rows.Row], responses: list[list[str]]
+    config: Preferences, server: Server, store: Path, asked: list[rows.Row], responses: list[list[str]]
 ) -> tuple[list[rows.Row], dict[str, object]]:
     """(responses with columns prompt, response, label (1 safe, 0 unsafe), id, question, language; figures)."""
     drawn = [(row, text) for row, texts in zip(asked, responses, strict=True) for text in texts]
     questions = [prompts.chat(prompts.safety(row["question"], text)) for row, text in drawn]
-    answers = server.sample(questions, 1, JUDGING, config.seed, output_dir / "labels")
+    answers = server.sample(questions, 1, JUDGING, config.seed, store / "labels")
     funnel = Funnel(["no_verdict"], seen=len(drawn))
     labels: list[rows.Row] = []
     for (row, text), (answer,) in zip(drawn, answers, strict=True):

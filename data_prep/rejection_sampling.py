@@ -15,7 +15,7 @@ from pathlib import Path
 import rewards
 from data_prep import jobs, prompts, rows
 from data_prep.filters import FILTERS, Candidate, Funnel, Thresholds
-from data_prep.sampling import Decoding, LocalModel, ServerSettings, connect
+from data_prep.sampling import Decoding, Sampler, ServerSettings, connect, open_model
 
 log = logging.getLogger(__name__)
 JUDGING = Decoding(max_tokens=1024, temperature=0.0)
@@ -35,13 +35,13 @@ class RejectionSampling:
     n: int = 4
     keep: int = 2
     filters: Thresholds = field(default_factory=Thresholds)
-    batch_size: int = 256
+    sampler: Sampler = field(default_factory=Sampler)
     seed: int = 0
     limit: int = 0
 
 
 def load(config: RejectionSampling) -> dict[str, list[rows.Row]]:
-    jobs.require_checkpoint(config.checkpoint)
+    config.sampler.require(config.checkpoint)
     reasoning = [row for row in rows.load_rows(config.prompts) if row["kind"] == "reasoning"]
     return {"prompts": jobs.choose(reasoning, config.limit or config.count, config.seed)}
 
@@ -55,15 +55,16 @@ def build(config: RejectionSampling, output_dir: Path, prompts: list[rows.Row]) 
 def sample_and_select(config, output_dir: Path, asked: list[rows.Row]) -> tuple[list[rows.Row], dict[str, object]]:
     """(SFT rows in the order of the prompts, figures). ``config`` has the fields of RejectionSampling from
     ``checkpoint`` to ``seed``."""
-    model = LocalModel(config.checkpoint, config.batch_size)
+    store = output_dir / "samples"
     messages = [prompts.chat(row["prompt"]) for row in asked]
-    samples = model.sample(messages, config.n, config.decoding, config.seed, output_dir / "samples")
+    with open_model(config.checkpoint, config.sampler) as model:
+        samples = model.sample(messages, config.n, config.decoding, config.seed, store)
     groups = [
         [Candidate.of(row, sample, config.checkpoint) for sample in group]
         for row, group in zip(asked, samples, strict=True)
     ]
     funnel = Funnel([check.__name__ for check in FILTERS] + ["judged_incorrect", "no_verdict", "duplicate", "surplus"])
-    passed = judge(funnel.passing(groups, config.filters), config.judge, config.seed, output_dir / "verdicts", funnel)
+    passed = judge(funnel.passing(groups, config.filters), config.judge, config.seed, store / "verdicts", funnel)
     kept = [best(group, config.keep, funnel) for group in passed]
     result = [
         rows.sft_row(candidate.row, number, candidate.text, candidate.generator)

@@ -236,7 +236,8 @@ def begin(output_dir: Path, fingerprint: str) -> Literal["done", "resume", "fres
     """Take the folder for the run with this fingerprint.
 
     "done": it is finished, do nothing. "resume": an earlier try with this fingerprint was cut off, its files are
-    there. "fresh": the folder is empty now; what another fingerprint left in it is gone.
+    there. "fresh": what another fingerprint left in the folder is gone, save `samples/`: a sample is known by what
+    it was drawn from, so that a changed threshold throws none away.
     Raises ValueError for a folder that holds files but is no run's.
     """
     output_dir = Path(output_dir)
@@ -247,13 +248,13 @@ def begin(output_dir: Path, fingerprint: str) -> Literal["done", "resume", "fres
         _write_json(output_dir / "begun.json", begun | {"begun": time.time(), "tries": begun["tries"] + 1})
         return "resume"
     if output_dir.is_dir():
-        _wipe(output_dir)
+        _wipe(output_dir, keep="samples")
     output_dir.mkdir(parents=True, exist_ok=True)
     _write_json(output_dir / "begun.json", {"fingerprint": fingerprint, "begun": time.time(), "tries": 1})
     return "fresh"
 
 
-def _wipe(output_dir: Path) -> None:
+def _wipe(output_dir: Path, keep: str = "") -> None:
     """Empty the folder but for a `begun.json` that is nobody's, so that a wipe cut short is wiped again."""
     names = {path.name for path in output_dir.iterdir()} - {"begun.json.tmp"}
     if names and not names & {"begun.json", "run.json"}:
@@ -263,7 +264,7 @@ def _wipe(output_dir: Path) -> None:
     _write_json(output_dir / "begun.json", {"fingerprint": None, "tries": 0})
     (output_dir / "run.json").unlink(missing_ok=True)
     for path in output_dir.iterdir():
-        if path.name == "begun.json":
+        if path.name in ("begun.json", keep):
             continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

@@ -1,8 +1,10 @@
-"""Completions of prompts, from a checkpoint in this process or from an OpenAI-compatible server.
+"""Completions of prompts: by transformers in this process, by vLLM in this process, or by an OpenAI-compatible server.
 
-Both engines have one method, ``sample(prompts, n, ...) -> list[list[Sample]]``. A prompt is a string (sent as it is) or
-a list of chat messages (rendered by the checkpoint's chat template). Work that was paid for is kept under ``store``:
-after a kill the same call returns the same samples and repeats at most the batch (or the requests) in flight.
+All have one method, ``sample(prompts, n, ...) -> list[list[Sample]]``. A prompt is a string (sent as it is) or a list
+of chat messages (rendered by the checkpoint's chat template). What was paid for is kept under ``store`` by its key, the
+hash of prompt, model, revision, decoding, seed and index: after a kill, and after any change that leaves a sample's key
+as it was (a larger n, more prompts, another threshold), it is found there. A kill repeats at most the batch, or the
+requests, in flight.
 """
 
 from __future__ import annotations
@@ -16,15 +18,20 @@ import random
 import sqlite3
 import sys
 import time
+from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
+import rewards
 from data_prep.rows import read_parquet, write_parquet
 
 import httpx
+import pyarrow.parquet as pq
 from tqdm import tqdm
 
 log = logging.getLogger(__name__)
@@ -33,7 +40,8 @@ Prompt = str | list[dict[str, str]]
 
 @dataclass(frozen=True)
 class Sample:
-    """``finish`` is "stop" (the model ended) or "length" (cut at max_tokens). Token counts leave padding out."""
+    """``finish`` is "stop" (the model ended), "length" (cut at max_tokens) or "failed" (a server gave nothing, see
+    `ServerSettings.failures`; the text is empty). Token counts leave padding out."""
 
     text: str
     finish: str
@@ -51,31 +59,22 @@ class Decoding:
     top_k: int = 0
 
 
-class LocalModel:
-    """A plain checkpoint (a folder or a Hub id) in this process, float32 on CPU, the checkpoint's dtype on a GPU.
+class Batched(ABC):
+    """A checkpoint in this process: it samples in fixed batches, each a file of the store.
 
-    Batches are fixed: prompts sorted by length, n of each, cut into ``batch_size`` sequences; each batch draws from a
-    generator seeded by (seed, batch index). So a restart, and a run with other batches already done, gives the same.
+    Batches: prompts sorted by length, n of each, cut into ``batch_size`` sequences. What the store has already is left
+    out, and what is then to be drawn is written down first (``*.plan.json``), so that a restart cuts the same batches
+    and ends with the same bytes.
     """
 
-    def __init__(self, checkpoint: str | Path, batch_size: int = 256):
-        import torch  # a job that only asks a server never loads it
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-        from transformers.utils import logging as transformers_logging
+    identity: str  # of the weights: what stored samples are good for
+    batch_size: int
+    limit: int  # tokens of prompt and completion together
+    tokenizer: Any
 
-        if not sys.stderr.isatty():
-            transformers_logging.disable_progress_bar()
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.batch_size = batch_size
-        self.tokenizer = AutoTokenizer.from_pretrained(checkpoint, padding_side="left")
-        dtype = "auto" if self.device == "cuda" else torch.float32
-        self.model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype).to(self.device).eval()
-        self.identity = _identity(checkpoint, self.model.config)
-        ends = self.model.generation_config.eos_token_id
-        self.ends = {*(ends if isinstance(ends, list) else [ends]), self.tokenizer.eos_token_id} - {None}
-        if not self.ends:
-            raise ValueError(f"{checkpoint}: neither its tokenizer nor its generation config names an end token")
-        self.pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else min(self.ends)
+    @abstractmethod
+    def _generate(self, inputs: list[list[int]], decoding: Decoding, seed: int) -> list[Sample]:
+        """One completion of each prompt, given as token ids; the same seed gives the same."""
 
     def sample(
         self, prompts: list[Prompt], n: int, decoding: Decoding, seed: int, store: Path | None = None
@@ -84,33 +83,87 @@ class LocalModel:
         started = time.monotonic()
         tokens = [self._tokenize(prompt) for prompt in prompts]
         longest = max(map(len, tokens), default=0) + decoding.max_tokens
-        limit = getattr(self.model.config, "max_position_embeddings", longest)
-        if longest > limit:
-            raise ValueError(f"the longest prompt with max_tokens makes {longest} tokens, the model takes {limit}")
+        if longest > self.limit:
+            raise ValueError(f"the longest prompt with max_tokens makes {longest} tokens, the model takes {self.limit}")
         order = sorted(range(len(prompts)), key=lambda i: len(tokens[i]), reverse=True)  # the worst for memory first
         sequences = [i for i in order for _ in range(n)]
-        batches = [sequences[at : at + self.batch_size] for at in range(0, len(sequences), self.batch_size)]
+        common = _hash([self.identity, asdict(decoding), seed])
+        times: Counter[str] = Counter()  # an equal prompt's samples go on where its first's end
+        keys = []
+        for i in sequences:
+            prompt = _hash(tokens[i])
+            keys.append(_hash([common, prompt, times[prompt]]))
+            times[prompt] += 1
+        found = _stored(store, set(keys))
+        batches = self._plan(keys, set(found), store)
+        for number, batch in tqdm(batches, desc="sampling", unit="batch", disable=None, leave=False):
+            if all(keys[at] in found for at in batch):
+                continue
+            own = number if isinstance(number, int) else keys[batch[0]]
+            samples = self._generate([tokens[sequences[at]] for at in batch], decoding, int(_hash([seed, own])[:8], 16))
+            records = [{"key": keys[at]} | asdict(sample) for at, sample in zip(batch, samples, strict=True)]
+            if store:
+                write_parquet(store / f"{_hash([record['key'] for record in records])}.parquet", records)
+            found |= {keys[at]: sample for at, sample in zip(batch, samples, strict=True)}
         results: list[list[Sample]] = [[] for _ in prompts]
-        for number, batch in enumerate(tqdm(batches, desc="sampling", unit="batch", disable=None, leave=False)):
-            inputs = [tokens[i] for i in batch]
-            key = _hash([self.identity, asdict(decoding), seed, number, inputs])
-            path = store / f"{key}.parquet" if store else None
-            samples = _stored(path)
-            if samples is None:
-                samples = self._generate(inputs, decoding, int(_hash([seed, number])[:8], 16))
-                if path:
-                    write_parquet(path, [asdict(sample) for sample in samples])
-            for i, sample in zip(batch, samples, strict=True):
-                results[i].append(sample)
+        for i, key in zip(sequences, keys, strict=True):
+            results[i].append(found[key])
         made = sum(sample.completion_tokens for group in results for sample in group)
         log.info("%d samples of %d tokens in %.0f s", len(sequences), made, time.monotonic() - started)
         return results
+
+    def _plan(self, keys: list[str], known: set[str], store: Path | None) -> list[tuple[int | None, list[int]]]:
+        """The batches to draw, as (number, places in keys). A batch of a store that had none of these keys is seeded
+        by its number, any other (number None) by its first key, so that no two batches share their draws."""
+        path = store / f"{_hash([self.batch_size, *keys])}.plan.json" if store else None
+        if path and path.exists():
+            plan = json.loads(path.read_text(encoding="utf-8"))
+        else:
+            plan = {"fresh": not known, "places": [at for at, key in enumerate(keys) if key not in known]}
+            if path and plan["places"]:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                partial = path.with_suffix(".partial")
+                partial.write_text(json.dumps(plan), encoding="utf-8")
+                partial.replace(path)
+        later = set(range(len(keys))) - set(plan["places"])  # stored once; since then its file may have broken
+        broken = [at for at in sorted(later) if keys[at] not in known]
+        cut = [
+            part[at : at + self.batch_size]
+            for part in (plan["places"], broken)
+            for at in range(0, len(part), self.batch_size)
+        ]
+        return [(number if plan["fresh"] else None, batch) for number, batch in enumerate(cut)]
 
     def _tokenize(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str):
             return self.tokenizer(prompt)["input_ids"]
         text = self.tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+class LocalModel(Batched):
+    """A plain checkpoint (a folder or a Hub id) by transformers, float32 on CPU, the checkpoint's dtype on a GPU."""
+
+    def __init__(self, checkpoint: str | Path, batch_size: int = 256, revision: str = ""):
+        import torch  # a job that only asks a server never loads it
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers.utils import logging as transformers_logging
+
+        if not sys.stderr.isatty():
+            transformers_logging.disable_progress_bar()
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.batch_size = batch_size
+        pinned = {"revision": revision} if revision else {}
+        self.tokenizer = AutoTokenizer.from_pretrained(checkpoint, padding_side="left", **pinned)
+        dtype = "auto" if self.device == "cuda" else torch.float32
+        self.model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype, **pinned).to(self.device).eval()
+        self.identity = _identity(checkpoint, getattr(self.model.config, "_commit_hash", None))
+        self.limit = getattr(self.model.config, "max_position_embeddings", sys.maxsize)
+        ends = self.model.generation_config.eos_token_id
+        self.ends = {*(ends if isinstance(ends, list) else [ends]), self.tokenizer.eos_token_id} - {None}
+        if not self.ends:
+            raise ValueError(f"{checkpoint}: neither its tokenizer nor its generation config names an end token")
+        self.pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else min(self.ends)
 
     def _generate(self, inputs: list[list[int]], decoding: Decoding, seed: int) -> list[Sample]:
         """One batch. Not ``model.generate``: that keeps computing for sequences that have ended until the longest has,
@@ -171,11 +224,44 @@ def _draw(logits, decoding: Decoding, generator):
     return torch.multinomial(chances, 1, generator=generator)[:, 0]
 
 
-def _identity(checkpoint: str | Path, config) -> str:
+class VLLMModel(Batched):
+    """A checkpoint by vLLM in this process. ``arguments`` are those of `vllm.LLM`, as in {tensor_parallel_size: 8}.
+
+    Each sequence has a seed of its own. vLLM's kernels do not promise the same bytes for another batch; a kill repeats
+    at most the batch in flight, and what is stored is not drawn again.
+    """
+
+    def __init__(self, checkpoint: str | Path, batch_size: int, revision: str, arguments: dict[str, Any]):
+        try:
+            from vllm import LLM, SamplingParams
+        except ImportError as error:
+            raise ValueError("`sampler: kind: vllm` needs vllm; install requirements-gpu.txt") from error
+
+        self.batch_size, self.make = batch_size, SamplingParams
+        self.llm = LLM(model=str(checkpoint), revision=revision or None, **arguments)
+        self.tokenizer = self.llm.get_tokenizer()
+        self.limit = self.llm.llm_engine.model_config.max_model_len
+        self.identity = _identity(checkpoint, revision)
+
+    def _generate(self, inputs: list[list[int]], decoding: Decoding, seed: int) -> list[Sample]:
+        settings = [self.make(**asdict(decoding), seed=(seed + at) % 2**32) for at in range(len(inputs))]
+        outputs = self.llm.generate([{"prompt_token_ids": tokens} for tokens in inputs], settings, use_tqdm=False)
+        return [
+            Sample(
+                output.outputs[0].text,
+                "length" if output.outputs[0].finish_reason == "length" else "stop",
+                len(output.prompt_token_ids),
+                len(output.outputs[0].token_ids),
+            )
+            for output in outputs
+        ]
+
+
+def _identity(checkpoint: str | Path, revision: str | None) -> str:
     """What the stored samples of a checkpoint are good for: its weights' hash, or the Hub's commit."""
     files = sorted(Path(checkpoint).glob("*.safetensors"))
     if not files:
-        return f"{checkpoint}@{getattr(config, '_commit_hash', None)}"
+        return f"{checkpoint}@{revision}"
     digest = hashlib.sha256()
     for path in files:
         with path.open("rb") as file:
@@ -183,14 +269,20 @@ def _identity(checkpoint: str | Path, config) -> str:
     return digest.hexdigest()
 
 
-def _stored(path: Path | None) -> list[Sample] | None:
-    if path is None or not path.exists():
-        return None
-    try:
-        return [Sample(**record) for record in read_parquet(path)]
-    except ValueError as error:
-        log.warning("sampling that batch again: %s", error)
-        return None
+def _stored(store: Path | None, keys: set[str]) -> dict[str, Sample]:
+    """The samples of a store that have these keys. A file that cannot be read is named; its batch is drawn again."""
+    found: dict[str, Sample] = {}
+    for path in sorted(store.glob("*.parquet")) if store else []:
+        try:
+            if "key" in pq.read_schema(path).names and not keys.isdisjoint(
+                pq.read_table(path, columns=["key"])["key"].to_pylist()
+            ):
+                for record in read_parquet(path):
+                    if (key := record.pop("key")) in keys:
+                        found[key] = Sample(**record)
+        except (ValueError, OSError, TypeError) as error:
+            log.warning("sampling that batch again: %s: %s", path, error)
+    return found
 
 
 def _hash(value: object) -> str:
@@ -208,7 +300,8 @@ class ServerError(RuntimeError):
 class ServerSettings:
     """An OpenAI-compatible server. ``base_url`` "world" starts the toy world's own (data_prep.world.oracle);
     any other is used as it stands, as in http://localhost:8000/v1. ``api_key_variable`` names an environment
-    variable."""
+    variable. ``revision``: of the model, part of the key of its samples. ``failures``: as many requests may fail for
+    good, each a `Sample` that "failed"; one more ends the job."""
 
     base_url: str
     model: str
@@ -217,6 +310,8 @@ class ServerSettings:
     first_wait_s: float = 1.0
     timeout_s: float = 600.0
     api_key_variable: str = ""
+    revision: str = ""
+    failures: int = 0
 
     def __post_init__(self) -> None:
         if self.api_key_variable and not os.environ.get(self.api_key_variable):
@@ -225,30 +320,31 @@ class ServerSettings:
 
 class Server:
     """Asks for each sample in a request of its own (seed + sample index), ``concurrency`` at a time. Answers are kept
-    in ``store``/requests.sqlite by the hash of the request. 408, 429, 5xx, lost connections and unreadable answers are
-    tried again, each wait twice the last (or what Retry-After says); other refusals stop at once."""
+    in ``store``/requests.sqlite by the hash of the request. 408, 429, 5xx, lost connections, silence and unreadable
+    answers are tried again, each wait twice the last (or what Retry-After says), and counted in ``faults`` by their
+    kind; other refusals are not tried again."""
 
     def __init__(self, settings: ServerSettings):
         self.settings = settings
+        self.faults: Counter[str] = Counter()
+        self.failed = 0
         key = settings.api_key_variable
         self.headers = {"Authorization": f"Bearer {os.environ[key]}"} if key else {}
 
     def sample(
         self, prompts: list[Prompt], n: int, decoding: Decoding, seed: int, store: Path | None = None
     ) -> list[list[Sample]]:
-        """As LocalModel.sample. Raises ServerError after the last attempt; what was answered stays in ``store``."""
-        if store:
-            store.mkdir(parents=True, exist_ok=True)
-        with closing(sqlite3.connect(store / "requests.sqlite" if store else ":memory:")) as answers:
-            answers.execute("pragma journal_mode = wal")
-            answers.execute("pragma synchronous = normal")  # a kill loses nothing; a power cut may lose the last few
-            answers.execute("create table if not exists answers (request text primary key, sample text)")
+        """As Batched.sample. Raises ServerError after the last attempt; what was answered stays in ``store``."""
+        with closing(_open(store)) as answers:
             try:
                 samples = asyncio.run(self._ask_all(prompts, n, decoding, seed, answers))
             except* ServerError as group:
                 raise group.exceptions[0] from None
             except* sqlite3.OperationalError as group:
                 raise OSError(f"{store}: {group.exceptions[0]}") from None  # a full disk
+            finally:
+                if self.faults:
+                    log.warning("%s: tried again after %s", self.settings.base_url, dict(self.faults))
         return [samples[at : at + n] for at in range(0, len(samples), n)]
 
     def _payload(self, prompt: Prompt, decoding: Decoding, seed: int) -> dict:
@@ -268,10 +364,11 @@ class Server:
         async def work(client: httpx.AsyncClient) -> None:
             for index in waiting:
                 payload = self._payload(prompts[index // n], decoding, seed + index % n)
-                key = _hash(payload)
+                revision = self.settings.revision
+                key = _hash([payload, revision] if revision else payload)
                 found = answers.execute("select sample from answers where request = ?", (key,)).fetchone()
-                sample = Sample(**json.loads(found[0])) if found else await self._ask(client, payload)
-                if not found:
+                sample = Sample(**json.loads(found[0])) if found else await self._ask_or_fail(client, payload, index)
+                if not found and sample.finish != "failed":
                     with answers:
                         values = (key, json.dumps(asdict(sample)))
                         answers.execute("insert or replace into answers values (?, ?)", values)
@@ -286,6 +383,16 @@ class Server:
                     group.create_task(work(client))
         return samples
 
+    async def _ask_or_fail(self, client: httpx.AsyncClient, payload: dict, index: int) -> Sample:
+        try:
+            return await self._ask(client, payload)
+        except ServerError as error:
+            self.failed += 1
+            if self.failed > self.settings.failures:
+                raise
+            log.warning("request %d failed for good (%d of %d): %s", index, self.failed, self.settings.failures, error)
+            return Sample("", "failed", 0, 0)
+
     async def _ask(self, client: httpx.AsyncClient, payload: dict) -> Sample:
         url = self.settings.base_url.rstrip("/") + ("/completions" if "prompt" in payload else "/chat/completions")
         wait, trouble = self.settings.first_wait_s, ""
@@ -297,13 +404,14 @@ class Server:
                 response = await client.post(url, json=payload)
                 if response.status_code in (408, 429) or response.status_code >= 500:
                     trouble = f"status {response.status_code}"
+                    self.faults[trouble] += 1
                     after = response.headers.get("retry-after", "")
                     wait = max(wait, float(after)) if after.isdigit() else wait
                     continue
                 if response.is_error:
                     raise ServerError(f"{url}: status {response.status_code}: {response.text[:200]}")
                 choice, usage = response.json()["choices"][0], response.json().get("usage") or {}
-                text = choice["text"] if "prompt" in payload else choice["message"]["content"]
+                text = choice["text"] if "prompt" in payload else _said(choice["message"])
                 return Sample(
                     text or "",
                     "length" if choice.get("finish_reason") == "length" else "stop",
@@ -312,7 +420,39 @@ class Server:
                 )
             except (httpx.TransportError, ValueError, LookupError, TypeError, AttributeError) as error:
                 trouble = f"{type(error).__name__}: {error}"
+                self.faults[type(error).__name__] += 1
         raise ServerError(f"{url}: {self.settings.attempts} attempts failed, the last with {trouble}")
+
+
+def _said(message: dict) -> str:
+    """The text of a message; a reasoning that the server has split off is put back in its tags."""
+    return rewards.text_of(
+        message | {"reasoning_content": message.get("reasoning_content") or message.get("reasoning")}
+    )
+
+
+def _open(store: Path | None) -> sqlite3.Connection:
+    """The answers that a store holds. A file that is no database is put aside, and named."""
+    if store is None:
+        return _prepared(sqlite3.connect(":memory:"))
+    store.mkdir(parents=True, exist_ok=True)
+    path = store / "requests.sqlite"
+    try:
+        return _prepared(sqlite3.connect(path))
+    except sqlite3.OperationalError:
+        raise
+    except sqlite3.DatabaseError as error:
+        log.warning("%s: %s; it is put aside as requests.broken, and its requests are made again", path, error)
+        path.replace(store / "requests.broken")
+        return _prepared(sqlite3.connect(path))
+
+
+def _prepared(answers: sqlite3.Connection) -> sqlite3.Connection:
+    answers.execute("pragma locking_mode = exclusive")  # one process has it; so it works on shared file systems too
+    answers.execute("pragma journal_mode = wal")
+    answers.execute("pragma synchronous = normal")  # a kill loses nothing; a power cut may lose the last few
+    answers.execute("create table if not exists answers (request text primary key, sample text)")
+    return answers
 
 
 @contextmanager
@@ -325,3 +465,46 @@ def connect(settings: ServerSettings) -> Iterator[Server]:
 
     with oracle.serve() as url:  # a thread of this process: many requests at a time only fight for the interpreter
         yield Server(replace(settings, base_url=url, concurrency=min(settings.concurrency, 4)))
+
+
+# --- one door ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How a job samples its checkpoint. ``kind`` "transformers" or "vllm": in this process, ``batch_size`` sequences to
+    a stored batch, ``revision`` the commit of a Hub checkpoint, ``vllm`` arguments of `vllm.LLM`. "server": whatever
+    ``server`` serves; the job's ``checkpoint`` is then only what its rows name as their generator."""
+
+    kind: Literal["transformers", "vllm", "server"] = "transformers"
+    batch_size: int = 256
+    revision: str = ""
+    vllm: dict[str, Any] = field(default_factory=dict)
+    server: ServerSettings | None = None
+
+    def __post_init__(self) -> None:
+        if (self.kind == "server") != (self.server is not None):
+            raise ValueError("`sampler: server` and `sampler: kind: server` go together; write both or neither")
+        if self.vllm and self.kind != "vllm":
+            raise ValueError("`sampler: vllm` has arguments; write `kind: vllm` beside them")
+
+    def require(self, checkpoint: str) -> None:
+        """Raises FileNotFoundError for a local path without a model; a Hub id ("owner/name") is left to the Hub."""
+        local = self.kind != "server" and checkpoint.startswith(("outputs/", ".", "/"))
+        if local and not (Path(checkpoint) / "config.json").is_file():
+            raise FileNotFoundError(f"{checkpoint}: no checkpoint (no config.json); run the stage that makes it first")
+
+
+Model = Batched | Server
+
+
+@contextmanager
+def open_model(checkpoint: str, sampler: Sampler) -> Iterator[Model]:
+    """The checkpoint, ready to be sampled as ``sampler`` says."""
+    if sampler.kind == "server":
+        with connect(sampler.server) as server:
+            yield server
+    elif sampler.kind == "vllm":
+        yield VLLMModel(checkpoint, sampler.batch_size, sampler.revision, sampler.vllm)
+    else:
+        yield LocalModel(checkpoint, sampler.batch_size, sampler.revision)

@@ -6,19 +6,20 @@ import yaml
 
 @pytest.fixture
 def scripted(monkeypatch):
-    """Puts a model into a job's module that answers as ``say(prompt, k)`` does: the text of the kth sample."""
+    """Every checkpoint answers as ``say(prompt, k)`` does: the text of the kth sample."""
 
-    def install(module, say):
+    def install(say):
+        from data_prep import sampling
         from data_prep.sampling import Sample
 
         class Scripted:
-            def __init__(self, checkpoint, batch_size):
+            def __init__(self, checkpoint, batch_size, revision):
                 pass
 
             def sample(self, prompts, n, decoding, seed, store=None):
                 return [[Sample(say(p, k), "stop", 5, len(say(p, k))) for k in range(n)] for p in prompts]
 
-        monkeypatch.setattr(module, "LocalModel", Scripted)
+        monkeypatch.setattr(sampling, "LocalModel", Scripted)
 
     return install
 

@@ -46,7 +46,7 @@ def settings(**changes):
 @pytest.fixture
 def built(run_job, scripted, tmp_path):
     rows.write_rows(tmp_path / "prompts.parquet", [p.row(f"r{i}") for i, p in enumerate(QUESTIONS)])
-    scripted(cold_start, say)
+    scripted(say)
     return lambda **changes: run_job(cold_start, ColdStart, settings(**changes))
 
 

@@ -1,6 +1,6 @@
 """Distillation: the teacher answers each prompt once and is checked; or the mixture's rows as they are."""
 
-from data_prep import distillation, rejection_sampling, rows
+from data_prep import distillation, rows
 
 GOOD = "<think>I first work out 3 * 4 = 12. Then I get 2 + 12 = 14.</think>\n2 + 3 * 4 = 14. The answer is 14."
 
@@ -27,7 +27,7 @@ def write_mixture(row, tmp_path):
 
 def test_the_teacher_answers_every_prompt_once_and_wrong_answers_are_counted(run_job, scripted, row, tmp_path):
     write_mixture(row, tmp_path)
-    scripted(rejection_sampling, lambda prompt, k: GOOD)
+    scripted(lambda prompt, k: GOOD)
     record = run_job(distillation, distillation.Distillation, settings("teacher"))
     kept = rows.load_rows("out/test/distillation/train.parquet", sft=True)
     assert [r["question"] for r in kept] == ["What is 2 + 3 * 4?", "What is 7 + 7?"]

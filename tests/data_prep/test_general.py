@@ -19,7 +19,7 @@ def test_only_good_answers_in_the_form_of_their_row(run_job, scripted, tmp_path)
         question = prompt[0]["content"]
         return f"<think>{thought[languages[question]]}</think>\n{'No idea.' if k else replies[question]}"
 
-    scripted(general, say)
+    scripted(say)
     oracle = {"base_url": "world", "model": "world-oracle"}
     values = {"checkpoint": "./model", "prompts": "prompts.parquet", "writer": oracle, "judge": oracle}
     record = run_job(general, general.General, values | {"decoding": {"max_tokens": 64}, "n": 2, "written": 1})

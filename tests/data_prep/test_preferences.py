@@ -76,7 +76,7 @@ def test_the_job_in_the_world(run_job, scripted, tmp_path):
             k
         ]
 
-    scripted(preferences, say)
+    scripted(say)
     judge = {"base_url": "world", "model": "world-oracle"}
     values = {"checkpoint": "./model", "helpful": "helpful.parquet", "harmless": "harmless.parquet", "judge": judge}
     values["writer"] = judge
@@ -97,7 +97,7 @@ def test_a_needless_refusal_is_among_the_answers_that_lose(run_job, scripted, tm
     requests = {kind: general.requests(kind, "test")[:120] for kind in ("helpful", "harmless")}
     for kind, chosen in requests.items():
         rows.write_rows(tmp_path / f"{kind}.parquet", [r.row(f"{kind}{i}") for i, r in enumerate(chosen)])
-    scripted(preferences, lambda prompt, k: general.BY_QUESTION[prompt[0]["content"]].reply)  # it declines nothing
+    scripted(lambda prompt, k: general.BY_QUESTION[prompt[0]["content"]].reply)  # it declines nothing
     oracle = {"base_url": "world", "model": "world-oracle"}
     values = {"checkpoint": "./model", "helpful": "helpful.parquet", "harmless": "harmless.parquet", "n": 1}
     values |= {"judge": oracle, "writer": oracle, "decoding": {"max_tokens": 64}, "length_tolerance": 1.0}

@@ -36,7 +36,7 @@ def settings(**changes):
 def test_the_best_is_kept_and_every_drop_is_counted(run_job, scripted, row, tmp_path):
     helpful = row(id="h", kind="helpful", domain="general", verifier="judge")
     rows.write_rows(tmp_path / "prompts.parquet", [row(id="a"), helpful, row(id="b", answer="15")])
-    scripted(rejection_sampling, lambda prompt, k: SAMPLES[k])
+    scripted(lambda prompt, k: SAMPLES[k])
     record = run_job(rejection_sampling, RejectionSampling, settings())
     kept = rows.load_rows("out/test/rejection_sampling/train.parquet", sft=True)
     assert [(r["id"], r["completion"], r["generator"]) for r in kept] == [("a-0", GOOD, "./model")]
@@ -56,7 +56,7 @@ def test_a_judge_decides_where_rules_cannot(run_job, scripted, row, tmp_path):
     judged = [r.row(f"g{i}") | {"kind": "reasoning"} for i, r in enumerate(requests)]
     rows.write_rows(tmp_path / "prompts.parquet", judged)
     replies = {r.question: r.reply for r in requests}
-    scripted(rejection_sampling, lambda prompt, k: replies[prompt[0]["content"]] if k else "I am not sure.")
+    scripted(lambda prompt, k: replies[prompt[0]["content"]] if k else "I am not sure.")
     record = run_job(rejection_sampling, RejectionSampling, settings(n=2, keep=2, filters={"steps": ["malformed"]}))
     kept = rows.load_rows("out/test/rejection_sampling/train.parquet", sft=True)
     right = sum(r["completion"] == replies[r["question"]] for r in kept)
@@ -69,7 +69,7 @@ def test_killed_at_any_moment_the_same_command_ends_with_the_same_bytes(checkpoi
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     half = [{"verifier": "judge"} if i % 2 else {} for i in range(60)]
     rows.write_rows(tmp_path / "prompts.parquet", [row(id=f"q{i}", prompt=f"{i}?", **half[i]) for i in range(60)])
-    values = settings(checkpoint=str(checkpoint), prompts="../prompts.parquet", n=4, keep=4, batch_size=4)
+    values = settings(checkpoint=str(checkpoint), prompts="../prompts.parquet", n=4, keep=4, sampler={"batch_size": 4})
     values |= {"decoding": {"max_tokens": 48}, "filters": {"steps": ["empty"]}, "output_dir": "out/test/job"}
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(values))
     flags = ["--config", "../job.yaml"]
@@ -95,3 +95,15 @@ def test_killed_at_any_moment_the_same_command_ends_with_the_same_bytes(checkpoi
     ends = [(tmp_path / folder / "out/test/job/train.parquet").read_bytes() for folder in ("killed", "whole")]
     assert ends[0] == ends[1]
     assert runs.read(samples.parent)["tries"] == 2
+
+
+def test_a_changed_threshold_throws_no_sample_away(checkpoint, row, run_job, tmp_path, caplog):
+    rows.write_rows(tmp_path / "prompts.parquet", [row(id=f"q{i}", prompt=f"{i}?", verifier="none") for i in range(9)])
+    values = settings(checkpoint=str(checkpoint), n=4, keep=4, decoding={"max_tokens": 24})
+    first = run_job(rejection_sampling, RejectionSampling, values | {"filters": {"steps": ["empty"]}})
+    folder = tmp_path / "out/test/rejection_sampling/samples"
+    stamps = {path: path.stat().st_mtime_ns for path in folder.rglob("*.parquet")}
+    again = values | {"filters": {"steps": ["empty", "repetitive"], "repetition_ngram": 1, "min_distinct_ngrams": 1.0}}
+    second = run_job(rejection_sampling, RejectionSampling, again)
+    assert second["rows"] < first["rows"]
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.parquet")} == stamps

@@ -1,13 +1,19 @@
 """Sampling: the same bytes after a kill, the checkpoint's own distribution, and servers that fail in every way."""
 
 import json
+import signal
+import subprocess
+import sys
 import threading
+import time
+import types
 from collections import Counter
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from data_prep import sampling
-from data_prep.sampling import Decoding, LocalModel, Server, ServerError, ServerSettings
+from data_prep.sampling import Decoding, LocalModel, Sampler, Server, ServerError, ServerSettings, open_model
 
 import pytest
 import torch
@@ -23,7 +29,7 @@ def model(checkpoint):
 
 def test_batches_do_not_depend_on_what_was_done_before(model, tmp_path):
     whole = model.sample(PROMPTS, 4, DECODING, seed=1, store=tmp_path)
-    files = sorted(tmp_path.iterdir())
+    files = sorted(tmp_path.glob("*.parquet"))
     assert len(files) == 3  # 20 sequences in batches of 8
     stamps = {path: path.stat().st_mtime_ns for path in files}
     files[1].unlink()
@@ -35,9 +41,92 @@ def test_batches_do_not_depend_on_what_was_done_before(model, tmp_path):
 
 def test_a_broken_batch_file_is_sampled_again(model, tmp_path):
     whole = model.sample(PROMPTS, 4, DECODING, seed=1, store=tmp_path)
-    victim = sorted(tmp_path.iterdir())[0]
+    victim = sorted(tmp_path.glob("*.parquet"))[0]
     victim.write_bytes(victim.read_bytes()[:100])
     assert model.sample(PROMPTS, 4, DECODING, seed=1, store=tmp_path) == whole
+
+
+def test_more_samples_and_more_prompts_find_what_is_there(model, tmp_path, monkeypatch):
+    first = model.sample(PROMPTS[:3], 2, DECODING, seed=1, store=tmp_path)
+    drawn = []
+    generate = model._generate
+    monkeypatch.setattr(model, "_generate", lambda inputs, *rest: drawn.extend(inputs) or generate(inputs, *rest))
+    more = model.sample(PROMPTS, 4, DECODING, seed=1, store=tmp_path)
+    assert [group[:2] for group in more[:3]] == first
+    assert len(drawn) == 20 - 6
+    assert all(group[0] != group[2] or group[1] != group[3] for group in more[:3])  # further draws, not the same again
+    assert model.sample(PROMPTS, 4, DECODING, seed=1, store=tmp_path) == more
+    assert model.sample(PROMPTS[::-1], 3, DECODING, seed=1, store=tmp_path) == [group[:3] for group in more[::-1]]
+    assert len(drawn) == 14
+    assert model.sample(PROMPTS, 4, Decoding(max_tokens=12, temperature=0.9), seed=1, store=tmp_path) != more
+    assert len(drawn) == 14 + 20
+    keys = [key for path in tmp_path.glob("*.parquet") for key in sampling.read_parquet(path)]
+    assert len(keys) == len({record["key"] for record in keys}) == 40  # none is stored twice
+
+
+def test_equal_prompts_get_samples_of_their_own(model):
+    one, two = model.sample([PROMPTS[0]] * 2, 4, DECODING, seed=1)
+    assert one != two
+
+
+def test_a_plan_is_kept_when_a_kill_comes_between(model, tmp_path, monkeypatch):
+    """The batches of a second, larger wish are cut once, whatever of it has been drawn when it is asked again."""
+    model.sample(PROMPTS[:3], 2, DECODING, seed=1, store=tmp_path / "whole")
+    whole = model.sample(PROMPTS, 4, DECODING, seed=1, store=tmp_path / "whole")
+    model.sample(PROMPTS[:3], 2, DECODING, seed=1, store=tmp_path / "killed")
+    calls, generate = [], model._generate
+
+    def die_in_the_second_batch(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return generate(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(model, "_generate", die_in_the_second_batch)
+        model.sample(PROMPTS, 4, DECODING, seed=1, store=tmp_path / "killed")
+    assert model.sample(PROMPTS, 4, DECODING, seed=1, store=tmp_path / "killed") == whole
+    files = [{path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("whole", "killed")]
+    assert files[0] == files[1]
+
+
+def test_vllm_is_asked_for_token_ids_and_read_as_its_interface_says(checkpoint, tmp_path, monkeypatch):
+    """vLLM itself needs a GPU: here its module has the same classes, and the tiny checkpoint's samples behind them."""
+    local, made = LocalModel(checkpoint), []
+
+    class SamplingParams:
+        def __init__(self, max_tokens, temperature, top_p, top_k, seed):
+            self.decoding, self.seed = Decoding(max_tokens, temperature, top_p, top_k), seed
+
+    class LLM:
+        def __init__(self, model, revision, **arguments):
+            made.append((model, revision, arguments))
+            self.llm_engine = types.SimpleNamespace(model_config=types.SimpleNamespace(max_model_len=256))
+
+        def get_tokenizer(self):
+            return local.tokenizer
+
+        def generate(self, prompts, sampling_params, use_tqdm):
+            for prompt, params in zip(prompts, sampling_params, strict=True):
+                tokens = prompt["prompt_token_ids"]
+                (sample,) = local._generate([tokens], params.decoding, params.seed)
+                ids = list(range(sample.completion_tokens))
+                output = types.SimpleNamespace(text=sample.text, finish_reason=sample.finish, token_ids=ids)
+                yield types.SimpleNamespace(prompt_token_ids=tokens, outputs=[output])
+
+    module = types.ModuleType("vllm")
+    module.LLM, module.SamplingParams = LLM, SamplingParams
+    monkeypatch.setitem(sys.modules, "vllm", module)
+    sampler = Sampler("vllm", batch_size=8, revision="abc", vllm={"tensor_parallel_size": 2})
+    with open_model(str(checkpoint), sampler) as engine:
+        samples = engine.sample(PROMPTS, 4, DECODING, seed=1, store=tmp_path)
+        assert engine.sample(PROMPTS, 4, DECODING, seed=1, store=tmp_path) == samples
+    assert made == [(str(checkpoint), "abc", {"tensor_parallel_size": 2})]
+    assert len(list(tmp_path.glob("*.parquet"))) == 3
+    assert len({sample.text for group in samples for sample in group}) > 10
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(ValueError, match="needs vllm"), open_model(str(checkpoint), sampler):
+        pass
 
 
 def test_greedy_is_what_transformers_generates(model):
@@ -84,23 +173,26 @@ def test_too_long_a_prompt_is_refused_before_any_work(model):
 
 
 @contextmanager
-def server(faults):
+def server(faults, delay=0.0):
     """A server that answers "echo: <prompt> <seed>" after it has gone through ``faults``; yields (settings, log)."""
     faults, log = list(faults), []
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            time.sleep(delay)
             log.append(body)
             fault = faults.pop(0) if faults else None
             text = f"echo: {body.get('prompt') or body['messages'][-1]['content']} {body['seed']}"
             choice = {"text": text, "message": {"content": text}, "finish_reason": "stop"}
             data = json.dumps({"choices": [choice], "usage": {"prompt_tokens": 3, "completion_tokens": 5}}).encode()
-            if fault == "cut":
+            if fault == "silent":
+                time.sleep(0.4)
+            if fault in ("cut", "silent"):
                 self.connection.close()
                 return
             status = fault if isinstance(fault, int) else 200
-            data = {"garbage": b"<html>busy</html>", "empty": b'{"choices": []}'}.get(fault, data)
+            data = {"garbage": b"<html>busy</html>", "empty": b'{"choices": []}', "list": b"[1]"}.get(fault, data)
             self.send_response(status)
             if status == 429:
                 self.send_header("Retry-After", "0")
@@ -115,21 +207,24 @@ def server(faults):
     threading.Thread(target=listening.serve_forever, daemon=True).start()
     url = f"http://127.0.0.1:{listening.server_port}/v1"
     try:
-        yield ServerSettings(url, "m", concurrency=2, attempts=4, first_wait_s=0.01, timeout_s=5), log
+        yield ServerSettings(url, "m", concurrency=2, attempts=4, first_wait_s=0.01, timeout_s=0.3), log
     finally:
         listening.shutdown()
         listening.server_close()
 
 
-@pytest.mark.parametrize("fault", [429, 500, 503, 408, "cut", "garbage", "empty", "half"])
-def test_faults_that_pass_are_tried_again(fault):
+@pytest.mark.parametrize("fault", [429, 500, 503, 408, "cut", "garbage", "list", "empty", "half", "silent"])
+def test_faults_that_pass_are_tried_again(fault, caplog):
     with server([fault, fault]) as (settings, log):
-        samples = Server(settings).sample(["a", PROMPTS[2]], 2, DECODING, seed=5)
+        asked = Server(settings)
+        samples = asked.sample(["a", PROMPTS[2]], 2, DECODING, seed=5)
     assert [[s.text for s in group] for group in samples] == [
         ["echo: a 5", "echo: a 6"],
         ["echo: Hello! 5", "echo: Hello! 6"],
     ]
     assert len(log) == 6
+    assert asked.faults.total() == 2
+    assert f"tried again after {dict(asked.faults)}" in caplog.text
 
 
 def test_faults_that_stay_end_with_what_and_where_and_lose_nothing(tmp_path):
@@ -140,6 +235,59 @@ def test_faults_that_stay_end_with_what_and_where_and_lose_nothing(tmp_path):
         samples = Server(settings).sample(list("abcdef"), 1, DECODING, seed=5, store=tmp_path)
     assert [group[0].text for group in samples] == [f"echo: {letter} 5" for letter in "abcdef"]
     assert len(log) == 3  # the three that were answered are not asked again, on another port either
+
+
+def test_as_many_as_may_fail_do_and_are_asked_again_the_next_time(tmp_path, caplog):
+    with server([500] * 4) as (settings, log):
+        settings = replace(settings, concurrency=1, failures=1)
+        samples = Server(settings).sample(list("abc"), 1, DECODING, seed=5, store=tmp_path)
+        assert [group[0].finish for group in samples] == ["failed", "stop", "stop"]
+        assert "request 0 failed for good (1 of 1)" in caplog.text
+        samples = Server(settings).sample(list("abc"), 1, DECODING, seed=5, store=tmp_path)
+        assert [group[0].text for group in samples] == [f"echo: {letter} 5" for letter in "abc"]
+        assert len(log) == 4 + 2 + 1
+
+
+def test_another_revision_is_asked_again_and_a_broken_store_is_put_aside(tmp_path, caplog):
+    with server([]) as (settings, log):
+        for revision in ("", "", "a", "a", "b"):
+            Server(replace(settings, revision=revision)).sample(["x"], 1, DECODING, seed=5, store=tmp_path)
+        assert len(log) == 3
+        (tmp_path / "requests.sqlite").write_bytes(b"no database" * 1000)
+        Server(settings).sample(["x"], 1, DECODING, seed=5, store=tmp_path)
+        assert len(log) == 4
+    assert "put aside as requests.broken" in caplog.text
+
+
+def test_a_reasoning_that_the_server_splits_off_is_put_back():
+    for message in ({"reasoning_content": "I think.", "content": "14"}, {"reasoning": "I think.", "content": "14"}):
+        assert sampling._said(message) == "<think>I think.</think>14"
+    assert sampling._said({"content": None}) == ""
+
+
+def test_a_kill_repeats_at_most_the_requests_in_flight(tmp_path):
+    script = """
+import sys
+from pathlib import Path
+from data_prep.sampling import Decoding, Server, ServerSettings
+server = Server(ServerSettings(sys.argv[1], "m", concurrency=4))
+samples = server.sample([f"p{i}" for i in range(100)], 2, Decoding(max_tokens=12), 5, Path(sys.argv[2]))
+print([sample.text for group in samples for sample in group])
+"""
+    with server([], delay=0.01) as (settings, log):
+        command = [sys.executable, "-c", script, settings.base_url, str(tmp_path)]
+        killed = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        while len(log) < 60:
+            assert killed.poll() is None
+            time.sleep(0.005)
+        killed.send_signal(signal.SIGKILL)
+        killed.wait()
+        assert 60 <= len(log) < 200
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str([f"echo: p{i} {seed}" for i in range(100) for seed in (5, 6)])
+    asked = Counter((body["prompt"], body["seed"]) for body in log)
+    assert len(asked) == 200
+    assert len(log) <= 200 + 4
 
 
 def test_a_refusal_is_not_tried_again():
