@@ -1,0 +1,185 @@
+"""RL prompts by the paper's Table 4: math, code, STEM, logic and general ones, from named sources (v2, B.3.1).
+
+Each source is converted as `data_prep.sources` does it, golds and tests verified. Of equal prompts the first stays.
+Quotas are the table's, or in proportion to it; what a group lacks is reported, and nothing is put in its place. With
+``pass_rate`` a model answers each prompt several times, and those that it always or never gets right are left out:
+a group of equal rewards has no advantage to learn from. Prompts that no rule can grade pass unasked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import rewards
+from data_prep import jobs, prompts, rows, sources
+from data_prep.rows import Row
+from data_prep.sampling import Decoding, Model, Sampler, open_model
+
+import pyarrow.parquet as pq
+
+log = logging.getLogger(__name__)
+# Table 4 of the paper, v2, and the 12,000 harmlessness prompts of its text; the 8,000 bugs to fix have no source here.
+TABLE_4 = {"math": 26_000, "code": 17_000, "stem": 22_000, "logic": 15_000, "general": 66_000, "harmless": 12_000}
+KINDS = ("reasoning", "helpful", "harmless")  # a file each
+Place = tuple[Path, int]  # a row's file and its number there, from 0
+
+
+@dataclass(frozen=True)
+class PassRate:
+    """``n`` samples of each prompt from ``checkpoint``, in the R1-Zero template or as a chat; a prompt stays where the
+    share of right ones is from ``least`` to ``most``."""
+
+    checkpoint: str
+    decoding: Decoding
+    n: int = 8
+    least: float = 0.125
+    most: float = 0.875
+    template: str = "r1_zero"
+    sampler: Sampler = field(default_factory=Sampler)
+
+    def __post_init__(self) -> None:
+        if self.template not in ("r1_zero", "chat"):
+            raise ValueError(f"`template` is {self.template!r}; write r1_zero or chat")
+
+
+@dataclass(frozen=True)
+class RLPrompts:
+    """``total`` prompts, where no group falls short; ``commercial``: only under licences that allow commercial use."""
+
+    output_dir: str
+    sources: list[sources.Wanted]
+    total: int = sum(TABLE_4.values())
+    commercial: bool = False
+    pass_rate: PassRate | None = None
+    seed: int = 0
+    limit: int = 0
+
+
+def load(config: RLPrompts) -> dict[str, list]:
+    wanted = sources.checked(config.sources, traces=False, limit=config.limit)
+    if config.pass_rate:
+        config.pass_rate.sampler.require(config.pass_rate.checkpoint)
+    return {"sources": wanted}
+
+
+def quotas(total: int) -> dict[str, int]:
+    """Prompts a group: Table 4 scaled to ``total`` by largest remainder, so that they sum to it exactly."""
+    size = sum(TABLE_4.values())
+    shares = {group: divmod(count * total, size) for group, count in TABLE_4.items()}
+    left = total - sum(whole for whole, _ in shares.values())
+    largest = sorted(shares, key=lambda group: -shares[group][1])[:left]
+    return {group: whole + (group in largest) for group, (whole, _) in shares.items()}
+
+
+def build(config: RLPrompts, output_dir: Path, sources: list[sources.Wanted]) -> dict[str, object]:
+    pools, figures = candidates(config, output_dir / "sources", sources)
+    chosen: list[Place] = []
+    rates: dict[Place, float] = {}
+    wanted = config.pass_rate
+    for group, quota in quotas(config.limit or config.total).items():
+        pool = jobs.choose(pools[group], 0, f"{config.seed}-{group}")
+        kept, asked = pool[:quota], 0
+        if wanted and quota and pool:
+            with open_model(wanted.checkpoint, wanted.sampler) as model:
+                kept, asked = passing(config, model, output_dir / "samples", pool, quota, rates)
+        chosen += kept
+        figures[group] = {
+            "quota": quota, "available": len(pool), "asked": asked, "rows": len(kept), "shortfall": quota - len(kept),
+        }  # fmt: skip
+        if len(kept) < quota:
+            log.warning("%s: %d prompts short of the quota of %d", group, quota - len(kept), quota)
+    if not chosen:
+        raise rows.NoRowsError(f"{output_dir}: no prompt is left; see the counts above")
+    counts = write(output_dir, chosen, rates)
+    return {"rows": len(chosen), "files": counts, **figures}
+
+
+def candidates(
+    config: RLPrompts, folder: Path, wanted: list[sources.Wanted]
+) -> tuple[dict[str, list[Place]], dict[str, Any]]:
+    """(the places of the distinct prompts of each group; counts). Only hashes and places are held in memory."""
+    pools: dict[str, list[Place]] = {group: [] for group in TABLE_4}
+    seen: set[bytes] = set()
+    figures: dict[str, Any] = {"duplicates": 0, "not_commercial": 0, "sources": {}}
+    for one in wanted:
+        path, figures["sources"][one.label] = sources.convert(one, folder, traces=False)
+        number = -1
+        for batch in pq.ParquetFile(path).iter_batches(1_000, columns=["prompt", "domain", "kind", "license"]):
+            for row in batch.to_pylist():
+                number += 1
+                if config.commercial and not rows.commercial(row["license"]):
+                    figures["not_commercial"] += 1
+                    continue
+                key = hashlib.blake2b(" ".join(row["prompt"].lower().split()).encode(), digest_size=12).digest()
+                if key in seen:
+                    figures["duplicates"] += 1
+                    continue
+                seen.add(key)
+                pools["harmless" if row["kind"] == "harmless" else row["domain"]].append((path, number))
+    return pools, figures
+
+
+def passing(
+    config: RLPrompts, model: Model, store: Path, pool: list[Place], quota: int, rates: dict[Place, float]
+) -> tuple[list[Place], int]:
+    """(at most ``quota`` places of the pool whose pass rate is in range or that no rule grades; how many were asked).
+
+    Asks in rounds of what is still missing, so that no more is sampled than the quota needs."""
+    wanted, kept, at = config.pass_rate, [], 0
+    while len(kept) < quota and at < len(pool):
+        places = pool[at : at + max(quota - len(kept), 64)]
+        at += len(places)
+        found = dict(pick(places))
+        gradable = [place for place in places if found[place]["verifier"] in ("math", "choice", "code")]
+        make = prompts.r1_zero if wanted.template == "r1_zero" else prompts.chat
+        asked = [make(found[place]["prompt"]) for place in gradable]
+        samples = model.sample(asked, wanted.n, wanted.decoding, config.seed, store)
+        for place, group in zip(gradable, samples, strict=True):
+            right = graded(found[place], [sample.text for sample in group])
+            rates[place] = sum(right) / len(right)
+        kept += [place for place in places if place not in rates or wanted.least <= rates[place] <= wanted.most]
+    return kept[:quota], at
+
+
+def graded(row: Row, texts: list[str]) -> list[bool]:
+    """Which completions of a row are right, by rules; programs by the row's tests."""
+    if row["verifier"] == "code":
+        scores = rewards.code_reward(texts, tests=[row["tests"]] * len(texts), answer=[row["answer"]] * len(texts))
+        return [score == 1.0 for score in scores]
+    return [bool(rewards.is_correct(text, row["answer"], row["verifier"], row["question"])) for text in texts]
+
+
+def pick(places: list[Place]) -> Iterator[tuple[Place, Row]]:
+    """The rows at places, in the order of their files; one batch in memory at a time."""
+    by_path: dict[Path, set[int]] = {}
+    for path, number in places:
+        by_path.setdefault(path, set()).add(number)
+    for path, numbers in by_path.items():
+        first = 0
+        for batch in pq.ParquetFile(path).iter_batches(1_000):
+            inside = [number - first for number in range(first, first + len(batch)) if number in numbers]
+            for at, row in zip(inside, batch.take(inside).to_pylist() if inside else [], strict=True):
+                yield (path, first + at), row
+            first += len(batch)
+
+
+def write(output_dir: Path, chosen: list[Place], rates: dict[Place, float]) -> dict[str, int]:
+    """``reasoning.parquet``, ``helpful.parquet`` and ``harmless.parquet`` -> the rows of each that has any."""
+    counts = {}
+    columns = (*sources.PROMPT_COLUMNS, *(["pass_rate"] if rates else []))
+    for kind in KINDS:
+        found = (row | {"pass_rate": rates.get(place)} for place, row in pick(chosen) if row["kind"] == kind)
+        counts[kind] = sources.write_stream(output_dir / f"{kind}.parquet", found, columns)
+        if not counts[kind]:
+            (output_dir / f"{kind}.parquet").unlink()
+    return {kind: count for kind, count in counts.items() if count}
+
+
+if __name__ == "__main__":
+    sys.exit(jobs.run(RLPrompts, load, build))

@@ -1,0 +1,551 @@
+"""Open data sets: their records in, rows of the contract out, and nothing dropped in silence.
+
+`python -m data_prep.sources --config <yaml>` converts data sets of the Hub, or local files in their schemas, into one
+Parquet file of rows each. With ``traces: true`` a row carries a reasoning trace that its data set offers (its
+``completion``), so that the 800k can be built without any teacher; without, it is a prompt. Each gold answer is
+verified against itself and each test set is parsed here. A record that is refused is a line of
+``<name>.quarantine.jsonl``: the file, its number (from 0) and the reason; run.json has the counts.
+
+``SOURCES`` is the table. A schema is the one that the named page shows, and no other column is read. What a page does
+not show (which values a column takes, for one) is checked record by record and refused where it is not as expected.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import random
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import rewards
+from data_prep import jobs, rows
+from data_prep.rows import Row
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+log = logging.getLogger(__name__)
+CHUNK = 1_000  # rows written at a time
+TYPES = {"thinking": pa.bool_(), "pass_rate": pa.float64()}  # of columns; the others are text
+EXTRA = ("source_id", "revision")  # columns after the contract's
+PROMPT_COLUMNS = (*rows.COLUMNS, "tests", *EXTRA)
+TRACE_COLUMNS = (*rows.COLUMNS, "completion", "generator", "verified_by", *EXTRA)
+
+
+class Refused(ValueError):
+    """A record is not used. The message is `kind: why`; refusals are counted by their kind."""
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """Record ``row`` (from 0) of ``file``, refused for ``reason``."""
+
+    file: str
+    row: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set of the Hub. ``prompt(record)`` gives the columns of a row that differ from `DEFAULTS`, and may give
+    ``source_id``, ``tests`` and ``license``; ``trace(record)`` the text that ``generator`` wrote."""
+
+    hub_id: str
+    page: str
+    license: str
+    rows: int
+    prompt: Callable[[dict], dict[str, Any]]
+    trace: Callable[[dict], str] | None = None
+    generator: str = ""
+    subset: str | None = None
+    revision: str = ""
+
+
+# --- mappings: one record in, columns out -----------------------------------------------------------------------------
+
+DEFAULTS = {"answer": "", "kind": "reasoning", "domain": "math", "verifier": "none", "thinking": True, "tests": ""}
+DOMAINS = {"math": "math", "code": "code", "puzzle": "logic"} | dict.fromkeys(
+    ("science", "biology", "chemistry", "physics"), "stem"
+)
+
+
+def _known(domain: Any) -> str:
+    if domain not in DOMAINS:
+        raise Refused(f"domain: {domain!r} is not one of {', '.join(DOMAINS)}")
+    return DOMAINS[domain]
+
+
+def _choice(question: str, options: list[str], right: str, domain: str) -> dict[str, Any]:
+    """A multiple-choice question, its options with letters."""
+    options = [option.strip() for option in options]
+    if len(set(options)) < len(options) or "" in options or right.strip() not in options or len(options) > 10:
+        raise Refused(f"options: {options!r} are not up to ten different texts, the right one among them")
+    listed = "\n".join(f"{letter}. {option}" for letter, option in zip("ABCDEFGHIJ", options, strict=False))
+    text = f"{question.strip()}\n\n{listed}\n\nAnswer with the letter of the right option."
+    letter = "ABCDEFGHIJ"[options.index(right.strip())]
+    return {"question": text, "answer": letter, "verifier": "choice", "domain": domain}
+
+
+def _two(turns: list[dict], text: str = "content") -> list[str]:
+    """The texts of a conversation of one question and one answer; the contract has room for no other."""
+    if len(turns) != 2 or any(turn.get("role") == "system" for turn in turns):
+        raise Refused(f"turns: {len(turns)} where one question and one answer are wanted")
+    return [turn[text] for turn in turns]
+
+
+def _dapo(record: dict) -> dict[str, Any]:
+    return {"question": record["prompt"][0]["content"], "answer": record["reward_model"]["ground_truth"]} | _MATH
+
+
+def _openr1(record: dict) -> dict[str, Any]:
+    if record["question_type"] == "proof":
+        raise Refused("proof: no answer that a rule can check")
+    return {"question": record["problem"], "answer": record["answer"], "source_id": record["uuid"]} | _MATH
+
+
+def _openr1_trace(record: dict) -> str:
+    for text, complete, correct in zip(
+        record["generations"], record["is_reasoning_complete"], record["correctness_math_verify"], strict=True
+    ):
+        if complete and correct:
+            return text
+    raise Refused("trace: no generation is complete and verified")
+
+
+def _deepmath(record: dict) -> dict[str, Any]:
+    return {"question": record["question"], "answer": record["final_answer"]} | _MATH
+
+
+def _coding(record: dict) -> dict[str, Any]:
+    if record["verification_info"]["language"] != "python":
+        raise Refused(f"program: in {record['verification_info']['language']!r}, not in python")
+    tests = json.dumps(record["verification_info"]["test_cases"], ensure_ascii=False)
+    return {
+        "question": record["problem_statement"], "tests": tests, "verifier": "code", "domain": "code",
+        "source_id": record["problem_id"],
+    }  # fmt: skip
+
+
+def _sciq(record: dict) -> dict[str, Any]:
+    options = [record[name] for name in ("correct_answer", "distractor1", "distractor2", "distractor3")]
+    random.Random(record["question"]).shuffle(options)
+    return _choice(record["question"], options, record["correct_answer"], "stem")
+
+
+def _medmcqa(record: dict) -> dict[str, Any]:
+    options = [record[name] for name in ("opa", "opb", "opc", "opd")]
+    if record["cop"] not in range(4):
+        raise Refused(f"gold: `cop` is {record['cop']!r}, not 0 to 3")
+    return _choice(record["question"], options, options[record["cop"]], "stem") | {"source_id": record["id"]}
+
+
+def _logiqa(record: dict) -> dict[str, Any]:
+    if record["answer"] not in range(len(record["options"])):
+        raise Refused(f"gold: `answer` is {record['answer']!r}, not the place of an option")
+    question = f"{record['text'].strip()}\n\n{record['question'].strip()}"
+    return _choice(question, record["options"], record["options"][record["answer"]], "logic")
+
+
+# Parts of tulu-3 by what their names in its column `source` hold: other domains, and requests that are no help.
+TULU_ELSEWHERE = ("math", "gsm", "algebra", "code", "wildguard", "wildjailbreak", "coconot")
+
+
+def _tulu(record: dict) -> dict[str, Any]:
+    part = record["source"].lower()
+    for name in TULU_ELSEWHERE:
+        if name in part:
+            raise Refused(f"part: {name} is no general data")
+    license = "cc-by-nc-4.0" if "no_robots" in part else "odc-by"
+    question = _two(record["messages"])[0]
+    return {"question": question, "source_id": record["id"], "license": license} | _GENERAL
+
+
+def _safety(record: dict) -> dict[str, Any]:
+    return {"question": record["prompt"], "kind": "harmless"} | {
+        name: value for name, value in _GENERAL.items() if name != "kind"
+    }
+
+
+MIXTURE_LICENSES = {
+    "open-r1/OpenR1-Math-220k": "apache-2.0",
+    "nvidia/Llama-Nemotron-Post-Training-Dataset": "cc-by-4.0",
+}
+
+
+def _mixture(domain: str) -> Callable[[dict], dict[str, Any]]:
+    def prompt(record: dict) -> dict[str, Any]:
+        license = MIXTURE_LICENSES.get(record["source"], "unknown")
+        return {"question": _two(record["messages"])[0], "domain": domain, "license": license}
+
+    return prompt
+
+
+def _thoughts3(record: dict) -> dict[str, Any]:
+    return {"question": _two(record["conversations"], "value")[0], "domain": _known(record["domain"])}
+
+
+def _thoughts(record: dict) -> dict[str, Any]:
+    return {"question": record["problem"], "domain": _known(record["domain"])}
+
+
+def _thoughts_trace(record: dict) -> str:
+    return f"<think>{record['deepseek_reasoning']}</think>\n{record['deepseek_solution']}"
+
+
+_MATH = {"verifier": "math"}
+_GENERAL = {"kind": "helpful", "domain": "general", "thinking": False}
+_HUB = "https://huggingface.co/datasets"
+R1 = "deepseek-ai/DeepSeek-R1"
+
+SOURCES = {
+    # Table 4, RL prompts
+    "dapo-math-17k": Source(
+        "BytedTsinghua-SIA/DAPO-Math-17k", f"{_HUB}/open-r1/DAPO-Math-17k-Processed/blob/main/create_dataset.py",
+        "apache-2.0", 1_791_700, _dapo,
+    ),
+    "verifiable-coding-problems-python": Source(
+        "open-r1/verifiable-coding-problems-python",
+        f"{_HUB}/open-r1/verifiable-coding-problems-python/blob/main/README.md", "unknown", 35_735, _coding,
+    ),
+    "sciq": Source(
+        "allenai/sciq", f"{_HUB}/allenai/sciq/blob/c7ea11f06ac799e1206befb10da77d7a34c8ce46/README.md",
+        "cc-by-nc-3.0", 11_679, _sciq, revision="c7ea11f06ac799e1206befb10da77d7a34c8ce46",
+    ),
+    "medmcqa": Source(
+        "openlifescienceai/medmcqa", "https://tensorflow.org/datasets/community_catalog/huggingface/medmcqa",
+        "apache-2.0", 182_822, _medmcqa,
+    ),
+    "logiqa2": Source(
+        "baber/logiqa2", f"{_HUB}/baber/logiqa2/blame/9494864c996d52531e6e43d047e4cbec4b6546d3/README.md",
+        "cc-by-sa-4.0", 12_567, _logiqa, subset="logiqa2", revision="9494864c996d52531e6e43d047e4cbec4b6546d3",
+    ),
+    "pku-saferlhf": Source(
+        "PKU-Alignment/PKU-SafeRLHF", f"{_HUB}/PKU-Alignment/PKU-SafeRLHF", "cc-by-nc-4.0", 164_000, _safety,
+    ),
+    # Table 4 and Table 5: prompts with traces
+    "deepmath-103k": Source(
+        "zwhe99/DeepMath-103K", f"{_HUB}/zwhe99/DeepMath-103K/blob/0406dc9d807ab2bfe11423c84468a234c8be18c1/README.md",
+        "mit", 103_110, _deepmath, lambda record: record["r1_solution_1"], R1,
+        revision="0406dc9d807ab2bfe11423c84468a234c8be18c1",
+    ),
+    "openr1-math-220k": Source(
+        "open-r1/OpenR1-Math-220k",
+        f"{_HUB}/open-r1/OpenR1-Math-220k/blob/075afe03dbbc6e7b8bd35af1e4259957f0beb07d/README.md",
+        "apache-2.0", 93_733, _openr1, _openr1_trace, R1, "default", "075afe03dbbc6e7b8bd35af1e4259957f0beb07d",
+    ),
+    "openr1-math-220k-extended": Source(
+        "open-r1/OpenR1-Math-220k",
+        f"{_HUB}/open-r1/OpenR1-Math-220k/blob/075afe03dbbc6e7b8bd35af1e4259957f0beb07d/README.md",
+        "apache-2.0", 131_396, _openr1, _openr1_trace, R1, "extended", "075afe03dbbc6e7b8bd35af1e4259957f0beb07d",
+    ),
+    "tulu-3": Source(
+        "allenai/tulu-3-sft-mixture",
+        f"{_HUB}/allenai/tulu-3-sft-mixture/blob/b14afda60f1bbebe55d5d2fa1e4df5042f97f8be/README.md",
+        "odc-by", 939_343, _tulu, lambda record: _two(record["messages"])[1], "tulu-3-sft-mixture",
+        revision="b14afda60f1bbebe55d5d2fa1e4df5042f97f8be",
+    ),
+    # Table 5, traces
+    "mixture-of-thoughts-code": Source(
+        "open-r1/Mixture-of-Thoughts", f"{_HUB}/open-r1/Mixture-of-Thoughts", "unknown", 83_070, _mixture("code"),
+        lambda record: _two(record["messages"])[1], R1, "code",
+    ),
+    "mixture-of-thoughts-science": Source(
+        "open-r1/Mixture-of-Thoughts", f"{_HUB}/open-r1/Mixture-of-Thoughts", "unknown", 172_514, _mixture("stem"),
+        lambda record: _two(record["messages"])[1], R1, "science",
+    ),
+    "openthoughts3": Source(
+        "open-thoughts/OpenThoughts3-1.2M", f"{_HUB}/DedeProGames/OpenThoughts3-20k/blob/main/README.md",
+        "apache-2.0", 1_200_000, _thoughts3, lambda record: _two(record["conversations"], "value")[1], "Qwen/QwQ-32B",
+    ),
+    "openthoughts-114k": Source(
+        "open-thoughts/OpenThoughts-114k",
+        f"{_HUB}/open-thoughts/OpenThoughts-Unverified-173k/blob/67d3730f4fc40f80cf492c94d309007d19718c37/README.md",
+        "apache-2.0", 113_957, _thoughts, _thoughts_trace, R1, "metadata",
+    ),
+}  # fmt: skip
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A source by its ``name`` in `SOURCES`, or "rows" for files that follow the contract already.
+
+    ``local``: a .parquet or .jsonl file, or a folder of them, in the source's schema, to read instead of the Hub.
+    ``revision``: a commit of the Hub instead of the table's. ``limit``: at most so many records (0: all).
+    """
+
+    name: str
+    local: str = ""
+    revision: str = ""
+    limit: int = 0
+
+    def __post_init__(self) -> None:
+        if self.name != "rows" and self.name not in SOURCES:
+            raise ValueError(f"source {self.name!r} is not known; write rows or one of {', '.join(SOURCES)}")
+        if self.name == "rows" and not self.local:
+            raise ValueError("source 'rows' has no `local`; write the file or folder that holds the rows")
+
+    @property
+    def label(self) -> str:
+        """A name for its files: the source's, with the local file's or folder's where rows are read."""
+        return self.name if self.name != "rows" else f"rows-{Path(self.local).stem}"
+
+
+def checked(wanted: list[Wanted], traces: bool, limit: int = 0) -> list[Wanted]:
+    """The sources, of each at most ``limit`` records (0: as they say). Raises what is wrong before anything is read."""
+    labels = [one.label for one in wanted]
+    for one in wanted:
+        if labels.count(one.label) > 1:
+            raise ValueError(f"`sources`: {one.label} is there twice")
+        if traces and one.name != "rows" and SOURCES[one.name].trace is None:
+            raise ValueError(f"`sources`: {one.name} has no traces; its prompts are for data_prep.rl_prompts")
+        if one.local:
+            _files(one.local)
+    return [replace(one, limit=limit or one.limit) for one in wanted]
+
+
+def read(wanted: Wanted, traces: bool) -> Iterator[Row | Rejection]:
+    """Every record of a source in its order, as a row (with ``completion``, where ``traces``) or a rejection."""
+    seen: dict[int, int] = {}
+    source = SOURCES.get(wanted.name)
+    for at, (file, number, record) in enumerate(_records(wanted, source)):
+        if isinstance(record, str):
+            yield Rejection(file, number, record)
+            continue
+        try:
+            row = _row(wanted, source, at, record, traces) if source else _own(record, traces)
+            first = seen.setdefault(hash(row["id"]), at)
+            if first != at:
+                raise Refused(f"duplicate id: {row['id']!r} is also record {first}'s")
+        except Refused as error:
+            yield Rejection(file, number, str(error))
+        except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
+            yield Rejection(file, number, f"schema: {type(error).__name__}: {error}")
+        else:
+            yield row
+
+
+def _records(wanted: Wanted, source: Source | None) -> Iterator[tuple[str, int, dict | str]]:
+    """(file, number from 0, record or why there is none)."""
+    if wanted.local:
+        found = (
+            (str(path), number, record)
+            for path in _files(wanted.local)
+            for number, record in (_parquet(path) if path.suffix == ".parquet" else _jsonl(path))
+        )
+    else:
+        found = _hub(source, wanted.revision or source.revision)
+    for at, one in enumerate(found):
+        if wanted.limit and at >= wanted.limit:
+            return
+        yield one
+
+
+def _files(local: str) -> list[Path]:
+    path = Path(local)
+    found = sorted(path.iterdir()) if path.is_dir() else [path]
+    found = [file for file in found if file.suffix in (".parquet", ".jsonl") and file.is_file()]
+    if not found:
+        raise FileNotFoundError(f"{local}: no .parquet or .jsonl file there")
+    return found
+
+
+def _hub(source: Source, revision: str) -> Iterator[tuple[str, int, dict]]:
+    from datasets import load_dataset  # slow to import
+
+    if not revision:
+        log.warning("%s: no revision is pinned; write `revision: <commit>` beside its name", source.hub_id)
+    stream = load_dataset(source.hub_id, source.subset, split="train", revision=revision or None, streaming=True)
+    for number, record in enumerate(stream):
+        yield f"{source.hub_id}@{revision or 'main'}", number, record
+
+
+def _parquet(path: Path) -> Iterator[tuple[int, dict | str]]:
+    """By row groups, so that a group that cannot be read costs only its own rows."""
+    try:
+        file = pq.ParquetFile(path, page_checksum_verification=True)
+    except (pa.ArrowException, OSError) as error:
+        yield 0, f"unreadable: not a Parquet file: {error}"
+        return
+    with file:
+        number = 0
+        for group in range(file.num_row_groups):
+            size = file.metadata.row_group(group).num_rows
+            read = 0
+            try:
+                for batch in file.iter_batches(256, row_groups=[group]):
+                    for record in batch.to_pylist():
+                        yield number + read, record
+                        read += 1
+            except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+                yield number + read, f"unreadable: rows {number + read} to {number + size - 1}: {error}"
+            number += size
+
+
+def _jsonl(path: Path) -> Iterator[tuple[int, dict | str]]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                yield number, f"not JSON: {error}"
+                continue
+            yield number, record if isinstance(record, dict) else f"not JSON: a {type(record).__name__}, no object"
+
+
+# --- rows -------------------------------------------------------------------------------------------------------------
+
+
+def _row(wanted: Wanted, source: Source, at: int, record: dict, traces: bool) -> Row:
+    found = source.prompt(record)
+    row = DEFAULTS | {"source": source.hub_id, "license": source.license, "source_id": str(at)} | found
+    row["id"] = f"{wanted.name}-{row['source_id']}"
+    row["revision"] = "local" if wanted.local else wanted.revision or source.revision or "main"
+    row["prompt"] = row["question"]
+    if not isinstance(row["question"], str):
+        raise Refused(f"contract: the question is {type(row['question']).__name__}, must be str")
+    row["language"] = rewards.detect_language(row["question"])
+    if traces:
+        row |= {"completion": _completion(source.trace(record), row["thinking"]), "generator": source.generator}
+    return _verified(row, traces)
+
+
+def _own(record: dict, traces: bool) -> Row:
+    """A record that should be a row already; a test set may be its JSON or the JSON's text."""
+    row = {"tests": "", "generator": "", "source_id": record.get("id"), "revision": "local"} | record
+    if not isinstance(row["tests"], str):
+        row["tests"] = json.dumps(row["tests"], ensure_ascii=False) if row["tests"] else ""
+    return _verified(row, traces)
+
+
+def _completion(text: str, thinking: bool) -> str:
+    """A trace in our form: `<think>reasoning</think>`, then the summary; without thinking, the text alone."""
+    text = text.strip()
+    whole = f"<think>{text}" if thinking and "<think>" not in text else text  # a template may have opened it
+    if not rewards.is_well_formed(whole, "think", thinking):
+        raise Refused("trace: not one reasoning in think tags with a summary after it")
+    parts = rewards.parse(whole)
+    return f"<think>{parts.reasoning}</think>\n{parts.summary}" if thinking else whole
+
+
+def _verified(row: Row, traces: bool) -> Row:
+    """The row with the columns of its kind, its gold verified; raises Refused."""
+    fault = rows.fault(row, traces)
+    if fault:
+        raise Refused(f"contract: {fault}")
+    if row["verifier"] in ("math", "choice"):
+        wrong = rewards.gold_error(row["answer"], row["verifier"])
+        if wrong:
+            raise Refused(f"gold: {wrong}")
+    elif row["verifier"] == "code" and (row["tests"] or not row["answer"]):
+        try:
+            rewards.parse_tests(row["tests"])
+        except (ValueError, TypeError) as error:
+            raise Refused(f"tests: {error}") from error
+    if traces:
+        graded = row["verifier"] in ("math", "choice")
+        if graded and not rewards.is_correct(row["completion"], row["answer"], row["verifier"], row["question"]):
+            raise Refused(f"trace: it does not answer {row['answer']!r}")
+        row["verified_by"] = "rule" if graded else ""
+    return {name: row[name] for name in (TRACE_COLUMNS if traces else PROMPT_COLUMNS)}
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def convert(wanted: Wanted, folder: Path, traces: bool) -> tuple[Path, dict[str, Any]]:
+    """Writes ``<label>.parquet`` and ``<label>.quarantine.jsonl`` into a folder -> (the Parquet file, its counts).
+
+    A source that is there already is not read again. Raises NoRowsError where not one record gives a row.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path, done = folder / f"{wanted.label}.parquet", folder / f"{wanted.label}.json"
+    if done.is_file():
+        return path, json.loads(done.read_text(encoding="utf-8"))
+    reasons: Counter[str] = Counter()
+    with _whole(folder / f"{wanted.label}.quarantine.jsonl") as quarantine:
+
+        def kept() -> Iterator[Row]:
+            for found in read(wanted, traces):
+                if isinstance(found, Rejection):
+                    reasons[found.reason.partition(":")[0]] += 1
+                    line = {"file": found.file, "row": found.row, "reason": found.reason}
+                    quarantine.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+                else:
+                    yield found
+
+        count = write_stream(path, kept(), TRACE_COLUMNS if traces else PROMPT_COLUMNS)
+    counts = {"rows": count, "refused": reasons.total(), "reasons": dict(sorted(reasons.items()))}
+    log.info("%s: %d rows, %d records refused %s", wanted.label, count, reasons.total(), counts["reasons"] or "")
+    if not count:
+        raise rows.NoRowsError(f"{wanted.label}: no record gives a row; see {wanted.label}.quarantine.jsonl")
+    with _whole(done) as file:
+        file.write(json.dumps(counts).encode())
+    return path, counts
+
+
+def write_stream(path: Path, found: Iterable[Row], columns: Iterable[str]) -> int:
+    """Writes rows in the order they come, ``CHUNK`` in memory at a time, whole or not at all -> how many."""
+    schema = pa.schema([(name, TYPES.get(name, pa.string())) for name in columns])
+    count = 0
+    with _whole(path) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
+        chunk: list[Row] = []
+        for row in found:
+            chunk.append(row)
+            count += 1
+            if len(chunk) == CHUNK:
+                writer.write_table(pa.Table.from_pylist(chunk, schema))
+                chunk = []
+        writer.write_table(pa.Table.from_pylist(chunk, schema))
+    return count
+
+
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[Any]:
+    """A binary file that appears under its name when it is written to the end."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+    partial.rename(path)
+
+
+# --- the job ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sources:
+    """``traces``: rows with a completion, for an SFT mixture; else prompts. ``limit``: records of each source."""
+
+    output_dir: str
+    sources: list[Wanted]
+    traces: bool = True
+    seed: int = 0
+    limit: int = 0
+
+
+def load(config: Sources) -> dict[str, list]:
+    return {"sources": checked(config.sources, config.traces, config.limit)}
+
+
+def build(config: Sources, output_dir: Path, sources: list[Wanted]) -> dict[str, object]:
+    figures = {}
+    for wanted in sources:
+        figures[wanted.label] = convert(wanted, output_dir, config.traces)[1]
+    return {"rows": sum(counts["rows"] for counts in figures.values()), "sources": figures}
+
+
+if __name__ == "__main__":
+    sys.exit(jobs.run(Sources, load, build))

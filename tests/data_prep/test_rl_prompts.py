@@ -1,0 +1,91 @@
+"""RL prompts: Table 4's proportions from named sources, equal prompts once, and a pass rate that RL can learn from."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+from data_prep import rl_prompts, rows
+from data_prep.rl_prompts import TABLE_4, RLPrompts
+
+import pytest
+
+TESTS = [{"input": "4\n", "output": "5\n"}]
+
+
+@pytest.fixture
+def prompts(row, tmp_path):
+    """Files of own rows: 60 of math (each twice), 30 of code, 30 of STEM, 10 of logic, 80 general, 8 harmless."""
+    made = [row(id=f"m{i}", question=f"What is {i} + 1?", answer=str(i + 1)) for i in range(60)]
+    made += [one | {"id": f"again-{one['id']}", "prompt": f" what is {i} +\n1? "} for i, one in enumerate(made)]
+    code = {"domain": "code", "verifier": "code", "answer": "", "tests": TESTS}
+    made += [row(id=f"c{i}", question=f"Program {i}: print n + 1.", **code) for i in range(30)]
+    made += [row(id=f"s{i}", question=f"Option {i}?", domain="stem", verifier="choice", answer="B") for i in range(30)]
+    made += [row(id=f"l{i}", question=f"Puzzle {i}?", domain="logic", answer="7") for i in range(10)]
+    general = {"domain": "general", "verifier": "none", "answer": "", "thinking": False, "license": "cc-by-nc-4.0"}
+    made += [row(id=f"g{i}", question=f"Poem {i}!", kind="helpful", **general) for i in range(80)]
+    made += [row(id=f"h{i}", question=f"Harm {i}!", kind="harmless", **general) for i in range(8)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(one) + "\n" for one in made) + '{"id": "half')
+    return {"sources": [{"name": "rows", "local": str(path)}], "total": 158}
+
+
+def test_quotas_are_the_papers_and_in_proportion():
+    assert rl_prompts.quotas(158_000) == TABLE_4
+    assert rl_prompts.quotas(158) == {name: count // 1000 for name, count in TABLE_4.items()}
+    assert all(sum(rl_prompts.quotas(total).values()) == total for total in (1, 7, 100, 157_999))
+
+
+def test_quotas_shortfalls_and_equal_prompts(run_job, prompts):
+    record = run_job(rl_prompts, RLPrompts, prompts)
+    folder = Path("out/test/rl_prompts")
+    found = {kind: rows.load_rows(folder / f"{kind}.parquet") for kind in ("reasoning", "helpful", "harmless")}
+    counts = Counter(one["domain"] for one in found["reasoning"])
+    assert counts == {"math": 26, "code": 17, "stem": 22, "logic": 10}
+    assert (len(found["helpful"]), len(found["harmless"])) == (66, 8)
+    assert record["files"] == {"reasoning": 75, "helpful": 66, "harmless": 8}
+    assert record["math"] == {"quota": 26, "available": 60, "asked": 0, "rows": 26, "shortfall": 0}
+    assert (record["logic"]["shortfall"], record["harmless"]["shortfall"]) == (5, 4)
+    assert record["duplicates"] == 60
+    assert record["sources"]["rows-rows"] == {"rows": 278, "refused": 1, "reasons": {"not JSON": 1}}
+    assert all(json.loads(one["tests"]) == TESTS for one in found["reasoning"] if one["domain"] == "code")
+    before = {kind: (folder / f"{kind}.parquet").read_bytes() for kind in found}
+    (folder / "run.json").unlink()
+    run_job(rl_prompts, RLPrompts, prompts)
+    assert {kind: (folder / f"{kind}.parquet").read_bytes() for kind in found} == before
+
+
+def test_only_commercial_rows(run_job, prompts):
+    record = run_job(rl_prompts, RLPrompts, prompts | {"commercial": True})
+    assert record["files"] == {"reasoning": 75}
+    assert record["not_commercial"] == 88
+    assert not Path("out/test/rl_prompts/helpful.parquet").exists()
+
+
+def test_prompts_that_are_always_or_never_right_are_left_out(run_job, prompts, scripted):
+    """Of four samples the model gets i % 5 right, on every kind of prompt that a rule can grade."""
+
+    def say(prompt, k):
+        question = prompt.split("User: ")[1].removesuffix(" Assistant:")
+        number = int("".join(filter(str.isdigit, question.split("+")[0])))
+        answer = "B" if "Option" in question else "7" if "Puzzle" in question else str(number + 1)
+        if "Program" in question:
+            answer = "```python\nprint(int(input()) + 1)\n```"
+        wrong = "```python\nprint(0)\n```" if "Program" in question else "C" if "Option" in question else "-1"
+        return f"<think> so </think> <answer> {answer if k < number % 5 else wrong} </answer>"
+
+    scripted(say)
+    rate = {"checkpoint": "./model", "decoding": {"max_tokens": 64}, "n": 4, "least": 0.25, "most": 0.75}
+    record = run_job(rl_prompts, RLPrompts, prompts | {"pass_rate": rate})
+    found = rows.load_rows("out/test/rl_prompts/reasoning.parquet")
+    assert Counter(one["domain"] for one in found) == {"math": 26, "code": 17, "stem": 18, "logic": 6}
+    assert {one["pass_rate"] for one in found} == {0.25, 0.5, 0.75}
+    assert record["stem"] == {"quota": 22, "available": 30, "asked": 30, "rows": 18, "shortfall": 4}
+    assert all(one["pass_rate"] is None for one in rows.read_parquet("out/test/rl_prompts/helpful.parquet"))
+    assert record["general"]["rows"] == 66
+
+
+def test_no_prompts_at_all_are_an_error(run_job, prompts, row, tmp_path, caplog):
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row(license="cc-by-nc-4.0")) + "\n")
+    with pytest.raises(AssertionError):
+        run_job(rl_prompts, RLPrompts, prompts | {"commercial": True})
+    assert "no prompt is left" in caplog.text
