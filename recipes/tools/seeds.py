@@ -1,0 +1,104 @@
+"""The whole pipeline at several seeds: how much each effect varies, and the bounds that CI holds an honest run to.
+
+    python -m recipes.tools.seeds --scale cpu --seeds 1 2 3 4 5 --thresholds .ci/thresholds.json
+
+Each seed runs in outputs/<scale>_seeds/<seed>, as `python -m recipes.tools.pipeline --seed N` would; what is done is
+not done again. The table goes to stdout and, with every figure, to outputs/<scale>_seeds/seeds.json. A bound is the
+mean less four standard deviations (for an effect that is to stay below something, plus four), and only what every seed
+has shown gets one.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from data_prep import runs
+
+DEVIATIONS = 4
+
+
+def spread(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """For each effect: its aim, mean and standard deviation (n - 1) over the runs, and how many of them showed it.
+    An effect that some run could not measure has neither mean nor deviation."""
+    found = []
+    for effects in zip(*(result["effects"] for result in results), strict=True):
+        figures = [effect["figure"] for effect in effects]
+        measured = None not in figures
+        found.append(
+            {
+                "name": effects[0]["name"],
+                "aim": effects[0]["aim"],
+                "mean": statistics.mean(figures) if measured else None,
+                "sd": statistics.stdev(figures) if measured else None,
+                "shown": sum(bool(effect["reproduced"]) for effect in effects),
+                "runs": len(effects),
+            }
+        )
+    return found
+
+
+def bounds(effects: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """What `recipes.tools.report --assert-thresholds` reads."""
+    found = {}
+    for effect in effects:
+        if effect["shown"] == effect["runs"]:
+            low = effect["aim"].startswith(("at most", "below"))
+            bound = effect["mean"] + (DEVIATIONS if low else -DEVIATIONS) * effect["sd"]
+            found[effect["name"]] = {"at_most" if low else "at_least": round(bound, 4)}
+    return found
+
+
+def table(effects: list[dict[str, Any]]) -> str:
+    """A Markdown table."""
+    lines = ["| the paper's effect | aim | mean ± sd | shown in |", "|---|---|---|---|"]
+    for effect in effects:
+        figure = "not measured" if effect["mean"] is None else f"{effect['mean']:.3f} ± {effect['sd']:.3f}"
+        lines.append(f"| {effect['name']} | {effect['aim']} | {figure} | {effect['shown']} of {effect['runs']} |")
+    return "\n".join(lines)
+
+
+def run(scale: Path, folder: Path, seed: int) -> dict[str, Any]:
+    """One seed's results. Raises subprocess.CalledProcessError where the pipeline fails; its log says why."""
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "recipes.tools.pipeline", "--scale", str(scale.resolve()), "--seed", str(seed)]
+    with (folder / "pipeline.log").open("a", encoding="utf-8") as log:
+        subprocess.run(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT, check=True)
+    path = folder / "outputs" / scale.name / "report" / "results.json"
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m recipes.tools.seeds", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--scale", default="cpu", help="a folder of recipes/configs, or a path")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
+    parser.add_argument("--thresholds", type=Path, metavar="FILE", help="write the bounds here")
+    arguments = parser.parse_args(argv)
+    if len(set(arguments.seeds)) < 2:
+        parser.error("--seeds: one run has no spread; write two or more different ones")
+    scale = Path(arguments.scale) if "/" in arguments.scale else runs.ROOT / "recipes" / "configs" / arguments.scale
+    root = Path("outputs") / f"{scale.name}_seeds"
+    results = {}
+    for seed in arguments.seeds:
+        try:
+            results[seed] = run(scale, root / str(seed), seed)
+        except subprocess.CalledProcessError as error:
+            print(f"error: seed {seed} failed; {root / str(seed) / 'pipeline.log'} says why", file=sys.stderr)
+            return error.returncode
+    effects = spread(list(results.values()))
+    write(root / "seeds.json", {"effects": effects, "seeds": results})
+    if arguments.thresholds:
+        write(arguments.thresholds, bounds(effects))
+    print(table(effects))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
