@@ -1,16 +1,21 @@
 """Cold-start data: readable long chains of thought for the first SFT (paper v1, 2.3.1; v2, B.3.2).
 
-All three ways of the walkthrough, each on prompts of its own: few-shot prompting of the base with long worked examples,
-direct prompting of the base for steps and verification, and R1-Zero at temperature 1. Of each, what is correct and
-readable is kept, written up by a rewriter in one language with a summary, and checked again. `review.jsonl` is for a
-person: name a copy with decisions and edits in it as `review`, and they are applied.
+The paper's way: R1-Zero at temperature 1. What is correct and readable is kept, written up by a rewriter in one
+language with a summary, and checked again; then a person reviews it. The walkthrough's two other ways work the same,
+each on prompts of its own: few-shot prompting of the base with long worked examples, and direct prompting of the base
+for steps and verification. Leave out the ones that are not wanted.
+
+`review.csv` and `review.jsonl` are the same list for that person, to edit whichever is handier: write accept or reject
+as the decision, mend reasoning and summary where need be, name the file as `review`, and run the same command.
 """
 
 from __future__ import annotations
 
+import csv
 import json
 import logging
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -43,12 +48,12 @@ class ColdStart:
 
     output_dir: str
     prompts: str
-    few_shot: Way
-    direct: Way
-    r1_zero: Way
-    examples: dict[str, list[dict[str, str]]]
     rewriter: ServerSettings
     rewriting: Decoding
+    r1_zero: Way | None = None
+    few_shot: Way | None = None
+    direct: Way | None = None
+    examples: dict[str, list[dict[str, str]]] = field(default_factory=dict)
     filters: Thresholds = field(default_factory=Thresholds)
     rewritten: Thresholds = field(default_factory=Thresholds)
     review: str = ""
@@ -56,13 +61,19 @@ class ColdStart:
     seed: int = 0
     limit: int = 0
 
+    def __post_init__(self) -> None:
+        if not (self.r1_zero or self.few_shot or self.direct):
+            raise ValueError("no way to cold-start data; write `r1_zero:`, `few_shot:` or `direct:`")
+
 
 def load(config: ColdStart) -> dict[str, list[rows.Row]]:
     reasoning = [row for row in rows.load_rows(config.prompts) if row["kind"] == "reasoning"]
     order = jobs.choose(reasoning, 0, config.seed)
     loaded: dict[str, list[rows.Row]] = {}
     for name in STYLES:
-        way: Way = getattr(config, name)
+        way: Way | None = getattr(config, name)
+        if not way:
+            continue
         config.sampler.require(way.checkpoint)
         loaded[name] = []
         for domain, count in way.prompts.items():
@@ -74,10 +85,10 @@ def load(config: ColdStart) -> dict[str, list[rows.Row]]:
             loaded[name] += left[: min(count, config.limit or count)]
         taken = {row["id"] for row in loaded[name]}
         order = [row for row in order if row["id"] not in taken]
-    missing = sorted({row["language"] for row in loaded["few_shot"]} - config.examples.keys())
+    missing = sorted({row["language"] for row in loaded.get("few_shot", [])} - config.examples.keys())
     if missing:
         raise ValueError(f"`examples` has none for the language {missing[0]}; write `{missing[0]}: [...]`")
-    loaded["reviewed"] = read_review(config.review) if config.review else []
+    loaded["reviewed"] = read_review(config.review, reasoning) if config.review else []
     return loaded
 
 
@@ -98,7 +109,7 @@ def build(config: ColdStart, output_dir: Path, reviewed: list[rows.Row], **asked
                 review.append(review_record(row, [f"before rewriting: {mended[1]}"] if mended else []))
         figures[name] = {"sampled": sampled.figures(), "rewritten": funnel.figures()}
         log.info("%s: %d samples, %d rewritten, %d kept", name, sampled.seen, funnel.seen, sum(map(len, written)))
-    write_review(output_dir / "review.jsonl", review)
+    write_review(output_dir, review)
     kept, decisions = apply_review(kept, reviewed)
     rows.write_rows(output_dir / "train.parquet", kept, sft=True)
     return {"rows": len(kept), "ways": figures, "review": decisions}
@@ -149,53 +160,114 @@ def _first_page(candidate: Candidate) -> Candidate:
 # --- a person's review ------------------------------------------------------------------------------------------------
 
 
-def review_record(row: rows.Row, findings: list[str]) -> dict:
+def review_record(row: rows.Row, findings: list[str]) -> dict[str, str]:
     parts = rewards.parse(row["completion"])
-    values = (row["id"], row["question"], parts.reasoning or "", parts.summary, findings, "")
+    values = (row["id"], row["question"], parts.reasoning or "", parts.summary, "; ".join(findings), "")
     return dict(zip(REVIEWED, values, strict=True))
 
 
-def write_review(path: Path, records: list[dict]) -> None:
-    """One JSON object a line; ``decision`` is "" until a person writes "accept" or "reject"."""
-    path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
+def write_review(folder: Path, records: list[dict[str, str]]) -> None:
+    """``review.jsonl`` and ``review.csv``; ``decision`` is "" until a person writes "accept" or "reject"."""
+    lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    (folder / "review.jsonl").write_text(lines, encoding="utf-8")
+    with (folder / "review.csv").open("w", encoding="utf-8-sig", newline="") as file:  # spreadsheets want the mark
+        writer = csv.DictWriter(file, REVIEWED)
+        writer.writeheader()
+        writer.writerows(records)
 
 
-def read_review(path: str | Path) -> list[dict]:
-    """The records of a review file. Raises ValueError naming the line that is no record of one."""
+def read_review(path: str | Path, asked: list[rows.Row]) -> list[dict[str, str]]:
+    """The records of an edited review file, CSV or JSONL; ``asked`` are the rows whose prompts were sampled.
+
+    Raises ValueError naming the file, the record (from 1) and the reason for anything but a decision or a mended
+    solution: a broken line, a missing column, an unknown or repeated id, a changed question, and what a person
+    accepted though it is not in our form or does not give the right answer.
+    """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such review file")
-    records = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number}: not JSON ({error})") from None
-        missing = [name for name in REVIEWED if not isinstance(record, dict) or name not in record]
-        if missing:
-            raise ValueError(f"{path}, line {number}: no `{missing[0]}`; a record has {', '.join(REVIEWED)}")
-        if record["decision"] not in ("accept", "reject", ""):
-            raise ValueError(f"{path}, line {number}: decision {record['decision']!r}; write accept, reject or nothing")
-        records.append(record)
-    return records
+    by_id = {row["id"]: row for row in asked}
+    records: dict[str, dict[str, str]] = {}
+    try:
+        for number, record in enumerate(_csv(path) if str(path).endswith(".csv") else _jsonl(path), 1):
+            fault = record if isinstance(record, str) else _review_fault(record, by_id, records)
+            if fault:
+                raise ValueError(f"{path}, record {number}: {fault}")
+            records[record["id"]] = {name: value.replace("\r\n", "\n") for name, value in record.items()}
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 ({error}); save it as `CSV UTF-8`") from error
+    except csv.Error as error:
+        raise ValueError(f"{path}, record {len(records) + 1}: no CSV ({error})") from error
+    return list(records.values())
 
 
-def apply_review(kept: list[rows.Row], records: list[dict]) -> tuple[list[rows.Row], dict[str, int]]:
-    """Leaves out what was rejected and puts edited reasonings and summaries in; what has no decision is kept."""
+def _jsonl(path: str | Path) -> Iterator[dict | str]:
+    with Path(path).open(encoding="utf-8") as file:
+        for line in file:
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError as error:
+                yield f"not JSON ({error})"
+            else:
+                yield record if isinstance(record, dict) else f"a {type(record).__name__}, no object"
+
+
+def _csv(path: str | Path) -> Iterator[dict]:
+    csv.field_size_limit(2**31 - 1)  # a reasoning is longer than csv's 131,072 characters
+    with Path(path).open(encoding="utf-8-sig", newline="") as file:
+        yield from csv.DictReader(file, strict=True)
+
+
+def _review_fault(record: dict, by_id: dict[str, rows.Row], before: dict[str, dict]) -> str | None:
+    missing = [name for name in REVIEWED if name not in record]
+    if missing or len(record) > len(REVIEWED):
+        return f"no `{missing[0]}`" if missing else f"more cells than {', '.join(REVIEWED)}"
+    for name in REVIEWED:
+        if not isinstance(record[name], str):
+            return f"`{name}` is {record[name]!r}; write text"
+    row = by_id.get(record["id"].rpartition("-")[0])
+    if row is None or record["id"] in before:
+        return f"the id {record['id']!r} " + ("was there before" if row else "is none of the prompts'")
+    if record["question"].replace("\r\n", "\n") != row["question"]:
+        return "the question is another; only reasoning, summary and decision may be edited"
+    if record["decision"] not in ("accept", "reject", ""):
+        return f"decision {record['decision']!r}; write accept, reject or nothing"
+    if record["decision"] == "accept":
+        completion = _written(record)
+        if not rewards.is_well_formed(completion, "think"):
+            return "accepted, but reasoning or summary is empty or holds a tag"
+        if rewards.is_correct(completion, row["answer"], row["verifier"], row["question"]) is False:
+            return f"accepted, but it does not answer {row['answer']!r}"
+    return None
+
+
+def _written(record: dict[str, str]) -> str:
+    return f"<think>{record['reasoning']}</think>\n{record['summary']}"
+
+
+def apply_review(kept: list[rows.Row], records: list[dict[str, str]]) -> tuple[list[rows.Row], dict[str, int]]:
+    """Leaves out what was rejected and puts what was accepted with edits in; what has no decision is kept as it was,
+    and an edit without one is counted."""
     by_id = {record["id"]: record for record in records}
-    counts = {"accepted": 0, "rejected": 0, "undecided": 0, "edited": 0, "unknown_ids": 0}
+    counts = {"accepted": 0, "rejected": 0, "undecided": 0, "edited": 0, "edited_undecided": 0, "unknown_ids": 0}
     counts["unknown_ids"] = len(by_id.keys() - {row["id"] for row in kept})
     result = []
     for row in kept:
         record = by_id.get(row["id"], {"decision": ""})
-        counts[{"accept": "accepted", "reject": "rejected", "": "undecided"}[record["decision"]]] += 1
-        if record["decision"] == "reject":
-            continue
-        if record["decision"] == "accept":
-            parts = rewards.parse(row["completion"])
-            if (record["reasoning"], record["summary"]) != (parts.reasoning, parts.summary):
-                counts["edited"] += 1
-                row = row | {"completion": f"<think>{record['reasoning']}</think>\n{record['summary']}"}
-        result.append(row)
+        decision = record["decision"]
+        counts[{"accept": "accepted", "reject": "rejected", "": "undecided"}[decision]] += 1
+        parts = rewards.parse(row["completion"])
+        edited = (record.get("reasoning", parts.reasoning), record.get("summary", parts.summary)) != (
+            parts.reasoning,
+            parts.summary,
+        )
+        if edited and decision == "accept":
+            counts["edited"] += 1
+            row = row | {"completion": _written(record)}
+        elif edited and decision == "":
+            counts["edited_undecided"] += 1
+            log.warning("%s was edited and has no decision: it stays as it was", row["id"])
+        if decision != "reject":
+            result.append(row)
     return result, counts
 
 

@@ -1,6 +1,8 @@
 """Cold start: three ways on prompts of their own, kept if right and readable, rewritten, checked, reviewed."""
 
+import csv
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -66,40 +68,104 @@ def test_three_ways_and_their_counts(built):
         assert figures["rewritten"]["kept"] == ways[name] > 28
 
 
-def test_a_review_is_exported_and_comes_back(built):
+def reviewed(kind, path="out/test/cold_start/review"):
+    if kind == "jsonl":
+        return [json.loads(line) for line in Path(f"{path}.jsonl").read_text().splitlines()]
+    with Path(f"{path}.csv").open(encoding="utf-8-sig", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def save(records, kind):
+    if kind == "jsonl":
+        Path("edited.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    else:
+        with Path("edited.csv").open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, cold_start.REVIEWED)
+            writer.writeheader()
+            writer.writerows({name: text.replace("\n", "\r\n") for name, text in record.items()} for record in records)
+    return f"edited.{kind}"
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_a_review_is_exported_and_comes_back(built, kind, caplog):
     built()
-    lines = Path("out/test/cold_start/review.jsonl").read_text().splitlines()
     before = rows.load_rows("out/test/cold_start/train.parquet", sft=True)
-    records = [json.loads(line) for line in lines]
+    records = reviewed(kind)
     assert [r["id"] for r in records] == [row["id"] for row in before]
-    assert set(records[0]) == {"id", "question", "reasoning", "summary", "findings", "decision"}
-    assert any("of the words are" in finding for record in records for finding in record["findings"])
+    assert list(records[0]) == ["id", "question", "reasoning", "summary", "findings", "decision"]
+    assert any("of the words are" in record["findings"] for record in records)
     records[0]["decision"] = "reject"
     records[1] |= {"decision": "accept", "reasoning": "I see it at once."}
     records[2]["decision"] = "accept"
-    records.append(records[0] | {"id": "nobody"})
-    Path("reviewed.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    record = built(review="reviewed.jsonl")
+    records[3]["summary"] = "Forgotten to decide."
+    record = built(review=save(records, kind))
     after = rows.load_rows("out/test/cold_start/train.parquet", sft=True)
     assert record["review"] == {
-        "accepted": 2, "rejected": 1, "undecided": len(before) - 3, "edited": 1, "unknown_ids": 1,
+        "accepted": 2, "rejected": 1, "undecided": len(before) - 3,
+        "edited": 1, "edited_undecided": 1, "unknown_ids": 0,
     }  # fmt: skip
+    assert f"{records[3]['id']} was edited and has no decision" in caplog.text
     assert after[1:] == before[2:]
     assert after[0]["completion"].startswith("<think>I see it at once.</think>\n")
 
 
+WRONG_EDITS = [
+    ({"id": "nobody-0"}, "the id 'nobody-0' is none of the prompts'"),
+    ({"question": "What is 1 + 1?"}, "the question is another"),
+    ({"decision": "yes"}, "decision 'yes'; write accept, reject or nothing"),
+    ({"decision": "accept", "summary": ""}, "reasoning or summary is empty or holds a tag"),
+    ({"decision": "accept", "reasoning": "a</think>b"}, "reasoning or summary is empty or holds a tag"),
+    ({"decision": "accept", "summary": "The answer is 12345."}, "accepted, but it does not answer"),
+]
+
+
+def test_a_wrong_edit_is_refused_by_file_record_and_reason(built, capsys):
+    built()
+    made = Path("out/test/cold_start/train.parquet").read_bytes()
+    for kind in ("jsonl", "csv"):
+        for change, told in WRONG_EDITS:
+            records = reviewed(kind)
+            records[2] |= change
+            with pytest.raises(SystemExit):
+                built(review=save(records, kind))
+            assert f"edited.{kind}, record 3: " in (error := capsys.readouterr().err)
+            assert told in error
+    assert Path("out/test/cold_start/train.parquet").read_bytes() == made  # before any work
+
+
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("name", "content", "told"),
     [
-        ('{"id": "r1-0", ', "line 1: not JSON"),
-        ('{"id": "r1-0"}', "line 1: no `question`"),
-        (json.dumps(dict.fromkeys(cold_start.REVIEWED, "")| {"decision": "yes"}), "line 1: decision 'yes'"),
+        ("a.jsonl", b'{"id": "r1-0", ', "record 1: not JSON"),
+        ("a.jsonl", b'{"id": "r1-0"}', "record 1: no `question`"),
+        ("a.jsonl", b"[1]", "record 1: a list, no object"),
+        ("a.jsonl", json.dumps(dict.fromkeys(cold_start.REVIEWED, 1)).encode(), "record 1: `id` is 1; write text"),
+        ("a.csv", b"id,question\nr1-0,x\n", "record 1: no `reasoning`"),
+        ("a.csv", b"id,question,reasoning,summary,findings,decision\n1,2,3\n", "`summary` is None; write text"),
+        ("a.csv", b"id,question,reasoning,summary,findings,decision\n1,2,3,4,5,6,7\n", "more cells than id, question"),
+        ("a.csv", b'id,question,reasoning,summary,findings,decision\n"1"2,3\n', "record 1: no CSV"),
+        ("a.csv", b"id,question,reasoning,summary,findings,decision\n\xb5,2,3,4,5,6\n", "not UTF-8"),
     ],
-)  # fmt: skip
-def test_a_broken_review_is_named(tmp_path, line, told):
-    (tmp_path / "reviewed.jsonl").write_text(line + "\n")
-    with pytest.raises(ValueError, match=told):
-        cold_start.read_review(tmp_path / "reviewed.jsonl")
+)
+def test_a_broken_review_is_named(tmp_path, name, content, told):
+    (tmp_path / name).write_bytes(content + b"\n")
+    with pytest.raises(ValueError, match=re.escape(told)) as stopped:
+        cold_start.read_review(tmp_path / name, [])
+    assert name in str(stopped.value)
+
+
+def test_an_id_twice_is_an_error(tmp_path, row):
+    line = json.dumps(dict.fromkeys(cold_start.REVIEWED, "") | {"id": "q0-0", "question": row()["question"]}) + "\n"
+    (tmp_path / "a.jsonl").write_text(line * 2)
+    with pytest.raises(ValueError, match="record 2: the id 'q0-0' was there before"):
+        cold_start.read_review(tmp_path / "a.jsonl", [row()])
+
+
+def test_the_papers_way_alone(built):
+    record = built(few_shot=None, direct=None, examples={})
+    kept = rows.load_rows("out/test/cold_start/train.parquet", sft=True)
+    assert {one["way"] for one in kept} == {"r1_zero"}
+    assert record["ways"].keys() == {"r1_zero"}
 
 
 def test_too_few_prompts_and_missing_examples_are_errors_before_any_work(built, tmp_path, capsys):
