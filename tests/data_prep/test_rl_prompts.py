@@ -4,7 +4,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
-from data_prep import rl_prompts, rows
+from data_prep import jobs, rl_prompts, rows, sources
 from data_prep.rl_prompts import TABLE_4, RLPrompts
 
 import pytest
@@ -89,3 +89,15 @@ def test_no_prompts_at_all_are_an_error(run_job, prompts, row, tmp_path, caplog)
     with pytest.raises(AssertionError):
         run_job(rl_prompts, RLPrompts, prompts | {"commercial": True})
     assert "no prompt is left" in caplog.text
+
+
+@pytest.mark.parametrize("job", ["rl_prompts", "sources"])
+def test_the_full_scales_config_is_sound(job, tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    module = {"rl_prompts": rl_prompts, "sources": sources}[job]
+    settings = {"rl_prompts": RLPrompts, "sources": sources.Sources}[job]
+    config = Path(__file__).parents[2] / f"recipes/configs/full/{job}.yaml"
+    monkeypatch.chdir(tmp_path)
+    assert jobs.run(settings, module.load, module.build, ["--config", str(config), "--dry-run"]) == 0
+    assert f"would build outputs/full/{job}: 8 sources" in caplog.text
+    assert not Path("outputs").exists()

@@ -1,6 +1,10 @@
 """Sources: a small file in each one's schema becomes rows; what is broken is refused by file, row and reason."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -302,3 +306,32 @@ def test_commercial_use_is_read_from_the_licence():
     assert {one for one in licences if rows.commercial(one)} == {"apache-2.0", "mit", "cc-by-sa-4.0", "odc-by"}
     assert not rows.commercial("")
     assert not rows.commercial("cc-by-nc-sa-4.0")
+
+
+def test_killed_in_a_source_the_same_command_ends_with_the_same_bytes(tmp_path):
+    """Whatever stands in the folder under its own name is whole; what was being written is written again."""
+    names = ("deepmath-103k", "openthoughts-114k", "tulu-3")
+    for name in names:
+        if name == "tulu-3":
+            records = [RECORDS[name][0] | {"id": f"t{i}"} for i in range(3000)]
+        else:
+            records = [RECORDS[name][0]] * 3000
+        store(tmp_path / f"{name}.parquet", *records)
+    wanted = [{"name": name, "local": f"../{name}.parquet"} for name in names]
+    (tmp_path / "job.yaml").write_text(json.dumps({"output_dir": "out/test/job", "sources": wanted}))
+    command = [sys.executable, "-m", "data_prep.sources", "--config", "../job.yaml"]
+    folders = [tmp_path / name for name in ("killed", "whole")]
+    for folder in folders:
+        folder.mkdir()
+    killed = subprocess.Popen(command, cwd=folders[0], stderr=subprocess.DEVNULL)
+    while not (folders[0] / "out/test/job/deepmath-103k.json").exists():
+        assert killed.poll() is None
+        time.sleep(0.005)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert not (folders[0] / "out/test/job/tulu-3.json").exists()
+    for folder in folders:
+        subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    made = [{path.name: path.read_bytes() for path in (folder / "out/test/job").glob("*-*.*")} for folder in folders]
+    assert made[0] == made[1]
+    assert len(made[0]) == 9
