@@ -134,6 +134,11 @@ def first_failure(candidate: Candidate, thresholds: Thresholds) -> tuple[str, st
     return None
 
 
+def row_failure(thresholds: Thresholds, row: Row) -> tuple[str, str] | None:
+    """As ``first_failure``, for an SFT row, which may say in ``finish`` how its completion ended."""
+    return first_failure(Candidate(row, row["completion"].strip(), row.get("finish") or "stop"), thresholds)
+
+
 @dataclass
 class Funnel:
     """Counts what went in, what each step dropped (in the order of the steps), and what came out."""

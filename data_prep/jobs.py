@@ -1,4 +1,5 @@
-"""What the data jobs share: `python -m data_prep.<job> --config <yaml> [--seed N] [--dry-run] [--limit N]`.
+"""What the data jobs share: `python -m data_prep.<job> --config <yaml> [--seed N] [--dry-run] [--limit N]`, and
+`--engine local|ray|slurm` where the job runs on data_prep.engine.
 
 A job is a dataclass of settings, a function that loads and checks everything it reads, and one that does the work and
 returns its figures for run.json. All that can be wrong with settings and inputs is found before any work: one line on
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep import runs
+from data_prep.engine import EngineError
 from data_prep.rows import NoRowsError, Row
 from data_prep.sampling import ServerError
 
@@ -29,11 +31,13 @@ def run(
     load: Callable[[Any], dict[str, list[Row]]],
     build: Callable[..., dict[str, Any]],
     argv: list[str] | None = None,
+    plan: Callable[..., list[str]] | None = None,
 ) -> int:
     """Runs one job to its end and returns the exit code.
 
     ``settings`` has at least ``output_dir: str``, ``seed: int`` and ``limit: int``; ``load(config)`` returns named
-    lists of rows; ``build(config, output_dir, **loaded)`` writes into output_dir and returns figures. A run with
+    lists of rows; ``build(config, output_dir, **loaded)`` writes into output_dir and returns figures;
+    ``plan(config, **loaded)`` says more, in lines, of what will be done. A run with
     ``--limit N`` takes N rows where the full one takes more, and writes to ``<output_dir>_limit_N`` so that a trial
     never stands in for the full run.
     """
@@ -42,28 +46,34 @@ def run(
     parser.add_argument("--seed", type=int, help="instead of the YAML's")
     parser.add_argument("--dry-run", action="store_true", help="only check and say what would be done")
     parser.add_argument("--limit", type=int, help="take at most so many prompts; writes to <output_dir>_limit_<N>")
+    has_executor = "executor" in {field.name for field in dataclasses.fields(settings)}
+    if has_executor:
+        parser.add_argument("--engine", choices=["local", "ray", "slurm"], help="where to run, instead of the YAML's")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs every request
     overrides = {"seed": args.seed, "limit": args.limit}
     try:
         config = runs.settings(settings, args.config, **overrides)
+        if has_executor and args.engine:
+            config = dataclasses.replace(config, executor=dataclasses.replace(config.executor, kind=args.engine))
         fingerprint = runs.fingerprint(Path(inspect.getfile(build)), args.config, overrides)
         loaded = load(config)
         output_dir = Path(config.output_dir + (f"_limit_{args.limit}" if args.limit else ""))
-        plan = f"{output_dir}: " + ", ".join(f"{len(rows):,} {name}" for name, rows in loaded.items())
+        work = f"{output_dir}: " + ", ".join(f"{len(rows):,} {name}" for name, rows in loaded.items())
+        work += "".join(f"\n  {line}" for line in (plan(config, **loaded) if plan else []))
         if args.dry_run:
-            log.info("would build %s", plan)
+            log.info("would build %s", work)
             return 0
         if runs.begin(output_dir, fingerprint) == "done":
             log.info("%s is done already", output_dir)
             return 0
     except (ValueError, FileNotFoundError) as error:  # ConfigError and MissingRunError among them
         parser.exit(2, f"error: {error}\n")
-    log.info("building %s", plan)
+    log.info("building %s", work)
     try:
         figures = build(config, output_dir, **loaded)
-    except (OSError, ServerError, NoRowsError) as error:  # a full disk, a dead server, nothing left
+    except (OSError, ServerError, NoRowsError, EngineError) as error:  # a full disk, a dead server, nothing left
         log.error("error: %s; what is done is kept, the same command goes on", error)
         return 1
     values = dataclasses.asdict(config)

@@ -1,29 +1,47 @@
-"""The SFT mixture: rejection-sampled reasoning and general data in the proportions of the paper's Table 5.
+"""The SFT mixture: reasoning and general data in the proportions of the paper's Table 5, from any number of files.
 
-At 804,745 rows the quotas are the table's own; at any other size they are in proportion. Where a domain has fewer rows
-than its quota, the shortfall is reported and nothing is put in its place.
+Rows that break the contract, fail a filter, meet an evaluation set or repeat each other are dropped, counted, and
+listed in dropped.jsonl. At 804,745 rows the quotas are the table's own; at any other size they are in proportion. Where
+a domain has fewer rows than its quota, the shortfall is reported and nothing is put in its place.
 """
 
 from __future__ import annotations
 
+import functools
+import json
 import logging
 import sys
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from data_prep import jobs, rows
+from data_prep import dedup, engine, filters, jobs, rows, runs, shards
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 log = logging.getLogger(__name__)
 TABLE_5 = {"math": 395_285, "code": 211_129, "stem": 10_124, "logic": 10_395, "general": 177_812}  # paper v2
+DOMAINS = list(TABLE_5)
+KEY = "_key"  # of a row in the shuffled whole
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """``sources`` are files of SFT rows; ``total`` the size of the mixture if no domain falls short."""
+    """``sources`` are Parquet or JSONL files of SFT rows; ``total`` the size of the mixture if no domain falls short.
+    Rows of runs (``outputs/...``) must be sound; of other files, what is not is dropped and listed. ``per_prompt``
+    rows are kept of each prompt (0: all distinct ones). ``tasks``: 0 makes one for every 128 MB of text."""
 
     output_dir: str
     sources: list[str]
     total: int
+    exclude_non_commercial: bool = False
+    filters: filters.Thresholds = field(default_factory=lambda: filters.Thresholds(steps=[]))
+    per_prompt: int = 0
+    tasks: int = 0
+    executor: engine.Executor = field(default_factory=engine.Executor)
     seed: int = 0
     limit: int = 0
 
@@ -32,10 +50,8 @@ class Mixture:
             raise ValueError(f"`total` is {self.total}; write the number of rows, 804745 for the paper's")
 
 
-def load(config: Mixture) -> dict[str, list[rows.Row]]:
-    found = [row for source in config.sources for row in rows.load_rows(source, sft=True)]
-    rows.validate(found, " + ".join(config.sources), sft=True)  # an id may not come from two sources
-    return {"candidates": found}
+def load(config: Mixture) -> dict[str, list[shards.Part]]:
+    return {"parts": shards.parts(config.sources)}
 
 
 def quotas(total: int) -> dict[str, int]:
@@ -48,29 +64,175 @@ def quotas(total: int) -> dict[str, int]:
     return result
 
 
-def build(config: Mixture, output_dir: Path, candidates: list[rows.Row]) -> dict[str, object]:
+def plan(config: Mixture, parts: list[shards.Part]) -> list[str]:
+    """What is read, made and needed, in lines."""
+    lines = []
+    for number, source in enumerate(config.sources):
+        own = [part for part in parts if part.file == number]
+        count = f"{sum(part.rows for part in own):,} rows" if all(part.rows >= 0 for part in own) else "rows uncounted"
+        lines.append(f"{source}: {count}, {sum(part.size for part in own) / 2**20:,.0f} MB of text")
     wanted = quotas(config.limit or config.total)
-    by_domain = {domain: [row for row in candidates if row["domain"] == domain] for domain in wanted}
-    chosen = {
-        domain: jobs.choose(found, wanted[domain], f"{config.seed}-{domain}") if wanted[domain] else []
-        for domain, found in by_domain.items()
+    lines.append("quotas: " + ", ".join(f"{count:,} {domain}" for domain, count in wanted.items()))
+    size = sum(part.size for part in parts)
+    tasks, files = _tasks(config, parts), _files(parts)
+    disk = f"up to {1.2 * size / 2**30:.1f} GB of disk"  # chosen: lz4 and zstd halve text; both are there at the end
+    lines.append(f"{tasks} tasks ({config.executor.kind}), {files} files, {disk}")
+    return lines
+
+
+def _tasks(config: Mixture, parts: list[shards.Part]) -> int:
+    return config.tasks or _files(parts)
+
+
+def _files(parts: list[shards.Part]) -> int:
+    return max(1, -(-sum(part.size for part in parts) // shards.TASK_BYTES))
+
+
+def build(config: Mixture, output_dir: Path, parts: list[shards.Part]) -> dict[str, object]:
+    work = output_dir.resolve() / "work"
+    files = _files(parts)
+    _begin(work, parts)
+    strict = {source for source in config.sources if source.startswith(runs.OUTPUTS)}
+    schema = shards.schema(parts)
+    hashes = {
+        KEY: functools.partial(order_key, config.seed),
+        "_id": id_hash,
+        "_prompt": dedup.prompt_hash,
+        "_row": dedup.row_hash,
+        "_domain": domain_number,
     }
-    counts = {
-        domain: {
-            "quota": wanted[domain],
-            "available": len(by_domain[domain]),
-            "rows": len(chosen[domain]),
-            "shortfall": wanted[domain] - len(chosen[domain]),
-        }
-        for domain in wanted
-    }
-    for domain, count in counts.items():
-        if count["shortfall"]:
-            log.warning("%s: %d rows short of the quota of %d", domain, count["shortfall"], count["quota"])
-    mixed = jobs.choose([row for found in chosen.values() for row in found], 0, config.seed)
-    rows.write_rows(output_dir / "train.parquet", mixed, sft=True)
-    return {"rows": len(mixed), "domains": counts}
+    checks = [shards.Check(licence)] if config.exclude_non_commercial else []
+    if config.filters.steps:
+        checks.append(shards.Check(functools.partial(filters.row_failure, config.filters)))
+    kept = work / "kept"
+    read = shards.Read(parts, schema.names[len(shards.CONTRACT) :], strict)
+    steps = [read, *checks, shards.Keep(kept, config.sources, schema, hashes, files)]
+    engine.run(steps, _tasks(config, parts), work / "read", config.executor)
+
+    figures = select(config, kept, output_dir / "dropped.jsonl", quotas(config.limit or config.total), strict)
+    names = [output_dir.resolve() / name for name in file_names(files)]
+    engine.run([shards.Collect(kept, schema, KEY, names)], files, work / "write", config.executor)
+    engine.discard(work)
+    return figures
+
+
+def file_names(files: int) -> list[str]:
+    """``rows.read_parquet`` and the Hub read several such files as one."""
+    return [f"train-{at:05d}-of-{files:05d}.parquet" for at in range(files)] if files > 1 else ["train.parquet"]
+
+
+def _begin(work: Path, parts: list[shards.Part]) -> None:
+    """What an earlier try left is of use only if it read the same files."""
+    seen = json.dumps([asdict(part) | {"changed": Path(part.path).stat().st_mtime_ns} for part in parts]).encode()
+    path = work / "parts.json"
+    if not path.is_file() or path.read_bytes() != seen:
+        engine.discard(work)
+        with engine.whole_file(path) as file:
+            file.write(seen)
+
+
+# --- what is known of each row before any is chosen -------------------------------------------------------------------
+
+
+def order_key(seed: int, row: rows.Row) -> int:
+    """A row's place in the shuffled whole. It depends on the seed and the row only, not on which others there are."""
+    return dedup.hash64(f"{seed}\0{row['id']}")
+
+
+def id_hash(row: rows.Row) -> int:
+    return dedup.hash64(row["id"])
+
+
+def domain_number(row: rows.Row) -> int:
+    return DOMAINS.index(row["domain"])
+
+
+def licence(row: rows.Row) -> tuple[str, str] | None:
+    return None if rows.commercial(row["license"]) else ("non_commercial", row["license"])
+
+
+# --- the choice -------------------------------------------------------------------------------------------------------
+
+
+def select(config: Mixture, kept: Path, dropped: Path, wanted: dict[str, int], strict: set[str]) -> dict[str, object]:
+    """Marks the rows of the mixture in a ``.npy`` beside each run, lists all that was dropped in ``dropped``, and
+    returns the figures. The first of each id, row and prompt stays, in the order of the sources."""
+    columns, lengths = shards.index(kept, [shards.ORDER, KEY, "_id", "_prompt", "_row", "_domain"])
+    order = np.argsort(columns[shards.ORDER])
+    left = np.ones(len(order), bool)
+    causes: dict[str, np.ndarray] = {}
+
+    def leave_out(cause: str, where: np.ndarray) -> None:
+        """``where``: positions among the rows that are left, in the order of the sources."""
+        causes[cause] = order[left[order]][where]
+        left[causes[cause]] = False
+
+    def of_left(name: str) -> np.ndarray:
+        return columns[name][order[left[order]]]
+
+    leave_out("duplicate_id", dedup.occurrence(of_left("_id")) > 0)
+    for at in causes["duplicate_id"]:
+        source, number = shards.place(config.sources, int(columns[shards.ORDER][at]))
+        if source in strict:
+            raise ValueError(f"{source}, row {number}, column 'id': an earlier row of `sources` has the same")
+    leave_out("duplicate", dedup.occurrence(of_left("_row")) > 0)
+    if config.per_prompt:
+        leave_out("per_prompt", dedup.occurrence(of_left("_prompt")) >= config.per_prompt)
+
+    available = np.bincount(of_left("_domain").astype(int), minlength=len(DOMAINS))
+    by_key = np.lexsort((columns[shards.ORDER], columns[KEY]))
+    for number, domain in enumerate(DOMAINS):
+        own = by_key[left[by_key] & (columns["_domain"][by_key] == number)]
+        left[own[wanted[domain] :]] = False
+    for path, mask in zip(shards.runs_in(kept), np.split(left, np.cumsum(lengths)[:-1]), strict=True):
+        with engine.whole_file(path.with_suffix(".npy")) as file:
+            np.save(file, mask)
+    if not left.any():
+        raise rows.NoRowsError(f"{dropped.parent}: no rows to write; {dropped} says why")
+    return _figures(kept, dropped, config, wanted, available, left, columns, causes, lengths)
+
+
+def _figures(kept, dropped, config, wanted, available, left, columns, causes, lengths) -> dict[str, object]:
+    seen: Counter[str] = Counter()
+    for path in sorted(kept.glob("*.json")):
+        seen.update(json.loads(path.read_bytes()))
+    total = seen.pop("seen")
+    examples: dict[str, str] = {}
+    with engine.whole_file(dropped) as file:
+        for line in _dropped_lines(kept, config.sources, columns, causes, lengths):
+            record = json.loads(line)
+            examples.setdefault(record["step"], f"{record['file']}, row {record['row']}: {record['why']}")
+            file.write(line)
+    counts = seen | {cause: len(where) for cause, where in causes.items()}
+    chosen = np.bincount(columns["_domain"][left].astype(int), minlength=len(DOMAINS))
+    domains = {}
+    for domain, found, taken in zip(DOMAINS, available.tolist(), chosen.tolist(), strict=True):
+        short = wanted[domain] - taken
+        domains[domain] = {"quota": wanted[domain], "available": found, "rows": taken, "shortfall": short}
+        if short:
+            log.warning("%s: %d rows short of the quota of %d", domain, short, wanted[domain])
+    funnel = {"seen": total, "dropped": counts, "kept": int(sum(available)), "first_dropped": examples}
+    return {"rows": int(left.sum()), "domains": domains, "funnel": funnel}
+
+
+def _dropped_lines(kept, sources, columns, causes, lengths) -> Iterator[bytes]:
+    """Those of the tasks, then those of the choice, each in the order of the sources."""
+    for path in sorted(kept.glob("*.jsonl")):
+        with path.open("rb") as file:
+            yield from file
+    starts = np.cumsum([0, *lengths])
+    for cause, where in causes.items():
+        ids: dict[int, str] = {}
+        for path, start, end in zip(shards.runs_in(kept), starts, starts[1:], strict=False):
+            own = where[(where >= start) & (where < end)]
+            if len(own):
+                found = pq.read_table(path, columns=["id"])["id"].take(pa.array(own - start)).to_pylist()
+                ids |= dict(zip(own.tolist(), found, strict=True))
+        for at in where.tolist():
+            yield shards.dropped_line(sources, int(columns[shards.ORDER][at]), ids[at], cause, "came before")
 
 
 if __name__ == "__main__":
-    sys.exit(jobs.run(Mixture, load, build))
+    from data_prep import mixture  # under its own name, so that other processes find what is in it
+
+    sys.exit(jobs.run(mixture.Mixture, mixture.load, mixture.build, plan=mixture.plan))

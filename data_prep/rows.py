@@ -101,11 +101,14 @@ def sft_row(row: Row, number: int, completion: str, generator: str) -> Row:
 
 
 def read_parquet(path: str | Path) -> list[Row]:
-    """All records of a Parquet file as dicts, with an error that names a missing or corrupt file."""
-    if not Path(path).is_file():
+    """All records of a Parquet file as dicts, with an error that names a missing or corrupt file. Where there is no
+    ``train.parquet`` but ``train-00000-of-00012.parquet`` and so on, those are read as one."""
+    path = Path(path)
+    files = [path] if path.is_file() else sorted(path.parent.glob(f"{path.stem}-*-of-*.parquet"))
+    if not files:
         raise FileNotFoundError(f"{path}: no such file; run the stage that writes it first")
     try:
-        return pq.read_table(path).to_pylist()
+        return [record for file in files for record in pq.read_table(file).to_pylist()]
     except (pa.ArrowInvalid, OSError) as error:
         raise ValueError(f"{path}: not a readable Parquet file ({error}); delete it and run its stage again") from error
 
