@@ -15,8 +15,9 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
-from data_prep import dedup, engine, filters, jobs, rows, runs, shards
+from data_prep import decontaminate, dedup, engine, filters, jobs, rows, runs, shards
 
 import numpy as np
 import pyarrow as pa
@@ -39,6 +40,7 @@ class Mixture:
     total: int
     exclude_non_commercial: bool = False
     filters: filters.Thresholds = field(default_factory=lambda: filters.Thresholds(steps=[]))
+    decontamination: decontaminate.Decontamination = field(default_factory=decontaminate.Decontamination)
     per_prompt: int = 0
     tasks: int = 0
     executor: engine.Executor = field(default_factory=engine.Executor)
@@ -50,8 +52,8 @@ class Mixture:
             raise ValueError(f"`total` is {self.total}; write the number of rows, 804745 for the paper's")
 
 
-def load(config: Mixture) -> dict[str, list[shards.Part]]:
-    return {"parts": shards.parts(config.sources)}
+def load(config: Mixture) -> dict[str, Any]:
+    return {"parts": shards.parts(config.sources), "evaluation_items": decontaminate.load(config.decontamination)}
 
 
 def quotas(total: int) -> dict[str, int]:
@@ -64,7 +66,7 @@ def quotas(total: int) -> dict[str, int]:
     return result
 
 
-def plan(config: Mixture, parts: list[shards.Part]) -> list[str]:
+def plan(config: Mixture, parts: list[shards.Part], evaluation_items: decontaminate.Index) -> list[str]:
     """What is read, made and needed, in lines."""
     lines = []
     for number, source in enumerate(config.sources):
@@ -88,7 +90,9 @@ def _files(parts: list[shards.Part]) -> int:
     return max(1, -(-sum(part.size for part in parts) // shards.TASK_BYTES))
 
 
-def build(config: Mixture, output_dir: Path, parts: list[shards.Part]) -> dict[str, object]:
+def build(
+    config: Mixture, output_dir: Path, parts: list[shards.Part], evaluation_items: decontaminate.Index
+) -> dict[str, object]:
     work = output_dir.resolve() / "work"
     files = _files(parts)
     _begin(work, parts)
@@ -104,6 +108,8 @@ def build(config: Mixture, output_dir: Path, parts: list[shards.Part]) -> dict[s
     checks = [shards.Check(licence)] if config.exclude_non_commercial else []
     if config.filters.steps:
         checks.append(shards.Check(functools.partial(filters.row_failure, config.filters)))
+    if evaluation_items:
+        checks.append(shards.Check(evaluation_items))
     kept = work / "kept"
     read = shards.Read(parts, schema.names[len(shards.CONTRACT) :], strict)
     steps = [read, *checks, shards.Keep(kept, config.sources, schema, hashes, files)]

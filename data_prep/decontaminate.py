@@ -1,0 +1,355 @@
+"""No evaluation question and no reference solution in what is trained on (paper v2, D.1: any matching 10-gram).
+
+A word is a run of letters, a number, an operator, or one character of a script that is written without spaces. Case,
+spacing, punctuation, the width of characters and LaTeX's spacing do not count. All words of a text are hashed at once,
+in numpy: a word's hash is a polynomial over a prefix sum, an n-gram's a linear combination of its words' hashes.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from data_prep.rows import Row, read_parquet
+
+import numpy as np
+
+WHOLE = 5  # words: a question of fewer counts only as a whole prompt. chosen: "What is 2 + 3?" has five
+PIECE = 1 << 19  # characters hashed at once
+SEPARATOR = "\x1e"  # between the texts of a row: a word that no item has
+GAP, LETTER, DIGIT, OPERATOR, CHARACTER, INVISIBLE = range(6)
+OPERATORS = set("+-*/=<>^")
+SAME = {"\u2212": "-", "\u00d7": "*", "\u00b7": "*", "\u22c5": "*", "\u2219": "*", "\u00f7": "/", "\u2215": "/"}
+UNSPACED = (  # Thai to Tibetan, Myanmar, Khmer, kana and ideographs
+    (0x0E00, 0x0FFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x2E80, 0x2FDF), (0x3005, 0x3007), (0x3040, 0x30FF),
+    (0x31F0, 0x31FF), (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x3FFFF),
+)  # fmt: skip
+# LaTeX that only sets space, size or type is no word; some signs have several names.
+COMMANDS = {
+    "left": "", "right": "", "big": "", "Big": "", "bigl": "", "bigr": "", "quad": "", "qquad": "", "displaystyle": "",
+    "limits": "", "text": "", "mbox": "", "mathrm": "", "mathbf": "", "textbf": "", "dfrac": "frac", "tfrac": "frac",
+    "leq": "le", "geq": "ge", "times": "*", "cdot": "*", "div": "/",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """A Parquet or JSONL file, or the ``split`` of a data set of the Hub. The first of ``columns`` is the question; all
+    are matched by n-grams, and a question of fewer than n words as a whole."""
+
+    path: str
+    columns: list[str] = field(default_factory=lambda: ["question", "answer"])
+    id: str = "id"
+    split: str = "test"
+
+
+@dataclass(frozen=True)
+class Decontamination:
+    """``sets`` by name. ``stop_list`` is a file: n-grams of its lines, and questions that are one of them, are no sign
+    of contamination (boilerplate such as "put your final answer within \\boxed{}")."""
+
+    sets: dict[str, EvaluationSet] = field(default_factory=dict)
+    n: int = 10
+    stop_list: str = ""
+
+    def __post_init__(self) -> None:
+        if self.n < WHOLE:
+            raise ValueError(f"`n` is {self.n}; write {WHOLE} words or more, 10 for the paper's")
+
+
+@dataclass(frozen=True)
+class Match:
+    """What stands both in a text and in an item of a set; ``text`` is the number of the text."""
+
+    set: str
+    item: str
+    ngram: str
+    text: int
+
+
+def load(settings: Decontamination) -> Index:
+    """Reads the evaluation sets. Raises FileNotFoundError and ValueError that name the set and what is missing."""
+    index = Index(settings.n)
+    for name, one in settings.sets.items():
+        for number, record in enumerate(_records(one)):
+            missing = [column for column in one.columns if column not in record]
+            if missing:
+                raise ValueError(f"{one.path}, row {number}: no column '{missing[0]}'; it has {', '.join(record)}")
+            texts = [record[column] for column in one.columns]
+            for at, text in enumerate(texts):
+                if isinstance(text, str):
+                    index.add(name, str(record.get(one.id, number)), text, question=at == 0)
+    if settings.stop_list:
+        index.stop(Path(settings.stop_list).read_text(encoding="utf-8").splitlines())
+    return index
+
+
+def _records(one: EvaluationSet) -> Iterable[dict[str, Any]]:
+    if one.path.endswith(".jsonl"):
+        return [json.loads(line) for line in Path(one.path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    if one.path.endswith(".parquet"):
+        return read_parquet(one.path)
+    from datasets import load_dataset  # slow to import, and only needed for the Hub
+
+    return load_dataset(one.path, split=one.split)
+
+
+class Index:
+    """The n-grams of evaluation items, and the questions that are shorter; called with a row, it is a check of
+    data_prep.shards. Items are added first; ``find`` then reads any number of texts."""
+
+    def __init__(self, n: int = 10):
+        self.n = n
+        self.items: list[tuple[str, str]] = []
+        self._added: dict[int, dict[int, int]] = {}  # length in words -> hash -> item; length 0: whole prompts
+        self._sorted: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] | None = None
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def add(self, set: str, item: str, text: str, question: bool = True) -> None:
+        if not self.items or self.items[-1] != (set, item):
+            self.items.append((set, item))
+        words = _words(normal(text)).hashes
+        if len(words) >= self.n:
+            length, found = self.n, _grams(words, self.n)
+        elif question and len(words):
+            length, found = (len(words) if len(words) >= WHOLE else 0), _grams(words, len(words))
+        else:
+            return
+        own = self._added.setdefault(length, {})
+        for gram in found.tolist():
+            own.setdefault(gram, len(self.items) - 1)
+        self._sorted = None
+
+    def stop(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            words = _words(normal(line)).hashes
+            for length, own in self._added.items():
+                for gram in _grams(words, length or len(words)).tolist() if len(words) >= length else ():
+                    own.pop(gram, None)
+        self._sorted = None
+
+    def find(self, *texts: str) -> Match | None:
+        """The first n-gram of the texts that an item has too. The first text is the prompt."""
+        if self._sorted is None:
+            self._sorted = {length: _table(own) for length, own in self._added.items() if own}
+        plain = [normal(text) for text in texts]
+        joined = SEPARATOR.join(plain)
+        if len(joined) > PIECE:
+            return self._find_in_pieces(plain)
+        words = _words(joined)
+        hit = self._hit(words, len(plain[0]))
+        if hit is None:
+            return None
+        at, length, item = hit
+        start, end = int(words.starts[at]), int(words.ends[at + length - 1])
+        return Match(*self.items[item], words.text[start:end], joined.count(SEPARATOR, 0, start))
+
+    def _find_in_pieces(self, plain: list[str]) -> Match | None:
+        for number, text in enumerate(plain):
+            for start in range(0, max(len(text), 1), PIECE // 2):
+                piece = text[start : start + PIECE - 1]
+                found = self.find(piece) if number == 0 else self.find("", piece)
+                if found:
+                    return Match(found.set, found.item, found.ngram, number)
+        return None
+
+    def _hit(self, words: Words, prompt_end: int) -> tuple[int, int, int] | None:
+        """(number of the first word, words, item) of a match."""
+        hashes, sums = words.hashes, None
+        for length in range(1, min(self.n, len(hashes)) + 1):
+            last = hashes[length - 1 :] * MULTIPLIERS[length - 1]
+            sums = last if sums is None else sums[: len(last)] + last
+            if length in self._sorted:
+                found = _lookup(self._sorted[length], sums)
+                if found:
+                    return found[0], length, found[1]
+        if 0 in self._sorted:
+            count = int(np.searchsorted(words.starts, prompt_end))
+            if 0 < count < WHOLE:
+                found = _lookup(self._sorted[0], _grams(hashes[:count], count))
+                if found:
+                    return 0, count, found[1]
+        return None
+
+    def __call__(self, row: Row) -> tuple[str, str] | None:
+        match = self.find(row["prompt"], row["question"], row.get("completion") or "", row["answer"])
+        if match is None:
+            return None
+        where = ("prompt", "question", "completion", "answer")[match.text]
+        return "contaminated", f"{match.set}, item {match.item}, in the {where}: {match.ngram!r}"
+
+
+# --- words ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Words:
+    """Of each word its hash, and where in ``text`` it starts and ends; (words,) each."""
+
+    hashes: np.ndarray
+    starts: np.ndarray
+    ends: np.ndarray
+    text: str
+
+
+def normal(text: str) -> str:
+    """Accents joined to their letters, which the table of code points cannot do."""
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
+
+
+def _words(text: str) -> Words:
+    if text.isascii():
+        encoded = text.encode()
+        values = np.frombuffer(encoded.translate(_ascii_tables()[0]), np.uint8)
+        kinds = np.frombuffer(encoded.translate(_ascii_tables()[1]), np.uint8)
+    else:
+        codes = np.frombuffer(text.encode("utf-32-le", errors="replace"), np.uint32)
+        values, kinds = (table[codes] for table in _tables())
+        if (kinds == INVISIBLE).any():
+            return _words("".join(map(text.__getitem__, np.flatnonzero(kinds != INVISIBLE))))
+    if not len(kinds):
+        return Words(*np.zeros((3, 0), np.uint64), text)
+    edge = kinds[1:] != kinds[:-1]
+    edge |= kinds[1:] >= OPERATOR
+    starts = np.concatenate(([0], np.flatnonzero(edge) + 1))
+    ends = np.append(starts[1:], len(kinds))
+    full = kinds[starts] != GAP
+    starts, ends = starts[full], ends[full]
+    hashes, kind = _hashes(values, starts, ends), kinds[starts]
+    keep = np.ones(len(hashes), bool)
+    if "\\" in text:
+        commands = np.flatnonzero((values[starts - 1] == ord("\\")) & (starts > 0) & (kind == LETTER))
+        names, counts_as, sign = _commands()
+        at = np.minimum(np.searchsorted(names, hashes[commands]), len(names) - 1)
+        known = names[at] == hashes[commands]
+        commands, at = commands[known], at[known]
+        hashes[commands], keep[commands] = counts_as[at], counts_as[at] != 0
+        kind[commands[sign[at]]] = OPERATOR
+    operators = np.flatnonzero(kind == OPERATOR)
+    if len(operators):
+        keep[operators] = _real(operators, hashes, (kind == LETTER) & (ends - starts > 1))
+    return Words(hashes[keep], starts[keep], ends[keep], text)
+
+
+def _hashes(values: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """64 bits of each word, never 0."""
+    powers, inverses = _powers()
+    sums = np.zeros(len(values) + 1, np.uint64)
+    np.cumsum(values * powers[: len(values)], out=sums[1:])
+    hashes = (sums[ends] - sums[starts]) * inverses[starts]
+    hashes ^= hashes >> np.uint64(29)
+    hashes *= np.uint64(0xBF58476D1CE4E5B9)
+    hashes ^= hashes >> np.uint64(32)
+    return hashes
+
+
+@functools.cache
+def _commands() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of `COMMANDS`: hashes of names, in order; hashes of what they count as, 0 for nothing; is that an operator."""
+    known = {}
+    for name, other in COMMANDS.items():
+        counts_as = int(_words(f"0{other}0").hashes[1]) if other in OPERATORS else int(_words(other).hashes.sum())
+        known[int(_words(name).hashes[0])] = counts_as, other in OPERATORS
+    names = sorted(known)
+    return (
+        np.array(names, np.uint64),
+        np.array([known[name][0] for name in names], np.uint64),
+        np.array([known[name][1] for name in names]),
+    )
+
+
+def _real(operators: np.ndarray, hashes: np.ndarray, names: np.ndarray) -> np.ndarray:
+    """Which operators are words: a hyphen or dash between two names is punctuation, and so is the same sign twice, as
+    in `**bold**` and `---`."""
+    last = len(hashes) - 1
+    before, after = np.maximum(operators - 1, 0), np.minimum(operators + 1, last)
+    between = (names[before] | (operators == 0)) & (names[after] | (operators == last))
+    twice = (hashes[before] == hashes[operators]) & (before != operators)
+    twice |= (hashes[after] == hashes[operators]) & (after != operators)
+    return ~(between | twice)
+
+
+MULTIPLIERS = np.random.default_rng(1).integers(1, 2**63, 256, dtype=np.uint64) | np.uint64(1)
+
+
+def _grams(words: np.ndarray, length: int) -> np.ndarray:
+    """The hash of every run of so many words."""
+    if not 0 < length <= len(words):
+        return words[:0]
+    count = len(words) - length + 1
+    return sum(words[at : at + count] * MULTIPLIERS[at] for at in range(length))
+
+
+def _table(grams: dict[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(hashes in order, their items, a table of bits of hashes that tells most others from them at one look)."""
+    hashes = np.array(sorted(grams), np.uint64)
+    bits = min(24, max(16, len(hashes).bit_length() + 5))
+    table = np.zeros(1 << bits, bool)
+    table[hashes >> np.uint64(64 - bits)] = True
+    return hashes, np.array([grams[gram] for gram in hashes.tolist()]), table
+
+
+def _lookup(table: tuple[np.ndarray, np.ndarray, np.ndarray], grams: np.ndarray) -> tuple[int, int] | None:
+    """(place, item) of the first of the grams that the table holds."""
+    hashes, items, seen = table
+    shift = np.uint64(64 - (len(seen).bit_length() - 1))
+    maybe = np.flatnonzero(seen[grams >> shift])
+    if len(maybe):
+        at = np.minimum(np.searchsorted(hashes, grams[maybe]), len(hashes) - 1)
+        hits = np.flatnonzero(hashes[at] == grams[maybe])
+        if len(hits):
+            return int(maybe[hits[0]]), int(items[at[hits[0]]])
+    return None
+
+
+@functools.cache
+def _powers() -> tuple[np.ndarray, np.ndarray]:
+    """(base ** k, base ** -k) modulo 2 ** 64, for k below the length of a piece."""
+    base = 0x9E3779B97F4A7C15
+    inverse = pow(base, -1, 1 << 64)
+    steps = np.ones((2, PIECE + 1), np.uint64)
+    steps[0, 1:], steps[1, 1:] = base, inverse
+    powers, inverses = np.cumprod(steps, axis=1)
+    return powers, inverses
+
+
+@functools.cache
+def _ascii_tables() -> tuple[bytes, bytes]:
+    values, kinds = _tables()
+    return (values[:256] % 256).astype(np.uint8).tobytes(), kinds[:256].tobytes()
+
+
+@functools.cache
+def _tables() -> tuple[np.ndarray, np.ndarray]:
+    """(what each code point counts as, what kind it is)."""
+    values = np.arange(0x110000, dtype=np.uint32)
+    kinds = np.full(0x110000, CHARACTER, np.uint8)
+    for code in range(0x20000):
+        values[code], kinds[code] = _character(chr(code))
+    return values, kinds
+
+
+def _character(character: str) -> tuple[int, int]:
+    if character == SEPARATOR:
+        return ord(character), CHARACTER
+    alike = unicodedata.normalize("NFKC", SAME.get(character, character)).lower()
+    alike = alike if len(alike) == 1 else character
+    code, category = ord(alike), unicodedata.category(alike)
+    if category == "Nd":
+        return ord("0") + unicodedata.decimal(alike), DIGIT
+    if alike in OPERATORS or category == "Sm" and not alike.isascii():
+        return code, OPERATOR
+    if category == "Cf":
+        return code, INVISIBLE
+    if category[0] not in "LMN":
+        return code, GAP
+    if any(first <= code <= last for first, last in UNSPACED):
+        return code, CHARACTER
+    return code, DIGIT if category[0] == "N" else LETTER
