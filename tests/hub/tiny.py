@@ -1,0 +1,40 @@
+"""A model of a few thousand parameters with its tokenizer and chat template. Imports what is slow when it is called."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def save_model(folder: str | Path, seed: int = 0) -> None:
+    """A random Qwen3 over bytes, in plain transformers format, in the chat template of the recipes."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, set_seed
+
+    special = ["<|pad|>", "<|end|>", "<|user|>", "<|assistant|>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    bytewise = Tokenizer(models.BPE({token: at for at, token in enumerate([*special, *alphabet])}, []))
+    bytewise.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bytewise.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bytewise, pad_token="<|pad|>", eos_token="<|end|>", additional_special_tokens=special[2:]
+    )
+    tokenizer.chat_template = (ROOT / "recipes" / "chat_template.jinja").read_text(encoding="utf-8")
+    set_seed(seed)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 16}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "tie_word_embeddings": True}
+    ends = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None}
+    config = Qwen3Config(vocab_size=len(tokenizer), max_position_embeddings=512, **sizes, **heads, **ends)
+    Qwen3ForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def logits(name: str, **more) -> list[float]:
+    """The model's answer to one question, as the numbers behind its next token."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model, tokenizer = (kind.from_pretrained(name, **more) for kind in (AutoModelForCausalLM, AutoTokenizer))
+    asked = [{"role": "user", "content": "What is 2 + 3?"}]
+    inputs = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    with torch.no_grad():
+        return model(inputs["input_ids"]).logits[0, -1].tolist()
