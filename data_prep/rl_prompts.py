@@ -8,7 +8,6 @@ a group of equal rewards has no advantage to learn from. Prompts that no rule ca
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import sys
 from collections.abc import Iterator
@@ -17,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import rewards
-from data_prep import jobs, prompts, rows, sources
+from data_prep import dedup, jobs, prompts, rows, sources
 from data_prep.rows import Row
 from data_prep.sampling import Decoding, Model, Sampler, open_model
+from data_prep.sources import plan as convert_plan
 
 import pyarrow.parquet as pq
 
@@ -77,6 +77,12 @@ def quotas(total: int) -> dict[str, int]:
     return {group: whole + (group in largest) for group, (whole, _) in shares.items()}
 
 
+def plan(config: RLPrompts, sources: list[sources.Wanted]) -> list[str]:
+    wanted = ", ".join(f"{count:,} {group}" for group, count in quotas(config.limit or config.total).items())
+    asked = f"; {config.pass_rate.n} samples of each by {config.pass_rate.checkpoint}" if config.pass_rate else ""
+    return [*convert_plan(config, sources), f"quotas: {wanted}{asked}"]
+
+
 def build(config: RLPrompts, output_dir: Path, sources: list[sources.Wanted]) -> dict[str, object]:
     pools, figures = candidates(config, output_dir / "sources", sources)
     chosen: list[Place] = []
@@ -105,7 +111,7 @@ def candidates(
 ) -> tuple[dict[str, list[Place]], dict[str, Any]]:
     """(the places of the distinct prompts of each group; counts). Only hashes and places are held in memory."""
     pools: dict[str, list[Place]] = {group: [] for group in TABLE_4}
-    seen: set[bytes] = set()
+    seen: set[int] = set()
     figures: dict[str, Any] = {"duplicates": 0, "not_commercial": 0, "sources": {}}
     for one in wanted:
         path, figures["sources"][one.label] = sources.convert(one, folder, traces=False)
@@ -116,7 +122,7 @@ def candidates(
                 if config.commercial and not rows.commercial(row["license"]):
                     figures["not_commercial"] += 1
                     continue
-                key = hashlib.blake2b(" ".join(row["prompt"].lower().split()).encode(), digest_size=12).digest()
+                key = dedup.prompt_hash(row)
                 if key in seen:
                     figures["duplicates"] += 1
                     continue
@@ -182,4 +188,4 @@ def write(output_dir: Path, chosen: list[Place], rates: dict[Place, float]) -> d
 
 
 if __name__ == "__main__":
-    sys.exit(jobs.run(RLPrompts, load, build))
+    sys.exit(jobs.run(RLPrompts, load, build, plan=plan))

@@ -132,7 +132,7 @@ class Read(PipelineStep):
 
     def run(self, data=None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         for part in share(self.parts, rank, world_size):
-            for number, found in _records(part):
+            for number, found in records(part):
                 broken = found if isinstance(found, str) else self._fault(found)
                 if broken and part.path in self.strict:
                     raise ValueError(f"{part.path}, row {number}, {broken}; delete the file and run its stage again")
@@ -152,7 +152,7 @@ class Read(PipelineStep):
         return rows.fault(row, sft=True)
 
 
-def _records(part: Part) -> Iterator[tuple[int, dict[str, Any] | str]]:
+def records(part: Part) -> Iterator[tuple[int, dict[str, Any] | str]]:
     """(number, record) of each row of a part; in place of a record, what is wrong with it."""
     if not part.path.endswith(".parquet"):
         yield from _lines(part)

@@ -46,7 +46,7 @@ def test_quotas_shortfalls_and_equal_prompts(run_job, prompts):
     assert record["math"] == {"quota": 26, "available": 60, "asked": 0, "rows": 26, "shortfall": 0}
     assert (record["logic"]["shortfall"], record["harmless"]["shortfall"]) == (5, 4)
     assert record["duplicates"] == 60
-    assert record["sources"]["rows-rows"] == {"rows": 278, "refused": 1, "reasons": {"not JSON": 1}}
+    assert record["sources"]["rows-rows"] == {"rows": 278, "refused": 1, "reasons": {"unreadable": 1}}
     assert all(json.loads(one["tests"]) == TESTS for one in found["reasoning"] if one["domain"] == "code")
     before = {kind: (folder / f"{kind}.parquet").read_bytes() for kind in found}
     (folder / "run.json").unlink()
@@ -98,6 +98,7 @@ def test_the_full_scales_config_is_sound(job, tmp_path, monkeypatch, caplog):
     settings = {"rl_prompts": RLPrompts, "sources": sources.Sources}[job]
     config = Path(__file__).parents[2] / f"recipes/configs/full/{job}.yaml"
     monkeypatch.chdir(tmp_path)
-    assert jobs.run(settings, module.load, module.build, ["--config", str(config), "--dry-run"]) == 0
+    assert jobs.run(settings, module.load, module.build, ["--config", str(config), "--dry-run"], module.plan) == 0
+    assert "103,110 records of zwhe99/DeepMath-103K @0406dc9d" in caplog.text
     assert f"would build outputs/full/{job}: 8 sources" in caplog.text
     assert not Path("outputs").exists()
