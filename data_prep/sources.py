@@ -173,8 +173,10 @@ def _safety(record: dict) -> dict[str, Any]:
     }
 
 
+# What the parts' own pages say; the mixture's page has no licence of its own.
 MIXTURE_LICENSES = {
     "open-r1/OpenR1-Math-220k": "apache-2.0",
+    "open-r1/codeforces-cots": "cc-by-4.0",
     "nvidia/Llama-Nemotron-Post-Training-Dataset": "cc-by-4.0",
 }
 
@@ -361,9 +363,13 @@ def _hub(source: Source, revision: str) -> Iterator[tuple[str, int, dict]]:
 
     if not revision:
         log.warning("%s: no revision is pinned; write `revision: <commit>` beside its name", source.hub_id)
-    stream = load_dataset(source.hub_id, source.subset, split="train", revision=revision or None, streaming=True)
-    for number, record in enumerate(stream):
-        yield f"{source.hub_id}@{revision or 'main'}", number, record
+    place, number = f"{source.hub_id}@{revision or 'main'}", 0
+    try:
+        stream = load_dataset(source.hub_id, source.subset, split="train", revision=revision or None, streaming=True)
+        for number, record in enumerate(stream):
+            yield place, number, record
+    except pa.ArrowException as error:  # a file there is corrupt, or was cut short on its way
+        raise OSError(f"{place}: not readable after record {number}: {str(error).splitlines()[0]}") from error
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------

@@ -9,12 +9,14 @@ from collections import Counter
 from pathlib import Path
 
 import rewards
-from data_prep import rows, sources
+from data_prep import mixture, rows, sources
 from data_prep.sources import SOURCES, Rejection, Sources, Wanted
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 THOUGHT = "<think>\nI add 1 and 1, which gives 2.\n</think>\n\nThe answer is \\boxed{2}."
 SUM = "What is 1 + 1?"
@@ -77,7 +79,7 @@ RECORDS = {
     ),
     "mixture-of-thoughts-code": (
         {"messages": MESSAGES, "num_tokens": 9, "source": "open-r1/codeforces-cots"},
-        {"domain": "code", "license": "unknown", "verifier": "none"},
+        {"domain": "code", "license": "cc-by-4.0", "verifier": "none"},
     ),
     "mixture-of-thoughts-science": (
         {"messages": MESSAGES, "num_tokens": 9, "source": "nvidia/Llama-Nemotron-Post-Training-Dataset"},
@@ -151,6 +153,40 @@ def test_a_hub_data_set_is_streamed_at_its_revision(monkeypatch):
         (("allenai/sciq", None), {"split": "train", "revision": SOURCES["sciq"].revision, "streaming": True}),
         (("baber/logiqa2", "logiqa2"), {"split": "train", "revision": "r", "streaming": True}),
     ]
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 9) | st.floats(allow_nan=True) | st.text(max_size=6),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["content", "role", "value"]), inner),
+    max_leaves=5,
+)
+
+
+def broken(value, draw):
+    """The value with something in it, at any depth, replaced by any JSON."""
+    if isinstance(value, dict) and value and draw(st.booleans()):
+        name = draw(st.sampled_from(sorted(value)))
+        return value | {name: broken(value[name], draw)}
+    if isinstance(value, list) and value and draw(st.booleans()):
+        at = draw(st.integers(0, len(value) - 1))
+        return [*value[:at], broken(value[at], draw), *value[at + 1 :]]
+    return draw(JSON)
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_no_record_whatever_it_holds_ends_the_reading(data):
+    name = data.draw(st.sampled_from(sorted(SOURCES)))
+    record, good = RECORDS[name][0], RECORDS[name][0]
+    column = data.draw(st.sampled_from(sorted(record)))
+    stream = [record | {column: broken(record[column], data.draw)}, good]
+    traces = SOURCES[name].trace is not None and data.draw(st.booleans())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("datasets.load_dataset", lambda *arguments, **options: stream)
+        found = list(sources.read(Wanted(name), traces))
+    assert len(found) == 2
+    assert all(isinstance(one, Rejection) or rows.fault(one, traces) is None for one in found)
+    assert not isinstance(found[1], Rejection) or found[1].reason.startswith("duplicate id")
 
 
 def changed(name, **changes):
@@ -300,6 +336,28 @@ def test_wrong_sources_are_named_before_any_work(run_job, capsys, wanted, told):
         run_job(sources, Sources, {"sources": wanted})
     assert told in capsys.readouterr().err
     assert not Path("out").exists()
+
+
+def test_open_traces_alone_fill_every_domain_of_table_5(run_job, tmp_path):
+    wanted = []
+    for name, source in SOURCES.items():
+        if source.trace:
+            text = json.dumps(RECORDS[name][0]).replace('"u1"', '"u#"').replace('"t1"', '"t#"')
+            text = text.replace(SUM, f"{SUM} ({name} #)").replace("Hello!", "Hello #!")
+            records = [json.loads(text.replace("#", str(i))) for i in range(40)]
+            wanted.append({"name": name, "local": store(tmp_path / f"{name}.parquet", *records), "limit": 30})
+    run_job(sources, Sources, {"sources": wanted, "output_dir": "outputs/full/sources"})
+    files = [f"outputs/full/sources/{one['name']}.parquet" for one in wanted]
+    record = run_job(mixture, mixture.Mixture, {"sources": files, "total": 100, "output_dir": "outputs/full/mixture"})
+    assert {domain for domain, count in record["domains"].items() if count["rows"]} == set(mixture.TABLE_5)
+    kept = rows.load_rows("outputs/full/mixture/train.parquet", sft=True)
+    assert all(rewards.is_well_formed(row["completion"], "think", row["thinking"]) for row in kept)
+    assert all(row["license"] and row["source"] and row["generator"] for row in kept)
+    values = {"sources": files, "total": 100, "output_dir": "outputs/full/free", "exclude_non_commercial": True}
+    run_job(mixture, mixture.Mixture, values)
+    free = rows.load_rows("outputs/full/free/train.parquet", sft=True)
+    assert not all(rows.commercial(row["license"]) for row in kept)
+    assert all(rows.commercial(row["license"]) for row in free)
 
 
 def test_commercial_use_is_read_from_the_licence():
