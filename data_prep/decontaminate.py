@@ -58,8 +58,8 @@ class Decontamination:
     stop_list: str = ""
 
     def __post_init__(self) -> None:
-        if self.n < WHOLE:
-            raise ValueError(f"`n` is {self.n}; write {WHOLE} words or more, 10 for the paper's")
+        if not WHOLE <= self.n <= len(MULTIPLIERS):
+            raise ValueError(f"`n` is {self.n}; write {WHOLE} to {len(MULTIPLIERS)} words, 10 for the paper's")
 
 
 @dataclass(frozen=True)
@@ -115,11 +115,11 @@ class Index:
     def add(self, set: str, item: str, text: str, question: bool = True) -> None:
         if not self.items or self.items[-1] != (set, item):
             self.items.append((set, item))
-        words = _words(normal(text)).hashes
+        words = word_hashes(text)
         if len(words) >= self.n:
-            length, found = self.n, _grams(words, self.n)
+            length, found = self.n, ngrams(words, self.n)
         elif question and len(words):
-            length, found = (len(words) if len(words) >= WHOLE else 0), _grams(words, len(words))
+            length, found = (len(words) if len(words) >= WHOLE else 0), ngrams(words, len(words))
         else:
             return
         own = self._added.setdefault(length, {})
@@ -129,9 +129,9 @@ class Index:
 
     def stop(self, lines: Iterable[str]) -> None:
         for line in lines:
-            words = _words(normal(line)).hashes
+            words = word_hashes(line)
             for length, own in self._added.items():
-                for gram in _grams(words, length or len(words)).tolist() if len(words) >= length else ():
+                for gram in ngrams(words, length or len(words)).tolist() if len(words) >= length else ():
                     own.pop(gram, None)
         self._sorted = None
 
@@ -173,7 +173,7 @@ class Index:
         if 0 in self._sorted:
             count = int(np.searchsorted(words.starts, prompt_end))
             if 0 < count < WHOLE:
-                found = _lookup(self._sorted[0], _grams(hashes[:count], count))
+                found = _lookup(self._sorted[0], ngrams(hashes[:count], count))
                 if found:
                     return 0, count, found[1]
         return None
@@ -197,6 +197,11 @@ class Words:
     starts: np.ndarray
     ends: np.ndarray
     text: str
+
+
+def word_hashes(text: str) -> np.ndarray:
+    """64 bits of each word of a text, (words,) of uint64."""
+    return _words(normal(text)).hashes
 
 
 def normal(text: str) -> str:
@@ -279,8 +284,8 @@ def _real(operators: np.ndarray, hashes: np.ndarray, names: np.ndarray) -> np.nd
 MULTIPLIERS = np.random.default_rng(1).integers(1, 2**63, 256, dtype=np.uint64) | np.uint64(1)
 
 
-def _grams(words: np.ndarray, length: int) -> np.ndarray:
-    """The hash of every run of so many words."""
+def ngrams(words: np.ndarray, length: int) -> np.ndarray:
+    """64 bits of every run of so many words."""
     if not 0 < length <= len(words):
         return words[:0]
     count = len(words) - length + 1

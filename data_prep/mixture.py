@@ -33,7 +33,8 @@ KEY = "_key"  # of a row in the shuffled whole
 class Mixture:
     """``sources`` are Parquet or JSONL files of SFT rows; ``total`` the size of the mixture if no domain falls short.
     Rows of runs (``outputs/...``) must be sound; of other files, what is not is dropped and listed. ``per_prompt``
-    rows are kept of each prompt (0: all distinct ones). ``tasks``: 0 makes one for every 128 MB of text."""
+    rows are kept of each prompt (0: all distinct ones); of prompts whose MinHash similarity is ``near_duplicates`` or
+    more, as in 0.8, the first one's (0: none are sought). ``tasks``: 0 makes one for every 128 MB of text."""
 
     output_dir: str
     sources: list[str]
@@ -42,6 +43,7 @@ class Mixture:
     filters: filters.Thresholds = field(default_factory=lambda: filters.Thresholds(steps=[]))
     decontamination: decontaminate.Decontamination = field(default_factory=decontaminate.Decontamination)
     per_prompt: int = 0
+    near_duplicates: float = 0.0
     tasks: int = 0
     executor: engine.Executor = field(default_factory=engine.Executor)
     seed: int = 0
@@ -50,6 +52,8 @@ class Mixture:
     def __post_init__(self) -> None:
         if self.total < 1:
             raise ValueError(f"`total` is {self.total}; write the number of rows, 804745 for the paper's")
+        if not 0 <= self.near_duplicates <= 1:
+            raise ValueError(f"`near_duplicates` is {self.near_duplicates}; write a similarity from 0 to 1, as in 0.8")
 
 
 def load(config: Mixture) -> dict[str, Any]:
@@ -111,8 +115,9 @@ def build(
     if evaluation_items:
         checks.append(shards.Check(evaluation_items))
     kept = work / "kept"
+    signatures = prompt_signatures if config.near_duplicates else None
     read = shards.Read(parts, schema.names[len(shards.CONTRACT) :], strict)
-    steps = [read, *checks, shards.Keep(kept, config.sources, schema, hashes, files)]
+    steps = [read, *checks, shards.Keep(kept, config.sources, schema, hashes, files, signatures)]
     engine.run(steps, _tasks(config, parts), work / "read", config.executor)
 
     figures = select(config, kept, output_dir / "dropped.jsonl", quotas(config.limit or config.total), strict)
@@ -153,6 +158,10 @@ def domain_number(row: rows.Row) -> int:
     return DOMAINS.index(row["domain"])
 
 
+def prompt_signatures(held: list[rows.Row]) -> np.ndarray:
+    return dedup.signatures([row["prompt"] for row in held])
+
+
 def licence(row: rows.Row) -> tuple[str, str] | None:
     return None if rows.commercial(row["license"]) else ("non_commercial", row["license"])
 
@@ -184,6 +193,12 @@ def select(config: Mixture, kept: Path, dropped: Path, wanted: dict[str, int], s
     leave_out("duplicate", dedup.occurrence(of_left("_row")) > 0)
     if config.per_prompt:
         leave_out("per_prompt", dedup.occurrence(of_left("_prompt")) >= config.per_prompt)
+    if config.near_duplicates:
+        prompts = of_left("_prompt")
+        firsts = np.flatnonzero(dedup.occurrence(prompts) == 0)
+        files = [path.with_suffix(".extra.npy") for path in shards.runs_in(kept)]
+        near = dedup.near_repeats(files, order[left[order]][firsts], config.near_duplicates)
+        leave_out("near_duplicate", np.isin(prompts, prompts[firsts[near]]))
 
     available = np.bincount(of_left("_domain").astype(int), minlength=len(DOMAINS))
     by_key = np.lexsort((columns[shards.ORDER], columns[KEY]))

@@ -187,7 +187,7 @@ class Keep(PipelineStep):
     """Stores a task's documents in ``folder``: kept rows in runs, dropped ones as JSON lines, and how many of each.
 
     Rows have the columns of ``schema`` and of ``hashes``, unsigned 64-bit ones: name -> function of the row. The first
-    of these is the key.
+    of these is the key. ``beside`` makes an array of a run's rows, which is stored as a ``.extra.npy`` beside it.
     """
 
     type, name = "writer", "runs"
@@ -199,13 +199,15 @@ class Keep(PipelineStep):
         schema: pa.Schema,
         hashes: dict[str, Callable[[rows.Row], int]],
         buckets: int,
+        beside: Callable[[list[rows.Row]], np.ndarray] | None = None,
     ):
         super().__init__()
+        self.beside = beside
         self.folder, self.sources, self.hashes, self.buckets = folder, sources, hashes, buckets
         self.schema = pa.schema([*schema, (ORDER, pa.uint64()), *((name, pa.uint64()) for name in hashes)])
 
     def run(self, data, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        for old in self.folder.glob(f"{rank:05d}-*.parquet"):
+        for old in self.folder.glob(f"{rank:05d}-*"):
             old.unlink()  # of a try that was cut off
         held: list[rows.Row] = []
         counts: Counter[str] = Counter()
@@ -235,6 +237,9 @@ class Keep(PipelineStep):
         """One run: rows by key, a row group for each bucket."""
         key = next(iter(self.hashes))
         held.sort(key=lambda row: (row[key], row[ORDER]))
+        if self.beside:
+            with whole_file(self.folder / f"{rank:05d}-{number:03d}.extra.npy") as file:
+                np.save(file, self.beside(held))
         ends = np.searchsorted([bucket(row[key], self.buckets) for row in held], range(self.buckets), side="right")
         with (
             whole_file(self.folder / f"{rank:05d}-{number:03d}.parquet") as file,

@@ -35,7 +35,7 @@ def found(item, text, n=10):
         (QUESTION, "".join(chr(ord(c) + 0xFEE0) if c.isalpha() else c for c in QUESTION)),
         (QUESTION, QUESTION.replace("people", "peo\u200bple")),
         (QUESTION, "well, four days to paint a house: how many days do two"),
-        ("Ten well-known facts, each of them true, are below", "ten well known facts each of them true are"),
+        ("Ten well-known facts, each of them true, are below", "ten well known facts each of them true are below"),
         (FORMULA, r"**Find** the value of \[\dfrac{1}{2}\,+\,\tfrac{3}{4}\cdot x\] when $x=5$"),
         (FORMULA, r"find the value of \( \frac 1 2+\left(\frac 3 4\right)× x \)"),
         (FORMULA, r"Find   the value of $\displaystyle \frac{1}{2} + \quad \frac{3}{4} \times x"),
@@ -179,5 +179,5 @@ def test_a_set_without_a_column_is_named(tmp_path):
     settings = Decontamination({"aime": EvaluationSet(str(tmp_path / "aime.jsonl"))})
     with pytest.raises(ValueError, match=r"aime\.jsonl, row 0: no column 'question'; it has problem"):
         decontaminate.load(settings)
-    with pytest.raises(ValueError, match="`n` is 2; write 5 words or more"):
+    with pytest.raises(ValueError, match="`n` is 2; write 5 to 256 words"):
         Decontamination(n=2)
