@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from data_prep import jobs, rows
+from data_prep import engine, jobs, rows
 from data_prep.filters import Thresholds
-from data_prep.rejection_sampling import sample_and_select
+from data_prep.rejection_sampling import select_in_tasks
 from data_prep.sampling import Decoding, Sampler, ServerSettings
 
 
@@ -31,6 +31,8 @@ class Distillation:
     keep: int = 1
     filters: Thresholds = field(default_factory=Thresholds)
     sampler: Sampler = field(default_factory=Sampler)
+    tasks: int = 1
+    executor: engine.Executor = field(default_factory=engine.Executor)
     seed: int = 0
     limit: int = 0
 
@@ -47,10 +49,10 @@ def build(config: Distillation, output_dir: Path, **loaded: list[rows.Row]) -> d
     if config.mode == "mixture":
         rows.write_rows(output_dir / "train.parquet", loaded["rows"], sft=True)
         return {"rows": len(loaded["rows"])}
-    kept, figures = sample_and_select(config, output_dir, loaded["prompts"])
-    rows.write_rows(output_dir / "train.parquet", kept, sft=True)
-    return figures
+    return select_in_tasks(config, output_dir, loaded["prompts"], load)
 
 
 if __name__ == "__main__":
-    sys.exit(jobs.run(Distillation, load, build))
+    from data_prep import distillation as job  # under its own name, so that other processes find what is in it
+
+    sys.exit(jobs.run(job.Distillation, job.load, job.build))

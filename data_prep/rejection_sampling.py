@@ -2,20 +2,26 @@
 
 Several samples a prompt from the checkpoint of the first reasoning RL; rules decide what is correct, a generative judge
 where rules cannot; what mixes languages, rambles, repeats itself or puts code blocks into its reasoning is dropped; the
-best k a prompt are kept. run.json holds the funnel.
+best k a prompt are kept. run.json holds the funnel. With ``tasks`` the prompts are shared out among processes or nodes
+(``executor``), and each task's rows are a file of their own.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import rewards
-from data_prep import jobs, prompts, rows
+from data_prep import engine, jobs, prompts, rows
 from data_prep.filters import FILTERS, Candidate, Funnel, Thresholds
 from data_prep.sampling import Decoding, Sampler, ServerSettings, connect, open_model
+
+from datatrove.data import Document
+from datatrove.pipeline.base import PipelineStep
 
 log = logging.getLogger(__name__)
 JUDGING = Decoding(max_tokens=1024, temperature=0.0)
@@ -24,7 +30,7 @@ JUDGING = Decoding(max_tokens=1024, temperature=0.0)
 @dataclass(frozen=True)
 class RejectionSampling:
     """``count`` prompts (0: all), ``n`` samples of each, at most ``keep`` of them kept. The paper prints none of these
-    numbers, nor the temperature."""
+    numbers, nor the temperature. A task holds its share of prompts and samples in memory, and a model of its own."""
 
     output_dir: str
     checkpoint: str
@@ -36,6 +42,8 @@ class RejectionSampling:
     keep: int = 2
     filters: Thresholds = field(default_factory=Thresholds)
     sampler: Sampler = field(default_factory=Sampler)
+    tasks: int = 1
+    executor: engine.Executor = field(default_factory=engine.Executor)
     seed: int = 0
     limit: int = 0
 
@@ -47,15 +55,55 @@ def load(config: RejectionSampling) -> dict[str, list[rows.Row]]:
 
 
 def build(config: RejectionSampling, output_dir: Path, prompts: list[rows.Row]) -> dict[str, object]:
-    kept, figures = sample_and_select(config, output_dir, prompts)
-    rows.write_rows(output_dir / "train.parquet", kept, sft=True)
-    return figures
+    return select_in_tasks(config, output_dir, prompts, load)
 
 
-def sample_and_select(config, output_dir: Path, asked: list[rows.Row]) -> tuple[list[rows.Row], dict[str, object]]:
+def select_in_tasks(config, output_dir: Path, asked: list[rows.Row], load: Callable) -> dict[str, object]:
+    """Samples and selects for all prompts, those that ``load(config)`` gives, in ``config.tasks`` tasks -> figures."""
+    if config.tasks == 1:
+        kept, figures = sample_and_select(config, output_dir / "samples", asked)
+        rows.write_rows(output_dir / "train.parquet", kept, sft=True)
+        return figures
+    output_dir = output_dir.resolve()
+    engine.run([Task(config, output_dir, load)], config.tasks, output_dir / "work", config.executor)
+    found = [json.loads(path.read_bytes()) for path in sorted((output_dir / "work").glob("figures-*.json"))]
+    total = {name: sum(one[name] for one in found) for name in ("rows", "prompts", "prompts_with_rows")}
+    if not total["rows"]:
+        raise rows.NoRowsError(f"{output_dir}: no rows; every candidate was dropped")
+    funnels = [one["funnel"] for one in found]
+    funnel = {
+        "seen": sum(one["seen"] for one in funnels),
+        "dropped": {step: sum(one["dropped"][step] for one in funnels) for step in funnels[0]["dropped"]},
+        "kept": sum(one["kept"] for one in funnels),
+        "first_dropped": {step: why for one in reversed(funnels) for step, why in one["first_dropped"].items()},
+    }
+    tokens = sum(one["mean_completion_tokens"] * one["rows"] for one in found)
+    return total | {"funnel": funnel, "mean_completion_tokens": tokens / total["rows"]}
+
+
+class Task(PipelineStep):
+    """A task's share of the prompts: every ``world_size``th, from the ``rank``th on."""
+
+    type, name = "reader", "sample and select"
+
+    def __init__(self, config, output_dir: Path, load: Callable):
+        super().__init__()
+        self.config, self.output_dir, self.load = config, output_dir, load
+
+    def run(self, data=None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+        asked = self.load(self.config)["prompts"][rank::world_size]
+        store = self.output_dir / "samples" / f"{rank:05d}-of-{world_size:05d}"
+        kept, figures = sample_and_select(self.config, store, asked)
+        if kept:
+            rows.write_rows(self.output_dir / f"train-{rank:05d}-of-{world_size:05d}.parquet", kept, sft=True)
+        with engine.whole_file(self.output_dir / "work" / f"figures-{rank:05d}.json") as file:
+            file.write(json.dumps(figures).encode())
+        yield from ()
+
+
+def sample_and_select(config, store: Path, asked: list[rows.Row]) -> tuple[list[rows.Row], dict[str, object]]:
     """(SFT rows in the order of the prompts, figures). ``config`` has the fields of RejectionSampling from
     ``checkpoint`` to ``seed``."""
-    store = output_dir / "samples"
     messages = [prompts.chat(row["prompt"]) for row in asked]
     with open_model(config.checkpoint, config.sampler) as model:
         samples = model.sample(messages, config.n, config.decoding, config.seed, store)
@@ -119,4 +167,6 @@ def best(group: list[Candidate], keep: int, funnel: Funnel) -> list[Candidate]:
 
 
 if __name__ == "__main__":
-    sys.exit(jobs.run(RejectionSampling, load, build))
+    from data_prep import rejection_sampling as job  # under its own name, so that other processes find what is in it
+
+    sys.exit(jobs.run(job.RejectionSampling, job.load, job.build))

@@ -8,6 +8,7 @@ import time
 from data_prep import jobs, rejection_sampling, rows, runs
 from data_prep.rejection_sampling import RejectionSampling
 
+import pytest
 import torch
 import yaml
 
@@ -107,3 +108,28 @@ def test_a_changed_threshold_throws_no_sample_away(checkpoint, row, run_job, tmp
     second = run_job(rejection_sampling, RejectionSampling, again)
     assert second["rows"] < first["rows"]
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.parquet")} == stamps
+
+
+@pytest.mark.slow
+def test_tasks_share_the_prompts_and_workers_change_no_byte(checkpoint, row, run_job, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)
+    asked = [row(id=f"q{i}", prompt=f"{i}?", verifier="none") for i in range(21)]
+    rows.write_rows(tmp_path / "prompts.parquet", asked)
+    values = settings(
+        checkpoint=str(checkpoint), n=3, keep=3, decoding={"max_tokens": 24}, filters={"steps": ["empty"]}
+    )
+    made = []
+    for workers in (1, 2):
+        values |= {"tasks": 3, "executor": {"workers": workers}, "output_dir": f"out/test/workers{workers}"}
+        record = run_job(rejection_sampling, RejectionSampling, values)
+        folder = tmp_path / f"out/test/workers{workers}"
+        made.append({path.name: path.read_bytes() for path in folder.glob("train-*.parquet")})
+        assert len(list((folder / "samples").glob("*-of-00003"))) == 3
+    assert made[0] == made[1]
+    assert sorted(made[0]) == [f"train-0000{i}-of-00003.parquet" for i in range(3)]
+    kept = rows.load_rows(folder / "train.parquet", sft=True)
+    assert record["rows"] == len(kept) == record["funnel"]["kept"]
+    assert record["funnel"]["seen"] == 63
+    assert {one["id"].rpartition("-")[0] for one in kept} <= {one["id"] for one in asked}
+    assert record["prompts"] == 21
