@@ -26,19 +26,43 @@ def world_size() -> int:
 class StageArguments:
     """What every training stage is told beside its trainer's own settings."""
 
-    dtype: str = field(
-        default="float32",  # chosen: the paper's rate is too small for bfloat16 weights; autocast computes in bfloat16
-        metadata={"help": "Dtype of the weights: float32, or bfloat16 under a LoRA adapter."},
+    dtype: str | None = field(
+        default=None,  # chosen: the paper's rate is too small for bfloat16 weights; autocast computes in bfloat16
+        metadata={"help": "float32 (default), or bfloat16 under a LoRA adapter (default of what is not in 4 bits)."},
     )
     attn_implementation: str = field(default="sdpa", metadata={"help": "sdpa, eager or flash_attention_2."})
 
     def __post_init__(self):
+        self.dtype = self.dtype or "float32"
         if self.dtype not in ("float32", "bfloat16"):
             raise ConfigError(f"dtype is {self.dtype!r}; write float32 or bfloat16.")
 
 
 @dataclass
-class PolicyArguments(StageArguments):
+class LoraArguments(StageArguments):
+    """What a stage is told that can train an adapter instead of all weights."""
+
+    use_peft: bool = field(default=False, metadata={"help": "Train a LoRA adapter and merge it at the end."})
+    load_in_4bit: bool = field(
+        default=False, metadata={"help": "QLoRA: the frozen weights, experts too, are held in NF4; implies use_peft."}
+    )
+    lora_r: int = field(default=32, metadata={"help": "Rank."})
+    lora_alpha: int = field(default=64, metadata={"help": "Scale: alpha / r."})
+    lora_target_modules: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Linear layers that get an adapter; in 4 bits also the words attention, experts. All, if none."
+        },
+    )
+
+    def __post_init__(self):
+        if self.load_in_4bit:
+            self.use_peft, self.dtype = True, self.dtype or "bfloat16"
+        super().__post_init__()
+
+
+@dataclass
+class PolicyArguments(LoraArguments):
     """What a stage is told that trains a policy on rows."""
 
     model_name_or_path: str | None = field(
@@ -48,13 +72,6 @@ class PolicyArguments(StageArguments):
     dataset_split: str = field(default="train", metadata={"help": "Split of a Hub data set."})
     token_budget: int | None = field(
         default=None, metadata={"help": "Stop when this many completion tokens have had a gradient."}
-    )
-    use_peft: bool = field(default=False, metadata={"help": "Train a LoRA adapter and merge it at the end."})
-    lora_r: int = field(default=32, metadata={"help": "Rank."})
-    lora_alpha: int = field(default=64, metadata={"help": "Scale: alpha / r."})
-    lora_target_modules: list[str] = field(
-        default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
-        metadata={"help": "Linear layers that get an adapter."},
     )
 
 

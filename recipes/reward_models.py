@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 import rewards
 from recipes import training
-from recipes.config import RewardConfig, StageArguments, parse
+from recipes.config import LoraArguments, RewardConfig, parse
 
 import trl
 from datasets import Dataset
@@ -18,7 +18,7 @@ from transformers import AutoModelForSequenceClassification, Trainer, set_seed
 
 
 @dataclass
-class RewardModelArguments(StageArguments):
+class RewardModelArguments(LoraArguments):
     model_name_or_path: str | None = field(default=None, metadata={"help": "Checkpoint to start from: Dev3."})
     helpfulness_dataset: str = field(default="", metadata={"help": "Parquet file with prompt, chosen, rejected."})
     harmlessness_dataset: str = field(
@@ -67,11 +67,8 @@ def load_scorer(args: RewardModelArguments, config: RewardConfig):
     tokenizer = training.load_tokenizer(training.require_checkpoint(args.model_name_or_path))
     set_seed(config.seed)  # of the head
     as_scorer = {"num_labels": 1, "problem_type": "multi_label_classification"}  # binary cross-entropy
-    scorer = AutoModelForSequenceClassification.from_pretrained(
-        args.model_name_or_path, **as_scorer, **training.weights(args)
-    )
-    training.align(scorer, tokenizer)
-    return scorer, tokenizer
+    kind, name = AutoModelForSequenceClassification, args.model_name_or_path
+    return training.load_model(kind, name, tokenizer, args, config, **as_scorer), tokenizer
 
 
 def train(run: training.Run, name: str, kind: type, rows: Dataset) -> None:

@@ -15,7 +15,7 @@ from data_prep import runs
 from data_prep.rows import Row, load_rows, read_parquet
 from data_prep.runs import ConfigError
 from recipes import checkpoints
-from recipes.config import PolicyArguments, StageArguments
+from recipes.config import LoraArguments, PolicyArguments, StageArguments
 from recipes.tools.merge import merge
 
 import torch
@@ -35,6 +35,7 @@ from transformers import (
 
 logger = logging.getLogger(__name__)
 CHAT_TEMPLATE = Path(__file__).with_name("chat_template.jinja")
+LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 PAD, END = "<|pad|>", "<|end|>"
 NO_SPACE = r"No space left|os error 28|file write failed"
 
@@ -74,21 +75,30 @@ def load_policy(run: "Run") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     args = run.args
     name = require_checkpoint(args.model_name_or_path)
     tokenizer = load_tokenizer(name)
-    model = AutoModelForCausalLM.from_pretrained(name, **weights(args))
+    return load_model(AutoModelForCausalLM, name, tokenizer, args, run.config), tokenizer
+
+
+def load_model(kind: type, name: str, tokenizer: PreTrainedTokenizerBase, args: LoraArguments, config, **settings):
+    """The weights to train, of class `kind`: all of them, an adapter, or an adapter on 4-bit weights."""
+    settings |= weights(args)
+    if args.load_in_4bit:
+        from recipes import moe_qlora  # brings bitsandbytes, which nobody else needs
+
+        model = moe_qlora.load(kind, name, config, **settings)
+    else:
+        model = kind.from_pretrained(name, **settings)
     align(model, tokenizer)
-    if args.use_peft:
-        set_seed(run.config.seed)  # an adapter starts from random numbers
-        model = get_peft_model(
-            model,
-            LoraConfig(
-                r=args.lora_r,
-                lora_alpha=args.lora_alpha,
-                lora_dropout=0.0,  # TRL samples in train mode: dropout would act in rollouts too
-                target_modules=args.lora_target_modules,
-                task_type="CAUSAL_LM",
-            ),
-        )
-    return model, tokenizer
+    if not args.use_peft:
+        return model
+    set_seed(config.seed)  # an adapter starts from random numbers
+    lora = LoraConfig(
+        r=args.lora_r,
+        lora_alpha=args.lora_alpha,
+        lora_dropout=0.0,  # TRL samples in train mode: dropout would act in rollouts too
+        target_modules=args.lora_target_modules or LINEAR,
+        task_type="CAUSAL_LM" if kind is AutoModelForCausalLM else "SEQ_CLS",
+    )
+    return moe_qlora.adapt(model, lora, args.lora_target_modules) if args.load_in_4bit else get_peft_model(model, lora)
 
 
 def align(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -326,6 +336,10 @@ class Run:
         trainer.add_callback(_Tokens(trainer, budget))
         trainer.add_callback(checkpoints.ExactSaves(math.lcm(config.rollout_window, max(1, int(config.logging_steps)))))
         trainer.add_callback(_Log(folder / "log.jsonl"))
+        if getattr(self.args, "load_in_4bit", False):
+            from recipes import moe_qlora
+
+            moe_qlora.begin(trainer, self.figures)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         save(trainer, self.args)
 
@@ -386,7 +400,12 @@ def save(trainer, args: StageArguments) -> None:
     if not is_peft_model(model):
         trainer.save_model(str(folder))
     elif trainer.args.should_save:
-        model.save_pretrained(folder / "adapter", selected_adapters=["default"])
+        if args.load_in_4bit:
+            from recipes import moe_qlora
+
+            moe_qlora.save_adapter(model, folder / "adapter", args.model_name_or_path)
+        else:
+            model.save_pretrained(folder / "adapter", selected_adapters=["default"])
         merge(args.model_name_or_path, folder / "adapter", folder, dtype=args.dtype)
     if trainer.args.should_save:
         trainer.processing_class.save_pretrained(folder)

@@ -1,29 +1,326 @@
 """Merge a LoRA adapter into its parent: python -m recipes.tools.merge --parent DIR --adapter DIR --output DIR.
 
-The sum is computed in float32 and cast once at the end: added in bfloat16, the result differs from parent plus adapter
-by rounding, which in a mixture of experts can change which experts are chosen.
+Works through the parent's files one by one, with the memory of one of them, and goes on where it was killed. The sum
+is computed in float32 and cast once at the end: added in bfloat16, the result differs from parent plus adapter by
+rounding, which in a mixture of experts can change which experts are chosen. Without --adapter, the parent is rewritten
+in --dtype; a parent in FP8, as DeepSeek-V3 is published, becomes a checkpoint that can be trained.
 """
 
 import argparse
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Callable
 from pathlib import Path
+from types import EllipsisType
+from typing import NamedTuple
+
+from data_prep.runs import ConfigError
 
 import torch
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from huggingface_hub import snapshot_download
+from safetensors import safe_open
+from safetensors.torch import save_file
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+)
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+
+logger = logging.getLogger(__name__)
+PROGRESS = "merge.json"
+EXPERT = re.compile(r"(.*\bexperts)\.(\d+)\.(\w+)")
+SCALES = "_scale_inv"  # of an FP8 weight, by blocks
 
 
-def merge(parent: str | Path, adapter: str | Path, output: str | Path, dtype: str = "bfloat16") -> None:
-    """Write the checkpoint `parent` + `adapter`, weights in `dtype`, and the parent's tokenizer to `output`."""
-    model = AutoModelForCausalLM.from_pretrained(str(parent), dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(str(parent))
-    merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
-    merged.to(getattr(torch, dtype)).save_pretrained(str(output))
-    tokenizer.save_pretrained(str(output))
+# Names
+
+
+def skeleton(name: str | Path) -> PreTrainedModel:
+    """The parent's architecture without weights."""
+    config = AutoConfig.from_pretrained(str(name))
+    config.quantization_config = None
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
+
+
+def expert_names(model: PreTrainedModel) -> tuple[str, str, str]:
+    """What the family's published checkpoints call an expert's layers: gate, up and down."""
+    found = {}
+    for one in get_model_conversion_mapping(model):
+        target = one.target_patterns[0].rpartition(".")[2]
+        if isinstance(one, WeightConverter) and "experts.*." in one.source_patterns[0]:
+            found[target] = [pattern.split(".")[-2] for pattern in one.source_patterns]
+    gate, up = found.get("gate_up_proj", ("gate_proj", "up_proj"))
+    return gate, up, found.get("down_proj", ["down_proj"])[0]
+
+
+def module_names(model: PreTrainedModel) -> Callable[[str], str]:
+    """From a name in a checkpoint to the name in the model; experts stay apart, or stacked, as they are."""
+    renamings = [one for one in get_model_conversion_mapping(model) if isinstance(one, WeightRenaming)]
+    known = model.state_dict()
+    return lambda key: rename_source_key(key, renamings, [], model.base_model_prefix, known)[0]
+
+
+# The two sides of the sum
+
+
+def refuse_quantized(name: str | Path, key: str) -> None:
+    """Raises ConfigError where a checkpoint does not hold its weights in 16 or 32 bits."""
+    held = getattr(AutoConfig.from_pretrained(str(name)), "quantization_config", None) or {}
+    method = held.get("quant_method") if isinstance(held, dict) else held.quant_method
+    if method == "fp8":
+        raise ConfigError(
+            f"{key}: {name} is in FP8. Convert it once, with the memory of one of its files, and start from the "
+            f"result: python -m recipes.tools.merge --parent {name} --output {Path(name).name}-bf16"
+        )
+    if method:
+        raise ConfigError(f"{key}: {name} is quantised already ({method}); name the 16-bit checkpoint it was made of.")
+
+
+class Parent:
+    """A checkpoint on the disk: which file holds which tensor, and each tensor in 16 or 32 bits."""
+
+    def __init__(self, name: str | Path):
+        self.folder = Path(name)
+        if not self.folder.is_dir():
+            self.folder = Path(snapshot_download(str(name), allow_patterns=["*.safetensors", "*.json", "*.model"]))
+        config = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
+        self.fp8 = config.get("quantization_config") or {}
+        if self.fp8.get("quant_method", "fp8") != "fp8":
+            raise ConfigError(f"{name}: quantised by {self.fp8['quant_method']}; merge into the 16-bit checkpoint.")
+        self.dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
+        index = self.folder / SAFE_WEIGHTS_INDEX_NAME
+        if index.is_file():
+            self.file_of = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        elif (self.folder / SAFE_WEIGHTS_NAME).is_file():
+            with safe_open(self.folder / SAFE_WEIGHTS_NAME, "pt") as file:
+                self.file_of = dict.fromkeys(file.keys(), SAFE_WEIGHTS_NAME)
+        else:
+            raise ConfigError(f"{name}: no {SAFE_WEIGHTS_NAME} and no {SAFE_WEIGHTS_INDEX_NAME}; save it so first.")
+        self.keys = [key for key in self.file_of if not (self.fp8 and key.endswith(SCALES))]
+
+    def files(self) -> list[str]:
+        return sorted({self.file_of[key] for key in self.keys})
+
+    def open(self, key: str):
+        return safe_open(self.folder / self.file_of[key], "pt")
+
+    def shape(self, key: str) -> list[int]:
+        with self.open(key) as file:
+            return file.get_slice(key).get_shape()
+
+    def read(self, key: str) -> torch.Tensor:
+        """The tensor as stored; FP8 times its scales, one for each block, in float32."""
+        with self.open(key) as file:
+            tensor = file.get_tensor(key)
+        if key + SCALES not in self.file_of:
+            return tensor
+        with self.open(key + SCALES) as file:
+            scales = file.get_tensor(key + SCALES).float()
+        rows, columns = self.fp8["weight_block_size"]
+        scales = scales.repeat_interleave(rows, 0)[: tensor.shape[0]].repeat_interleave(columns, 1)
+        return tensor.float() * scales[:, : tensor.shape[1]]
+
+
+class Part(NamedTuple):
+    """One low-rank change of one parent tensor."""
+
+    where: EllipsisType | int | tuple  # index into the parent's tensor
+    module: str  # whose pair of matrices it is
+    parameter: str  # whose rank and alpha it has
+    expert: int | None = None  # which of the stacked ones
+    half: int | None = None  # gate or up, where the pair is of both
+
+
+class Adapter:
+    """A LoRA adapter on the disk, for experts apart or stacked as PEFT holds them."""
+
+    def __init__(self, folder: str | Path, model: PreTrainedModel):
+        self.file = Path(folder) / "adapter_model.safetensors"
+        self.config = json.loads((Path(folder) / "adapter_config.json").read_text(encoding="utf-8"))
+        odd = [key for key in ("use_dora", "fan_in_fan_out", "lora_bias") if self.config.get(key)]
+        if self.config["peft_type"] != "LORA" or odd or self.config.get("bias", "none") != "none":
+            raise ConfigError(f"{folder}: not a plain LoRA adapter ({', '.join(odd)}); merge it with PEFT.")
+        self.leaves, rename = expert_names(model), module_names(model)
+        self.names, self.whole = {}, {}  # by their name in the model: as they are in the file
+        with safe_open(self.file, "pt") as file:
+            for key in list(file.keys()):
+                module, _, pair = key.removeprefix("base_model.model.").partition(".lora_")
+                if pair.startswith("A"):
+                    self.names[rename(f"{module}.weight").removesuffix(".weight")] = key.partition(".lora_")[0]
+                elif not pair:
+                    self.whole[key.removeprefix("base_model.model.")] = key
+
+    def parts(self, name: str, shape: list[int]) -> list[Part]:
+        """What is added to the parent's tensor that the model calls `name`."""
+        module = name.removesuffix(".weight")
+        if module in self.names:
+            return [Part(..., module, module)]
+        gate, up, down = self.leaves
+        if (one := EXPERT.fullmatch(module)) and one[3] in self.leaves:
+            half = {gate: 0, up: 1}.get(one[3])
+            stacked = self._stacked(one[1], shape[0] if half is None else 2 * shape[0], shape[1])
+            parameter = f"{one[1]}.{'down_proj' if half is None else 'gate_up_proj'}"
+            return [Part(..., stacked, parameter, int(one[2]), half)] if stacked else []
+        path, _, parameter = module.rpartition(".")
+        if len(shape) != 3 or parameter not in ("gate_up_proj", "down_proj"):
+            return []
+        if stacked := self._stacked(path, *shape[1:]):
+            return [Part(expert, stacked, module, expert) for expert in range(shape[0])]
+        middle = shape[1] // 2
+        rows = {gate: slice(middle), up: slice(middle, None)} if parameter == "gate_up_proj" else {down: slice(None)}
+        apart = [((e, part), f"{path}.{e}.{leaf}") for e in range(shape[0]) for leaf, part in rows.items()]
+        return [Part(where, one, one) for where, one in apart if one in self.names]
+
+    def read_whole(self, dtype: str) -> dict[str, torch.Tensor]:
+        """Tensors that were trained themselves, such as a scorer's head."""
+        with safe_open(self.file, "pt") as file:
+            return {name: file.get_tensor(key).to(getattr(torch, dtype)) for name, key in self.whole.items()}
+
+    def delta(self, part: Part) -> torch.Tensor:
+        """B A alpha / r, in float32."""
+        a, b = self._read(part.module, "A"), self._read(part.module, "B")
+        rank = self._setting("r", "rank_pattern", part.parameter)
+        alpha = self._setting("lora_alpha", "alpha_pattern", part.parameter)
+        if part.expert is not None:
+            a, b = a.view(-1, rank, a.shape[1])[part.expert], b.view(len(b), rank, -1)[..., part.expert]
+        change = (b @ a) * (alpha / (rank**0.5 if self.config.get("use_rslora") else rank))
+        return change if part.half is None else change.chunk(2)[part.half]
+
+    def _stacked(self, path: str, rows: int, columns: int) -> str | None:
+        """PEFT nests the pairs of a module's two parameters; which is which shows in their shapes."""
+        for module in (path, f"{path}.base_layer"):
+            if module in self.names:
+                with safe_open(self.file, "pt") as file:
+                    a, b = (file.get_slice(f"{self.names[module]}.lora_{one}.weight").get_shape() for one in "AB")
+                if (b[0], a[1]) == (rows, columns):
+                    return module
+        return None
+
+    def _read(self, module: str, one: str) -> torch.Tensor:
+        with safe_open(self.file, "pt") as file:
+            return file.get_tensor(f"{self.names[module]}.lora_{one}.weight").float()
+
+    def _setting(self, key: str, patterns: str, parameter: str) -> int:
+        for pattern, value in (self.config.get(patterns) or {}).items():
+            if re.fullmatch(rf"(.*\.)?({pattern})", parameter):
+                return value
+        return self.config[key]
+
+
+# The merge
+
+
+def merge(parent: str | Path, adapter: str | Path | None, output: str | Path, dtype: str = "bfloat16") -> None:
+    """Write the checkpoint `parent` + `adapter`, weights in `dtype`, and the parent's tokenizer to `output`.
+
+    A tensor that a 16-bit parent keeps in float32 stays so. The adapter of a scorer makes a scorer. Raises ConfigError
+    where the adapter has a part that the parent has not.
+    """
+    source, output = Parent(parent), Path(output)
+    model = skeleton(source.folder)
+    added = Adapter(adapter, model) if adapter else None
+    if output.resolve() == source.folder.resolve():
+        raise ConfigError(f"{output}: is the parent itself; name another output.")
+    plan = _plan(source, added, module_names(model))
+    _begin(source, added, output, dtype)
+    for name in source.files():
+        if not (output / name).exists():
+            tensors = {key: _sum(source, added, key, plan[key], dtype) for key in plan if source.file_of[key] == name}
+            if added and name == source.files()[-1]:
+                tensors |= added.read_whole(dtype)
+            partial = output / f"{name}.partial"
+            save_file(tensors, partial, metadata={"format": "pt"})
+            partial.replace(output / name)
+            logger.info("merged %s", output / name)
+    _finish(source, added, output, dtype)
+
+
+def _plan(source: Parent, added: Adapter | None, rename: Callable[[str], str]) -> dict[str, list[Part]]:
+    """What is added to each tensor that is kept."""
+    plan = {key: added.parts(rename(key), source.shape(key)) if added else [] for key in source.keys}
+    if added is None:
+        return plan
+    left = added.names.keys() - {part.module for parts in plan.values() for part in parts}
+    if left:
+        raise ConfigError(
+            f"{added.file.parent}: {len(left)} of its {len(added.names)} parts are not in {source.folder}, "
+            f"such as {min(left)}. Name the checkpoint that it was trained on."
+        )
+    replaced = set(added.whole) | ({"lm_head.weight"} if added.config.get("task_type") == "SEQ_CLS" else set())
+    return {key: parts for key, parts in plan.items() if key not in replaced}
+
+
+@torch.no_grad()
+def _sum(source: Parent, added: Adapter | None, key: str, parts: list[Part], dtype: str) -> torch.Tensor:
+    tensor = source.read(key)
+    kept = tensor.dtype == torch.float32 and source.dtype != "float32" and not source.fp8
+    if not tensor.is_floating_point() or (kept and not parts):
+        return tensor
+    merged = tensor.to(getattr(torch, dtype), copy=True)
+    for part in parts:
+        merged[part.where] = (tensor[part.where].float() + added.delta(part)).to(merged.dtype)
+    return merged
+
+
+def _begin(source: Parent, added: Adapter | None, output: Path, dtype: str) -> None:
+    """Make the output folder; keep the files that an earlier, killed run of the same merge has written."""
+    digest = hashlib.sha256(dtype.encode())
+    for name in source.files():
+        stat = (source.folder / name).stat()
+        digest.update(f"{name} {stat.st_size} {stat.st_mtime_ns}".encode())
+    if added:
+        digest.update(json.dumps(added.config, sort_keys=True).encode())
+        with added.file.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    output.mkdir(parents=True, exist_ok=True)
+    progress = output / PROGRESS
+    if not progress.is_file() or progress.read_text(encoding="utf-8") != digest.hexdigest():
+        for old in output.glob("model*.safetensors*"):
+            old.unlink()
+        progress.write_text(digest.hexdigest(), encoding="utf-8")
+
+
+def _finish(source: Parent, added: Adapter | None, output: Path, dtype: str) -> None:
+    """Write the index, if there are several files, and everything that is not a weight."""
+    if (source.folder / SAFE_WEIGHTS_INDEX_NAME).is_file():
+        weight_map, size = {}, 0
+        for name in source.files():
+            with safe_open(output / name, "pt") as file:
+                weight_map |= dict.fromkeys(file.keys(), name)
+            size += (output / name).stat().st_size
+        index = {"metadata": {"total_size": size}, "weight_map": weight_map}
+        (output / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(index, indent=2, sort_keys=True), encoding="utf-8")
+    config = AutoConfig.from_pretrained(source.folder)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    config.dtype = dtype
+    if added and added.config.get("task_type") == "SEQ_CLS":
+        config.num_labels = len(added.read_whole(dtype)["score.weight"])
+        config.architectures = [AutoModelForSequenceClassification._model_mapping[type(config)].__name__]
+    config.save_pretrained(output)
+    if (source.folder / "generation_config.json").is_file():
+        GenerationConfig.from_pretrained(source.folder).save_pretrained(output)
+    if list(source.folder.glob("tokenizer*")):
+        AutoTokenizer.from_pretrained(source.folder).save_pretrained(output)
+    (output / PROGRESS).unlink()
 
 
 if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name in ("parent", "adapter", "output"):
-        parser.add_argument(f"--{name}", required=True, type=Path)
-    parser.add_argument("--dtype", default="bfloat16", help="float32, bfloat16 or float16")
-    merge(**vars(parser.parse_args()))
+    for key, needed in (("parent", True), ("adapter", False), ("output", True)):
+        parser.add_argument(f"--{key}", required=needed)
+    parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16", "float16"])
+    try:
+        merge(**vars(parser.parse_args()))
+    except ConfigError as error:
+        raise SystemExit(f"error: {error}") from None

@@ -1,0 +1,51 @@
+"""Tiny mixtures of experts of several families, written by plain transformers."""
+
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, set_seed
+
+SIZES = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "num_experts_per_tok": 2,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+    "bos_token_id": 2,
+}
+LATENT = {
+    "moe_intermediate_size": 32,
+    "n_routed_experts": 8,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 1,
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 32,
+    "qk_rope_head_dim": 16,
+    "qk_nope_head_dim": 16,
+    "v_head_dim": 16,
+}
+FAMILIES = {
+    "qwen3_moe": {"moe_intermediate_size": 32, "num_experts": 8, "head_dim": 16, "norm_topk_prob": True},
+    "deepseek_v3": LATENT | {"q_lora_rank": 32, "n_group": 2, "topk_group": 1},
+    "deepseek_v2": LATENT | {"q_lora_rank": None, "n_group": 1, "topk_group": 1},
+    "qwen2_moe": {"moe_intermediate_size": 32, "num_experts": 8, "shared_expert_intermediate_size": 64},
+    "mixtral": {"num_local_experts": 8, "head_dim": 16},
+    "olmoe": {"num_experts": 8},
+}
+GPT_OSS = {"num_local_experts": 8, "head_dim": 16, "layer_types": ["full_attention", "sliding_attention"]}
+
+
+def write(folder: Path, family: str, vocab: int = 320, dtype: str = "float32", stacked: bool = False, **more) -> Path:
+    """A random checkpoint, its experts apart as they are published, or `stacked` as transformers holds them."""
+    set_seed(0)
+    sizes = SIZES | {"vocab_size": vocab} | FAMILIES.get(family, GPT_OSS) | more
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes))
+    for name, parameter in model.named_parameters():
+        if parameter.ndim > 1 and "embed" not in name:
+            torch.nn.init.normal_(parameter, std=0.15)
+    model.to(getattr(torch, dtype)).save_pretrained(folder, save_original_format=not stacked)
+    return folder
