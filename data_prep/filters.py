@@ -7,7 +7,9 @@ and prints no threshold; ours are defaults that a YAML may change.
 
 from __future__ import annotations
 
+import math
 import os
+import random
 import re
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,10 +17,15 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import rewards
+from data_prep.decontaminate import ngrams
 from data_prep.rows import Row
 from data_prep.sampling import Sample
 
+import numpy as np
+
 WORD = re.compile(r"[a-z0-9]+|[^\W\da-z_]", re.IGNORECASE)  # a Latin word, a number, or one character of another script
+ASCII_WORDS = bytes(ord(chr(code).lower()) if chr(code).isalnum() and code < 128 else ord(" ") for code in range(256))
+SAMPLED = 2_000  # characters; a longer reasoning is read in pieces first
 FENCE = re.compile(r"^\s*(```|~~~)", re.MULTILINE)
 
 
@@ -88,10 +95,30 @@ def mixed_language(candidate: Candidate, thresholds: Thresholds) -> str | None:
         if candidate.row["kind"] != "reasoning":
             return None
         reasoning = candidate.text
-    share = rewards.language_consistency(reasoning, candidate.row["language"])
-    if share >= thresholds.min_language_share:
+    language, least = candidate.row["language"], thresholds.min_language_share
+    if len(reasoning) > SAMPLED and least <= 0.99:  # so that pieces are longer than a word or two
+        sampled = rewards.language_consistency(_sample(reasoning, least), language)
+        if sampled > (1 + least) / 2:
+            return None
+    share = rewards.language_consistency(reasoning, language)
+    if share >= least:
         return None
     return f"{share:.2f} of the words are {candidate.row['language']}"
+
+
+def _sample(text: str, least: float) -> str:
+    """About `SAMPLED` characters: one piece, anywhere, of each of equal parts of the text. The parts are half as long
+    as a passage that makes the text fail, so such a passage holds a piece, which costs the sample half of 1 - least:
+    then the whole text is read."""
+    parts = math.ceil(2 / (1 - least))
+    period, length, draw = len(text) / parts, SAMPLED // parts, random.Random(len(text))
+    pieces = []
+    for number in range(parts):
+        start = int((number + draw.random()) * period)
+        start = text.find(" ", start, start + 40) + 1 or start  # not within a word
+        end = text.find(" ", start + length, start + length + 40)
+        pieces.append(text[start : end if end > 0 else start + length])
+    return "\n".join(pieces)
 
 
 def long_paragraph(candidate: Candidate, thresholds: Thresholds) -> str | None:
@@ -107,10 +134,15 @@ def code_block(candidate: Candidate, thresholds: Thresholds) -> str | None:
 
 
 def repetitive(candidate: Candidate, thresholds: Thresholds) -> str | None:
-    words, n = WORD.findall(candidate.text.lower()), thresholds.repetition_ngram
-    grams = [tuple(words[at : at + n]) for at in range(len(words) - n + 1)]
-    share = len(set(grams)) / len(grams) if grams else 1.0
+    words, n = _words(candidate.text), thresholds.repetition_ngram
+    grams = ngrams(np.fromiter(map(hash, words), np.int64, len(words)).view(np.uint64), n)
+    share = len(np.unique(grams)) / len(grams) if len(grams) else 1.0
     return f"{share:.2f} of the {n}-grams are distinct" if share < thresholds.min_distinct_ngrams else None
+
+
+def _words(text: str) -> list[str] | list[bytes]:
+    """Those of `WORD`; five times as fast where the text is ASCII."""
+    return text.encode().translate(ASCII_WORDS).split() if text.isascii() else WORD.findall(text.lower())
 
 
 FILTERS: tuple[Callable[[Candidate, Thresholds], str | None], ...] = (

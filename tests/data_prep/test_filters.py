@@ -1,8 +1,11 @@
 """Filters: for each a pair of texts that differ in as little as decides, and the funnel's arithmetic."""
 
+from data_prep import filters
 from data_prep.filters import FILTERS, Candidate, Funnel, Thresholds, first_failure
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 GOOD = "<think>I first work out 3 * 4 = 12. Then I get 2 + 12 = 14.</think>\n2 + 3 * 4 = 14. The answer is 14."
 THRESHOLDS = Thresholds(max_paragraph_chars=200, repetition_ngram=4)
@@ -64,6 +67,31 @@ def test_chinese(row):
         None,
         "mixed_language",
     )
+
+
+ENGLISH = "We look at the sum once more, and we see that the second part of it is the larger one by far. "
+SPANISH = "Primero sumamos los dos números y después restamos el tercero para llegar al resultado final. "
+
+
+@pytest.mark.parametrize("at", [0, 3, 29, 57, 96])
+def test_a_passage_in_another_language_is_seen_wherever_it_stands_in_a_long_text(row, at):
+    """100 sentences, of which eight are foreign, side by side; and ten strewn over the text."""
+
+    def page(foreign):
+        sentences = [SPANISH if number in foreign else ENGLISH for number in range(100)]
+        return f"<think>{''.join(sentences)}</think>\nThe answer is 14."
+
+    steps = {"steps": ["mixed_language"]}
+    assert failure(row(), page(()), **steps) is None
+    assert failure(row(), page(range(min(at, 92), min(at, 92) + 8)), **steps) == "mixed_language"
+    assert failure(row(), page(range(at % 10, 100, 10)), **steps) == "mixed_language"
+    assert failure(row(), page([at]), **steps) is None
+
+
+@given(st.text(alphabet=st.characters(max_codepoint=400), max_size=200))
+def test_words_are_the_same_by_the_fast_way(text):
+    fast = [word.decode() if isinstance(word, bytes) else word for word in filters._words(text)]
+    assert fast == filters.WORD.findall(text.lower())
 
 
 def test_only_named_steps_apply(row):
