@@ -1,6 +1,9 @@
 """A model of a few thousand parameters with its tokenizer and chat template. Imports what is slow when it is called."""
 
+import io
 from pathlib import Path
+
+from hub_server import WRITER
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -38,3 +41,52 @@ def logits(name: str, **more) -> list[float]:
     inputs = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     with torch.no_grad():
         return model(inputs["input_ids"]).logits[0, -1].tolist()
+
+
+def run_push(cwd: str | Path, *arguments: str, token: str | None = WRITER) -> tuple[int, str, list[float]]:
+    """`python -m data_prep.push` in this process; returns its exit status, its log, and how long it would have waited
+    each time that it did."""
+    import logging
+    import os
+    import time
+
+    from data_prep import push
+
+    os.chdir(cwd)
+    os.environ.pop("HF_TOKEN", None)
+    os.environ.update({"HF_TOKEN": token} if token else {})
+    waits: list[float] = []
+    text = io.StringIO()
+    handler = logging.StreamHandler(text)
+    logging.getLogger().addHandler(handler)
+    logging.getLogger().setLevel(logging.INFO)
+    sleep, time.sleep = time.sleep, lambda seconds: waits.append(seconds) if seconds >= 0.5 else sleep(seconds)
+    try:
+        status = push.main(list(arguments))
+    finally:
+        time.sleep = sleep
+        logging.getLogger().removeHandler(handler)
+        os.environ["HF_TOKEN"] = WRITER
+    return status, text.getvalue(), waits
+
+
+def save_run(folder: Path, stage: str, config: dict, **record) -> Path:
+    """The folder of a finished run with this record; what it made is put there by the caller."""
+    from data_prep import runs
+
+    path = folder / "outputs" / "t" / stage
+    runs.begin(path, stage)
+    runs.finish(path, stage, config=config, **record)
+    return path
+
+
+def sums(count: int) -> list[dict]:
+    """Rows of the contract with completions."""
+    found = []
+    for number in range(count):
+        asked = f"What is {number} + 3?" if number % 2 else f"{number} + 3 等于多少？"
+        row = {"id": str(number), "question": asked, "prompt": asked, "answer": str(number + 3), "kind": "reasoning"}
+        row |= {"domain": "math", "language": "en" if number % 2 else "zh", "verifier": "math", "thinking": True}
+        row |= {"source": "toy-world", "license": "apache-2.0"}
+        found.append(row | {"completion": f"<think>{number} + 3 = {number + 3}</think>\n{number + 3}"})
+    return found

@@ -1,0 +1,226 @@
+"""The Hub: the one module that pushes, and reads back what it pushed.
+
+Files lie on disk before they are pushed. A push is one commit of what the repository does not have yet, made on the
+head that was just looked at; so the same push again, after a fault or a kill, goes on where the last one stopped, and
+does nothing where it had arrived. What is there afterwards is compared by size and checksum, then downloaded.
+
+The token comes from the environment variable HF_TOKEN alone. A file that contains it is not pushed.
+"""
+
+import dataclasses
+import hashlib
+import io
+import json
+import logging
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from data_prep.runs import ConfigError
+
+import httpx
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils import parse_ratelimit_headers
+
+log = logging.getLogger(__name__)
+Files = dict[str, Path | bytes]  # path in the repository -> where its content is, or the content
+T = TypeVar("T")
+
+ATTEMPTS = 10
+FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 120.0  # each wait twice the last: about six minutes until a push gives up
+PASSING = {408, 409, 412, 425, 429}  # and 5xx: statuses that another try may not meet
+MEANING = {
+    401: "the Hub does not know the token in HF_TOKEN",
+    403: "the token in HF_TOKEN may not do this",
+    404: "there is no such repository for the token in HF_TOKEN",
+}
+STALE = (".parquet", ".safetensors")  # left from another push, such a file would be loaded with the new ones
+
+
+class HubError(RuntimeError):
+    """The Hub has not taken, or not given back, what it should. The message says what and why."""
+
+
+class _Incomplete(OSError):
+    """A download ended without an error and without all of its files."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Repository:
+    """A repository of the Hub: `id` is owner/name. One that has to be made is made private, unless told otherwise."""
+
+    id: str
+    kind: Literal["model", "dataset"]
+    private: bool = True
+
+    def __post_init__(self):
+        if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", self.id or ""):
+            raise ConfigError(f"hub_model_id is {self.id!r}; write `hub_model_id: owner/name`")
+
+
+def token() -> str:
+    """The token of the environment. Raises ConfigError where there is none."""
+    found = os.environ.get("HF_TOKEN", "").strip()
+    if not found:
+        raise ConfigError(
+            "HF_TOKEN is not set; put a token with write access into the environment: export HF_TOKEN=..."
+        )
+    return found
+
+
+def require_write(repository: Repository) -> None:
+    """Make the repository if need be. Raises ConfigError where the token cannot write to it: before any work."""
+    api, named = HfApi(token=token()), {"repo_id": repository.id, "repo_type": repository.kind}
+    try:
+        _patiently(lambda: api.create_repo(**named, private=repository.private, exist_ok=True), "making the repository")
+        _patiently(lambda: api.auth_check(**named, write=True), "asking for write access")
+    except HubError as error:
+        raise ConfigError(f"{repository.id}: {error}") from error
+
+
+def push(repository: Repository, files: Files, message: str, branch: str = "main") -> str:
+    """Bring the files there, in one commit, and compare what is there then; returns the commit's hash.
+
+    Only what differs is uploaded. A branch that is not there starts from the empty repository. Files with the endings
+    `STALE` that are not among `files` are deleted. Raises HubError, after which the same call goes on.
+    """
+    secret = token()
+    for path, content in files.items():
+        if _contains(content, secret.encode()):
+            raise HubError(f"{path} contains the token of HF_TOKEN; it is not pushed")
+    api, named = HfApi(token=secret), {"repo_id": repository.id, "repo_type": repository.kind}
+    sources = {path: content if isinstance(content, bytes) else str(content) for path, content in files.items()}
+    additions = {path: CommitOperationAdd(path, source) for path, source in sources.items()}  # reads each file once
+
+    def attempt() -> str:
+        if branch != "main":
+            first = api.list_repo_commits(**named)[-1].commit_id
+            api.create_branch(**named, branch=branch, revision=first, exist_ok=True)
+        head = api.repo_info(**named, revision=branch).sha
+        there = _listing(api, repository, head)
+        missing = [addition for path, addition in additions.items() if not _same(addition, there.get(path))]
+        stale = [CommitOperationDelete(path) for path in there if path.endswith(STALE) and path not in files]
+        if not missing + stale:
+            return head
+        log.info("%s: pushing %d of %d files", repository.id, len(missing), len(files))
+        done = api.create_commit(
+            **named, operations=[*missing, *stale], commit_message=message, revision=branch, parent_commit=head
+        )
+        return done.oid
+
+    sha = _patiently(attempt, "pushing")
+    there = _patiently(lambda: _listing(api, repository, sha), "looking at what was pushed")
+    if wrong := [path for path, addition in additions.items() if not _same(addition, there.get(path))]:
+        raise HubError(f"{repository.id} at {sha}: not as on disk: {', '.join(wrong)}")
+    return sha
+
+
+def read_back(repository: Repository, sha: str, files: Files, cache: Path) -> Path:
+    """Download the files of a commit to a folder below `cache`, compare each by its SHA-256; returns the folder."""
+
+    def attempt() -> Path:
+        folder = snapshot_download(
+            repository.id,
+            repo_type=repository.kind,
+            revision=sha,
+            token=token(),
+            cache_dir=cache,
+            allow_patterns=[re.sub(r"([\[*?])", r"[\1]", path) for path in files],
+        )
+        if lost := [path for path in files if not (Path(folder) / path).is_file()]:
+            raise _Incomplete(f"{', '.join(lost)} did not arrive")
+        return Path(folder)
+
+    folder = _patiently(attempt, "reading back")
+    if wrong := [path for path, content in files.items() if _sha256(folder / path) != _sha256(content)]:
+        raise HubError(f"{repository.id} at {sha}: came back otherwise than on disk: {', '.join(wrong)}")
+    return folder
+
+
+def stated_license(kind: Literal["model", "dataset"], name: str) -> str:
+    """The licence that a repository's card states, "unknown" where it states none."""
+    info = _patiently(lambda: HfApi(token=token()).repo_info(name, repo_type=kind), f"reading the card of {name}")
+    return str(getattr(info.card_data, "license", None) or "unknown")
+
+
+def _listing(api: HfApi, repository: Repository, revision: str) -> dict[str, RepoFile]:
+    tree = api.list_repo_tree(repository.id, repo_type=repository.kind, revision=revision, recursive=True)
+    return {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
+
+
+def _same(addition: CommitOperationAdd, there: RepoFile | None) -> bool:
+    """Whether a file of the repository is that of the disk: LFS keeps its SHA-256, git the SHA-1 of its blob."""
+    if there is None or there.size != addition.upload_info.size:
+        return False
+    if there.lfs:
+        return there.lfs.sha256 == addition.upload_info.sha256.hex()
+    with addition.as_file() as file:
+        return there.blob_id == hashlib.sha1(b"blob %d\0" % there.size + file.read()).hexdigest()
+
+
+def _open(content: Path | bytes) -> io.BufferedIOBase:
+    return io.BytesIO(content) if isinstance(content, bytes) else content.open("rb")
+
+
+def _sha256(content: Path | bytes) -> str:
+    with _open(content) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _contains(content: Path | bytes, secret: bytes) -> bool:
+    with _open(content) as file:
+        end = b""
+        while block := file.read(1 << 20):
+            if secret in end + block:
+                return True
+            end = block[-len(secret) :]
+    return False
+
+
+# Patience
+
+
+def _patiently(work: Callable[[], T], what: str) -> T:
+    """What `work` returns, tried again with growing waits, or those that the Hub asks for, while its faults may pass.
+    Raises HubError for one that will not, and after the last attempt."""
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return work()
+        except (httpx.HTTPError, OSError, RuntimeError, ValueError) as error:
+            passing, reason, asked = _judge(error)
+            if not passing or attempt == ATTEMPTS:
+                raise HubError(f"{what} failed{f' {attempt} times' if passing else ''}: {reason}") from error
+            wait = max(asked, min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** (attempt - 1)))
+            log.warning("%s: %s; again in %.0f s", what, reason, wait)
+            time.sleep(wait)
+    raise AssertionError("unreachable")
+
+
+def _judge(error: BaseException) -> tuple[bool, str, float]:
+    """(may it pass, what to say of it, the seconds that the Hub asks to wait) of a client's error."""
+    for one in _chain(error):
+        if isinstance(one, HfHubHTTPError) and one.response is not None:
+            status, headers = one.response.status_code, one.response.headers
+            after = headers.get("Retry-After", "")
+            limit = parse_ratelimit_headers(headers)
+            asked = float(after) if after.isdigit() else limit.reset_in_seconds if status == 429 and limit else 0.0
+            said = str(error) if status == 400 else one.server_message or str(one).strip().splitlines()[0]
+            reason = f"{MEANING[status]} ({status}: {said})" if status in MEANING else f"{status}: {said}"
+            return status in PASSING or status >= 500, reason, asked
+    for one in _chain(error):
+        if isinstance(one, httpx.TransportError | LocalEntryNotFoundError | _Incomplete | ConnectionError):
+            return True, f"{type(one).__name__}: {str(one).strip().splitlines()[0] if str(one).strip() else ''}", 0.0
+        if isinstance(one, json.JSONDecodeError) or "Consistency check failed" in str(one):
+            return True, "an answer that cannot be read", 0.0
+    return False, f"{type(error).__name__}: {error}", 0.0
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

@@ -1,0 +1,231 @@
+"""Push what lies on disk to the Hub: `python -m data_prep.push FOLDER --hub-model-id OWNER/NAME`.
+
+FOLDER is a finished run of a stage, a data job or an evaluation, the report of a scale, a model, or an adapter. With
+its files goes a card that explains it, which is the last word on README.md. Then all of it is read back: checksums, the
+rows of a data set, what a model says to one question. The same command finishes a push that failed or was killed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import re
+import shlex
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from data_prep.hub import Files, HubError, Repository, push, read_back, require_write
+from data_prep.runs import ConfigError
+
+log = logging.getLogger("data_prep.push")
+MODEL_FILES = (".safetensors", ".json", ".jsonl", ".jinja", ".txt", ".model", ".py")
+STATE_FILES = (*MODEL_FILES, ".pt", ".pth")  # what a checkpoint needs to be trained on; never training_args.bin
+DATA_FILES = (".parquet", ".json", ".jsonl", ".png", ".svg")
+OURS = {"begun.json", "hub.json", "sessions.json"}  # about this disk
+QUESTION = "What is 2 + 3 * 4?"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status: 0 pushed and read back, 1 the Hub did not take it (the last line finishes the push), 2 it cannot be
+    pushed as it is."""
+    parser = argparse.ArgumentParser(prog="python -m data_prep.push", description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--hub-model-id", required=True, metavar="OWNER/NAME", help="of a model or of a data set")
+    parser.add_argument("--public", action="store_true", help="make the repository public, if it has to be made")
+    parser.add_argument("--checkpoints", action="store_true", help="each checkpoint-N too, as a branch of that name")
+    parser.add_argument("--card", type=Path, help="folder with the README.md and stats.json of data_prep.cards")
+    parser.add_argument("--check", choices=["model", "dataset"], help="only make sure that such a thing can be pushed")
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs every request
+    private = not arguments.public
+    try:
+        if arguments.check:
+            require_write(Repository(arguments.hub_model_id, arguments.check, private))
+            return 0
+        found = parts(arguments.folder, arguments.hub_model_id, private)
+        for _, repository in found:
+            require_write(repository)
+        for folder, repository in found:
+            send(folder, repository, arguments)
+    except ConfigError as error:
+        log.error("error: %s", error)
+        return 2
+    except HubError as error:
+        command = ["python", "-m", "data_prep.push", *(sys.argv[1:] if argv is None else argv)]
+        log.error("error: %s\nNothing is lost on this disk. To finish the push:\n%s", error, shlex.join(command))
+        return 1
+    return 0
+
+
+def send(folder: Path, repository: Repository, arguments: argparse.Namespace) -> None:
+    """Push one model or data set with its card, read it back, note in hub.json where it went."""
+    with tempfile.TemporaryDirectory(prefix="pushed-", dir=folder) as scratch:
+        if repository.kind == "model":
+            files = model_files(folder) | card_of_model(folder, repository)
+            said = {part: answer(folder / part) for part in ("", "adapter") if is_model(folder / part)}
+        else:
+            files = data_files(folder) | card_of_data(folder, arguments.card, Path(scratch))
+        sha = push(repository, files, f"{folder.name}, with its card")
+        back = read_back(repository, sha, files, Path(scratch) / "hub")
+        if repository.kind == "dataset":
+            compare_rows(back, files, Path(scratch) / "rows")
+        elif said != {part: answer(back / part) for part in said}:
+            raise HubError(f"{repository.id} at {sha}: the model that came back answers otherwise than the one here")
+    for checkpoint in sorted(folder.glob("checkpoint-*/complete.json")) if arguments.checkpoints else []:
+        state = model_files(checkpoint.parent, STATE_FILES)
+        push(repository, state, f"{folder.name}, {checkpoint.parent.name}", branch=checkpoint.parent.name)
+    record = {"id": repository.id, "kind": repository.kind, "revision": sha}
+    partial = folder / ".hub.json.partial"
+    partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    partial.replace(folder / "hub.json")
+    log.info("%s is on the Hub as %s, revision %s", folder, repository.id, sha)
+
+
+# What lies in a folder
+
+
+def is_model(folder: Path) -> bool:
+    return (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file()
+
+
+def parts(folder: Path, hub_model_id: str, private: bool) -> list[tuple[Path, Repository]]:
+    """What a folder holds, and where each goes: one model, several (each to a name of its own), or a data set."""
+    if (folder / "begun.json").exists() and not (folder / "run.json").exists():
+        raise ConfigError(f"{folder} is not finished (no run.json); run its stage to the end first")
+    if is_model(folder):
+        return [(folder, Repository(hub_model_id, "model", private))]
+    models = [path.parent for path in sorted(folder.glob("*/config.json")) if not path.parent.name.startswith("check")]
+    if models:
+        return [(path, Repository(f"{hub_model_id}-{path.name}", "model", private)) for path in models]
+    if not list(folder.glob("*.parquet")) and not (folder / "results.json").is_file():
+        raise ConfigError(f"{folder} holds no model (config.json), no data set (*.parquet) and no report")
+    return [(folder, Repository(hub_model_id, "dataset", private))]
+
+
+def listed(folder: Path, endings: tuple[str, ...]) -> Files:
+    return {path.name: path for path in sorted(folder.iterdir()) if path.suffix in endings and path.name not in OURS}
+
+
+def model_files(folder: Path, endings: tuple[str, ...] = MODEL_FILES) -> Files:
+    """Weights, tokenizer, chat template, configs, log and record of a model, and its adapter where it has one."""
+    files = listed(folder, endings)
+    if (folder / "adapter").is_dir():
+        files |= {f"adapter/{name}": path for name, path in listed(folder / "adapter", MODEL_FILES).items()}
+    if "run.json" not in files and (folder.parent / "run.json").is_file():
+        files["run.json"] = folder.parent / "run.json"
+    for name in [name for name in files if name.endswith("adapter_config.json")]:
+        files[name] = on_the_hub(files[name])
+    return files
+
+
+def on_the_hub(path: Path) -> bytes:
+    """An adapter's config that names its base by Hub id and revision. Raises ConfigError where that is nowhere."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    base = config["base_model_name_or_path"]
+    if Path(base).is_dir():
+        record = Path(base) / "hub.json"
+        if not record.is_file():
+            raise ConfigError(
+                f"{path}: its base {base} is not on the Hub, so nobody could load the adapter. Push that first: "
+                f"python -m data_prep.push {base} --hub-model-id OWNER/NAME"
+            )
+        pushed = json.loads(record.read_text(encoding="utf-8"))
+        config |= {"base_model_name_or_path": pushed["id"], "revision": pushed["revision"]}
+    elif not config.get("revision"):
+        raise ConfigError(f"{path}: no `revision` of {base}; write the commit of it that the adapter was trained on")
+    return json.dumps(config, indent=2).encode()
+
+
+def card_of_model(folder: Path, repository: Repository) -> Files:
+    from data_prep import run_cards
+
+    run = folder if (folder / "run.json").is_file() else folder.parent
+    picture = run_cards.curves(folder)
+    card = run_cards.model_card(folder, run, repository.id).encode()
+    return {"README.md": card} | ({"curves.png": picture} if picture else {})
+
+
+def data_files(folder: Path) -> Files:
+    """The Parquet files and records of a data set; of a report, the generations of the evaluations beside it too."""
+    files = listed(folder, DATA_FILES)
+    if not list(folder.glob("*.parquet")):
+        for path in sorted(folder.parent.glob("evaluate_*/generations.parquet")):
+            if (path.parent / "run.json").is_file():
+                files[f"{path.parent.name.removeprefix('evaluate_')}.parquet"] = path
+    return files
+
+
+def configurations(files: Files) -> dict[str, list[str]]:
+    """Name -> Parquet files of each configuration: one a file, or one of all shards of a file."""
+    found: dict[str, list[str]] = {}
+    for name in sorted(name for name in files if name.endswith(".parquet")):
+        found.setdefault(re.sub(r"-\d{5}-of-\d{5}$", "", name.removesuffix(".parquet")), []).append(name)
+    return found
+
+
+def card_of_data(folder: Path, card: Path | None, scratch: Path) -> Files:
+    """README.md, and stats.json where the rows are those of the contract: given, or made here."""
+    from data_prep import cards, run_cards
+    from data_prep.rows import COLUMNS
+
+    import pyarrow.parquet as pq
+
+    files = data_files(folder)
+    paths = [path for name, path in files.items() if name.endswith(".parquet")]
+    if card is None and paths and all(COLUMNS.keys() <= set(pq.read_schema(path).names) for path in paths):
+        card = scratch
+        cards.build(cards.Card(output_dir="", data=str(folder), title=run_cards.title(folder)), card, files=paths)
+    if card is not None:
+        if not (card / "README.md").is_file():
+            raise ConfigError(f"--card {card}: holds no README.md; run python -m data_prep.cards first")
+        return {name: (card / name).read_bytes() for name in ("README.md", "stats.json") if (card / name).is_file()}
+    return {"README.md": run_cards.record_card(folder, files, configurations(files)).encode()}
+
+
+def compare_rows(back: Path, files: Files, cache: Path) -> None:
+    """Raises HubError where a configuration, loaded as its card says, has other rows than the files here."""
+    from datasets import get_dataset_config_names, load_dataset
+
+    groups = configurations(files)
+    if groups and sorted(get_dataset_config_names(str(back))) != sorted(groups):
+        raise HubError(f"{back.name}: its configurations are not {', '.join(groups)}")
+    for name, names in groups.items():
+        there = load_dataset(str(back), name, split="train", cache_dir=str(cache))
+        here = load_dataset(
+            "parquet", data_files=[str(files[part]) for part in names], split="train", cache_dir=str(cache)
+        )
+        if there.features != here.features or not there.data.table.equals(here.data.table):
+            raise HubError(f"{name}: {len(there):,} rows came back, {len(here):,} lie here, and they are not the same")
+
+
+def answer(folder: Path) -> Any:
+    """What a model says to one question: its greedy continuation, or its score."""
+    import torch
+    from peft import AutoPeftModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+    adapter, place, revision = folder / "adapter_config.json", str(folder), {}
+    if adapter.is_file():
+        config = json.loads(adapter.read_text(encoding="utf-8"))
+        model = AutoPeftModelForCausalLM.from_pretrained(place)
+        place, revision = config["base_model_name_or_path"], {"revision": config.get("revision") or "main"}
+    elif any(
+        "SequenceClassification" in kind for kind in json.loads((folder / "config.json").read_text())["architectures"]
+    ):
+        model = AutoModelForSequenceClassification.from_pretrained(place)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(place)
+    inputs = AutoTokenizer.from_pretrained(place, **revision)(QUESTION, return_tensors="pt")
+    inputs.pop("token_type_ids", None)
+    with torch.inference_mode():
+        if hasattr(model, "score"):
+            return model.eval()(**inputs).logits.tolist()
+        return model.eval().generate(**inputs, do_sample=False, max_new_tokens=16).tolist()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

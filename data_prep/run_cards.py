@@ -1,0 +1,416 @@
+"""Cards for the Hub from the record of a run: of a model, and of records that are not rows of the contract.
+
+Nothing in it is typed by hand: `run.json` (settings, versions, time, parent), `log.jsonl` (curves), every finished
+`evaluate_*` run of the same scale that measured this model (as `model-index` too), and the licences that the rows of
+its data, and of the data of the models that it came from, carry.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from data_prep import hub, prompts
+from data_prep.rows import commercial
+
+import pyarrow.parquet as pq
+import yaml
+from huggingface_hub import EvalResult, ModelCardData
+
+QUESTION = "What is 2 + 3 * 4?"
+SETTINGS = (
+    "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay", "max_grad_norm",
+    "optim", "max_steps", "num_train_epochs", "batch_size", "prompts_per_step", "num_generations",
+    "generation_batch_size", "num_iterations", "beta", "epsilon", "epsilon_high", "loss_type", "scale_rewards",
+    "temperature", "top_p", "max_completion_length", "max_prompt_length", "max_length", "packing",
+    "ref_model_sync_steps", "ref_model_mixup_alpha", "token_budget", "dtype", "bf16", "use_peft", "seed",
+)  # fmt: skip
+LORA = ("lora_r", "lora_alpha", "lora_target_modules")
+MEASURES = (
+    "pass@1", "pass@1_at_temperature_1", "pass@16", "cons@16", "format_rate", "language_consistency", "answer_language",
+    "truncated", "helpful_score", "safe_rate", "refusals_of_harmless",
+)  # fmt: skip
+CURVES = ("reward", "loss", "kl", "completions/mean_length", "mean_token_accuracy", "entropy")
+REFERENCES = """- DeepSeek-AI: DeepSeek-R1: Incentivizing Reasoning Capability in LLMs via Reinforcement Learning, \
+[arXiv 2501.12948](https://arxiv.org/abs/2501.12948)
+- von Werra et al.: [TRL: Transformers Reinforcement Learning](https://github.com/huggingface/trl)"""
+
+
+def model_card(folder: Path, run: Path, hub_model_id: str) -> str:
+    """README.md for the model in `folder`, which `run` (the folder itself, or the one above) made."""
+    record = read_json(run / "run.json") or {}
+    config = record.get("config", {})
+    parent = hub_name(_parent(folder, record))
+    stated = list(licences(run))
+    measured = list(_evaluations(folder, run))
+    header = _header(folder, config, parent, stated, measured, hub_model_id)
+    sections = [
+        f"# {hub_model_id.split('/')[1]}",
+        f"Made by the stage `{record['stage']}` ({_kind(folder, config)}) of an open reproduction of DeepSeek-R1."
+        if record
+        else "Pushed without the record of a run, so that this card cannot say how it was made.",
+        f"Starts from: {_said(parent)}.",
+        "## How to use it",
+        f"```python\n{snippet(folder, config, hub_model_id)}```",
+        *_adapter_snippet(folder, hub_model_id),
+        "## Training",
+        _table(("setting", "value"), [(key, config[key]) for key in _settings(config) if config.get(key) is not None]),
+        *_data(config),
+        *_rewards(config),
+        *_curves(folder),
+        "### Hardware and time",
+        _hardware(record),
+        "## Evaluation",
+        *(_measures(name, figures, settings) for name, figures, settings in measured),
+        *([] if measured else ["This model has not been measured."]),
+        "## Licences",
+        *_licence_text(stated),
+        "## Limits",
+        "- What was measured of it stands above; nothing else was. It is a research artefact and no product: it was "
+        "not tested for safety in use, and what its base and its data lean to, it leans to.",
+        "- Its reasoning can be wrong where its answer is right, and the other way round.",
+        *([f"- {record['rows_too_long']:,} rows were too long and left out."] if record.get("rows_too_long") else []),
+        "## References",
+        REFERENCES,
+    ]
+    return f"---\n{header}\n---\n\n" + "\n\n".join(section for section in sections if section) + "\n"
+
+
+def record_card(folder: Path, files: hub.Files, groups: dict[str, list[str]]) -> str:
+    """README.md for a corpus, preferences, generations or a report: `groups` are its configurations' Parquet files."""
+    tables = {name: [pq.ParquetFile(files[part]) for part in names] for name, names in groups.items()}
+    stated = list(licences(folder))
+    own = {license for names in groups.values() for part in names for license in _column(files[part], "license")}
+    names = sorted(own | {name for _, counts in stated for name in counts})
+    header = {
+        "pretty_name": title(folder),
+        "license": names[0] if len(names) == 1 else "other",
+        **({} if len(names) == 1 else {"license_name": "as-listed-in-this-card"}),
+        "annotations_creators": ["machine-generated"],
+        "tags": ["reasoning", "deepseek-r1", "synthetic"],
+        "configs": [
+            {"config_name": name, "data_files": [{"split": "train", "path": parts}]} for name, parts in groups.items()
+        ],
+    }
+    record = read_json(folder / "run.json") or {}
+    lines = [
+        (name, sum(file.metadata.num_rows for file in parts), ", ".join(parts[0].schema_arrow.names))
+        for name, parts in tables.items()
+    ]
+    measured = (read_json(folder / "results.json") or {}).get("checkpoints", {})
+    sections = [
+        f"# {title(folder)}",
+        f"Made by `{record.get('stage', folder.name)}` of an open reproduction of DeepSeek-R1.",
+        "## Structure",
+        _table(("configuration", "rows", "columns"), lines),
+        *([f"## {title(folder)}"] if measured else []),
+        *(_measures(name, figures, {}) for name, figures in measured.items()),
+        "## How it was made",
+        _table(("setting", "value"), [(k, json.dumps(v)) for k, v in record.get("config", {}).items()]),
+        _hardware(record),
+        "## Licences",
+        f"Of its own rows: {', '.join(sorted(own)) or 'not stated'}. Of what it was made from:",
+        *_licence_text(stated),
+        "## Limits",
+        "Made by models and by rules; what they get wrong is in it. It was not reviewed by a person.",
+        "## References",
+        REFERENCES,
+    ]
+    return f"---\n{yaml.safe_dump(header, sort_keys=False)}---\n\n" + "\n\n".join(filter(None, sections)) + "\n"
+
+
+def title(folder: Path) -> str:
+    return folder.name.replace("_", " ").capitalize()
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def is_here(place: str) -> bool:
+    """Whether a config means a path by it, and no Hub id."""
+    return place.startswith(("outputs/", ".", "/")) or place.count("/") > 1 or Path(place).exists()
+
+
+def hub_name(place: str | None) -> tuple[str | None, str | None, str | None]:
+    """(Hub id, revision, path here) of what a config names: a folder, which may have been pushed, or a Hub id."""
+    if place and is_here(place):
+        pushed = read_json(Path(place) / "hub.json") or {}
+        return pushed.get("id"), pushed.get("revision"), place
+    return place or None, None, None
+
+
+def _parent(folder: Path, record: dict[str, Any]) -> str | None:
+    adapter = read_json(folder / "adapter_config.json") or {}
+    return record.get("parent") or adapter.get("base_model_name_or_path")
+
+
+def _said(parent: tuple[str | None, str | None, str | None]) -> str:
+    name, revision, place = parent
+    if name:
+        at = f" at revision `{revision}`" if revision else ""
+        return f"[{name}](https://huggingface.co/{name}){at}"
+    return f"`{place}`, which was not pushed" if place else "random weights"
+
+
+def _kind(folder: Path, config: dict[str, Any]) -> str:
+    if "reward_funcs" in config:
+        return "reinforcement learning by GRPO"
+    if _scores(folder):
+        return "a reward model: one score a response"
+    return "pre-training" if "vocab_size" in config else "supervised fine-tuning"
+
+
+def _scores(folder: Path) -> bool:
+    kinds = (read_json(folder / "config.json") or {}).get("architectures") or []
+    return any(kind.endswith("ForSequenceClassification") for kind in kinds)
+
+
+def _settings(config: dict[str, Any]) -> tuple[str, ...]:
+    return (*SETTINGS, *(LORA if config.get("use_peft") else ()))
+
+
+def _header(folder, config, parent, stated, measured, hub_model_id) -> str:
+    names = sorted({name for _, counts in stated for name in counts})
+    single = names[0] if len(names) == 1 and names[0] != "unknown" else "other"
+    results = [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=hub_name(settings.get("world"))[0] or "held-out",
+            dataset_name=f"held-out problems of {Path(settings.get('world', '')).name or 'this project'}",
+            metric_type=measure,
+            metric_value=figures[measure],
+            metric_name=f"{measure}, {name}",
+            metric_args=_arguments(measure, figures, settings),
+        )
+        for name, figures, settings in measured
+        for measure in MEASURES
+        if figures.get(measure) is not None
+    ]
+    adapter = (folder / "adapter_config.json").is_file()
+    data = ModelCardData(
+        license=single,
+        license_name="as-listed-in-this-card" if single == "other" else None,
+        base_model=parent[0],
+        base_model_relation="adapter" if adapter else "finetune" if parent[0] else None,
+        datasets=sorted({name for name, _, _ in map(hub_name, _sources(config)) if name}) or None,
+        language=["en", "zh"] if _languages(config) == {"en", "zh"} else sorted(_languages(config)) or None,
+        library_name="peft" if adapter else "transformers",
+        pipeline_tag="text-classification" if _scores(folder) else "text-generation",
+        tags=["deepseek-r1", "reasoning", "trl", *(["grpo"] if "reward_funcs" in config else [])],
+        model_name=hub_model_id.split("/")[1],
+        eval_results=results or None,
+    )
+    return data.to_yaml()
+
+
+def _arguments(measure: str, figures: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    error = figures.get(f"{measure}_stderr")
+    sampled = {name: settings[name] for name in ("temperature", "top_p", "max_tokens") if name in settings}
+    counts = {"problems": figures.get("n_problems"), "samples_a_problem": figures.get("k")}
+    return ({"standard_error": error} if error is not None else {}) | counts | sampled
+
+
+def snippet(folder: Path, config: dict[str, Any], hub_model_id: str) -> str:
+    """Python that loads the model from the Hub and asks it one question, in the form that it was taught."""
+    if _scores(folder):
+        return (
+            "from transformers import AutoModelForSequenceClassification, AutoTokenizer\n\n"
+            f"name = {hub_model_id!r}\n"
+            "model, tokenizer = AutoModelForSequenceClassification.from_pretrained(name), "
+            "AutoTokenizer.from_pretrained(name)\n"
+            f'said = [{{"role": "user", "content": {QUESTION!r}}}, {{"role": "assistant", "content": "14"}}]\n'
+            "text = tokenizer.apply_chat_template(said, tokenize=False)\n"
+            'print(model(**tokenizer(text, return_tensors="pt", add_special_tokens=False)).logits.item())\n'
+        )
+    if (folder / "adapter_config.json").is_file():
+        return (
+            "from peft import AutoPeftModelForCausalLM\n\n"
+            f"model = AutoPeftModelForCausalLM.from_pretrained({hub_model_id!r})  # and the base that it names\n"
+        )
+    plain = config.get("completion_style") == "r1_zero" or "vocab_size" in config
+    asked = prompts.r1_zero(QUESTION) if plain else [{"role": "user", "content": QUESTION}]
+    return (
+        "from transformers import pipeline\n\n"
+        f'generator = pipeline("text-generation", {hub_model_id!r})\n'
+        f"asked = {asked!r}\n"
+        'print(generator(asked, max_new_tokens=128, return_full_text=False)[0]["generated_text"])\n'
+    )
+
+
+def _adapter_snippet(folder: Path, hub_model_id: str) -> list[str]:
+    if not (folder / "adapter").is_dir():
+        return []
+    return [
+        "The weights are merged. The LoRA adapter alone, on the base and revision that its config names:",
+        "```python\nfrom peft import AutoPeftModelForCausalLM\n\n"
+        f'model = AutoPeftModelForCausalLM.from_pretrained({hub_model_id!r}, subfolder="adapter")\n```',
+    ]
+
+
+# --- data and licences ------------------------------------------------------------------------------------------------
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        for part in value.values():
+            yield from _texts(part)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _texts(part)
+    elif isinstance(value, str):
+        yield value
+
+
+def _sources(config: dict[str, Any]) -> list[str]:
+    """What the settings name as data: the folders of Parquet files, and Hub ids."""
+    data = [text for key, value in config.items() if "dataset" in key and key != "dataset_split"
+            for text in _texts(value)]  # fmt: skip
+    return sorted({str(Path(text).parent) if text.endswith(".parquet") else text for text in data if "/" in text})
+
+
+def _files(config: dict[str, Any]) -> list[Path]:
+    return sorted({Path(text) for text in _texts(config) if text.endswith(".parquet") and Path(text).is_file()})
+
+
+def _column(path: Path, name: str) -> Counter:
+    if name not in pq.read_schema(path).names:
+        return Counter()
+    return Counter(str(value) for value in pq.read_table(path, columns=[name])[name].to_pylist())
+
+
+def _languages(config: dict[str, Any]) -> set[str]:
+    return {language for path in _files(config) for language in _column(path, "language")}
+
+
+def licences(run: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """(what, its licences with what each stands for) of the data and the base of a run, then of the runs before it."""
+    record, seen = read_json(run / "run.json"), set()
+    while record:
+        config = record.get("config", {})
+        for path in _files(config):
+            counts = _column(path, "license")
+            if counts and path not in seen:
+                sources = ", ".join(sorted(_column(path, "source")))
+                yield f"data `{path}`", {name: f"{n:,} rows of {sources}" for name, n in counts.items()}
+            seen.add(path)
+        for name in _sources(config):
+            if not is_here(name):
+                yield f"data `{name}`", {hub.stated_license("dataset", name): "as its card says"}
+        parent = record.get("parent")
+        if parent and not is_here(parent):
+            yield f"base `{parent}`", {hub.stated_license("model", parent): "as its card says"}
+        record = read_json(Path(parent) / "run.json") if parent and str(parent) not in seen else None
+        seen.add(str(parent))
+
+
+def _licence_text(stated: list[tuple[str, dict[str, str]]]) -> list[str]:
+    lines = [
+        (what, name, "yes" if commercial(name) else "no, or not known", remark)
+        for what, counts in stated
+        for name, remark in counts.items()
+    ]
+    closed = sorted({f"{what} ({name})" for what, name, free, _ in lines if free != "yes"})
+    return [
+        _table(("of", "licence", "commercial use", "how much"), lines) or "Nothing that it came from states a licence.",
+        f"**Not for commercial use, or not known to allow it:** {', '.join(closed)}." if closed else "",
+    ]
+
+
+def _data(config: dict[str, Any]) -> list[str]:
+    lines = [f"- `{name}`" if is_here(name) else f"- [{name}](https://huggingface.co/datasets/{name})"
+             for name in _sources(config)]  # fmt: skip
+    return ["### Data", "\n".join(lines)] if lines else []
+
+
+# --- rewards, curves, figures -----------------------------------------------------------------------------------------
+
+
+def _rewards(config: dict[str, Any]) -> list[str]:
+    names = config.get("reward_funcs") or []
+    weights = config.get("reward_weights") or [1.0] * len(names)
+    kwargs = config.get("reward_kwargs") or {}
+    lines = [(name, weight, json.dumps(kwargs.get(name, {}))) for name, weight in zip(names, weights, strict=True)]
+    return ["### Rewards", _table(("reward", "weight", "settings"), lines)] if lines else []
+
+
+def _log(folder: Path) -> list[dict[str, Any]]:
+    path = folder / "log.jsonl"
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+
+
+def _drawn(rows: list[dict[str, Any]]) -> list[str]:
+    rewards = sorted({key for row in rows for key in row if key.startswith("rewards/") and key.endswith("/mean")})
+    return [key for key in (*CURVES, *rewards) if sum(row.get(key) is not None for row in rows) > 1]
+
+
+def _curves(folder: Path) -> list[str]:
+    rows = _log(folder)
+    lines = []
+    for key in _drawn(rows):
+        values = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
+        places = [0, len(values) // 4, len(values) // 2, 3 * len(values) // 4, -1]
+        lines.append((key, *(f"{values[at][1]:.4g} (step {values[at][0]})" for at in places)))
+    if not lines:
+        return []
+    head = ("of the log", "first", "a quarter", "half", "three quarters", "last")
+    return ["### Curves", "![curves of the training log](curves.png)", _table(head, lines)]
+
+
+def curves(folder: Path) -> bytes | None:
+    """The training log as a PNG, a panel a figure; None where there is no log to draw."""
+    rows = _log(folder)
+    keys = _drawn(rows)
+    if not keys:
+        return None
+    from matplotlib.figure import Figure  # slow to import
+
+    figure = Figure(figsize=(10, 2.4 * -(-len(keys) // 3)), layout="constrained")
+    for number, key in enumerate(keys, 1):
+        axis = figure.add_subplot(-(-len(keys) // 3), 3, number)
+        points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
+        axis.plot(*zip(*points, strict=True))
+        axis.set_title(key, fontsize=9)
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=100)
+    return image.getvalue()
+
+
+def _hardware(record: dict[str, Any]) -> str:
+    lines = [(name, record.get(key)) for name, key in (
+        ("seconds of the try that finished", "seconds"), ("tries", "tries"), ("peak memory of a process, GB",
+        "peak_rss_gb"), ("steps", "steps"), ("completion tokens trained", "completion_tokens_trained"))]  # fmt: skip
+    lines += list((record.get("hardware") or {}).items()) + list((record.get("versions") or {}).items())
+    return _table(("", ""), [(name, value) for name, value in lines if value is not None])
+
+
+def _evaluations(folder: Path, run: Path) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """(name, figures, settings) of the finished evaluations of this model beside its run."""
+    for path in sorted(run.parent.glob("evaluate_*/results.json")):
+        settings = (read_json(path.parent / "run.json") or {}).get("config", {})
+        if settings.get("path") and Path(settings["path"]).resolve() == folder.resolve():
+            yield settings.get("checkpoint", path.parent.name), read_json(path), settings
+
+
+def _measures(name: str, figures: dict[str, Any], settings: dict[str, Any]) -> str:
+    lines = []
+    for measure in MEASURES:
+        if figures.get(measure) is not None:
+            error = figures.get(f"{measure}_stderr")
+            lines.append((measure, f"{figures[measure]:.4f}", f"± {error:.4f}" if error is not None else ""))
+    how = ", ".join(
+        f"{key} {settings[key]}" for key in ("temperature", "top_p", "max_tokens", "seed") if key in settings
+    )
+    about = f"As `{name}`: {figures.get('n_problems')} problems, {figures.get('k')} samples each; {how}."
+    return f"{about} Standard errors are over problems.\n\n" + _table(("measure", "value", "standard error"), lines)
+
+
+def _table(head: tuple[str, ...], lines: list[tuple]) -> str:
+    if not lines:
+        return ""
+    rows = [head, ("---",) * len(head), *lines]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows)
