@@ -259,7 +259,9 @@ def body(config: Card, stats: dict[str, Any]) -> str:
     counts = stats["counts"]
     head = stats["runs"][0]
     licenses = [[name, n, "yes" if rows.commercial(name) else "no"] for name, n in counts.get("license", {}).items()]
-    sources = [[_link(name), n, ", ".join(stats["revisions"].get(name, []))] for name, n in counts["source"].items()]
+    sources = [
+        [_link(name), n, ", ".join(stats["revisions"].get(name, []))] for name, n in counts.get("source", {}).items()
+    ]
     domains = [[name, *values.values()] for name, values in stats["domains"].items()]
     lengths = [[name, *values.values()] for name, values in stats["lengths"].items()]
     read = f"{stats['rows_read']:,} of {stats['rows']:,} rows"

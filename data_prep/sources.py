@@ -95,8 +95,9 @@ def _choice(question: str, options: list[str], right: str, domain: str) -> dict[
 
 def _two(turns: list[dict], text: str = "content") -> list[str]:
     """The texts of a conversation of one question and one answer; the contract has room for no other."""
-    if len(turns) != 2 or any(turn.get("role") == "system" for turn in turns):
-        raise Refused(f"turns: {len(turns)} where one question and one answer are wanted")
+    roles = [turn.get("role") for turn in turns]
+    if len(turns) != 2 or roles not in (["user", "assistant"], [None, None]):
+        raise Refused(f"turns: {roles} where one question and one answer are wanted")
     return [turn[text] for turn in turns]
 
 
@@ -168,9 +169,7 @@ def _tulu(record: dict) -> dict[str, Any]:
 
 
 def _safety(record: dict) -> dict[str, Any]:
-    return {"question": record["prompt"], "kind": "harmless"} | {
-        name: value for name, value in _GENERAL.items() if name != "kind"
-    }
+    return {"question": record["prompt"]} | _GENERAL | {"kind": "harmless"}
 
 
 # What the parts' own pages say; the mixture's page has no licence of its own.

@@ -4,7 +4,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
-from data_prep import jobs, rl_prompts, rows, sources
+from data_prep import jobs, rl_prompts, rows, runs, sources
 from data_prep.rl_prompts import TABLE_4, RLPrompts
 
 import pytest
@@ -52,6 +52,18 @@ def test_quotas_shortfalls_and_equal_prompts(run_job, prompts):
     (folder / "run.json").unlink()
     run_job(rl_prompts, RLPrompts, prompts)
     assert {kind: (folder / f"{kind}.parquet").read_bytes() for kind in found} == before
+
+
+def test_a_trial_takes_a_few_records_of_each_source(run_job, prompts):
+    assert jobs.run(RLPrompts, rl_prompts.load, rl_prompts.build, config(prompts, "--limit", "12")) == 0
+    record = runs.read(Path("out/test/rl_prompts_limit_12"))
+    assert record["sources"]["rows-rows"]["rows"] == 12
+    assert record["files"] == {"reasoning": 2}  # the first records are of mathematics only
+
+
+def config(values, *flags):
+    Path("trial.yaml").write_text(json.dumps(values | {"output_dir": "out/test/rl_prompts"}))
+    return ["--config", "trial.yaml", *flags]
 
 
 def test_only_commercial_rows(run_job, prompts):
