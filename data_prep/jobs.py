@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from data_prep import runs
+from data_prep import publishing, runs
 from data_prep.engine import EngineError
 from data_prep.rows import NoRowsError, Row
 from data_prep.sampling import ServerError
@@ -39,7 +39,7 @@ def run(
     lists of rows; ``build(config, output_dir, **loaded)`` writes into output_dir and returns figures;
     ``plan(config, **loaded)`` says more, in lines, of what will be done. A run with
     ``--limit N`` takes N rows where the full one takes more, and writes to ``<output_dir>_limit_N`` so that a trial
-    never stands in for the full run.
+    never stands in for the full run; it is not pushed either.
     """
     parser = argparse.ArgumentParser(description=inspect.getmodule(build).__doc__)
     parser.add_argument("--config", required=True, type=Path, help="the job's YAML")
@@ -58,6 +58,9 @@ def run(
         if has_executor and args.engine:
             config = dataclasses.replace(config, executor=dataclasses.replace(config.executor, kind=args.engine))
         fingerprint = runs.fingerprint(Path(inspect.getfile(build)), args.config, overrides)
+        hub = publishing.read({} if args.limit else runs.load_config(args.config), str(args.config))
+        if not args.dry_run:
+            hub.check("dataset")
         loaded = load(config)
         output_dir = Path(config.output_dir + (f"_limit_{args.limit}" if args.limit else ""))
         work = f"{output_dir}: " + ", ".join(f"{len(rows):,} {name}" for name, rows in loaded.items())
@@ -67,7 +70,7 @@ def run(
             return 0
         if runs.begin(output_dir, fingerprint) == "done":
             log.info("%s is done already", output_dir)
-            return 0
+            return hub.publish(output_dir)
     except (ValueError, FileNotFoundError) as error:  # ConfigError and MissingRunError among them
         parser.exit(2, f"error: {error}\n")
     log.info("building %s", work)
@@ -80,7 +83,7 @@ def run(
     parents = [str(path) for path in runs.inputs(values)]
     runs.finish(output_dir, fingerprint, config=values, seed=config.seed, inputs=parents, **figures)
     log.info("built %s", output_dir)
-    return 0
+    return hub.publish(output_dir)
 
 
 def choose(rows: list[Row], count: int, seed: int | str) -> list[Row]:

@@ -12,6 +12,7 @@ import json
 import logging
 import re
 import shlex
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -25,6 +26,7 @@ MODEL_FILES = (".safetensors", ".json", ".jsonl", ".jinja", ".txt", ".model", ".
 STATE_FILES = (*MODEL_FILES, ".pt", ".pth")  # what a checkpoint needs to be trained on; never training_args.bin
 DATA_FILES = (".parquet", ".json", ".jsonl", ".png", ".svg")
 OURS = {"begun.json", "hub.json", "sessions.json"}  # about this disk
+SCRATCH = ".pushed"  # what is read back, while it is compared
 QUESTION = "What is 2 + 3 * 4?"
 
 
@@ -51,6 +53,8 @@ def main(argv: list[str] | None = None) -> int:
             require_write(repository)
         for folder, repository in found:
             send(folder, repository, arguments)
+        if found[0][0] != arguments.folder:  # several models
+            note(arguments.folder, {"id": arguments.hub_model_id, "parts": [one.id for _, one in found]})
     except ConfigError as error:
         log.error("error: %s", error)
         return 2
@@ -63,7 +67,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def send(folder: Path, repository: Repository, arguments: argparse.Namespace) -> None:
     """Push one model or data set with its card, read it back, note in hub.json where it went."""
-    with tempfile.TemporaryDirectory(prefix="pushed-", dir=folder) as scratch:
+    shutil.rmtree(folder / SCRATCH, ignore_errors=True)  # of a push that was killed
+    (folder / SCRATCH).mkdir()
+    with tempfile.TemporaryDirectory(dir=folder / SCRATCH) as scratch:
         if repository.kind == "model":
             files = model_files(folder) | card_of_model(folder, repository)
             said = {part: answer(folder / part) for part in ("", "adapter") if is_model(folder / part)}
@@ -78,11 +84,15 @@ def send(folder: Path, repository: Repository, arguments: argparse.Namespace) ->
     for checkpoint in sorted(folder.glob("checkpoint-*/complete.json")) if arguments.checkpoints else []:
         state = model_files(checkpoint.parent, STATE_FILES)
         push(repository, state, f"{folder.name}, {checkpoint.parent.name}", branch=checkpoint.parent.name)
-    record = {"id": repository.id, "kind": repository.kind, "revision": sha}
+    note(folder, {"id": repository.id, "kind": repository.kind, "revision": sha})
+    log.info("%s is on the Hub as %s, revision %s", folder, repository.id, sha)
+
+
+def note(folder: Path, record: dict[str, Any]) -> None:
+    """hub.json: where a folder went, written whole or not at all."""
     partial = folder / ".hub.json.partial"
     partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     partial.replace(folder / "hub.json")
-    log.info("%s is on the Hub as %s, revision %s", folder, repository.id, sha)
 
 
 # What lies in a folder
@@ -205,13 +215,15 @@ def compare_rows(back: Path, files: Files, cache: Path) -> None:
 def answer(folder: Path) -> Any:
     """What a model says to one question: its greedy continuation, or its score."""
     import torch
-    from peft import AutoPeftModelForCausalLM
+    from peft import AutoPeftModelForCausalLM, AutoPeftModelForSequenceClassification
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
     adapter, place, revision = folder / "adapter_config.json", str(folder), {}
     if adapter.is_file():
         config = json.loads(adapter.read_text(encoding="utf-8"))
-        model = AutoPeftModelForCausalLM.from_pretrained(place)
+        scores = config.get("task_type") == "SEQ_CLS"
+        kind = AutoPeftModelForSequenceClassification if scores else AutoPeftModelForCausalLM
+        model = kind.from_pretrained(place, **({"num_labels": 1} if scores else {}))
         place, revision = config["base_model_name_or_path"], {"revision": config.get("revision") or "main"}
     elif any(
         "SequenceClassification" in kind for kind in json.loads((folder / "config.json").read_text())["architectures"]

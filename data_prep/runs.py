@@ -33,6 +33,8 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("rewards", "data_prep", "recipes")
 OUTPUTS = "outputs/"
+# Keys of any YAML that say where a finished run goes; they change nothing in it. See data_prep.publishing.
+PUBLISHING = ("push_to_hub", "hub_model_id", "hub_private_repo", "hub_strategy")
 RECORDED_VERSIONS = ("torch", "trl", "transformers", "peft", "datasets", "accelerate")
 
 
@@ -84,6 +86,7 @@ def settings(kind: type, config: Path | Mapping[str, Any], where: str = "", **ov
     """
     if isinstance(config, str | os.PathLike):
         where, config = str(config), load_config(Path(config))
+        config = {key: value for key, value in config.items() if key not in PUBLISHING}
     values = dict(config) | {key: value for key, value in overrides.items() if value is not None}
     fields = {field.name: field for field in dataclasses.fields(kind) if field.init}
     for key in values.keys() - fields.keys():
@@ -167,16 +170,17 @@ def inputs(config: Mapping[str, Any]) -> list[Path]:
 
 def fingerprint(script: Path, config: Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> str:
     """What a run depends on, as 64 hex digits: its settings (YAML, then overrides from the command line; those that
-    are None are not given, and `executor` only says where a run runs), the code of `script` and of every module of ours
-    that it imports, directly or not, the templates beside them, and the fingerprints of its inputs. Comments and layout
-    of YAML and code do not count.
+    are None are not given, and `executor` and `PUBLISHING` only say where a run runs and goes), the code of `script`
+    and of every module of ours that it imports, directly or not, the templates beside them, and the fingerprints of
+    its inputs. Comments and layout of YAML and code do not count.
 
     Raises MissingRunError when an input has not been run.
     """
     if isinstance(config, str | os.PathLike):
         config = load_config(Path(config))
     values = dict(config) | {key: value for key, value in (overrides or {}).items() if value is not None}
-    values.pop("executor", None)
+    for key in ("executor", *PUBLISHING):
+        values.pop(key, None)
     code = sources(script)
     templates = sorted(path for folder in {path.parent for path in code} for path in folder.glob("*.jinja"))
     parts = {

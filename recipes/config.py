@@ -11,7 +11,9 @@ import types
 import typing
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import ClassVar
 
+from data_prep import publishing
 from data_prep.runs import ConfigError, load_config
 
 import trl
@@ -30,6 +32,8 @@ class StageArguments:
         default=None,  # chosen: the paper's rate is too small for bfloat16 weights; autocast computes in bfloat16
         metadata={"help": "float32 (default), or bfloat16 under a LoRA adapter (default of what is not in 4 bits)."},
     )
+    # The stage's models: what each is called on the Hub, after `hub_model_id`.
+    models: ClassVar[tuple[str, ...]] = ("",)
     attn_implementation: str = field(default="sdpa", metadata={"help": "sdpa, eager or flash_attention_2."})
 
     def __post_init__(self):
@@ -233,6 +237,7 @@ def _fits(value: object, kind: object) -> bool:
 
 
 def _check(path: Path, config: dict, classes: tuple[type, ...]) -> None:
+    publishing.read(config, str(path))
     hints = {}
     for one in classes:
         known = {f.name for f in fields(one) if f.init}

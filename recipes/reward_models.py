@@ -7,6 +7,7 @@ the response in chat format, as `rewards.preference` reads it.
 """
 
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import rewards
 from recipes import training
@@ -19,6 +20,7 @@ from transformers import AutoModelForSequenceClassification, Trainer, set_seed
 
 @dataclass
 class RewardModelArguments(LoraArguments):
+    models: ClassVar[tuple[str, ...]] = ("-harmlessness", "-helpfulness")
     model_name_or_path: str | None = field(default=None, metadata={"help": "Checkpoint to start from: Dev3."})
     helpfulness_dataset: str = field(default="", metadata={"help": "Parquet file with prompt, chosen, rejected."})
     harmlessness_dataset: str = field(

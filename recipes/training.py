@@ -4,6 +4,8 @@ import errno
 import json
 import logging
 import math
+import os
+import platform
 import re
 import shutil
 import sys
@@ -11,11 +13,11 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from data_prep import runs
+from data_prep import publishing, runs
 from data_prep.rows import Row, load_rows, read_parquet
 from data_prep.runs import ConfigError
 from recipes import checkpoints
-from recipes.config import LoraArguments, PolicyArguments, StageArguments
+from recipes.config import LoraArguments, PolicyArguments, StageArguments, world_size
 from recipes.tools.merge import merge
 
 import torch
@@ -289,10 +291,12 @@ def launch(stage: Callable[[], None]) -> None:
 
 
 def start(args: StageArguments, config) -> "Run":
-    """Take the stage's folder. Ends the process, with exit code 0, where the run is done already."""
+    """Take the stage's folder. Ends the process where the run is done already, with exit code 0 once it is also on the
+    Hub, if that is asked for."""
     run = Run(args, config)
     if run.done:
         logger.info("%s is done already; delete it to run it again", run.output_dir)
+        run.publish()
         raise SystemExit(0)
     return run
 
@@ -306,8 +310,11 @@ class Run:
         self.figures: dict = {}
         path, overrides = _command_line(sys.argv[1:])
         self.settings = (runs.load_config(path) if path else {}) | overrides
+        self.hub = publishing.read(self.settings, str(path or "command line"))
+        config.push_to_hub = False  # the trainers' own: it loses runs, and uploads a pickle of all settings
         state = [None]
         if config.distributed_state.is_main_process:
+            self.hub.check("model", args.models)
             self.fingerprint = runs.fingerprint(Path(sys.argv[0]), self.settings)
             try:
                 state = [runs.begin(self.output_dir, self.fingerprint)]
@@ -341,10 +348,12 @@ class Run:
 
             moe_qlora.begin(trainer, self.figures)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if commit := getattr(trainer.model.config, "_commit_hash", None):  # of a parent that came from the Hub
+            self.figures["parent_revision"] = commit
         save(trainer, self.args)
 
     def finish(self) -> None:
-        """Write run.json, after which the stage counts as done."""
+        """Write run.json, after which the stage counts as done; then push it, if that is asked for."""
         if self.config.distributed_state.is_main_process:
             runs.finish(
                 self.output_dir,
@@ -353,8 +362,26 @@ class Run:
                 inputs=[str(one) for one in runs.inputs(self.settings)],
                 config=asdict(self.args) | self.config.to_dict(),
                 seed=self.config.seed,
+                hardware=hardware(),
                 **self.figures,
             )
+            self.publish()
+
+    def publish(self) -> None:
+        """Push the finished run. Ends the process, exit code 1, where the Hub does not take it."""
+        if self.config.distributed_state.is_main_process and (code := self.hub.publish(self.output_dir)):
+            raise SystemExit(code)
+
+
+def hardware() -> dict[str, str | int]:
+    """What this process trains on, for the model card."""
+    found = {
+        "cores": os.cpu_count(),
+        "processor": platform.processor() or platform.machine(),
+        "processes": world_size(),
+    }
+    gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    return found | ({"gpus of this machine": ", ".join(gpus)} if gpus else {})
 
 
 def _command_line(argv: list[str]) -> tuple[Path | None, dict]:
@@ -400,6 +427,7 @@ def save(trainer, args: StageArguments) -> None:
     if not is_peft_model(model):
         trainer.save_model(str(folder))
     elif trainer.args.should_save:
+        model.peft_config["default"].revision = getattr(model.config, "_commit_hash", None)
         if args.load_in_4bit:
             from recipes import moe_qlora
 

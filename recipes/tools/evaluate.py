@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
-from data_prep import prompts, runs
+from data_prep import prompts, publishing, runs
 from data_prep.rows import Row, load_rows, write_parquet
 from data_prep.sampling import Decoding, LocalModel, Sample
 from data_prep.world import general
@@ -64,12 +64,15 @@ def configs(path: Path, seed: int | None = None) -> dict[str, dict[str, Any]]:
     """Each checkpoint's own effective settings: what its evaluation depends on, and so what its fingerprint covers.
     Raises runs.ConfigError."""
     settings = runs.settings(Settings, path, seed=seed)
+    hub = publishing.read(runs.load_config(path), str(path))
     shared = dataclasses.asdict(settings)
     del shared["checkpoints"]
     found = {}
     for name, checkpoint in settings.checkpoints.items():
         own = {"checkpoint": name, **dataclasses.asdict(checkpoint), "output_dir": f"{settings.output_dir}_{name}"}
         found[name] = shared | own
+        if hub.push_to_hub:
+            found[name] |= dataclasses.asdict(hub) | {"hub_model_id": f"{hub.hub_model_id}-{name}"}
     return found
 
 
@@ -268,19 +271,21 @@ def main(argv: list[str] | None = None) -> int:
             raise runs.ConfigError(f"{arguments.config}: no checkpoint {arguments.checkpoint!r}; it lists {known}")
         config = configs(arguments.config, arguments.seed)[arguments.checkpoint]
         fingerprint = runs.fingerprint(Path(__file__), config)
+        hub = publishing.read(config, str(arguments.config))
+        hub.check("dataset")
     except (runs.ConfigError, runs.MissingRunError) as error:
         parser.exit(2, f"error: {error}\n")
     output_dir = Path(config["output_dir"])
     if runs.begin(output_dir, fingerprint) == "done":
         log.info("%s is done already", output_dir)
-        return 0
+        return hub.publish(output_dir)
     figures = evaluate(settings.checkpoints[arguments.checkpoint], settings, output_dir)
     (output_dir / "results.json").write_text(json.dumps(figures, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     inputs = [str(path) for path in runs.inputs(config)]
     runs.finish(output_dir, fingerprint, config=config, parent=config["path"], inputs=inputs, seed=settings.seed)
     shutil.rmtree(output_dir / "samples")  # generations.parquet has them
     log.info("measured %s", arguments.checkpoint)
-    return 0
+    return hub.publish(output_dir)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep import runs
+from data_prep import publishing, runs
 from recipes.tools import evaluate
 
 # (name of the YAML, script or module), in the paper's order. A scale that lacks the YAML lacks the stage: at the scales
@@ -144,13 +144,15 @@ def _in_order(steps: list[Step]) -> list[Step]:
 
 
 def find_done(steps: list[Step]) -> set[str]:
-    """Names of the steps whose run is finished with today's fingerprint, and so are all that they depend on."""
+    """Names of the steps whose run is finished with today's fingerprint, and on the Hub if that is asked for, and so
+    are all that they depend on."""
     makers = {step.output_dir: step.name for step in steps}
     done: set[str] = set()
     for step in steps:  # in order, so what a step needs was looked at before
         if all(makers.get(need) in done or need not in makers for need in step.needs):
             with contextlib.suppress(runs.MissingRunError):
-                if runs.is_done(step.output_dir, step.fingerprint()):
+                hub = publishing.read(step.settings, str(step.config))
+                if runs.is_done(step.output_dir, step.fingerprint()) and not publishing.pending(step.output_dir, hub):
                     done.add(step.name)
     return done
 

@@ -43,6 +43,7 @@ class Repo:
     private: bool
     branches: dict[str, str]
     commits: dict[str, Commit]
+    stored: set[str] = field(default_factory=set)  # SHA-256 of what was uploaded to its storage
 
     def at(self, revision: str) -> Commit:
         sha = self.branches.get(revision.removeprefix("refs/heads/"), revision)
@@ -70,7 +71,7 @@ class Hub:
 
     tokens: dict[str, tuple[str, str]] = field(default_factory=lambda: dict(ACCOUNTS))  # token -> (account, role)
     organisations: tuple[str, ...] = ()
-    slowness_s: float = 1.0
+    slowness_s: float = 1.3
     retry_after_s: int = 7
     repos: dict[tuple[str, str], Repo] = field(default_factory=dict)
     blobs: dict[str, bytes] = field(default_factory=dict)
@@ -138,9 +139,9 @@ ROUTES = [
         ("tree", "GET", r"/api/(models|datasets)/([^/]+/[^/]+)/tree/([^/]+)(?:/(.*))?"),
         ("paths", "POST", r"/api/(models|datasets)/([^/]+/[^/]+)/paths-info/(.+)"),
         ("batch", "POST", r"/(datasets/)?([^/]+/[^/]+)\.git/info/lfs/objects/batch"),
-        ("upload", "PUT", r"/storage/(.+)"),
+        ("upload", "PUT", r"/storage/(models|datasets)/([^/]+/[^/]+)/(\w+)"),
         ("verify", "POST", r"/verify/(.+)"),
-        ("download", "GET", r"/storage/(.+)"),
+        ("download", "GET", r"/storage/(models|datasets)/([^/]+/[^/]+)/(\w+)"),
         ("resolve", "GET", r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)"),
         ("head", "HEAD", r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)"),
     ]
@@ -342,19 +343,22 @@ class Handler(BaseHTTPRequestHandler):
         return file.sha256 if file.lfs else git_oid(self.hub.blobs[file.sha256])
 
     def batch(self, body: bytes, kind: str | None, name: str) -> dict:
-        storage = self.hub.url.replace("127.0.0.1", "localhost")
         objects = []
         for one in json.loads(body)["objects"]:
             found = {"oid": one["oid"], "size": one["size"]}
-            if one["oid"] not in self.hub.blobs:
-                upload = {"href": f"{storage}/storage/{one['oid']}", "header": {}}
+            if one["oid"] not in self.repo.stored:
+                upload = {"href": self._storage(one["oid"]), "header": {}}
                 found["actions"] = {"upload": upload, "verify": {"href": f"{self.hub.url}/verify/{one['oid']}"}}
             objects.append(found)
         return {"transfer": "basic", "objects": objects}
 
-    def upload(self, body: bytes, oid: str) -> dict:
-        if self.hub.keep(body) != oid:
+    def _storage(self, oid: str) -> str:
+        return f"{self.hub.url.replace('127.0.0.1', 'localhost')}/storage/{self.repo.kind}/{self.repo.name}/{oid}"
+
+    def upload(self, body: bytes, kind: str, name: str, oid: str) -> dict:
+        if hashlib.sha256(body).hexdigest() != oid:
             raise Refused(400, "the content has another checksum")
+        self.hub.repo(kind, name).stored.add(self.hub.keep(body))
         return {}
 
     def verify(self, body: bytes, oid: str) -> dict:
@@ -375,7 +379,7 @@ class Handler(BaseHTTPRequestHandler):
             elif part["key"] == "file":
                 files[value["path"]] = File(self.hub.keep(base64.b64decode(value["content"])), lfs=False)
             elif part["key"] == "lfsFile":
-                if value["oid"] not in self.hub.blobs:
+                if value["oid"] not in self.repo.stored:
                     raise Refused(400, f"LFS pointer pointed to a file that does not exist: {value['path']}")
                 files[value["path"]] = File(value["oid"], lfs=True)
             elif part["key"] == "deletedFile":
@@ -431,12 +435,11 @@ class Handler(BaseHTTPRequestHandler):
         if not file.lfs:
             return self.send(content, headers)
         headers |= {"X-Linked-ETag": f'"{file.sha256}"', "X-Linked-Size": str(len(content))}
-        storage = self.hub.url.replace("127.0.0.1", "localhost")
-        return self.answer(302, b"", headers | {"Location": f"{storage}/storage/{file.sha256}"})
+        return self.answer(302, b"", headers | {"Location": self._storage(file.sha256)})
 
     head = resolve
 
-    def download(self, body: bytes, sha256: str) -> None:
+    def download(self, body: bytes, kind: str, name: str, sha256: str) -> None:
         self.send(self.hub.blobs[sha256], {"ETag": f'"{sha256}"', "Accept-Ranges": "bytes"})
 
     def send(self, content: bytes, headers: dict[str, str]) -> None:

@@ -50,3 +50,32 @@ def test_a_model_arrives_with_its_card(hub: Hub, client: Callable, tmp_path: Pat
     status, log, waits = client(tiny.run_push, tmp_path, "outputs/t/sft", "--hub-model-id", "me/sft")
     assert (status, waits) == (0, []), log
     assert client(tiny.logits, "me/sft") == client(tiny.logits, str(sft))
+
+
+PLACES = (
+    "create", "auth_check", "info", "tree", "validate", "preupload", "batch", "upload", "verify", "commit", "head",
+    "resolve", "download",
+)  # fmt: skip
+FINAL = (401, 403, 404)
+
+
+@pytest.mark.parametrize("fault", [*FINAL, 408, 409, 412, 429, 500, 503, "cut", "lost", "slow"])
+def test_each_fault_in_each_place(hub: Hub, client: Callable, tmp_path: Path, mixture: Path, fault: str | int) -> None:
+    """One that may pass is waited for; one that will not ends the push with what finishes it; nothing is lost."""
+    for place in PLACES:
+        where, name = f"{fault} in {place}", f"me/{place}-{fault}"
+        hub.fail(place, fault)
+        status, log, waits = client(tiny.run_push, tmp_path, "outputs/t/mixture", "--hub-model-id", name)
+        assert hub.faults == [], f"{where}: never met"
+        if fault in FINAL:
+            assert status == (2 if place in ("create", "auth_check") else 1), f"{where}: {log}"
+            assert (str(fault) in log or "404" in log) and waits == [], where
+            if status == 1:
+                command = f"python -m data_prep.push outputs/t/mixture --hub-model-id {name}"
+                assert log.splitlines()[-1] == command, where
+            status, log, waits = client(tiny.run_push, tmp_path, "outputs/t/mixture", "--hub-model-id", name)
+        assert status == 0, f"{where}: {log}"
+        assert hub.files("datasets", name)["train.parquet"] == (mixture / "train.parquet").read_bytes(), where
+        assert len(hub.repo("datasets", name).commits) == 2, where
+        if fault == 429:
+            assert waits and max(waits) >= 7, where

@@ -1,0 +1,75 @@
+"""The keys of any YAML by which a finished run goes to the Hub, and the way there.
+
+That way is the command `python -m data_prep.push`, in a process of its own: its code counts in no run's fingerprint, a
+run that is not pushed imports nothing for it, and whatever becomes of it, the run on disk is done.
+"""
+
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from data_prep import runs
+
+REFUSED = {
+    "hub_token": "the token comes from the environment variable HF_TOKEN alone",
+    "hub_always_push": "a run is pushed when it is finished",
+    "hub_revision": "a model goes to the branch main, a checkpoint to one of its own name",
+    "log_completions_hub_repo": "completions lie in `completions/` of the run; push that folder as a data set",
+}
+
+
+@dataclass(frozen=True)
+class Publishing:
+    """`hub_private_repo`: None is true. `hub_strategy`: all_checkpoints pushes those that are kept, too."""
+
+    push_to_hub: bool = False
+    hub_model_id: str | None = None
+    hub_private_repo: bool | None = None
+    hub_strategy: Literal["end", "all_checkpoints"] = "end"
+
+    def check(self, kind: Literal["model", "dataset"], suffixes: tuple[str, ...] = ("",)) -> None:
+        """Ends the process, exit status 2, where this cannot be pushed: no token, no write access, no Hub."""
+        for suffix in suffixes if self.push_to_hub else ():
+            command = [*self._command(f"{self.hub_model_id}{suffix}"), "--check", kind, "."]
+            if code := subprocess.run([sys.executable, *command]).returncode:
+                raise SystemExit(2 if code > 0 else 1)
+
+    def publish(self, output_dir: Path) -> int:
+        """Push a finished run that is not there yet; returns an exit status. Its last words finish what it could not
+        do."""
+        if not pending(output_dir, self):
+            return 0
+        command = [*self._command(self.hub_model_id), str(output_dir)]
+        if self.hub_strategy == "all_checkpoints":
+            command.append("--checkpoints")
+        code = subprocess.run([sys.executable, *command]).returncode
+        if code < 0:
+            sys.stderr.write(f"error: the push was killed. To finish it:\n{shlex.join(['python', *command])}\n")
+        return 1 if code else 0
+
+    def _command(self, name: str | None) -> list[str]:
+        public = ["--public"] if self.hub_private_repo is False else []
+        return ["-m", "data_prep.push", "--hub-model-id", str(name), *public]
+
+
+def read(config: Mapping[str, Any], where: str) -> Publishing:
+    """What a YAML says of it. Raises ConfigError for a wrong value, a missing name, and a key that would push otherwise
+    than here."""
+    if refused := next((key for key in REFUSED if config.get(key)), None):
+        raise runs.ConfigError(f"{where}: remove the key `{refused}`: {REFUSED[refused]}")
+    found = runs.settings(Publishing, {key: config[key] for key in runs.PUBLISHING if key in config}, where)
+    if found.push_to_hub and not found.hub_model_id:
+        raise runs.ConfigError(f"{where}: push_to_hub needs a name; write `hub_model_id: owner/name`")
+    return found
+
+
+def pending(output_dir: Path, publishing: Publishing) -> bool:
+    """Whether a finished run still has to be pushed: its hub.json is not there, or names another repository."""
+    record = Path(output_dir) / "hub.json"
+    known = json.loads(record.read_text(encoding="utf-8"))["id"] if record.is_file() else None
+    return publishing.push_to_hub and known != publishing.hub_model_id
