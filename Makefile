@@ -3,6 +3,7 @@ SHELL := /bin/bash
 SCALE ?= cpu
 SEED ?=
 ARGS ?=
+NAME ?=
 PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3.13) python3)
 BIN := .venv/bin
 # Threads of one process get in each other's way at toy size.
@@ -25,8 +26,10 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-bench: $(STAMP)  ## the benchmarks, one after the other
-	set -e; for file in benchmarks/*.py; do echo "$$file"; OMP_NUM_THREADS=1 $(BIN)/python "$$file" $(ARGS); done
+bench: $(STAMP)  ## the benchmarks, one after the other; NAME=rewards ARGS="--completions 500" for one
+	$(if $(ARGS),$(if $(NAME),,$(error ARGS are of one benchmark: write NAME=... as well)))
+	set -e; for name in $(or $(NAME),$(basename $(notdir $(wildcard benchmarks/*.py)))); do echo "$$name"; \
+	  OMP_NUM_THREADS=1 $(BIN)/python "benchmarks/$$name.py" $(ARGS); done
 
 help:  ## this list
 	@sed -nE 's/^([a-z0-9]+):[^#]*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 8

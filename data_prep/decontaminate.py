@@ -22,7 +22,7 @@ import numpy as np
 WHOLE = 5  # words: a question of fewer counts only as a whole prompt. chosen: "What is 2 + 3?" has five
 PIECE = 1 << 19  # characters hashed at once
 SEPARATOR = "\x1e"  # between the texts of a row: a word that no item has
-GAP, LETTER, DIGIT, OPERATOR, CHARACTER, INVISIBLE = range(6)
+GAP, LETTER, DIGIT, OPERATOR, CHARACTER, INVISIBLE, COMMAND = range(7)
 OPERATORS = set("+-*/=<>^")
 SAME = {"\u2212": "-", "\u00d7": "*", "\u00b7": "*", "\u22c5": "*", "\u2219": "*", "\u00f7": "/", "\u2215": "/"}
 UNSPACED = (  # Thai to Tibetan, Myanmar, Khmer, kana and ideographs
@@ -115,7 +115,7 @@ class Index:
     def add(self, set: str, item: str, text: str, question: bool = True) -> None:
         if not self.items or self.items[-1] != (set, item):
             self.items.append((set, item))
-        words = word_hashes(text)
+        words = split(text).hashes
         if len(words) >= self.n:
             length, found = self.n, ngrams(words, self.n)
         elif question and len(words):
@@ -129,7 +129,7 @@ class Index:
 
     def stop(self, lines: Iterable[str]) -> None:
         for line in lines:
-            words = word_hashes(line)
+            words = split(line).hashes
             for length, own in self._added.items():
                 for gram in ngrams(words, length or len(words)).tolist() if len(words) >= length else ():
                     own.pop(gram, None)
@@ -191,17 +191,17 @@ class Index:
 
 @dataclass(frozen=True)
 class Words:
-    """Of each word its hash, and where in ``text`` it starts and ends; (words,) each."""
+    """Of each word 64 bits, what kind it is, and where in ``text`` it starts and ends; (words,) each."""
 
     hashes: np.ndarray
+    kinds: np.ndarray
     starts: np.ndarray
     ends: np.ndarray
     text: str
 
 
-def word_hashes(text: str) -> np.ndarray:
-    """64 bits of each word of a text, (words,) of uint64."""
-    return _words(normal(text)).hashes
+def split(text: str) -> Words:
+    return _words(normal(text))
 
 
 def normal(text: str) -> str:
@@ -220,17 +220,18 @@ def _words(text: str) -> Words:
         if (kinds == INVISIBLE).any():
             return _words("".join(map(text.__getitem__, np.flatnonzero(kinds != INVISIBLE))))
     if not len(kinds):
-        return Words(*np.zeros((3, 0), np.uint64), text)
+        return Words(*np.zeros((4, 0), np.uint64), text)
     edge = kinds[1:] != kinds[:-1]
     edge |= kinds[1:] >= OPERATOR
     starts = np.concatenate(([0], np.flatnonzero(edge) + 1))
     ends = np.append(starts[1:], len(kinds))
-    full = kinds[starts] != GAP
+    full = np.flatnonzero(kinds[starts])  # a gap's kind is 0; numbers index faster than booleans
     starts, ends = starts[full], ends[full]
     hashes, kind = _hashes(values, starts, ends), kinds[starts]
     keep = np.ones(len(hashes), bool)
     if "\\" in text:
         commands = np.flatnonzero((values[starts - 1] == ord("\\")) & (starts > 0) & (kind == LETTER))
+        kind[commands] = COMMAND
         names, counts_as, sign = _commands()
         at = np.minimum(np.searchsorted(names, hashes[commands]), len(names) - 1)
         known = names[at] == hashes[commands]
@@ -240,7 +241,8 @@ def _words(text: str) -> Words:
     operators = np.flatnonzero(kind == OPERATOR)
     if len(operators):
         keep[operators] = _real(operators, hashes, (kind == LETTER) & (ends - starts > 1))
-    return Words(hashes[keep], starts[keep], ends[keep], text)
+    real = np.flatnonzero(keep)
+    return Words(hashes[real], kind[real], starts[real], ends[real], text)
 
 
 def _hashes(values: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:

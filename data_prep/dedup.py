@@ -6,7 +6,7 @@ import hashlib
 import unicodedata
 from pathlib import Path
 
-from data_prep.decontaminate import ngrams, word_hashes
+from data_prep.decontaminate import ngrams, split
 from data_prep.rows import Row
 
 import numpy as np
@@ -54,7 +54,7 @@ def signatures(prompts: list[str]) -> np.ndarray:
     """MinHash of each prompt's runs of five words, (prompts, 125) of uint32. Words are data_prep.decontaminate's."""
     sets = []
     for prompt in prompts:
-        words = word_hashes(prompt)
+        words = split(prompt).hashes
         found = ngrams(words, min(SHINGLE, len(words)))
         sets.append(found if len(found) else np.array([hash64(prompt)], np.uint64))
     offsets = np.cumsum([0, *map(len, sets)])

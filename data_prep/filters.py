@@ -7,9 +7,7 @@ and prints no threshold; ours are defaults that a YAML may change.
 
 from __future__ import annotations
 
-import math
 import os
-import random
 import re
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,15 +15,19 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import rewards
-from data_prep.decontaminate import ngrams
+from data_prep.decontaminate import CHARACTER, LETTER, ngrams, split
 from data_prep.rows import Row
 from data_prep.sampling import Sample
+from rewards.language import ENGLISH, NOT_LATIN, count_words
 
 import numpy as np
 
 WORD = re.compile(r"[a-z0-9]+|[^\W\da-z_]", re.IGNORECASE)  # a Latin word, a number, or one character of another script
 ASCII_WORDS = bytes(ord(chr(code).lower()) if chr(code).isalnum() and code < 128 else ord(" ") for code in range(256))
-SAMPLED = 2_000  # characters; a longer reasoning is read in pieces first
+LONG = 2_000  # characters; of a longer reasoning the language is estimated first
+WINDOW, FEW = 12, 2  # words; chosen: almost half of an English text's words are among the commonest
+COMMON = np.sort(np.concatenate([split(word).hashes for word in sorted(ENGLISH)]))
+NOT_CHINESE = re.compile("[\u0e00-\u11ff\u3040-\u30ff\uac00-\ud7af]")  # scripts without spaces, and Korean
 FENCE = re.compile(r"^\s*(```|~~~)", re.MULTILINE)
 
 
@@ -96,29 +98,34 @@ def mixed_language(candidate: Candidate, thresholds: Thresholds) -> str | None:
             return None
         reasoning = candidate.text
     language, least = candidate.row["language"], thresholds.min_language_share
-    if len(reasoning) > SAMPLED and least <= 0.99:  # so that pieces are longer than a word or two
-        sampled = rewards.language_consistency(_sample(reasoning, least), language)
-        if sampled > (1 + least) / 2:
-            return None
+    if len(reasoning) > LONG and _estimate(reasoning, language) > (1 + least) / 2:
+        return None
     share = rewards.language_consistency(reasoning, language)
     if share >= least:
         return None
-    return f"{share:.2f} of the words are {candidate.row['language']}"
+    return f"{share:.2f} of the words are {language}"
 
 
-def _sample(text: str, least: float) -> str:
-    """About `SAMPLED` characters: one piece, anywhere, of each of equal parts of the text. The parts are half as long
-    as a passage that makes the text fail, so such a passage holds a piece, which costs the sample half of 1 - least:
-    then the whole text is read."""
-    parts = math.ceil(2 / (1 - least))
-    period, length, draw = len(text) / parts, SAMPLED // parts, random.Random(len(text))
-    pieces = []
-    for number in range(parts):
-        start = int((number + draw.random()) * period)
-        start = text.find(" ", start, start + 40) + 1 or start  # not within a word
-        end = text.find(" ", start + length, start + length + 40)
-        pieces.append(text[start : end if end > 0 else start + length])
-    return "\n".join(pieces)
+def _estimate(text: str, language: str) -> float:
+    """About ``rewards.language_consistency``, in a fifth of its time. Chinese: characters among characters and words.
+    English: windows of words among which the commonest are rarer than in any English text are read, and only they."""
+    words = split(text)
+    names = (words.kinds == LETTER) & (words.ends - words.starts > 1)
+    count = np.count_nonzero(names)
+    if language == "zh":
+        characters = np.count_nonzero(words.kinds == CHARACTER)
+        return 0.0 if NOT_CHINESE.search(text) else characters / max(characters + count, 1)
+    foreign = 0 if text.isascii() else len(NOT_LATIN.findall(text))
+    if count < WINDOW:
+        return 0.0
+    known = COMMON[np.minimum(np.searchsorted(COMMON, words.hashes[names]), len(COMMON) - 1)] == words.hashes[names]
+    sums = np.concatenate(([0], np.cumsum(known)))
+    first = np.append(np.arange(0, count - WINDOW, WINDOW // 2), count - WINDOW)
+    doubtful = first[sums[first + WINDOW] - sums[first] < FEW]
+    starts, ends = words.starts[names], words.ends[names]
+    pieces = [words.text[starts[at] : ends[at + WINDOW - 1]] for at in doubtful.tolist()]
+    target, total = count_words("\n".join(pieces), language)
+    return 1 - (total - target + foreign) / count
 
 
 def long_paragraph(candidate: Candidate, thresholds: Thresholds) -> str | None:
@@ -136,7 +143,8 @@ def code_block(candidate: Candidate, thresholds: Thresholds) -> str | None:
 def repetitive(candidate: Candidate, thresholds: Thresholds) -> str | None:
     words, n = _words(candidate.text), thresholds.repetition_ngram
     grams = ngrams(np.fromiter(map(hash, words), np.int64, len(words)).view(np.uint64), n)
-    share = len(np.unique(grams)) / len(grams) if len(grams) else 1.0
+    grams.sort()
+    share = (1 + np.count_nonzero(grams[1:] != grams[:-1])) / len(grams) if len(grams) else 1.0
     return f"{share:.2f} of the {n}-grams are distinct" if share < thresholds.min_distinct_ngrams else None
 
 
