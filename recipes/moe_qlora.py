@@ -3,39 +3,35 @@
 Transformers 5 holds a layer's experts in two stacked tensors, which its own `load_in_4bit` leaves in 16 bits without a
 word: over 90% of the model. Here every expert becomes three linear layers again before anything is read, so that
 bitsandbytes quantises each tensor as it comes from the disk (QLoRA, arXiv 2305.14314: NF4, double quantisation), and
-PEFT adapts it like any other. `begin` prints what is held how, and refuses to train what is not as promised;
-`GradientCheck` does so in the first steps.
+PEFT adapts it like any other. What came of it is proved by `qlora_proof`, before training and in its first steps.
 """
 
 import inspect
-import logging
 import os
 import re
-from collections import Counter
-from functools import partial
 from pathlib import Path
 
 from data_prep.runs import ConfigError
+from recipes import qlora_proof
+from recipes.qlora_proof import ROUTED, routers
 from recipes.tools import merge
 
 import bitsandbytes as bnb
 import peft.utils.transformers_weight_conversion as peft_conversion
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import BitsAndBytesConfig, PreTrainedModel, TrainerCallback
+from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.core_model_loading import ConversionOps, MergeModulelist, WeightConverter
 from transformers.quantizers.auto import register_quantizer
 from transformers.quantizers.base import get_keys_to_not_convert
 from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 from transformers.utils.quantization_config import QuantizationMethod
 
-logger = logging.getLogger(__name__)
 METHOD = "nf4_experts"
-WORDS = ("attention", "experts")
-ROUTED = re.compile(r"(.*\bexperts)\.(\d+)\.")
+ADAPTER, PREFIX = "adapter_model.safetensors", "base_model.model."
+WORDS = {"attention": r"attn|attention", "experts": r"expert|mlp|moe|feed_forward|ffn"}
 
 
 # Experts as linear layers
@@ -95,18 +91,6 @@ def unfuse(model: PreTrainedModel) -> None:
         with torch.device("meta"):
             made = Experts([Expert(names, hidden, inner, module._apply_gate) for _ in range(count)])
         model.set_submodule(path, made.to(dtype))
-
-
-def routers(model: nn.Module) -> list[str]:
-    """Names of the modules that choose among experts, or weigh the shared one."""
-    found = []
-    for path, module in model.named_modules():
-        if path.rpartition(".")[2] == "experts" and isinstance(module, nn.ModuleList):
-            block = path.rpartition(".")[0]
-            for name, _ in model.get_submodule(block).named_children():
-                if re.search(r"gate|router", name) and name not in ("gate_proj", "gate_up_proj"):
-                    found.append(f"{block}.{name}")
-    return found
 
 
 # Loading
@@ -201,6 +185,7 @@ def load(kind: type, name: str, config, dtype: torch.dtype, **settings) -> PreTr
         raise ConfigError("router_aux_loss_coef: with load_in_4bit the router is frozen; remove the key, or write 0.")
     if hasattr(config, "router_aux_loss_coef"):
         config.router_aux_loss_coef = 0.0  # left out, it would be the model's own
+    unfuse(merge.skeleton(name))  # says what cannot be, before anything is read
     merge.refuse_quantized(name, "load_in_4bit")
     model = kind.from_pretrained(name, quantization_config=Nf4Config(dtype), dtype=dtype, **settings)
     model.quantization_method = QuantizationMethod.BITS_AND_BYTES  # by it the libraries know how to move it
@@ -231,7 +216,7 @@ peft_conversion.convert_peft_adapter_state_dict_for_transformers = _unless_unfus
 
 def adapt(model: PreTrainedModel, config: LoraConfig, targets: list[str] | None) -> PeftModel:
     """The model with a LoRA pair on each 4-bit layer that `targets` names: by the end of its name, or by the words
-    `attention` and `experts` (routed, shared and dense). None: both words. Raises ConfigError where one finds nothing.
+    `attention` and `experts` (routed, shared, dense); None: both words. Raises ConfigError where one finds nothing.
     """
     layers = [name for name, module in model.named_modules() if isinstance(module, bnb.nn.Linear4bit)]
     found = {target: [name for name in layers if _is(name, target)] for target in targets or WORDS}
@@ -251,9 +236,8 @@ def adapt(model: PreTrainedModel, config: LoraConfig, targets: list[str] | None)
 
 
 def _is(name: str, target: str) -> bool:
-    attention = re.search(r"attn|attention", name) is not None
-    if target in WORDS:
-        return attention == (target == "attention")
+    if pattern := WORDS.get(target):
+        return re.search(pattern, name) is not None
     return name == target or name.endswith(f".{target}")
 
 
@@ -263,87 +247,48 @@ def save_adapter(model: PeftModel, folder: Path, parent: str) -> None:
     """
     model.save_pretrained(folder, selected_adapters=["default"])
     source, skeleton = merge.Parent(parent), merge.skeleton(parent)
-    rename = merge.module_names(skeleton)
+    rename, leaves = merge.module_names(skeleton), merge.expert_names(skeleton)
     published = {rename(key).removesuffix(".weight"): key.removesuffix(".weight") for key in source.keys}
-    file = folder / "adapter_model.safetensors"
-    prefix, tensors, modules = "base_model.model.", {}, set()
-    for key, tensor in load_file(file).items():
-        module, pair, rest = key.removeprefix(prefix).partition(".lora_")
-        tensors[prefix + published.get(module, module) + pair + rest] = tensor
+    tensors, modules = {}, set()
+    for key, tensor in load_file(folder / ADAPTER).items():
+        module, pair, rest = key.removeprefix(PREFIX).partition(".lora_")
+        tensors[PREFIX + published.get(module, module) + pair + rest] = tensor
         modules |= {module} if pair else set()
-    save_file(tensors, file, metadata={"format": "pt"})
+    if not merge.published_apart(skeleton):
+        tensors = _stack(tensors, leaves)
+    save_file(tensors, folder / ADAPTER, metadata={"format": "pt"})
     config = LoraConfig.from_pretrained(folder)
-    leaves = merge.expert_names(skeleton)
-    linear = {module for module in modules if module.rpartition(".")[2] not in leaves}
     routed = {module for module in modules if ROUTED.match(module)}
-    parameters = {".".join(module.split(".")[-2:]) + ".weight" for module in modules - linear - routed}
+    alike = {module for module in modules - routed if module.rpartition(".")[2] in leaves}
+    parameters = {".".join(module.split(".")[-2:]) + ".weight" for module in alike}
     if any(module.endswith(leaves[:2]) for module in routed):
         parameters |= {"experts.gate_up_proj"}
-        config.rank_pattern = {r".*\.gate_up_proj": 2 * config.r}  # PEFT puts the pairs of gate and up into one
+        config.rank_pattern = {r".*\.gate_up_proj": 2 * config.r}  # PEFT makes the pairs of gate and up into one
         config.alpha_pattern = {r".*\.gate_up_proj": 2 * config.lora_alpha}
     if any(module.endswith(leaves[2]) for module in routed):
         parameters |= {"experts.down_proj"}
-    config.target_modules = sorted({module.rpartition(".")[2] for module in linear})
+    config.target_modules = sorted({module.rpartition(".")[2] for module in modules - routed - alike})
     config.target_parameters = sorted(parameters)
     config.save_pretrained(folder)
 
 
-# Proof
+def _stack(tensors: dict[str, torch.Tensor], leaves: tuple[str, str, str]) -> dict[str, torch.Tensor]:
+    """The pairs of a layer's experts as PEFT holds those of stacked parameters, for families published stacked."""
+    layers: dict[str, dict] = {}
+    for key in [key for key in tensors if ROUTED.match(key)]:
+        path, expert, leaf, matrix = re.fullmatch(r"(.*)\.(\d+)\.(\w+)\.lora_([AB])\.weight", key).groups()
+        layers.setdefault(path, {}).setdefault((leaf, matrix), {})[int(expert)] = tensors.pop(key)
+    for path, pairs in layers.items():
+        for module, names in ((f"{path}.base_layer", leaves[:2]), (path, leaves[2:])):
+            if all((leaf, "A") in pairs for leaf in names):
+                a, b = ([[pairs[leaf, m][e] for leaf in names] for e in sorted(pairs[names[0], m])] for m in "AB")
+                ranks_last = torch.stack([torch.block_diag(*one) for one in b], dim=-1)  # (out, rank, experts)
+                tensors[f"{module}.lora_A.weight"] = torch.cat([torch.cat(one) for one in a])
+                tensors[f"{module}.lora_B.weight"] = ranks_last.flatten(1).contiguous()
+    return tensors
 
 
-def kind_of(name: str, chosen_by: list[str]) -> str:
-    """What a parameter belongs to, in the table's words."""
-    if ".lora_" in name:
-        return "LoRA, " + kind_of(re.sub(r"\.lora_.*|^base_model\.model\.", "", name), chosen_by)
-    if any(name.startswith(f"{path}.") for path in chosen_by):
-        return "router"
-    kinds = {
-        "routed experts": ROUTED.pattern,
-        "shared experts": "shared_expert",
-        "norms": "norm",
-        "attention": "attn|attention",
-        "embeddings": "embed|wte",
-        "head": "lm_head|score",
-    }
-    return next((kind for kind, pattern in kinds.items() if re.search(pattern, name + ".")), "dense layers")
-
-
-def size_of(parameter: nn.Parameter) -> tuple[int, str, int]:
-    """(numbers, dtype, bytes); of a 4-bit parameter with its scales and code tables."""
-    state = getattr(parameter, "quant_state", None)
-    if state is None:
-        return parameter.numel(), str(parameter.dtype).removeprefix("torch."), parameter.nbytes
-    tensors = [parameter.data, *(one for one in state.as_dict().values() if isinstance(one, torch.Tensor))]
-    return state.shape.numel(), state.quant_type, sum(one.nbytes for one in tensors)
-
-
-def table(model: nn.Module) -> dict[tuple[str, str], Counter]:
-    """Numbers, bytes and trainable numbers, by kind and dtype."""
-    chosen_by, rows = routers(getattr(model, "get_base_model", lambda: model)()), {}
-    for name, parameter in model.named_parameters():
-        name = name.removeprefix("base_model.model.").replace(".base_layer", "")
-        numbers, dtype, size = size_of(parameter)
-        row = rows.setdefault((kind_of(name, chosen_by), dtype), Counter())
-        row.update(tensors=1, numbers=numbers, bytes=size, trained=numbers * parameter.requires_grad)
-    return rows
-
-
-def check(model: nn.Module) -> None:
-    """Log the table. Raises ConfigError where it is not QLoRA: an expert in 16 bits, a trainable router, no adapter."""
-    rows = table(model)
-    lines = [f"{'':32}{'dtype':>10}{'tensors':>9}{'numbers':>16}{'bytes':>16}{'trained':>14}"]
-    for (kind, dtype), row in sorted(rows.items()):
-        lines.append(f"{kind:32}{dtype:>10}" + "{tensors:9,}{numbers:16,}{bytes:16,}{trained:14,}".format(**row))
-    logger.info("\n".join(lines))
-    for (kind, dtype), row in rows.items():
-        if kind in ("routed experts", "shared experts") and dtype != "nf4":
-            raise ConfigError(f"load_in_4bit: {row['tensors']} tensors of {kind} are {dtype}, not NF4.")
-        if "router" in kind and row["trained"]:
-            raise ConfigError("load_in_4bit: a router is trainable; it must stay frozen.")
-    if not any(row["trained"] for (kind, _), row in rows.items() if kind.startswith("LoRA")):
-        raise ConfigError("load_in_4bit: nothing is trainable; the adapter found no layer.")
-    if getattr(model.config, "num_experts_per_tok", None) and ("routed experts", "nf4") not in rows:
-        raise ConfigError("load_in_4bit: this mixture of experts has none that could be found.")
+# Before the first step
 
 
 def begin(trainer, figures: dict) -> None:
@@ -352,70 +297,5 @@ def begin(trainer, figures: dict) -> None:
         if parameter.requires_grad:
             # TRL casts them to bfloat16, in which most updates at the paper's rates are rounded away.
             parameter.data = parameter.data.float()
-    check(trainer.accelerator.unwrap_model(trainer.model))
-    trainer.add_callback(GradientCheck(figures))
-
-
-class GradientCheck(TrainerCallback):
-    """Stops training where a LoRA pair learns nothing: over the first steps that have a gradient at all, wherever one
-    reaches the output of an adapted layer, its B has one too, and its A once B is not zero any more.
-
-    Experts that no token was sent to are counted, at the end too.
-    """
-
-    steps = 3
-
-    def __init__(self, figures: dict):
-        self.figures, self.seen, self.reached, self.done, self.hooks = figures, {}, set(), 0, []
-
-    def on_train_begin(self, args, state, control, model=None, **kwargs):
-        self.layers = {
-            name: module for name, module in model.named_modules() if isinstance(module, LoraLayer) and module.lora_A
-        }
-        for name, module in self.layers.items():
-            self.hooks.append(module.register_forward_hook(partial(self._watch, name)))
-            for pair in ("lora_A", "lora_B"):
-                self.hooks.append(
-                    getattr(module, pair)["default"].weight.register_hook(partial(self._note, name, pair))
-                )
-
-    def _watch(self, name, module, args, output):
-        if output.requires_grad:
-            output.register_hook(partial(self._note, name, "output"))
-
-    def _note(self, name, what, gradient):
-        self.seen[name, what] = self.seen.get((name, what), False) | gradient.any()
-
-    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        if not self.hooks or not any(self.seen.values()):
-            return
-        now = {name for (name, what), any_ in self.seen.items() if what == "output" and any_}
-        for name in sorted(now):
-            needs = ["lora_B"] + ["lora_A"] * bool(self.layers[name].lora_B["default"].weight.any())
-            if missing := [what for what in needs if not self.seen.get((name, what), False)]:
-                raise ConfigError(f"load_in_4bit: {name} is used, but its {' and '.join(missing)} get no gradient.")
-        self.reached |= now
-        self.seen, self.done = {}, self.done + 1
-        if self.done == self.steps:
-            self._conclude()
-
-    def _conclude(self):
-        for hook in self.hooks:
-            hook.remove()
-        self.hooks = []
-        groups = {}  # the routed experts of a layer count as one: some of them may have no tokens yet
-        for name in self.layers:
-            one = ROUTED.match(name)
-            groups.setdefault(one[1] if one else name, []).append(name)
-        for group, names in groups.items():
-            if not self.reached.intersection(names):
-                raise ConfigError(f"load_in_4bit: after {self.done} steps no gradient has reached {group}.")
-        logger.info("%d of %d LoRA pairs have had a gradient", len(self.reached), len(self.layers))
-
-    def on_train_end(self, args, state, control, model=None, **kwargs):
-        if self.hooks and self.done:
-            self._conclude()
-        experts = [one for one in model.modules() if isinstance(one, Experts)]
-        idle = sum(one.routed.count(0) for one in experts)
-        self.figures |= {"experts": sum(map(len, experts)), "experts_never_routed_to": idle}
-        logger.info("%(experts_never_routed_to)d of %(experts)d experts never got a token", self.figures)
+    qlora_proof.check(trainer.accelerator.unwrap_model(trainer.model))
+    trainer.add_callback(qlora_proof.GradientCheck(figures))

@@ -12,6 +12,7 @@ import json
 import logging
 import re
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from types import EllipsisType
 from typing import NamedTuple
@@ -51,15 +52,21 @@ def skeleton(name: str | Path) -> PreTrainedModel:
         return AutoModelForCausalLM.from_config(config)
 
 
-def expert_names(model: PreTrainedModel) -> tuple[str, str, str]:
-    """What the family's published checkpoints call an expert's layers: gate, up and down."""
+def published_apart(model: PreTrainedModel) -> dict[str, list[str]]:
+    """What the family's published checkpoints call the layers of an expert, by the stacked parameter that transformers
+    makes of them; empty where they are published stacked."""
     found = {}
     for one in get_model_conversion_mapping(model):
-        target = one.target_patterns[0].rpartition(".")[2]
         if isinstance(one, WeightConverter) and "experts.*." in one.source_patterns[0]:
-            found[target] = [pattern.split(".")[-2] for pattern in one.source_patterns]
-    gate, up = found.get("gate_up_proj", ("gate_proj", "up_proj"))
-    return gate, up, found.get("down_proj", ["down_proj"])[0]
+            parameter = one.target_patterns[0].rpartition(".")[2]
+            found[parameter] = [pattern.split(".")[-2] for pattern in one.source_patterns]
+    return found
+
+
+def expert_names(model: PreTrainedModel) -> tuple[str, str, str]:
+    """Names of an expert's layers, as published: gate, up and down."""
+    found = {"gate_up_proj": ["gate_proj", "up_proj"], "down_proj": ["down_proj"]} | published_apart(model)
+    return (*found["gate_up_proj"], *found["down_proj"])
 
 
 def module_names(model: PreTrainedModel) -> Callable[[str], str]:
@@ -106,25 +113,20 @@ class Parent:
         else:
             raise ConfigError(f"{name}: no {SAFE_WEIGHTS_NAME} and no {SAFE_WEIGHTS_INDEX_NAME}; save it so first.")
         self.keys = [key for key in self.file_of if not (self.fp8 and key.endswith(SCALES))]
+        self._open = lru_cache(maxsize=2)(lambda file: safe_open(self.folder / file, "pt"))
 
     def files(self) -> list[str]:
         return sorted({self.file_of[key] for key in self.keys})
 
-    def open(self, key: str):
-        return safe_open(self.folder / self.file_of[key], "pt")
-
     def shape(self, key: str) -> list[int]:
-        with self.open(key) as file:
-            return file.get_slice(key).get_shape()
+        return self._open(self.file_of[key]).get_slice(key).get_shape()
 
     def read(self, key: str) -> torch.Tensor:
         """The tensor as stored; FP8 times its scales, one for each block, in float32."""
-        with self.open(key) as file:
-            tensor = file.get_tensor(key)
+        tensor = self._open(self.file_of[key]).get_tensor(key)
         if key + SCALES not in self.file_of:
             return tensor
-        with self.open(key + SCALES) as file:
-            scales = file.get_tensor(key + SCALES).float()
+        scales = self._open(self.file_of[key + SCALES]).get_tensor(key + SCALES).float()
         rows, columns = self.fp8["weight_block_size"]
         scales = scales.repeat_interleave(rows, 0)[: tensor.shape[0]].repeat_interleave(columns, 1)
         return tensor.float() * scales[:, : tensor.shape[1]]
@@ -150,14 +152,15 @@ class Adapter:
         if self.config["peft_type"] != "LORA" or odd or self.config.get("bias", "none") != "none":
             raise ConfigError(f"{folder}: not a plain LoRA adapter ({', '.join(odd)}); merge it with PEFT.")
         self.leaves, rename = expert_names(model), module_names(model)
+        self.tensors = safe_open(self.file, "pt")
+        self._read = lru_cache(maxsize=4)(lambda key: self.tensors.get_tensor(key).float())  # stacked ones serve many
         self.names, self.whole = {}, {}  # by their name in the model: as they are in the file
-        with safe_open(self.file, "pt") as file:
-            for key in list(file.keys()):
-                module, _, pair = key.removeprefix("base_model.model.").partition(".lora_")
-                if pair.startswith("A"):
-                    self.names[rename(f"{module}.weight").removesuffix(".weight")] = key.partition(".lora_")[0]
-                elif not pair:
-                    self.whole[key.removeprefix("base_model.model.")] = key
+        for key in list(self.tensors.keys()):
+            module, _, pair = key.removeprefix("base_model.model.").partition(".lora_")
+            if pair.startswith("A"):
+                self.names[rename(f"{module}.weight").removesuffix(".weight")] = key.partition(".lora_")[0]
+            elif not pair:
+                self.whole[module] = key
 
     def parts(self, name: str, shape: list[int]) -> list[Part]:
         """What is added to the parent's tensor that the model calls `name`."""
@@ -182,12 +185,11 @@ class Adapter:
 
     def read_whole(self, dtype: str) -> dict[str, torch.Tensor]:
         """Tensors that were trained themselves, such as a scorer's head."""
-        with safe_open(self.file, "pt") as file:
-            return {name: file.get_tensor(key).to(getattr(torch, dtype)) for name, key in self.whole.items()}
+        return {name: self.tensors.get_tensor(key).to(getattr(torch, dtype)) for name, key in self.whole.items()}
 
     def delta(self, part: Part) -> torch.Tensor:
         """B A alpha / r, in float32."""
-        a, b = self._read(part.module, "A"), self._read(part.module, "B")
+        a, b = (self._read(key) for key in self._pair(part.module))
         rank = self._setting("r", "rank_pattern", part.parameter)
         alpha = self._setting("lora_alpha", "alpha_pattern", part.parameter)
         if part.expert is not None:
@@ -195,19 +197,17 @@ class Adapter:
         change = (b @ a) * (alpha / (rank**0.5 if self.config.get("use_rslora") else rank))
         return change if part.half is None else change.chunk(2)[part.half]
 
+    def _pair(self, module: str) -> list[str]:
+        return [f"{self.names[module]}.lora_{matrix}.weight" for matrix in "AB"]
+
     def _stacked(self, path: str, rows: int, columns: int) -> str | None:
         """PEFT nests the pairs of a module's two parameters; which is which shows in their shapes."""
         for module in (path, f"{path}.base_layer"):
             if module in self.names:
-                with safe_open(self.file, "pt") as file:
-                    a, b = (file.get_slice(f"{self.names[module]}.lora_{one}.weight").get_shape() for one in "AB")
+                a, b = (self.tensors.get_slice(key).get_shape() for key in self._pair(module))
                 if (b[0], a[1]) == (rows, columns):
                     return module
         return None
-
-    def _read(self, module: str, one: str) -> torch.Tensor:
-        with safe_open(self.file, "pt") as file:
-            return file.get_tensor(f"{self.names[module]}.lora_{one}.weight").float()
 
     def _setting(self, key: str, patterns: str, parameter: str) -> int:
         for pattern, value in (self.config.get(patterns) or {}).items():

@@ -1,21 +1,25 @@
 """QLoRA on tiny mixtures of experts: what is held how, what is learned, what is refused, and what is left."""
 
+import json
 import logging
 from pathlib import Path
 from types import SimpleNamespace
 
+import rewards
 from data_prep import runs
-from recipes import moe_qlora
+from data_prep.rows import write_parquet
+from data_prep.runs import ConfigError
+from recipes import moe_qlora, qlora_proof, training
 from recipes.tools.merge import merge
 
 import bitsandbytes as bnb
 import moe
 import pytest
 import torch
-from conftest import GRPO, SFT, log_of, record_of
+from conftest import CPU, GRPO, SFT, log_of, record_of
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 QLORA = {"load_in_4bit": True, "lora_r": 4, "lora_alpha": 8}
 IDS = torch.arange(3, 67).view(2, 32)
@@ -53,7 +57,7 @@ def logits(model) -> torch.Tensor:
 
 @pytest.mark.parametrize("family", moe.FAMILIES)
 def test_every_expert_is_in_four_bits_and_every_router_is_not(family, tmp_path):
-    rows = moe_qlora.table(qlora(moe.write(tmp_path / "base", family)))
+    rows = qlora_proof.table(qlora(moe.write(tmp_path / "base", family)))
     assert {dtype for kind, dtype in rows if kind in ("routed experts", "shared experts", "dense layers")} == {"nf4"}
     assert {dtype for kind, dtype in rows if kind in ("router", "embeddings", "head", "norms")} == {"float32"}
     assert rows["routed experts", "nf4"]["numbers"] == 3 * 8 * 64 * (96 if family in ("mixtral", "olmoe") else 32) * (
@@ -107,7 +111,7 @@ def test_gradients_are_those_of_the_dequantised_model(family, tmp_path):
     leaves = moe_qlora.merge.expert_names(reference)
     with torch.no_grad():
         for name, (weight, _, _) in changes.items():
-            if one := moe_qlora.ROUTED.match(name):
+            if one := qlora_proof.ROUTED.match(name):
                 place = leaves.index(name.rpartition(".")[2])
                 stack = wanted[f"{one[1]}.{'down_proj' if place == 2 else 'gate_up_proj'}"][int(one[2])]
                 (stack if place == 2 else stack.chunk(2)[place]).copy_(weight)
@@ -118,7 +122,7 @@ def test_gradients_are_those_of_the_dequantised_model(family, tmp_path):
         one.train()
         one(IDS, labels=IDS).loss.backward()
     for name, (_, a, b) in changes.items():
-        if one := moe_qlora.ROUTED.match(name):
+        if one := qlora_proof.ROUTED.match(name):
             place = leaves.index(name.rpartition(".")[2])
             full = wanted[f"{one[1]}.{'down_proj' if place == 2 else 'gate_up_proj'}"].grad[int(one[2])]
             full = full if place == 2 else full.chunk(2)[place]
@@ -153,6 +157,193 @@ def test_sft_and_grpo_learn_in_every_pair_and_leave_plain_checkpoints(family, ru
         held, was = (load_file(Path(path) / "model.safetensors") for path in (folder, before))
         assert held.keys() == was.keys()
         touched = {f"{key.removeprefix('base_model.model.').partition('.lora_')[0]}.weight" for key in tensors}
-        for name in held:  # the router among them
-            assert held[name].equal(was[name].to(torch.bfloat16)) == (name not in touched), name
+        changed = {name for name in held if not held[name].equal(was[name].to(torch.bfloat16))}
+        assert changed <= touched and len(changed) > len(touched) / 2  # no router among them
         assert (logits(merged) - logits(adapted)).abs().mean() < 0.05  # rounded to bfloat16
+
+
+@pytest.mark.parametrize("script", ["r1_zero", "distill"])
+def test_a_crash_changes_nothing(script, run_stage, monkeypatch):
+    settings = (
+        (GRPO if script == "r1_zero" else SFT) | QLORA | {"model_name_or_path": base("qwen3_moe"), "save_steps": 2}
+    )
+    settings |= {"max_steps": 4, "eval_on_start": False}
+    straight = run_stage(script, settings, name="straight")
+    real = training.Resumable.count
+
+    def count(self, mask):
+        if self.state.global_step == 3:
+            raise RuntimeError("crash")
+        real(self, mask)
+
+    monkeypatch.setattr(training.Resumable, "count", count)
+    with pytest.raises(RuntimeError, match="crash"):
+        run_stage(script, settings, name="resumed")
+    monkeypatch.setattr(training.Resumable, "count", real)
+    resumed = run_stage(script, settings, name="resumed")
+    assert log_of(resumed) == log_of(straight)
+    one, other = (load_file(folder / "adapter/adapter_model.safetensors") for folder in (straight, resumed))
+    assert all(one[name].equal(other[name]) for name in one)
+
+
+def test_reward_models_become_plain_scorers(run_stage):
+    folder = Path("outputs/t/preferences")
+    asked = [{"prompt": f"helpful {number % 7}"} for number in range(20)]
+    good, bad = "<think>no</think>\nThe answer is 4 + 4.", "<think>no</think>\nThe answer is."
+    write_parquet(folder / "helpfulness.parquet", [row | {"chosen": good, "rejected": bad} for row in asked])
+    labelled = [{"response": (bad, good)[number % 2], "label": number % 2} for number in range(20)]
+    write_parquet(folder / "harmlessness.parquet", [a | b for a, b in zip(asked, labelled, strict=True)])
+    runs.finish(folder, "preferences")
+    settings = {"model_name_or_path": base("qwen3_moe"), "batch_size": 6, "per_device_train_batch_size": 6}
+    settings |= {f"{kind}_dataset": str(folder / f"{kind}.parquet") for kind in ("helpfulness", "harmlessness")}
+    settings |= {"learning_rate": 1e-2, "num_train_epochs": 4, "held_out": 0.1, "max_length": 128, "dtype": "float32"}
+    scorers = run_stage("reward_models", CPU | QLORA | settings, name="reward_models")
+    assert record_of(scorers)["helpfulness_accuracy"] == 1.0
+    for kind in ("helpfulness", "harmlessness"):
+        plain = AutoModelForSequenceClassification.from_pretrained(scorers / kind)
+        assert plain.config.num_labels == 1 and not [name for name, _ in plain.named_parameters() if "lm_head" in name]
+        head = load_file(scorers / kind / "adapter/adapter_model.safetensors")["base_model.model.score.weight"]
+        assert plain.score.weight.equal(head)
+    score = rewards.HelpfulnessReward(str(scorers / "helpfulness"))
+    better, worse = score([good, bad], prompts=[[{"role": "user", "content": "helpful 1"}]] * 2, kind=["helpful"] * 2)
+    assert better > worse
+
+
+def test_a_dense_model_is_one_without_experts(run_stage):
+    folder = run_stage("distill", SFT | QLORA | {"max_steps": 1})
+    assert record_of(folder)["experts"] == 0
+    assert len(load_file(folder / "adapter/adapter_model.safetensors")) == 2 * 2 * 7
+    assert AutoModelForCausalLM.from_pretrained(folder).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("targets", "kinds"),
+    [
+        (["attention"], {"attention"}),
+        (["experts"], {"routed experts", "shared experts", "dense layers"}),
+        (["o_proj", "down_proj"], {"attention", "routed experts", "shared experts", "dense layers"}),
+    ],
+)
+def test_one_key_says_what_is_adapted(targets, kinds, tmp_path):
+    parent = moe.write(tmp_path / "base", "deepseek_v3")
+    model = qlora(parent, targets)
+    assert {kind for (kind, _), row in qlora_proof.table(model).items() if row["trained"]} == {
+        f"LoRA, {kind}" for kind in kinds
+    }
+    train_a_little(model)
+    moe_qlora.save_adapter(model, tmp_path / "adapter", str(parent))
+    merge(parent, tmp_path / "adapter", tmp_path / "merged", dtype="float32")
+    adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(parent), tmp_path / "adapter")
+    assert torch.allclose(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "merged")), logits(adapted), atol=1e-4)
+
+
+# What is not as it should be
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"use_vllm": True}, "use_vllm: with load_in_4bit"),
+        ({"router_aux_loss_coef": 0.001}, "router_aux_loss_coef: with load_in_4bit the router is frozen"),
+        ({"lora_target_modules": ["q_proj", "z_proj"]}, "'z_proj' finds nothing. Write attention, experts, or some of"),
+        ({"lora_target_modules": ["gate"]}, "'gate' is a router, which stays frozen"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(wrong, said, refuses):
+    assert said in refuses("r1_zero", GRPO | QLORA | {"model_name_or_path": base("qwen3_moe")} | wrong)
+
+
+def test_experts_of_another_form_are_refused(refuses):
+    said = refuses("r1_zero", GRPO | QLORA | {"model_name_or_path": base("gpt_oss")})
+    assert "GptOssExperts" in said and "gpt_oss would stay in 16 bits" in said
+
+
+@pytest.mark.parametrize(
+    ("method", "said"), [("fp8", "python -m recipes.tools.merge --parent"), ("awq", "quantised already (awq)")]
+)
+def test_a_parent_that_is_not_in_16_bits_is_refused(method, said, refuses):
+    config = Path(base("qwen3_moe")) / "config.json"
+    held = {"quant_method": method, "weight_block_size": [128, 128]}
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"quantization_config": held}), encoding="utf-8")
+    assert said in refuses("r1_zero", GRPO | QLORA | {"model_name_or_path": str(config.parent)})
+
+
+@pytest.mark.parametrize("way", ["fsdp", "zero3"])
+def test_sharded_weights_are_refused(way, monkeypatch):
+    config = SimpleNamespace(deepspeed_plugin=SimpleNamespace(zero_stage=3 if way == "zero3" else 2))
+    if way == "fsdp":
+        monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ConfigError, match=r"FSDP and ZeRO-3 gather.*Use DDP or ZeRO-2"):
+        moe_qlora.load(AutoModelForCausalLM, "outputs/t/base", config, torch.float32)
+
+
+def test_an_expert_in_16_bits_a_trainable_router_and_no_adapter_are_refused(tmp_path):
+    model = qlora(moe.write(tmp_path / "base", "qwen3_moe"))
+    qlora_proof.check(model)
+    router = model.get_base_model().model.layers[0].mlp.gate
+    router.weight.requires_grad = True
+    with pytest.raises(ConfigError, match="a router is trainable"):
+        qlora_proof.check(model)
+    router.weight.requires_grad = False
+    expert = model.get_base_model().model.layers[1].mlp.experts[3]
+    kept, expert.up_proj.base_layer = expert.up_proj.base_layer, torch.nn.Linear(64, 32, bias=False).bfloat16()
+    with pytest.raises(ConfigError, match="1 tensors of routed experts are bfloat16, not NF4"):
+        qlora_proof.check(model)
+    expert.up_proj.base_layer = kept
+    model.requires_grad_(False)
+    with pytest.raises(ConfigError, match="nothing is trainable"):
+        qlora_proof.check(model)
+
+
+def test_a_mixture_whose_experts_were_not_found_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(moe_qlora, "unfuse", lambda model: None)
+    with pytest.raises(ConfigError, match=r"by num_\w*experts.* this is a mixture of experts, but none were found"):
+        qlora_proof.check(qlora(moe.write(tmp_path / "base", "qwen3_moe"), ["attention"]))
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        (lambda layer: layer.base_layer.forward, "layers.1.self_attn.q_proj is used, but its lora_B get no gradient"),
+        (lambda layer: lambda x: type(layer).forward(layer, x).detach(), "no gradient has reached"),
+    ],
+    ids=["a pair beside the graph", "a graph that is cut"],
+)
+def test_what_learns_nothing_stops_the_run(broken, said, refuses, monkeypatch):
+    def adapt(*args):
+        model = real(*args)
+        layer = model.get_base_model().model.layers[1].self_attn.q_proj
+        layer.forward = broken(layer)
+        return model
+
+    real = moe_qlora.adapt
+    monkeypatch.setattr(moe_qlora, "adapt", adapt)
+    assert said in refuses("cold_start_sft", SFT | QLORA | {"model_name_or_path": base("qwen3_moe"), "max_steps": 5})
+
+
+def test_evaluation_in_between_changes_no_gradient(tmp_path):
+    """Sizes at which bitsandbytes repacks the weights on CPUs with AVX512-BF16, as libraries' own `eval` does."""
+    model = qlora(moe.write(tmp_path / "base", "qwen3_moe", hidden_size=128, moe_intermediate_size=64, head_dim=32))
+    train_a_little(model)
+
+    def gradients() -> dict[str, torch.Tensor]:
+        model.train()
+        model.zero_grad()
+        model(IDS, labels=IDS).loss.backward()
+        return {name: one.grad.clone() for name, one in model.named_parameters() if one.grad is not None}
+
+    before = gradients()
+    model.eval()
+    logits(model)
+    after = gradients()
+    assert before.keys() == after.keys() and all(before[name].equal(after[name]) for name in before)
+
+
+def test_an_adapter_comes_back_exactly(tmp_path):
+    parent = moe.write(tmp_path / "base", "deepseek_v3", dtype="bfloat16")
+    model = qlora(parent)
+    train_a_little(model)
+    model.save_pretrained(tmp_path / "checkpoint")
+    again = qlora(parent)
+    again.load_adapter(tmp_path / "checkpoint", "default")
+    assert logits(again).equal(logits(model))

@@ -1,0 +1,150 @@
+"""Proof that a QLoRA run is one: what is held how, before training, and what has learned, after its first steps."""
+
+import logging
+import re
+from collections import Counter
+from functools import partial
+
+from data_prep.runs import ConfigError
+
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import nn
+from transformers import TrainerCallback
+
+logger = logging.getLogger(__name__)
+ROUTED = re.compile(r"(.*\bexperts)\.(\d+)\.")
+COUNTS = re.compile(r"^(moe_)?(num|n)_(local_|routed_)?experts$")
+
+
+def routers(model: nn.Module) -> list[str]:
+    """Names of the modules that choose among experts, or weigh the shared one."""
+    found = []
+    for path, module in model.named_modules():
+        if path.rpartition(".")[2] == "experts" and isinstance(module, nn.ModuleList):
+            block = path.rpartition(".")[0]
+            for name, _ in model.get_submodule(block).named_children():
+                if re.search(r"gate|router", name) and name not in ("gate_proj", "gate_up_proj"):
+                    found.append(f"{block}.{name}")
+    return found
+
+
+def kind_of(name: str, chosen_by: list[str]) -> str:
+    """What a parameter belongs to, in the table's words."""
+    if ".lora_" in name:
+        return "LoRA, " + kind_of(re.sub(r"\.lora_.*|^base_model\.model\.", "", name), chosen_by)
+    if any(name.startswith(f"{path}.") for path in chosen_by):
+        return "router"
+    kinds = {
+        "routed experts": ROUTED.pattern,
+        "shared experts": "shared_expert",
+        "norms": "norm",
+        "attention": "attn|attention",
+        "embeddings": "embed|wte",
+        "head": "lm_head|score",
+    }
+    return next((kind for kind, pattern in kinds.items() if re.search(pattern, name + ".")), "dense layers")
+
+
+def size_of(parameter: nn.Parameter) -> tuple[int, str, int]:
+    """(numbers, dtype, bytes); of a 4-bit parameter with its scales and code tables."""
+    state = getattr(parameter, "quant_state", None)
+    if state is None:
+        return parameter.numel(), str(parameter.dtype).removeprefix("torch."), parameter.nbytes
+    tensors = [parameter.data, *(one for one in state.as_dict().values() if isinstance(one, torch.Tensor))]
+    return state.shape.numel(), state.quant_type, sum(one.nbytes for one in tensors)
+
+
+def table(model: nn.Module) -> dict[tuple[str, str], Counter]:
+    """Numbers, bytes and trainable numbers, by kind and dtype."""
+    chosen_by, rows = routers(getattr(model, "get_base_model", lambda: model)()), {}
+    for name, parameter in model.named_parameters():
+        name = name.removeprefix("base_model.model.").replace(".base_layer", "")
+        numbers, dtype, size = size_of(parameter)
+        row = rows.setdefault((kind_of(name, chosen_by), dtype), Counter())
+        row.update(tensors=1, numbers=numbers, bytes=size, trained=numbers * parameter.requires_grad)
+    return rows
+
+
+def check(model: nn.Module) -> None:
+    """Log the table. Raises ConfigError where it is not QLoRA: an expert in 16 bits, a trainable router, no adapter."""
+    rows = table(model)
+    lines = [f"{'':32}{'dtype':>10}{'tensors':>9}{'numbers':>16}{'bytes':>16}{'trained':>14}"]
+    for (kind, dtype), row in sorted(rows.items()):
+        lines.append(f"{kind:32}{dtype:>10}" + "{tensors:9,}{numbers:16,}{bytes:16,}{trained:14,}".format(**row))
+    logger.info("\n".join(lines))
+    for (kind, dtype), row in rows.items():
+        if kind in ("routed experts", "shared experts") and dtype != "nf4":
+            raise ConfigError(f"load_in_4bit: {row['tensors']} tensors of {kind} are {dtype}, not NF4.")
+        if "router" in kind and row["trained"]:
+            raise ConfigError("load_in_4bit: a router is trainable; it must stay frozen.")
+    if not any(row["trained"] for (kind, _), row in rows.items() if kind.startswith("LoRA")):
+        raise ConfigError("load_in_4bit: nothing is trainable; the adapter found no layer.")
+    many = [key for key, value in model.config.to_dict().items() if COUNTS.search(key) and isinstance(value, int)]
+    if any(getattr(model.config, key) > 1 for key in many) and ("routed experts", "nf4") not in rows:
+        raise ConfigError(f"load_in_4bit: by {', '.join(many)} this is a mixture of experts, but none were found.")
+
+
+class GradientCheck(TrainerCallback):
+    """Stops training where a LoRA pair learns nothing: over the first steps that have a gradient at all, wherever one
+    reaches the output of an adapted layer, its B has one too, and its A once B is not zero any more.
+
+    Experts that no token was sent to are counted, at the end too.
+    """
+
+    steps = 3
+
+    def __init__(self, figures: dict):
+        self.figures, self.seen, self.reached, self.done, self.hooks = figures, {}, set(), 0, []
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        self.layers = {
+            name: module for name, module in model.named_modules() if isinstance(module, LoraLayer) and module.lora_A
+        }
+        for name, module in self.layers.items():
+            self.hooks.append(module.register_forward_hook(partial(self._watch, name)))
+            for pair in ("lora_A", "lora_B"):
+                self.hooks.append(
+                    getattr(module, pair)["default"].weight.register_hook(partial(self._note, name, pair))
+                )
+
+    def _watch(self, name, module, args, output):
+        if output.requires_grad:
+            output.register_hook(partial(self._note, name, "output"))
+
+    def _note(self, name, what, gradient):
+        self.seen[name, what] = self.seen.get((name, what), False) | gradient.any()
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        if not self.hooks or not any(self.seen.values()):
+            return
+        now = {name for (name, what), any_ in self.seen.items() if what == "output" and any_}
+        for name in sorted(now):
+            needs = ["lora_B"] + ["lora_A"] * bool(self.layers[name].lora_B["default"].weight.any())
+            if missing := [what for what in needs if not self.seen.get((name, what), False)]:
+                raise ConfigError(f"load_in_4bit: {name} is used, but its {' and '.join(missing)} get no gradient.")
+        self.reached |= now
+        self.seen, self.done = {}, self.done + 1
+        if self.done == self.steps:
+            self._conclude()
+
+    def _conclude(self):
+        for hook in self.hooks:
+            hook.remove()
+        self.hooks = []
+        groups = {}  # the routed experts of a layer count as one: some of them may have no tokens yet
+        for name in self.layers:
+            one = ROUTED.match(name)
+            groups.setdefault(one[1] if one else name, []).append(name)
+        for group, names in groups.items():
+            if not self.reached.intersection(names):
+                raise ConfigError(f"load_in_4bit: after {self.done} steps no gradient has reached {group}.")
+        logger.info("%d of %d LoRA pairs have had a gradient", len(self.reached), len(self.layers))
+
+    def on_train_end(self, args, state, control, model=None, **kwargs):
+        if self.hooks and self.done:
+            self._conclude()
+        experts = [one for one in model.modules() if hasattr(one, "routed")]
+        idle = sum(one.routed.count(0) for one in experts)
+        self.figures |= {"experts": sum(map(len, experts)), "experts_never_routed_to": idle}
+        logger.info("%(experts_never_routed_to)d of %(experts)d experts never got a token", self.figures)

@@ -1,0 +1,177 @@
+"""The merge: file by file, in float32, to be gone on with; and what it refuses."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from data_prep.runs import ConfigError
+from recipes.tools import merge as module
+from recipes.tools.merge import merge
+
+import moe
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+IDS = torch.arange(3, 67).view(2, 32)
+EXPERTS = ["q_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def adapter(parent: Path, folder: Path, targets: list[str], **more) -> Path:
+    """An adapter that plain PEFT made and saved, none of its matrices zero."""
+    model = AutoModelForCausalLM.from_pretrained(parent)
+    model = get_peft_model(model, LoraConfig(r=4, lora_alpha=12, target_modules=targets, task_type="CAUSAL_LM", **more))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    model.save_pretrained(folder)
+    return folder
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    return {key: one for path in sorted(folder.glob("model*.safetensors")) for key, one in load_file(path).items()}
+
+
+@torch.no_grad()
+def logits(folder: Path) -> torch.Tensor:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)(IDS).logits
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+@pytest.mark.parametrize("family", ["qwen3_moe", "deepseek_v3", "olmoe"])
+def test_an_adapter_of_plain_peft_on_stacked_experts_is_merged_as_peft_does(family, stacked, tmp_path):
+    parent = moe.write(tmp_path / "base", family, stacked=stacked)
+    folder = adapter(parent, tmp_path / "adapter", [*EXPERTS, "q_b_proj"])
+    merge(parent, folder, tmp_path / "merged", dtype="float32")
+    by_peft = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(parent), folder).merge_and_unload()
+    by_peft.save_pretrained(tmp_path / "by_peft", save_original_format=not stacked)
+    one, other = tensors(tmp_path / "merged"), tensors(tmp_path / "by_peft")
+    assert one.keys() == other.keys() == tensors(parent).keys()
+    assert all(torch.allclose(one[name], other[name], atol=1e-6) for name in one)
+    assert not all(one[name].equal(tensors(parent)[name]) for name in one)
+
+
+def test_linear_layers_are_merged_exactly_as_peft_does(tmp_path):
+    parent = moe.write(tmp_path / "base", "deepseek_v3")
+    folder = adapter(parent, tmp_path / "adapter", ["q_a_proj", "o_proj"], rank_pattern={"o_proj": 8}, use_rslora=True)
+    merge(parent, folder, tmp_path / "merged", dtype="float32")
+    by_peft = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(parent), folder).merge_and_unload()
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").state_dict()
+    assert all(merged[name].equal(tensor) for name, tensor in by_peft.state_dict().items())
+
+
+def test_what_a_16_bit_parent_keeps_in_float32_stays_so(tmp_path):
+    parent = moe.write(tmp_path / "base", "deepseek_v3", dtype="bfloat16")
+    held = load_file(parent / "model.safetensors")
+    bias = next(key for key in held if key.endswith("e_score_correction_bias"))
+    save_file(held | {bias: torch.rand(8)}, parent / "model.safetensors", metadata={"format": "pt"})
+    merge(parent, adapter(parent, tmp_path / "adapter", ["o_proj"]), tmp_path / "merged")
+    merged, held = tensors(tmp_path / "merged"), tensors(parent)
+    assert merged[bias].equal(held[bias])
+    changed = [key for key in held if not merged[key].equal(held[key])]
+    assert len(changed) == 2 and all("o_proj" in key for key in changed)
+    for key in changed:
+        a, b = (load_file(tmp_path / "adapter/adapter_model.safetensors")[name] for name in pair_of(key))
+        assert merged[key].equal((held[key].float() + 3 * (b.float() @ a.float())).bfloat16())
+
+
+def pair_of(key: str) -> tuple[str, str]:
+    return tuple(f"base_model.model.{key.removesuffix('.weight')}.lora_{one}.weight" for one in "AB")
+
+
+@pytest.fixture
+def sharded(tmp_path) -> tuple[Path, Path]:
+    """A parent in several files, and an adapter for it."""
+    parent = moe.write(tmp_path / "one_file", "qwen3_moe")
+    model = AutoModelForCausalLM.from_pretrained(parent)
+    model.save_pretrained(tmp_path / "base", max_shard_size="200KB")
+    assert len(list((tmp_path / "base").glob("*.safetensors"))) > 3
+    return tmp_path / "base", adapter(parent, tmp_path / "adapter", EXPERTS)
+
+
+def test_a_killed_merge_goes_on_and_ends_the_same(sharded, tmp_path, monkeypatch):
+    parent, folder = sharded
+    merge(parent, folder, tmp_path / "straight")
+    written = []
+
+    def until(content, path, metadata):
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(path)
+        save_file(content, path, metadata)
+
+    monkeypatch.setattr(module, "save_file", until)
+    with pytest.raises(KeyboardInterrupt):
+        merge(parent, folder, tmp_path / "killed")
+    done = {path: path.stat().st_mtime_ns for path in (tmp_path / "killed").glob("*.safetensors")}
+    assert len(done) == 2
+    monkeypatch.setattr(module, "save_file", save_file)
+    merge(parent, folder, tmp_path / "killed")
+    assert all(path.stat().st_mtime_ns == time for path, time in done.items())
+    assert sorted(os.listdir(tmp_path / "killed")) == sorted(os.listdir(tmp_path / "straight"))
+    for path in (tmp_path / "straight").iterdir():
+        assert path.read_bytes() == (tmp_path / "killed" / path.name).read_bytes()
+    assert not torch.allclose(logits(tmp_path / "killed"), logits(parent), atol=0.1)
+
+
+def test_a_killed_merge_of_something_else_is_begun_anew(sharded, tmp_path, monkeypatch):
+    parent, folder = sharded
+    merge(parent, folder, tmp_path / "straight", dtype="float32")
+
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(module, "_finish", stop)
+        merge(parent, folder, tmp_path / "other", dtype="bfloat16")
+    merge(parent, folder, tmp_path / "other", dtype="float32")
+    one, other = tensors(tmp_path / "straight"), tensors(tmp_path / "other")
+    assert all(one[name].equal(other[name]) for name in one)
+
+
+def test_fp8_as_deepseek_publishes_it_becomes_16_bits_by_the_command(tmp_path):
+    """Blocks of 32 x 32 with a scale each, and edges that fill none; the scales lie in another file."""
+    parent = moe.write(tmp_path / "base", "deepseek_v3", dtype="bfloat16", intermediate_size=112)
+    small, scales, wanted = {}, {}, {}
+    for key, tensor in load_file(parent / "model.safetensors").items():
+        small[key] = wanted[key] = tensor
+        if "_proj" in key:
+            rows, columns = (-(-size // 32) for size in tensor.shape)
+            scale = torch.rand(rows, columns) + 0.5
+            spread = scale.repeat_interleave(32, 0)[: tensor.shape[0]].repeat_interleave(32, 1)[:, : tensor.shape[1]]
+            small[key], scales[f"{key}_scale_inv"] = tensor.to(torch.float8_e4m3fn), scale
+            wanted[key] = (small[key].float() * spread).bfloat16()
+    (parent / "model.safetensors").unlink()
+    for name, content in (("model-00001-of-00002.safetensors", small), ("model-00002-of-00002.safetensors", scales)):
+        save_file(content, parent / name, metadata={"format": "pt"})
+    weight_map = dict.fromkeys(small, "model-00001-of-00002.safetensors")
+    weight_map |= dict.fromkeys(scales, "model-00002-of-00002.safetensors")
+    (parent / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    config = json.loads((parent / "config.json").read_text())
+    held = {"quant_method": "fp8", "weight_block_size": [32, 32], "fmt": "e4m3", "activation_scheme": "dynamic"}
+    (parent / "config.json").write_text(json.dumps(config | {"quantization_config": held}))
+    command = [sys.executable, "-m", "recipes.tools.merge", "--parent", parent, "--output", tmp_path / "bf16"]
+    subprocess.run(command, check=True, capture_output=True, cwd=Path(module.__file__).parents[2])
+    assert tensors(tmp_path / "bf16").keys() == wanted.keys()
+    assert all(tensor.equal(wanted[key]) for key, tensor in tensors(tmp_path / "bf16").items())
+    assert logits(tmp_path / "bf16").isfinite().all()
+
+
+def test_what_does_not_fit_is_refused(tmp_path):
+    parent = moe.write(tmp_path / "base", "qwen3_moe")
+    other = moe.write(tmp_path / "other", "qwen3_moe", num_hidden_layers=3)
+    folder = adapter(other, tmp_path / "adapter", ["q_proj"])
+    with pytest.raises(ConfigError, match=r"1 of its 3 parts are not in .*layers.2.self_attn.q_proj"):
+        merge(parent, folder, tmp_path / "merged")
+    with pytest.raises(ConfigError, match="is the parent itself"):
+        merge(other, folder, other)
+    with pytest.raises(ConfigError, match="not a plain LoRA adapter .use_dora."):
+        merge(parent, adapter(parent, tmp_path / "dora", ["q_proj"], use_dora=True), tmp_path / "merged")
+    (parent / "model.safetensors").rename(parent / "weights.safetensors")
+    with pytest.raises(ConfigError, match=r"no model.safetensors and no model.safetensors.index.json"):
+        merge(parent, None, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
