@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Literal
@@ -85,7 +85,7 @@ def run(steps: list[PipelineStep], tasks: int, folder: Path, settings: Executor)
         )
     cause = None
     try:
-        with _killed_workers_are_noticed():
+        with _killed_workers_are_noticed() if settings.kind == "local" else nullcontext():
             executor.run()
         if settings.kind == "slurm":
             _wait_for_slurm(executor)

@@ -129,10 +129,11 @@ class Read(PipelineStep):
     def __init__(self, found: list[Part], texts: list[str], strict: set[str]):
         super().__init__()
         self.parts, self.texts, self.strict = found, texts, strict
+        self.folder = Path.cwd()  # another process may run in another
 
     def run(self, data=None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         for part in share(self.parts, rank, world_size):
-            for number, found in records(part):
+            for number, found in records(part, self.folder):
                 broken = found if isinstance(found, str) else self._fault(found)
                 if broken and part.path in self.strict:
                     raise ValueError(f"{part.path}, row {number}, {broken}; delete the file and run its stage again")
@@ -152,14 +153,15 @@ class Read(PipelineStep):
         return rows.fault(row, sft=True)
 
 
-def records(part: Part) -> Iterator[tuple[int, dict[str, Any] | str]]:
+def records(part: Part, folder: Path = Path()) -> Iterator[tuple[int, dict[str, Any] | str]]:
     """(number, record) of each row of a part; in place of a record, what is wrong with it."""
-    if not part.path.endswith(".parquet"):
-        yield from _lines(part)
+    path = folder / part.path
+    if path.suffix != ".parquet":
+        yield from _lines(path)
         return
     number = part.first
     try:
-        with pq.ParquetFile(part.path, page_checksum_verification=True) as file:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
             for batch in file.iter_batches(BATCH, row_groups=[part.group]):
                 for record in batch.to_pylist():
                     yield number, record
@@ -169,10 +171,10 @@ def records(part: Part) -> Iterator[tuple[int, dict[str, Any] | str]]:
         yield number, f"not readable{last} ({str(error).splitlines()[0]})"
 
 
-def _lines(part: Part) -> Iterator[tuple[int, dict[str, Any] | str]]:
+def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
     number = -1
     try:
-        with (gzip.open if part.path.endswith(".gz") else open)(part.path, "rb") as file:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
             for number, line in enumerate(file):
                 try:
                     record = json.loads(line)

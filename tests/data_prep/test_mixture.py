@@ -94,6 +94,14 @@ def test_another_seed_takes_other_rows_in_another_order(mix, sft, tmp_path):
     assert set(taken[0]) != set(taken[2])
 
 
+def test_where_it_runs_is_no_part_of_what_is_made(mix, sft, tmp_path, caplog):
+    caplog.set_level("INFO")
+    rows.write_rows(tmp_path / "a.parquet", sft("math", 3), sft=True)
+    mix("a.parquet")
+    mix("a.parquet", executor={"workers": 2})
+    assert caplog.messages[-1] == "out/test/mixture is done already"
+
+
 def test_licence_and_source_stay_on_each_row_and_one_key_leaves_non_commercial_ones_out(mix, sft, tmp_path):
     free = sft("math", 3, source="theirs", verified_by="rule")
     rows.write_rows(tmp_path / "a.parquet", free, sft=True)

@@ -1,0 +1,167 @@
+"""Engines: the same bytes here, on Slurm and on Ray, also when a node dies; a killed worker ends the job, by name."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from data_prep import engine, rows
+from data_prep.engine import EngineError, Executor
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from datatrove.pipeline.base import PipelineStep
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def job(tmp_path, monkeypatch, row):
+    """Starts the mixture's own command over 300 rows in many small parts; returns the process."""
+    monkeypatch.chdir(tmp_path)
+    found = [
+        rows.sft_row(row(id=f"q{number}", question=f"Question {number}?"), 0, f"text {number}", "model")
+        for number in range(300)
+    ]
+    pq.write_table(pa.Table.from_pylist(found), "a.parquet", row_group_size=20)
+
+    def start(output_dir, *flags, env=(), tasks=8, **executor):
+        values = {"output_dir": output_dir, "sources": ["a.parquet"], "total": 200, "tasks": tasks}
+        values["executor"] = executor
+        Path("job.yaml").write_text(yaml.safe_dump(values))
+        command = [sys.executable, "-m", "data_prep.mixture", "--config", "job.yaml", *flags]
+        return subprocess.Popen(
+            command, env=os.environ | {"PYTHONPATH": str(ROOT)} | dict(env), stderr=subprocess.PIPE, text=True
+        )
+
+    return start
+
+
+def made(process, output_dir):
+    told = process.communicate(timeout=300)[1]
+    assert process.returncode == 0, told
+    return {path.name: path.read_bytes() for path in Path(output_dir).iterdir() if path.suffix != ".json"}
+
+
+@pytest.mark.slow
+def test_a_ray_cluster_that_loses_a_node_ends_with_the_bytes_of_the_local_run(job):
+    pytest.importorskip("ray", reason="Ray is not installed")
+    from ray.cluster_utils import Cluster
+
+    local = made(job("out/test/local", workers=1), "out/test/local")
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    try:
+        nodes = [cluster.add_node(num_cpus=1, wait=False) for _ in range(2)]
+        cluster.wait_for_nodes()
+        process = job("out/test/ray", "--engine", "ray", env={"RAY_ADDRESS": cluster.address}, memory_gb=0.1)
+        completions = Path("out/test/ray/work/read/completions")
+        while process.poll() is None and not (completions.is_dir() and any(completions.iterdir())):
+            time.sleep(0.05)
+        assert process.poll() is None, process.communicate()[1]
+        assert len(list(completions.iterdir())) < 8
+        cluster.remove_node(nodes[0], allow_graceful=False)
+        assert made(process, "out/test/ray") == local
+    finally:
+        cluster.shutdown()
+
+
+SBATCH = """#!/bin/bash
+# Runs the array's tasks one after the other, where the real one would queue them.
+script="${@: -1}"
+last=$(sed -nE 's/#SBATCH --array=0-([0-9]+).*/\\1/p' "$script")
+for task in $(seq 0 "$last"); do
+  SLURM_ARRAY_TASK_ID=$task SLURM_NODELIST=here bash "$script" >> slurm.out 2>&1
+done
+echo "Submitted batch job 7"
+"""
+
+
+def test_slurm_ends_with_the_bytes_of_the_local_run(job, tmp_path):
+    tools = {"sbatch": SBATCH, "squeue": "#!/bin/bash\n", "scontrol": "#!/bin/bash\necho here\n"}
+    tools["srun"] = '#!/bin/bash\nwhile [[ "$1" == -* ]]; do [[ "$1" == -n ]] && shift; shift; done\nexec "$@"\n'
+    (tmp_path / "bin").mkdir()
+    for name, text in tools.items():
+        (tmp_path / "bin" / name).write_text(text)
+        (tmp_path / "bin" / name).chmod(0o755)
+    path = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    local = made(job("out/test/local", workers=1), "out/test/local")
+    process = job("out/test/slurm", "--engine", "slurm", env=path, tasks=2, partition="cpu", sbatch={"account": "us"})
+    assert made(process, "out/test/slurm") == local
+
+
+class Odd(PipelineStep):
+    """Does its task, save that of number 2."""
+
+    type, name = "test", "odd"
+
+    def __init__(self, kill=False):
+        super().__init__()
+        self.kill = kill
+
+    def run(self, data=None, rank=0, world_size=1):
+        if rank == 2 and self.kill:
+            os.kill(os.getpid(), 9)
+        if rank == 2:
+            raise ValueError("the second is odd")
+        yield from ()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_failed_task_is_named_with_its_cause_and_its_log(tmp_path, workers):
+    with pytest.raises(EngineError, match=r"tasks are undone .*: the second is odd; see .*read/logs"):
+        engine.run([Odd()], 4, tmp_path / "read", Executor(workers=workers))
+    assert "the second is odd" in (tmp_path / "read/logs/task_00002.log").read_text()
+
+
+def test_finished_tasks_are_not_done_again(tmp_path):
+    with pytest.raises(EngineError, match=r"2 of 4 tasks are undone \(2, 3\)"):
+        engine.run([Odd()], 4, tmp_path / "read", Executor(workers=1))
+    before = (tmp_path / "read/stats/00001.json").stat().st_mtime_ns
+    with pytest.raises(EngineError):
+        engine.run([Odd()], 4, tmp_path / "read", Executor(workers=1))
+    assert (tmp_path / "read/stats/00001.json").stat().st_mtime_ns == before
+
+
+def test_a_killed_worker_ends_the_job_instead_of_hanging_it(tmp_path):
+    code = (
+        "import logging, sys; from pathlib import Path; from data_prep import engine; from test_engine import Odd\n"
+        "logging.basicConfig(); engine.GRACE_S = 0.5\n"
+        "engine.run([Odd(kill=True)], 4, Path('read'), engine.Executor(workers=2))"
+    )
+    path = {"PYTHONPATH": f"{ROOT}:{Path(__file__).parent}"}
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=os.environ | path, capture_output=True, text=True, timeout=120
+    )
+    assert found.returncode == 1
+    assert "was killed, for want of memory perhaps; the same command goes on" in found.stderr
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [({"kind": "slurm"}, "needs the name of a partition"), ({"workers": -1}, "`executor: workers` is -1")],
+)
+def test_wrong_settings_are_named(values, told):
+    with pytest.raises(ValueError, match=told):
+        Executor(**values)
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path):
+    with pytest.raises(OSError, match="full"), engine.whole_file(tmp_path / "a") as file:
+        file.write(b"half")
+        raise OSError("full")
+    assert list(tmp_path.iterdir()) == []
+    with engine.whole_file(tmp_path / "a") as file:
+        file.write(b"all")
+    assert (tmp_path / "a").read_bytes() == b"all"
+
+
+def test_a_folder_is_discarded_at_once(tmp_path):
+    (tmp_path / "work" / "deep").mkdir(parents=True)
+    shutil.copytree(tmp_path / "work", tmp_path / ".work.trash")  # of a discard that was cut off
+    engine.discard(tmp_path / "work")
+    engine.discard(tmp_path / "work")
+    assert list(tmp_path.iterdir()) == []
