@@ -186,18 +186,20 @@ def whole_path(folder: Path, total: int, tasks: int, pool: list[str], items: lis
     start = time.monotonic()
     command = [sys.executable, "-m", "data_prep.mixture", "--config", str(folder / "mixture.yaml")]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as job:
-        peak = watch(job)
+        peak, busy = watch(job)
         told = job.stderr.read()
     seconds = time.monotonic() - start
     if job.returncode:
         raise SystemExit(told)
     record = json.loads((Path(config["output_dir"]) / "run.json").read_text())
-    seen = record["funnel"]["seen"]
-    print(f"whole path, {seen:,} rows, {stored / 2**30:.2f} GB of zstd Parquet, two cores' worth of workers")
-    print(f"  {seen / seconds:>8,.0f} rows/s, {seconds:,.0f} s, peak of memory {peak / 2**20:,.0f} MB")
-    print(f"  dropped { ({step: count for step, count in record['funnel']['dropped'].items() if count}) }", flush=True)
+    seen, dropped = record["funnel"]["seen"], record["funnel"]["dropped"]
+    print(f"whole path, {seen:,} rows, {stored / 2**30:.2f} GB of zstd Parquet")
+    print(f"  {seen / seconds:,.0f} rows/s in {seconds:,.0f} s, {seen / busy:,.0f} a second of one core's time")
+    print(
+        f"  peak of memory {peak / 2**20:,.0f} MB; dropped", {name: count for name, count in dropped.items() if count}
+    )
     for step, count in wrong.items():
-        if record["funnel"]["dropped"].get(step) != count:
+        if dropped.get(step) != count:
             raise SystemExit(f"{step}: {count} rows were made to be dropped")
     made = {domain: figures["rows"] for domain, figures in record["domains"].items()}
     if made != mixture.quotas(total):
@@ -206,18 +208,21 @@ def whole_path(folder: Path, total: int, tasks: int, pool: list[str], items: lis
     return peak
 
 
-def watch(job: subprocess.Popen) -> int:
-    peak = 0
+def watch(job: subprocess.Popen) -> tuple[int, float]:
+    """(peak of memory in bytes, seconds of processors) of a job and all that it starts."""
+    peak, busy = 0, {}
     while job.poll() is None:
         used = 0
         for process in [psutil.Process(job.pid), *psutil.Process(job.pid).children(recursive=True)]:
             try:
                 used += process.memory_full_info().pss
+                times = process.cpu_times()
             except psutil.Error:
                 continue  # it has just ended
+            busy[process.pid] = times.user + times.system
         peak = max(peak, used)
         time.sleep(0.2)
-    return peak
+    return peak, sum(busy.values())
 
 
 def main() -> None:

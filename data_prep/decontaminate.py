@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -90,13 +90,27 @@ def load(settings: Decontamination) -> Index:
 
 
 def _records(one: EvaluationSet) -> Iterable[dict[str, Any]]:
-    if one.path.endswith(".jsonl"):
-        return [json.loads(line) for line in Path(one.path).read_text(encoding="utf-8").splitlines() if line.strip()]
     if one.path.endswith(".parquet"):
         return read_parquet(one.path)
+    if one.path.endswith(".jsonl"):
+        return list(_lines(one.path))
     from datasets import load_dataset  # slow to import, and only needed for the Hub
 
-    return load_dataset(one.path, split=one.split)
+    try:
+        return load_dataset(one.path, split=one.split)
+    except OSError as error:
+        raise FileNotFoundError(f"{one.path}, split {one.split}: cannot be loaded ({error})") from error
+
+
+def _lines(path: str) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines()):
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{path}, row {number}: not JSON ({error})") from None
+        if not isinstance(record, dict):
+            raise ValueError(f"{path}, row {number}: a {type(record).__name__}, not an object")
+        yield record
 
 
 class Index:

@@ -174,10 +174,16 @@ def test_the_mixture_leaves_contaminated_rows_out_and_says_why(run_job, row, tmp
     assert run_job(mixture, mixture.Mixture, values)["rows"] == 2
 
 
-def test_a_set_without_a_column_is_named(tmp_path):
+def test_what_is_wrong_with_a_set_is_named(tmp_path):
     (tmp_path / "aime.jsonl").write_text('{"problem": "x"}\n')
     settings = Decontamination({"aime": EvaluationSet(str(tmp_path / "aime.jsonl"))})
     with pytest.raises(ValueError, match=r"aime\.jsonl, row 0: no column 'question'; it has problem"):
+        decontaminate.load(settings)
+    (tmp_path / "aime.jsonl").write_text('{"question": "x", "answer": ""}\n{"question"')
+    with pytest.raises(ValueError, match=r"aime\.jsonl, row 1: not JSON"):
+        decontaminate.load(settings)
+    (tmp_path / "aime.jsonl").unlink()
+    with pytest.raises(FileNotFoundError, match=r"aime\.jsonl"):
         decontaminate.load(settings)
     with pytest.raises(ValueError, match="`n` is 2; write 5 to 256 words"):
         Decontamination(n=2)

@@ -26,6 +26,11 @@ def test_full_size_is_the_papers_table():
     assert sum(count for domain, count in mixture.TABLE_5.items() if domain != "general") == 626_933
 
 
+def test_the_full_scales_yaml_makes_the_papers_mixture():
+    config = runs.settings(mixture.Mixture, ROOT / "recipes/configs/full/mixture.yaml")
+    assert mixture.quotas(config.total) == mixture.TABLE_5
+
+
 @given(st.integers(1, 2_000_000))
 def test_quotas_sum_to_the_total_and_are_within_one_row(total):
     quotas = mixture.quotas(total)
