@@ -34,7 +34,7 @@ POLL_S, GRACE_S = 1.0, 10.0
 
 
 class EngineError(RuntimeError):
-    """Tasks were left undone. The message names them, the cause and where their logs are."""
+    """Tasks were left undone, or what they left is of no use. The message says which, why, and where to look."""
 
 
 @dataclass(frozen=True)

@@ -189,7 +189,7 @@ def select(config: Mixture, kept: Path, dropped: Path, wanted: dict[str, int], s
     for at in causes["duplicate_id"]:
         source, number = shards.place(config.sources, int(columns[shards.ORDER][at]))
         if source in strict:
-            raise ValueError(f"{source}, row {number}, column 'id': an earlier row of `sources` has the same")
+            raise engine.EngineError(f"{source}, row {number}, column 'id': an earlier row of `sources` has the same")
     leave_out("duplicate", dedup.occurrence(of_left("_row")) > 0)
     if config.per_prompt:
         leave_out("per_prompt", dedup.occurrence(of_left("_prompt")) >= config.per_prompt)
@@ -208,9 +208,10 @@ def select(config: Mixture, kept: Path, dropped: Path, wanted: dict[str, int], s
     for path, mask in zip(shards.runs_in(kept), np.split(left, np.cumsum(lengths)[:-1]), strict=True):
         with engine.whole_file(path.with_suffix(".npy")) as file:
             np.save(file, mask)
+    figures = _figures(kept, dropped, config, wanted, available, left, columns, causes, lengths)
     if not left.any():
-        raise rows.NoRowsError(f"{dropped.parent}: no rows to write; {dropped} says why")
-    return _figures(kept, dropped, config, wanted, available, left, columns, causes, lengths)
+        raise rows.NoRowsError(f"no rows to write; {dropped} says why")
+    return figures
 
 
 def _figures(kept, dropped, config, wanted, available, left, columns, causes, lengths) -> dict[str, object]:
@@ -218,6 +219,9 @@ def _figures(kept, dropped, config, wanted, available, left, columns, causes, le
     for path in sorted(kept.glob("*.json")):
         seen.update(json.loads(path.read_bytes()))
     total = seen.pop("seen")
+    if total - seen.total() != len(left):
+        lost = total - seen.total() - len(left)
+        raise engine.EngineError(f"{kept} lacks {lost} of the rows that were kept; delete {kept.parent}, run again")
     examples: dict[str, str] = {}
     with engine.whole_file(dropped) as file:
         for line in _dropped_lines(kept, config.sources, columns, causes, lengths):

@@ -209,8 +209,6 @@ class Keep(PipelineStep):
         self.schema = pa.schema([*schema, (ORDER, pa.uint64()), *((name, pa.uint64()) for name in hashes)])
 
     def run(self, data, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        for old in self.folder.glob(f"{rank:05d}-*"):
-            old.unlink()  # of a try that was cut off
         held: list[rows.Row] = []
         counts: Counter[str] = Counter()
         size = number = 0

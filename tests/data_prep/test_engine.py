@@ -93,6 +93,24 @@ def test_slurm_ends_with_the_bytes_of_the_local_run(job, tmp_path):
     assert made(process, "out/test/slurm") == local
 
 
+def test_a_full_disk_is_one_line_and_the_same_command_goes_on(job, tmp_path):
+    """A limit on the size of files stands in for the disk: what is written past it fails in the same way."""
+    local = made(job("out/test/local", workers=1), "out/test/local")
+    values = yaml.safe_load(Path("job.yaml").read_text()) | {"output_dir": "out/test/full"}
+    Path("full.yaml").write_text(yaml.safe_dump(values))
+    command = f"ulimit -f 4; {sys.executable} -m data_prep.mixture --config full.yaml"
+    path = {"PYTHONPATH": str(ROOT)}
+    found = subprocess.run(["bash", "-c", command], env=os.environ | path, capture_output=True, text=True)
+    assert found.returncode == 1
+    assert "File too large" in found.stderr.splitlines()[-1]
+    assert found.stderr.splitlines()[-1].endswith("what is done is kept, the same command goes on")
+    command = [sys.executable, "-m", "data_prep.mixture", "--config", "full.yaml"]
+    assert (
+        made(subprocess.Popen(command, env=os.environ | path, stderr=subprocess.PIPE, text=True), "out/test/full")
+        == local
+    )
+
+
 class Odd(PipelineStep):
     """Does its task, save that of number 2."""
 

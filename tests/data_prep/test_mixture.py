@@ -188,6 +188,24 @@ def test_a_file_of_a_run_must_be_sound(mix, sft, tmp_path, caplog):
     assert "outputs/test/other/train.parquet, row 1, column 'id': empty" in caplog.messages[-1]
 
 
+def test_an_id_in_two_runs_is_an_error(mix, sft, tmp_path, caplog):
+    for name in ("one", "other"):
+        runs.begin(tmp_path / f"outputs/test/{name}", "f")
+        runs.finish(tmp_path / f"outputs/test/{name}", "f")
+        rows.write_rows(tmp_path / f"outputs/test/{name}/train.parquet", sft("math", 2), sft=True)
+    with pytest.raises(AssertionError):
+        mix("outputs/test/one/train.parquet", "outputs/test/other/train.parquet")
+    assert "outputs/test/other/train.parquet, row 0, column 'id': an earlier row" in caplog.messages[-1]
+
+
+def test_when_no_row_is_left_the_list_says_why(mix, sft, tmp_path, caplog):
+    rows.write_rows(tmp_path / "a.parquet", sft("math", 2, license="cc-by-nc-4.0"), sft=True)
+    with pytest.raises(AssertionError):
+        mix("a.parquet", exclude_non_commercial=True)
+    assert "no rows to write" in caplog.messages[-1]
+    assert [record["why"] for record in dropped()] == ["cc-by-nc-4.0"] * 2
+
+
 def test_filters_drop_rows_and_count_them(mix, sft, tmp_path):
     good = sft("math", 3, completion="<think>I add.</think>\nThe answer is 14.")
     bad = [good[1] | {"completion": "<think>I add."}, good[2] | {"completion": "<think>我先把它们加起来。</think>\n14"}]
@@ -223,7 +241,7 @@ def small_shards(monkeypatch, sft, tmp_path):
 COMMAND = """
 import sys
 from data_prep import mixture, jobs, shards
-shards.RUN_BYTES, shards.TASK_BYTES = 600, 20_000
+shards.RUN_BYTES, shards.TASK_BYTES = 4_000, 20_000
 sys.exit(jobs.run(mixture.Mixture, mixture.load, mixture.build, sys.argv[1:], plan=mixture.plan))
 """
 
