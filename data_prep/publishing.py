@@ -32,8 +32,13 @@ class Publishing:
     hub_private_repo: bool | None = None
     hub_strategy: Literal["end", "all_checkpoints"] = "end"
 
-    def check(self, kind: Literal["model", "dataset"], suffixes: tuple[str, ...] = ("",)) -> None:
-        """Ends the process, exit status 2, where this cannot be pushed: no token, no write access, no Hub."""
+    def check(
+        self, kind: Literal["model", "dataset"], suffixes: tuple[str, ...] = ("",), base: str | None = None
+    ) -> None:
+        """Ends the process, exit status 2, where this cannot be pushed: no token, no write access, no Hub. Raises
+        ConfigError where an adapter's `base` is not there."""
+        if self.push_to_hub and base:
+            pushed(base)
         for suffix in suffixes if self.push_to_hub else ():
             command = [*self._command(f"{self.hub_model_id}{suffix}"), "--check", kind, "."]
             if code := subprocess.run([sys.executable, *command]).returncode:
@@ -66,6 +71,20 @@ def read(config: Mapping[str, Any], where: str) -> Publishing:
     if found.push_to_hub and not found.hub_model_id:
         raise runs.ConfigError(f"{where}: push_to_hub needs a name; write `hub_model_id: owner/name`")
     return found
+
+
+def pushed(base: str) -> dict[str, str] | None:
+    """The hub.json of the folder that an adapter stands on; None for a Hub id. Raises ConfigError for a folder that was
+    not pushed."""
+    record = Path(base) / "hub.json"
+    if not Path(base).is_dir():
+        return None
+    if not record.is_file():
+        raise runs.ConfigError(
+            f"{base}, an adapter's base, is not on the Hub, so nobody could load the adapter. Push it first: "
+            f"python -m data_prep.push {base} --hub-model-id OWNER/NAME"
+        )
+    return json.loads(record.read_text(encoding="utf-8"))
 
 
 def pending(output_dir: Path, publishing: Publishing) -> bool:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.hub import Files, HubError, Repository, push, read_back, require_write
+from data_prep.publishing import pushed
 from data_prep.runs import ConfigError
 
 log = logging.getLogger("data_prep.push")
@@ -82,7 +83,7 @@ def send(folder: Path, repository: Repository, arguments: argparse.Namespace) ->
         elif said != {part: answer(back / part) for part in said}:
             raise HubError(f"{repository.id} at {sha}: the model that came back answers otherwise than the one here")
     for checkpoint in sorted(folder.glob("checkpoint-*/complete.json")) if arguments.checkpoints else []:
-        state = model_files(checkpoint.parent, STATE_FILES)
+        state = grounded(listed(checkpoint.parent, STATE_FILES, "**/*"))
         push(repository, state, f"{folder.name}, {checkpoint.parent.name}", branch=checkpoint.parent.name)
     note(folder, {"id": repository.id, "kind": repository.kind, "revision": sha})
     log.info("%s is on the Hub as %s, revision %s", folder, repository.id, sha)
@@ -116,35 +117,30 @@ def parts(folder: Path, hub_model_id: str, private: bool) -> list[tuple[Path, Re
     return [(folder, Repository(hub_model_id, "dataset", private))]
 
 
-def listed(folder: Path, endings: tuple[str, ...]) -> Files:
-    return {path.name: path for path in sorted(folder.iterdir()) if path.suffix in endings and path.name not in OURS}
+def listed(folder: Path, endings: tuple[str, ...], within: str = "*") -> Files:
+    """The files of a folder that go, by their path in it."""
+    found = [path for path in sorted(folder.glob(within)) if path.suffix in endings and path.is_file()]
+    return {str(path.relative_to(folder)): path for path in found if path.name not in OURS}
 
 
-def model_files(folder: Path, endings: tuple[str, ...] = MODEL_FILES) -> Files:
+def model_files(folder: Path) -> Files:
     """Weights, tokenizer, chat template, configs, log and record of a model, and its adapter where it has one."""
-    files = listed(folder, endings)
-    if (folder / "adapter").is_dir():
-        files |= {f"adapter/{name}": path for name, path in listed(folder / "adapter", MODEL_FILES).items()}
+    files = listed(folder, MODEL_FILES) | listed(folder, MODEL_FILES, "adapter/*")
     if "run.json" not in files and (folder.parent / "run.json").is_file():
         files["run.json"] = folder.parent / "run.json"
-    for name in [name for name in files if name.endswith("adapter_config.json")]:
-        files[name] = on_the_hub(files[name])
-    return files
+    return grounded(files)
+
+
+def grounded(files: Files) -> Files:
+    return files | {name: on_the_hub(path) for name, path in files.items() if name.endswith("adapter_config.json")}
 
 
 def on_the_hub(path: Path) -> bytes:
     """An adapter's config that names its base by Hub id and revision. Raises ConfigError where that is nowhere."""
     config = json.loads(path.read_text(encoding="utf-8"))
     base = config["base_model_name_or_path"]
-    if Path(base).is_dir():
-        record = Path(base) / "hub.json"
-        if not record.is_file():
-            raise ConfigError(
-                f"{path}: its base {base} is not on the Hub, so nobody could load the adapter. Push that first: "
-                f"python -m data_prep.push {base} --hub-model-id OWNER/NAME"
-            )
-        pushed = json.loads(record.read_text(encoding="utf-8"))
-        config |= {"base_model_name_or_path": pushed["id"], "revision": pushed["revision"]}
+    if there := pushed(base):
+        config |= {"base_model_name_or_path": there["id"], "revision": there["revision"]}
     elif not config.get("revision"):
         raise ConfigError(f"{path}: no `revision` of {base}; write the commit of it that the adapter was trained on")
     return json.dumps(config, indent=2).encode()

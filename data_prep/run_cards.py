@@ -44,7 +44,8 @@ def model_card(folder: Path, run: Path, hub_model_id: str) -> str:
     """README.md for the model in `folder`, which `run` (the folder itself, or the one above) made."""
     record = read_json(run / "run.json") or {}
     config = record.get("config", {})
-    parent = hub_name(_parent(folder, record))
+    name, revision, place = hub_name(_parent(folder, record))
+    parent = (name, record.get("parent_revision") or revision, place)
     stated = list(licences(run))
     measured = list(_evaluations(folder, run))
     header = _header(folder, config, parent, stated, measured, hub_model_id)
@@ -245,10 +246,18 @@ def snippet(folder: Path, config: dict[str, Any], hub_model_id: str) -> str:
 def _adapter_snippet(folder: Path, hub_model_id: str) -> list[str]:
     if not (folder / "adapter").is_dir():
         return []
+    kind = "SequenceClassification" if _scores(folder) else "CausalLM"
+    code = f"""from peft import PeftConfig, PeftModel
+from transformers import AutoModelFor{kind}
+
+name = {hub_model_id!r}
+config = PeftConfig.from_pretrained(name, subfolder="adapter")
+base = AutoModelFor{kind}.from_pretrained(config.base_model_name_or_path, revision=config.revision)
+model = PeftModel.from_pretrained(base, name, subfolder="adapter")
+"""
     return [
-        "The weights are merged. The LoRA adapter alone, on the base and revision that its config names:",
-        "```python\nfrom peft import AutoPeftModelForCausalLM\n\n"
-        f'model = AutoPeftModelForCausalLM.from_pretrained({hub_model_id!r}, subfolder="adapter")\n```',
+        "The weights are merged. The adapter alone, on the base that its config names:",
+        f"```python\n{code}```",
     ]
 
 
@@ -305,6 +314,8 @@ def licences(run: Path) -> Iterator[tuple[str, dict[str, str]]]:
         if parent and not is_here(parent):
             yield f"base `{parent}`", {hub.stated_license("model", parent): "as its card says"}
         record = read_json(Path(parent) / "run.json") if parent and str(parent) not in seen else None
+        if parent and is_here(parent) and record is None and str(parent) not in seen:
+            yield f"base `{parent}`", {"unknown": "a folder without the record of a run"}
         seen.add(str(parent))
 
 

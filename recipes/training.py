@@ -314,7 +314,8 @@ class Run:
         config.push_to_hub = False  # the trainers' own: it loses runs, and uploads a pickle of all settings
         state = [None]
         if config.distributed_state.is_main_process:
-            self.hub.check("model", args.models)
+            base = getattr(args, "model_name_or_path", None) if getattr(args, "use_peft", False) else None
+            self.hub.check("model", args.models, base)
             self.fingerprint = runs.fingerprint(Path(sys.argv[0]), self.settings)
             try:
                 state = [runs.begin(self.output_dir, self.fingerprint)]

@@ -37,7 +37,6 @@ def environment(server: Hub, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     """What a client needs to talk to this Hub and to keep what it gets to itself."""
     home = tmp_path_factory.mktemp("hf_home")
     settings = {"HF_ENDPOINT": server.url, "HF_TOKEN": WRITER, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
-    settings |= {"HF_HUB_ETAG_TIMEOUT": "1", "HF_HUB_DOWNLOAD_TIMEOUT": "1"}  # seconds; less than `Hub.slowness_s`
     quiet = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1"}
     kept = {key: value for key, value in os.environ.items() if key not in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")}
     return kept | settings | quiet

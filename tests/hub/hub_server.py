@@ -16,6 +16,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+import yaml
+
 LFS = (".parquet", ".safetensors", ".bin", ".pt", ".pth", ".png", ".arrow", ".gz", ".zst")
 WRITER, READER, STRANGER = "hf_writertokenWRITERTOKEN", "hf_readertokenREADERTOKEN", "hf_strangertokenSTRANGER"
 ACCOUNTS = {WRITER: ("me", "write"), READER: ("me", "read"), STRANGER: ("somebody", "write")}
@@ -117,6 +119,12 @@ class Hub:
         repo.commits[sha] = Commit(sha, title, parent, files)
         repo.branches[branch] = sha
         return repo.commits[sha]
+
+
+def header_of(card: str) -> Any:
+    """What the YAML at the head of a README.md says."""
+    header = re.match(r"---\n(.*?)\n---", card, re.S)
+    return yaml.safe_load(header[1]) if header else None
 
 
 def git_oid(content: bytes) -> str:
@@ -283,11 +291,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def validate(self, body: bytes) -> dict:
         """As the Hub does: a card must have a YAML header, which must be a mapping with a licence as text."""
-        import yaml
-
-        header = re.match(r"---\n(.*?)\n---", json.loads(body)["content"], re.S)
-        found = yaml.safe_load(header[1]) if header else None
-        errors = [] if header is None or isinstance(found, dict) else [{"message": "the header is no mapping"}]
+        found = header_of(json.loads(body)["content"])
+        errors = [] if found is None or isinstance(found, dict) else [{"message": "the header is no mapping"}]
         if isinstance(found, dict) and not isinstance(found.get("license", ""), str | list):
             errors.append({"message": '"license" must be a string or a list'})
         if errors:
@@ -301,6 +306,8 @@ class Handler(BaseHTTPRequestHandler):
         commit = self.repo.at(revision or "main")
         found = {"id": name, "_id": "0", "sha": commit.sha, "private": self.repo.private, "gated": False}
         found |= {"disabled": False, "tags": [], "downloads": 0, "likes": 0, "lastModified": "2026-01-01T00:00:00.000Z"}
+        if card := commit.files.get("README.md"):
+            found["cardData"] = header_of(self.hub.blobs[card.sha256].decode())
         return found | {"siblings": [{"rfilename": path} for path in commit.files]}
 
     def refs(self, body: bytes, kind: str, name: str) -> dict:

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from data_prep import rows
@@ -65,8 +65,26 @@ PLACES = (
 FINAL = (401, 403, 404)
 
 
+def wait_for_answers(seconds: int) -> None:
+    """How long this process' client waits for one, where it downloads."""
+    from huggingface_hub import constants
+
+    constants.HF_HUB_ETAG_TIMEOUT = constants.HF_HUB_DOWNLOAD_TIMEOUT = seconds
+
+
+@pytest.fixture
+def impatient(client: Callable, request: pytest.FixtureRequest) -> Iterator[None]:
+    """Where answers are slow, they come later than the client waits for one of a download."""
+    if request.node.callspec.params["fault"] == "slow":
+        client(wait_for_answers, 1)
+    yield
+    client(wait_for_answers, 10)
+
+
 @pytest.mark.parametrize("fault", [*FINAL, 408, 409, 412, 429, 500, 503, "cut", "lost", "slow"])
-def test_each_fault_in_each_place(hub: Hub, client: Callable, tmp_path: Path, mixture: Path, fault: str | int) -> None:
+def test_each_fault_in_each_place(
+    hub: Hub, client: Callable, impatient: None, tmp_path: Path, mixture: Path, fault: str | int
+) -> None:
     """One that may pass is waited for; one that will not ends the push with what finishes it; nothing is lost."""
     for place in PLACES:
         where, name = f"{fault} in {place}", f"me/{place}-{fault}"
@@ -214,6 +232,18 @@ def test_a_models_card_says_where_it_comes_from_and_what_it_can_do(
     assert "| learning_rate | 0.001 |" in text
     assert hub.files("models", "me/card")["curves.png"].startswith(b"\x89PNG")
     assert client(run_snippet, "me/card").strip()
+
+    # From the Hub on: the base is known by its id, the revision that the run noted, and the licence of its card.
+    config = {"reward_funcs": ["accuracy_reward"], "reward_weights": [0.5], "completion_style": "r1_zero"}
+    rl = tiny.save_run(tmp_path, "rl", config, parent="me/card", parent_revision="abc", inputs=[])
+    client(tiny.save_model, str(rl), 3)
+    assert client(tiny.run_push, tmp_path, "outputs/t/rl", "--hub-model-id", "me/card-rl", "--public")[0] == 0
+    assert not hub.repo("models", "me/card-rl").private
+    text = hub.files("models", "me/card-rl")["README.md"].decode()
+    assert "[me/card](https://huggingface.co/me/card) at revision `abc`" in text
+    assert "| base `me/card` | other | no, or not known | as its card says |" in text
+    assert "| accuracy_reward | 0.5 | {} |" in text and "A conversation between User and Assistant" in text
+    assert client(run_snippet, "me/card-rl").strip()
 
 
 def save_scorer(folder: str) -> None:
