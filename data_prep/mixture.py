@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ import pyarrow.parquet as pq
 log = logging.getLogger(__name__)
 TABLE_5 = {"math": 395_285, "code": 211_129, "stem": 10_124, "logic": 10_395, "general": 177_812}  # paper v2
 DOMAINS = list(TABLE_5)
+SPEED = 8 * 2**20  # bytes of text a second and worker, with all filters: benchmarks/data_prep.py
 KEY = "_key"  # of a row in the shuffled whole
 
 
@@ -82,7 +84,9 @@ def plan(config: Mixture, parts: list[shards.Part], evaluation_items: decontamin
     size = sum(part.size for part in parts)
     tasks, files = _tasks(config, parts), _files(parts)
     disk = f"up to {1.2 * size / 2**30:.1f} GB of disk"  # chosen: lz4 and zstd halve text; both are there at the end
-    lines.append(f"{tasks} tasks ({config.executor.kind}), {files} files, {disk}")
+    at_a_time = config.executor.workers or (os.cpu_count() if config.executor.kind == "local" else tasks)
+    minutes = size / SPEED / min(at_a_time or 1, tasks) / 60
+    lines.append(f"{tasks} tasks ({config.executor.kind}), {files} files, {disk}, about {minutes:,.0f} minutes")
     return lines
 
 

@@ -214,14 +214,14 @@ def test_filters_drop_rows_and_count_them(mix, sft, tmp_path):
     assert record["funnel"]["dropped"] == {"malformed": 1, "mixed_language": 1, "duplicate_id": 0, "duplicate": 0}
 
 
-def test_a_dry_run_prints_sources_rows_quotas_and_disk(sft, tmp_path, caplog, monkeypatch):
+def test_a_dry_run_prints_sources_rows_quotas_disk_and_time(sft, tmp_path, caplog, monkeypatch):
     monkeypatch.chdir(tmp_path)
     caplog.set_level("INFO")
     rows.write_rows(tmp_path / "a.parquet", sft("math", 7), sft=True)
     Path("job.yaml").write_text(yaml.safe_dump({"output_dir": "out", "sources": ["a.parquet"], "total": 100}))
     arguments = ["--config", "job.yaml", "--dry-run"]
     assert jobs.run(mixture.Mixture, mixture.load, mixture.build, arguments, plan=mixture.plan) == 0
-    for told in ("a.parquet: 7 rows", "quotas: 49 math, 26 code", "1 tasks (local), 1 files", "GB of disk"):
+    for told in ("a.parquet: 7 rows", "quotas: 49 math, 26 code", "1 tasks (local), 1 files", "GB of disk", "minutes"):
         assert told in caplog.text
     assert not Path("out").exists()
 
