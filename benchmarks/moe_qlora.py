@@ -1,0 +1,174 @@
+"""What QLoRA on a mixture of experts costs, beside LoRA on attention with the experts in 16 bits.
+
+    python -m benchmarks.moe_qlora [--experts 8 64 128] [--hidden 512] [--inner 256] [--layers 4] [--merge]
+
+For each number of experts, a random Qwen3-MoE (top 8) is written layer by layer, and each way runs in a process of its
+own: bytes per expert parameter, their share of 16 bits, peak of anonymous memory while loading and in training steps,
+both beyond what the process had before, and tokens per second. With `--merge`, also the peak of a merge.
+"""
+
+import argparse
+import json
+import logging
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+sys.path.pop(0)  # the folder of this file, where others are called as our packages are
+
+from recipes import moe_qlora, qlora_proof
+from recipes.tools.merge import merge
+
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, Qwen3MoeConfig
+
+WAYS = ("16-bit experts, LoRA on attention", "NF4, LoRA on attention", "NF4, LoRA on attention and experts")
+VOCABULARY = 4096
+
+
+def anonymous() -> int:
+    """Anonymous memory of this process, bytes: what the kernel cannot drop and read again."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return 1024 * int(status.split("RssAnon:")[1].split()[0])
+
+
+class Peak:
+    """Peak of anonymous memory within a `with` block, beyond what there was before; read every 2 ms."""
+
+    def __enter__(self):
+        self.before, self.bytes, self.over = anonymous(), 0, threading.Event()
+        self.thread = threading.Thread(target=self._watch)
+        self.thread.start()
+        return self
+
+    def _watch(self):
+        while not self.over.wait(0.002):
+            self.bytes = max(self.bytes, anonymous() - self.before)
+
+    def __exit__(self, *error):
+        self.over.set()
+        self.thread.join()
+        self.bytes = max(self.bytes, anonymous() - self.before)
+
+
+def write(folder: Path, experts: int, hidden: int, inner: int, layers: int) -> None:
+    """A random checkpoint in bfloat16, one file a layer, under the published names."""
+    config = Qwen3MoeConfig(
+        hidden_size=hidden,
+        moe_intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_experts=experts,
+        num_experts_per_tok=min(8, experts),
+        num_attention_heads=hidden // 64,
+        num_key_value_heads=max(1, hidden // 256),
+        head_dim=64,
+        vocab_size=VOCABULARY,
+        tie_word_embeddings=True,
+        architectures=["Qwen3MoeForCausalLM"],
+        dtype="bfloat16",
+    )
+    config.save_pretrained(folder)
+    torch.manual_seed(0)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, dtype=torch.bfloat16) * 0.02
+
+    ends = {"model.embed_tokens.weight": normal(VOCABULARY, hidden), "model.norm.weight": torch.ones(hidden).bfloat16()}
+    weight_map = dict.fromkeys(ends, "model-ends.safetensors")
+    save_file(ends, folder / "model-ends.safetensors", metadata={"format": "pt"})
+    for number in range(layers):
+        sizes = {"q": config.num_attention_heads, "k": config.num_key_value_heads, "v": config.num_key_value_heads}
+        layer = {f"self_attn.{one}_proj": normal(64 * heads, hidden) for one, heads in sizes.items()}
+        layer |= {"self_attn.o_proj": normal(hidden, hidden), "mlp.gate": normal(experts, hidden)}
+        layer |= {f"{one}_layernorm": torch.ones(hidden).bfloat16() for one in ("input", "post_attention")}
+        layer |= {f"self_attn.{one}_norm": torch.ones(64).bfloat16() for one in "qk"}
+        for expert in range(experts):
+            layer |= {f"mlp.experts.{expert}.{one}_proj": normal(inner, hidden) for one in ("gate", "up")}
+            layer[f"mlp.experts.{expert}.down_proj"] = normal(hidden, inner)
+        layer = {f"model.layers.{number}.{name}.weight": tensor for name, tensor in layer.items()}
+        weight_map |= dict.fromkeys(layer, f"model-{number}.safetensors")
+        save_file(layer, folder / f"model-{number}.safetensors", metadata={"format": "pt"})
+    index = {"metadata": {}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+
+
+def measure(folder: Path, way: str, steps: int, merged: bool) -> dict:
+    """One way's figures, in this process."""
+    lora = LoraConfig(
+        r=8, lora_alpha=16, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"], task_type="CAUSAL_LM"
+    )
+    with Peak() as load:
+        if way == WAYS[0]:
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+        else:
+            model = moe_qlora.load(AutoModelForCausalLM, str(folder), SimpleNamespace(), torch.bfloat16)
+    words = {WAYS[1]: ["attention"], WAYS[2]: None}
+    model = get_peft_model(model, lora) if way == WAYS[0] else moe_qlora.adapt(model, lora, words[way])
+    rows = qlora_proof.table(model)
+    model.train()
+    model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
+    model.enable_input_require_grads()
+    optimizer = torch.optim.AdamW((one for one in model.parameters() if one.requires_grad), lr=1e-4)
+    tokens = torch.randint(VOCABULARY, (1, 512))
+    with Peak() as step:
+        times = []
+        for _ in range(steps):
+            began = time.process_time()
+            model(tokens, labels=tokens).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            times.append(time.process_time() - began)
+    found = {"load_bytes": load.bytes, "step_bytes": step.bytes, "tokens_per_cpu_second": 512 / min(times)}
+    found["model_bytes"] = sum(row["bytes"] for (kind, _), row in rows.items() if "LoRA" not in kind)
+    experts = rows.get(("routed experts", "nf4"))
+    if experts:
+        found["bytes_per_parameter"] = experts["bytes"] / experts["numbers"]
+        if merged:
+            moe_qlora.save_adapter(model, folder / "adapter", str(folder))
+            del model, optimizer
+            with Peak() as peak:
+                merge(folder, folder / "adapter", folder / "merged")
+            found["merge_bytes"] = peak.bytes
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--experts", type=int, nargs="+", default=[8, 64, 128])
+    for name, size in (("hidden", 512), ("inner", 256), ("layers", 4), ("steps", 3)):
+        parser.add_argument(f"--{name}", type=int, default=size)
+    parser.add_argument("--merge", action="store_true")
+    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)  # a folder and a way, in a process of its own
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING)
+    if args.measure:
+        folder, way = args.measure
+        print(json.dumps(measure(Path(folder), way, args.steps, args.merge)))
+        return
+    for experts in args.experts:
+        with tempfile.TemporaryDirectory() as folder:
+            write(Path(folder), experts, args.hidden, args.inner, args.layers)
+            sizes = [path.stat().st_size for path in Path(folder).glob("*.safetensors")]
+            print(f"{experts} experts: {sum(sizes) / 1e6:,.0f} MB in 16 bits, a layer {max(sizes) / 1e6:,.0f} MB")
+            for way in WAYS:
+                command = [sys.executable, __file__, "--measure", folder, way, "--steps", str(args.steps)]
+                command += ["--merge"] * args.merge
+                done = subprocess.run(command, check=True, capture_output=True, text=True)
+                found = json.loads(done.stdout.splitlines()[-1])
+                line = f"  {way}: model {found['model_bytes'] / 1e6:,.0f} MB"
+                if ratio := found.get("bytes_per_parameter"):
+                    line += f", {ratio:.3f} bytes per expert parameter, {ratio / 2:.3f} of 16 bits"
+                line += f", peak loading {found['load_bytes'] / 1e6:,.0f} MB, steps {found['step_bytes'] / 1e6:,.0f} MB"
+                if "merge_bytes" in found:
+                    line += f", merge {found['merge_bytes'] / 1e6:,.0f} MB"
+                print(f"{line}, {found['tokens_per_cpu_second']:,.0f} tokens per CPU second", flush=True)
+
+
+if __name__ == "__main__":
+    main()
