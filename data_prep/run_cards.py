@@ -34,6 +34,7 @@ MEASURES = (
     "pass@1", "pass@1_at_temperature_1", "pass@16", "cons@16", "format_rate", "language_consistency", "answer_language",
     "truncated", "helpful_score", "safe_rate", "refusals_of_harmless",
 )  # fmt: skip
+MANY, GENERAL = ("pass@16", "cons@16"), ("helpful_score", "safe_rate", "refusals_of_harmless")
 CURVES = ("reward", "loss", "kl", "completions/mean_length", "mean_token_accuracy", "entropy")
 REFERENCES = """- DeepSeek-AI: DeepSeek-R1: Incentivizing Reasoning Capability in LLMs via Reinforcement Learning, \
 [arXiv 2501.12948](https://arxiv.org/abs/2501.12948)
@@ -213,6 +214,10 @@ def _arguments(measure: str, figures: dict[str, Any], settings: dict[str, Any]) 
     error = figures.get(f"{measure}_stderr")
     sampled = {name: settings[name] for name in ("temperature", "top_p", "max_tokens") if name in settings}
     counts = {"problems": figures.get("n_problems"), "samples_a_problem": figures.get("k")}
+    if measure in MANY:
+        counts = {"problems": settings.get("n_many"), "samples_a_problem": 16}
+    elif measure in GENERAL:
+        counts = {"samples_a_problem": figures.get("k")}
     return ({"standard_error": error} if error is not None else {}) | counts | sampled
 
 
@@ -417,6 +422,10 @@ def _measures(name: str, figures: dict[str, Any], settings: dict[str, Any]) -> s
         f"{key} {settings[key]}" for key in ("temperature", "top_p", "max_tokens", "seed") if key in settings
     )
     about = f"As `{name}`: {figures.get('n_problems')} problems, {figures.get('k')} samples each; {how}."
+    if any(figures.get(measure) is not None for measure in MANY):
+        about += f" pass@16 and cons@16: 16 samples of {settings.get('n_many', 'some')} of them."
+    if any(figures.get(measure) is not None for measure in GENERAL):
+        about += " Helpfulness, safety and refusals: of general prompts beside them."
     return f"{about} Standard errors are over problems.\n\n" + _table(("measure", "value", "standard error"), lines)
 
 
