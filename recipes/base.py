@@ -1,4 +1,4 @@
-"""The base checkpoint of a CPU scale: a tokenizer and a small Qwen3, pre-trained on a generated corpus.
+"""The base checkpoint of a CPU scale: a tokenizer and a small Qwen3, or Qwen3-MoE, pre-trained on a generated corpus.
 
 At other scales a Hub model stands here (the paper's is DeepSeek-V3-Base). The student's base is this script with
 another YAML, which takes the first one's tokenizer through the key `tokenizer`.
@@ -13,8 +13,9 @@ from recipes.tokenizer import train_tokenizer
 
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, Qwen3Config, set_seed
+from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3MoeConfig, set_seed
 
+EXPERTS = ("num_experts", "num_experts_per_tok", "moe_intermediate_size")
 SHAPE = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
 
 
@@ -29,6 +30,9 @@ class BaseArguments(StageArguments):
     num_attention_heads: int = 4
     num_key_value_heads: int = 4
     max_position_embeddings: int = 1024
+    num_experts: int = field(default=0, metadata={"help": "Experts in place of each dense layer; 0: a dense model."})
+    num_experts_per_tok: int = 2
+    moe_intermediate_size: int = field(default=96, metadata={"help": "Inner width of one expert."})
 
 
 def main() -> None:
@@ -42,10 +46,11 @@ def main() -> None:
     # Products in bfloat16 where the CPU can: 58 ms a step for 90. Elsewhere each new shape of a batch costs memory.
     torch.set_float32_matmul_precision("medium")
     set_seed(run.config.seed)
+    kind, shape = (Qwen3MoeConfig, SHAPE + EXPERTS) if args.num_experts else (Qwen3Config, SHAPE)
     model = AutoModelForCausalLM.from_config(
-        Qwen3Config(
+        kind(
             vocab_size=len(tokenizer),
-            **{key: getattr(args, key) for key in SHAPE},
+            **{key: getattr(args, key) for key in shape},
             max_position_embeddings=args.max_position_embeddings,
             head_dim=args.hidden_size // args.num_attention_heads,
             tie_word_embeddings=True,

@@ -10,15 +10,17 @@ from data_prep import runs
 from data_prep.rows import write_parquet
 from data_prep.runs import ConfigError
 from recipes import moe_qlora, qlora_proof, training
+from recipes.config import parse
 from recipes.tools.merge import merge
 
 import bitsandbytes as bnb
 import moe
 import pytest
 import torch
-from conftest import CPU, GRPO, SFT, log_of, record_of
+from conftest import CORPUS, CPU, GRPO, SFT, log_of, record_of
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file
+from test_settings import CLASSES, REPOSITORY, VARIANTS
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 QLORA = {"load_in_4bit": True, "lora_r": 4, "lora_alpha": 8}
@@ -235,6 +237,25 @@ def test_one_key_says_what_is_adapted(targets, kinds, tmp_path):
     merge(parent, tmp_path / "adapter", tmp_path / "merged", dtype="float32")
     adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(parent), tmp_path / "adapter")
     assert torch.allclose(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "merged")), logits(adapted), atol=1e-4)
+
+
+def test_a_base_can_be_a_mixture_of_experts(run_stage):
+    folder = run_stage(
+        "base", CORPUS | {"num_experts": 4, "moe_intermediate_size": 32, "max_steps": 2, "logging_steps": 1}
+    )
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert (model.config.model_type, model.config.num_experts, model.config.num_experts_per_tok) == ("qwen3_moe", 4, 2)
+    assert log_of(folder)[0]["aux_loss"] > 0  # its router learns
+
+
+@pytest.mark.parametrize("stage", [*CLASSES, *VARIANTS])
+def test_every_stage_of_the_scale_is_in_four_bits(stage, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    path = f"recipes/configs/cpu-moe/{stage}.yaml"
+    arguments, trainer = parse(*CLASSES[VARIANTS.get(stage, stage)], argv=["--config", path])
+    assert trainer.output_dir == f"outputs/cpu-moe/{stage}"
+    if "base" not in stage:
+        assert arguments.load_in_4bit and arguments.use_peft
 
 
 # What is not as it should be
