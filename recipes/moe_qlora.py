@@ -6,7 +6,6 @@ bitsandbytes quantises each tensor as it comes from the disk (QLoRA, arXiv 2305.
 PEFT adapts it like any other. What came of it is proved by `qlora_proof`, before training and in its first steps.
 """
 
-import ctypes
 import inspect
 import itertools
 import os
@@ -114,17 +113,11 @@ class Split(ConversionOps):
 
 
 class Quantize(Bnb4bitQuantize):
-    """bitsandbytes' quantisation, with the memory of 16-bit tensors given back to the system as it becomes free.
-
-    The C library may serve them from one heap, where each 4-bit tensor lands in the gap that the last 16-bit one left,
-    so that the next fits into none: 1,570 MB for a model of 112 MB, in one run of two.
-    """
+    """bitsandbytes' quantisation, with the memory of 16-bit tensors given back as it becomes free."""
 
     def convert(self, input_dict: dict, **kwargs) -> dict:
         made = super().convert(input_dict, **kwargs)
-        libc = ctypes.CDLL(None)
-        if next(self.hf_quantizer.converted) % 32 == 0 and hasattr(libc, "malloc_trim"):  # glibc's
-            libc.malloc_trim(0)
+        merge.give_back_memory(next(self.hf_quantizer.converted))
         return made
 
 
