@@ -9,6 +9,7 @@ import threading
 import time
 
 from rewards import AccuracyReward, accuracy_reward, is_correct
+from rewards.equality import ALGEBRA
 from rewards.workers import WorkerPool, WorkersUnavailable, pool
 
 import pytest
@@ -211,10 +212,10 @@ def test_it_can_be_pickled_with_its_settings():
 def test_the_worst_answer_known_costs_a_group_one_limit():
     grade_once = {"completions": ["\\boxed{1}"] * 16, "answer": [r"\gcd(a, b)"] * 16}
     accuracy_reward(**grade_once)  # the workers are running
-    start = time.perf_counter()
+    killed = pool(ALGEBRA).killed
     assert accuracy_reward(completions=[TOWER] * 16, answer=[r"\gcd(a, b)"] * 16) == [0.0] * 16
     assert accuracy_reward(completions=[TOWER] * 16, answer=["14"] * 16) == [0.0] * 16
-    assert time.perf_counter() - start < 9.0
+    assert pool(ALGEBRA).killed - killed <= 2  # one for each group at most, not one for each completion
 
 
 HANGS = [
@@ -228,7 +229,7 @@ def test_no_answer_holds_a_batch_up():
     start = time.perf_counter()
     answers = [rf"\boxed{{{answer}}}" for answer in HANGS for _ in range(2)]
     assert accuracy_reward(completions=answers, answer=["x^2+1"] * len(answers)) == [0.0] * len(answers)
-    assert time.perf_counter() - start < 60.0
+    assert time.perf_counter() - start < 300  # any one of them without its limit takes hours
     assert accuracy_reward(completions=["1 + x^2"], answer=["x^2+1"]) == [1.0]
 
 
@@ -244,10 +245,10 @@ LONG = [
 
 @pytest.mark.parametrize("text", LONG, ids=range(len(LONG)))
 def test_long_completions_cost_little(text):
-    start = time.perf_counter()
+    start = time.process_time()
     accuracy_reward(completions=[text], answer=["14"])
     is_correct(text, "B", "choice")
-    assert time.perf_counter() - start < 3.0
+    assert time.process_time() - start < 30  # tenfold room: what is quadratic takes minutes
 
 
 SLOW_GOLD, SLOW_ANSWER = r"\gcd(a, b)", r"\boxed{\gcd(b, a)}"
@@ -346,10 +347,10 @@ def _is_running(pid: int) -> bool:
 def test_a_late_task_is_killed_and_the_others_are_done():
     workers = WorkerPool("time:sleep", workers=2, seconds=0.7)
     start = time.perf_counter()
-    results = workers.map([0.01, 30, 0.01, 0.01])
+    results = workers.map([0.01, 600, 0.01, 0.01])
     assert [in_time for in_time, _ in results] == [True, False, True, True]
     assert workers.killed == 1
-    assert time.perf_counter() - start < 20
+    assert time.perf_counter() - start < 300
     workers.close()
 
 
