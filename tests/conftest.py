@@ -1,6 +1,10 @@
 """What all tests share."""
 
+import os
+from pathlib import Path
+
 import pytest
+import tiny_run
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -19,3 +23,24 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if session.config.getoption("--fail-on-skip") and reporter.stats.get("skipped") and session.exitstatus == 0:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture(scope="session")
+def offline(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    """(a working directory, an environment in which only loopback can be reached and every attempt is logged)."""
+    folder = tmp_path_factory.mktemp("tiny")
+    (folder / "site").mkdir()
+    (folder / "site" / "sitecustomize.py").write_text(tiny_run.FORBID)
+    path = os.pathsep.join([str(folder / "site"), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONPATH": path, "FORBIDDEN_LOG": str(folder / "forbidden.log")}
+    for name in ("CI", "HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK", "TRANSFORMERS_OFFLINE"):
+        environment.pop(name, None)  # with these a library might be silent for another reason than our switch
+    return folder, environment
+
+
+@pytest.fixture(scope="session")
+def whole(offline: tuple[Path, dict[str, str]]) -> Path:
+    """The working directory after one whole run that nothing interrupted; no test changes what lies in it."""
+    folder, environment = offline
+    tiny_run.run(folder, environment=environment)
+    return folder

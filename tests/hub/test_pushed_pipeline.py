@@ -1,10 +1,7 @@
 """The whole pipeline at the scale of tests/configs/tiny: pushed step by step, and loaded again once nothing of it is
 left on disk."""
 
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,18 +12,11 @@ from hub_server import Hub
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).resolve().parents[2]
-SCALE = ROOT / "tests" / "configs" / "tiny"
 
-
-@pytest.fixture(scope="module")
-def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`outputs/tiny` of one run of the pipeline."""
-    folder = tmp_path_factory.mktemp("pipeline")
-    command = [sys.executable, "-m", "recipes.tools.pipeline", "--scale", str(SCALE)]
-    done = subprocess.run(command, cwd=folder, env=os.environ, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder / "outputs" / "tiny"
+@pytest.fixture
+def outputs(whole: Path, tmp_path: Path) -> Path:
+    """A copy of `outputs/tiny` of the session's one run of the pipeline."""
+    return shutil.copytree(whole / "outputs" / "tiny", tmp_path / "outputs" / "tiny")
 
 
 def rows_of(name: str, config: str, streaming: bool) -> list[dict]:
