@@ -22,6 +22,7 @@ from typing import Any
 import rewards
 from data_prep import jobs, rows, runs
 from data_prep.mixture import TABLE_5
+from data_prep.run_cards import table
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -223,9 +224,7 @@ def metadata(config: Card, stats: dict[str, Any]) -> dict[str, Any]:
     """The YAML at the head of the card."""
     licenses = list(stats["counts"].get("license", {}))
     sources = [name for name in stats["counts"].get("source", {}) if re.fullmatch(r"[\w.-]+/[\w.-]+", name)]
-    groups: dict[str, list[str]] = {}
-    for name in stats["files"]:
-        groups.setdefault(re.sub(r"-\d{5}-of-\d{5}$", "", name.removesuffix(".parquet")), []).append(name)
+    groups = rows.configurations(stats["files"])
     splits = [
         {"name": group, "num_bytes": sum(stats["files"][name]["bytes"] for name in names),
          "num_examples": sum(stats["files"][name]["rows"] for name in names)}
@@ -350,11 +349,7 @@ def _link(source: str) -> str:
 
 
 def _table(head: list[str], lines: list[list]) -> str:
-    if not lines:
-        return ""
-    cells = [[f"{cell:,}" if isinstance(cell, int | float) else str(cell).replace("|", "\\|") for cell in line]
-             for line in lines]  # fmt: skip
-    return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *cells])
+    return table(head, [[f"{cell:,}" if isinstance(cell, int | float) else cell for cell in line] for line in lines])
 
 
 def _figures(record: dict[str, Any]) -> str:

@@ -8,14 +8,13 @@ in numpy: a word's hash is a polynomial over a prefix sum, an n-gram's a linear 
 from __future__ import annotations
 
 import functools
-import json
 import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_prep.rows import Row, read_parquet
+from data_prep.rows import Row, json_lines, read_parquet
 
 import numpy as np
 
@@ -103,13 +102,11 @@ def _records(one: EvaluationSet) -> Iterable[dict[str, Any]]:
 
 
 def _lines(path: str) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines()):
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{path}, row {number}: not JSON ({error})") from None
-        if not isinstance(record, dict):
-            raise ValueError(f"{path}, row {number}: a {type(record).__name__}, not an object")
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    for number, record in json_lines(path):
+        if isinstance(record, str):
+            raise ValueError(f"{path}, row {number}: {record}")
         yield record
 
 

@@ -7,34 +7,31 @@ appear whole (``whole_file``); then workers, engines and kills change no byte. F
 
 from __future__ import annotations
 
-import ctypes
 import logging
+import multiprocessing
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Literal
 
-import psutil
+from data_prep.runs import EngineError
+
 from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, SlurmPipelineExecutor
 from datatrove.executor.base import PipelineExecutor
 from datatrove.pipeline.base import PipelineStep
-from datatrove.utils.logging import logger as datatrove_logger
 
 log = logging.getLogger(__name__)
-datatrove_logger.disable("datatrove.executor.local")  # its summaries; each task's own log is a file
-POLL_S, GRACE_S = 1.0, 10.0
-
-
-class EngineError(RuntimeError):
-    """Tasks were left undone, or what they left is of no use. The message says which, why, and where to look."""
+POLL_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -85,8 +82,7 @@ def run(steps: list[PipelineStep], tasks: int, folder: Path, settings: Executor)
         )
     cause = None
     try:
-        with _killed_workers_are_noticed() if settings.kind == "local" else nullcontext():
-            executor.run()
+        executor.run()
         if settings.kind == "slurm":
             _wait_for_slurm(executor)
     except (OSError, ValueError, RuntimeError) as error:
@@ -101,51 +97,37 @@ def run(steps: list[PipelineStep], tasks: int, folder: Path, settings: Executor)
 
 
 class _Local(LocalPipelineExecutor):
-    """datatrove's, with nothing on the console but errors."""
+    """datatrove's, over a pool that says when a worker was killed: datatrove's own waits for its task for ever."""
 
-    def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1):
-        return super()._run_for_rank(rank, local_rank + 1, node_rank)
+    def run(self) -> None:
+        ranks = self.get_incomplete_ranks()
+        if self.workers == 1:
+            steps = self.pipeline
+            for rank in ranks:
+                self.pipeline = deepcopy(steps)  # they hold counts of a task
+                self._run_for_rank(rank)
+            return
+        with ProcessPoolExecutor(
+            self.workers, multiprocessing.get_context(self.start_method), initializer=_end_with_job
+        ) as pool:
+            try:
+                list(pool.map(self._run_for_rank, ranks))
+            except BrokenProcessPool as error:
+                why = "a worker was killed, for want of memory perhaps; the same command goes on"
+                raise EngineError(why) from error
+
+    def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1) -> None:
+        super()._run_for_rank(rank, local_rank + 1, node_rank)  # only errors on the console
 
 
-# A pool's manager, and by it the pool, would outlive a job that is killed with -9. Linux only; elsewhere they stay.
-_running = threading.Event()
+def _end_with_job() -> None:
+    """Starts in a worker what ends it with its job: it would outlive one that is killed with -9."""
 
+    def wait() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
 
-def _die_with_parent() -> None:
-    if _running.is_set() and sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-
-
-os.register_at_fork(after_in_child=_die_with_parent)
-
-
-@contextmanager
-def _killed_workers_are_noticed() -> Iterator[None]:
-    """A pool waits for ever for the task of a worker that was killed, as for want of memory: end this process then."""
-    done = threading.Event()
-
-    def watch() -> None:
-        seen: dict[int, psutil.Process] = {}
-        while not done.wait(POLL_S):
-            for pid, process in seen.items():
-                if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
-                    if done.wait(GRACE_S):  # the pool was closing
-                        return
-                    log.error("error: worker %d was killed, for want of memory perhaps; the same command goes on", pid)
-                    logging.shutdown()
-                    os._exit(1)
-            for process in psutil.Process().children(recursive=True):
-                seen.setdefault(process.pid, process)
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    _running.set()
-    try:
-        yield
-    finally:
-        _running.clear()
-        done.set()
-        watcher.join()
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _connect_to_ray() -> None:

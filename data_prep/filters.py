@@ -7,6 +7,7 @@ and prints no threshold; ours are defaults that a YAML may change.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Callable, Iterable
@@ -26,7 +27,6 @@ WORD = re.compile(r"[a-z0-9]+|[^\W\da-z_]", re.IGNORECASE)  # a Latin word, a nu
 ASCII_WORDS = bytes(ord(chr(code).lower()) if chr(code).isalnum() and code < 128 else ord(" ") for code in range(256))
 LONG = 2_000  # characters; of a longer reasoning the language is estimated first
 WINDOW, FEW = 12, 2  # words; chosen: almost half of an English text's words are among the commonest
-COMMON = np.sort(np.concatenate([split(word).hashes for word in sorted(ENGLISH)]))
 NOT_CHINESE = re.compile("[\u0e00-\u11ff\u3040-\u30ff\uac00-\ud7af]")  # scripts without spaces, and Korean
 FENCE = re.compile(r"^\s*(```|~~~)", re.MULTILINE)
 
@@ -118,7 +118,8 @@ def _estimate(text: str, language: str) -> float:
     foreign = 0 if text.isascii() else len(NOT_LATIN.findall(text))
     if count < WINDOW:
         return 0.0
-    known = COMMON[np.minimum(np.searchsorted(COMMON, words.hashes[names]), len(COMMON) - 1)] == words.hashes[names]
+    common = _common()
+    known = common[np.minimum(np.searchsorted(common, words.hashes[names]), len(common) - 1)] == words.hashes[names]
     sums = np.concatenate(([0], np.cumsum(known)))
     first = np.append(np.arange(0, count - WINDOW, WINDOW // 2), count - WINDOW)
     doubtful = first[sums[first + WINDOW] - sums[first] < FEW]
@@ -126,6 +127,12 @@ def _estimate(text: str, language: str) -> float:
     pieces = [words.text[starts[at] : ends[at + WINDOW - 1]] for at in doubtful.tolist()]
     target, total = count_words("\n".join(pieces), language)
     return 1 - (total - target + foreign) / count
+
+
+@functools.cache
+def _common() -> np.ndarray:
+    """Hashes of the commonest English words, in order. Not made at import: that takes a tenth of a second."""
+    return np.sort(np.concatenate([split(word).hashes for word in sorted(ENGLISH)]))
 
 
 def long_paragraph(candidate: Candidate, thresholds: Thresholds) -> str | None:

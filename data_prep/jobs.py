@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from data_prep import publishing, runs
-from data_prep.engine import EngineError
 from data_prep.rows import NoRowsError, Row
 from data_prep.sampling import ServerError
 
@@ -76,7 +75,7 @@ def run(
     log.info("building %s", work)
     try:
         figures = build(config, output_dir, **loaded)
-    except (OSError, ServerError, NoRowsError, EngineError) as error:  # a full disk, a dead server, nothing left
+    except (OSError, ServerError, NoRowsError, runs.EngineError) as error:  # a full disk, a dead server, nothing left
         log.error("error: %s; what is done is kept, the same command goes on", error)
         return 1
     values = dataclasses.asdict(config)
@@ -93,7 +92,10 @@ def choose(rows: list[Row], count: int, seed: int | str) -> list[Row]:
     return order[:count] if count else order
 
 
-def require_checkpoint(checkpoint: str) -> None:
-    """Raises FileNotFoundError for a local path without a model; a Hub id ("owner/name") is left to the Hub."""
-    if checkpoint.startswith(("outputs/", ".", "/")) and not (Path(checkpoint) / "config.json").is_file():
-        raise FileNotFoundError(f"{checkpoint}: no checkpoint (no config.json); run the stage that makes it first")
+def scaled(table: dict[str, int], total: int) -> dict[str, int]:
+    """The table's counts in proportion, rounded by largest remainder, so that they sum to ``total`` exactly."""
+    size = sum(table.values())
+    shares = {name: divmod(count * total, size) for name, count in table.items()}
+    left = total - sum(whole for whole, _ in shares.values())
+    largest = sorted(shares, key=lambda name: -shares[name][1])[:left]
+    return {name: whole + (name in largest) for name, (whole, _) in shares.items()}

@@ -63,13 +63,8 @@ def load(config: Mixture) -> dict[str, Any]:
 
 
 def quotas(total: int) -> dict[str, int]:
-    """Rows a domain: Table 5 scaled to ``total``, rounded by largest remainder, so that they sum to it exactly."""
-    size = sum(TABLE_5.values())
-    shares = {domain: divmod(count * total, size) for domain, count in TABLE_5.items()}
-    result = {domain: whole for domain, (whole, _) in shares.items()}
-    for domain in sorted(shares, key=lambda domain: -shares[domain][1])[: total - sum(result.values())]:
-        result[domain] += 1
-    return result
+    """Rows a domain: Table 5 scaled to ``total``."""
+    return jobs.scaled(TABLE_5, total)
 
 
 def plan(config: Mixture, parts: list[shards.Part], evaluation_items: decontaminate.Index) -> list[str]:

@@ -20,8 +20,7 @@ from pathlib import Path
 import rewards
 from data_prep import jobs, prompts, rows
 from data_prep.filters import Funnel
-from data_prep.rejection_sampling import JUDGING
-from data_prep.sampling import Decoding, Sample, Sampler, Server, ServerSettings, connect, open_model
+from data_prep.sampling import JUDGING, Decoding, Sample, Sampler, Server, ServerSettings, connect, open_model
 
 log = logging.getLogger(__name__)
 

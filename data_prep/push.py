@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import re
 import shlex
 import shutil
 import sys
@@ -20,7 +19,7 @@ from typing import Any
 
 from data_prep.hub import Files, HubError, Repository, push, read_back, require_write
 from data_prep.publishing import pushed
-from data_prep.runs import ConfigError
+from data_prep.runs import ConfigError, write_json
 
 log = logging.getLogger("data_prep.push")
 MODEL_FILES = (".safetensors", ".json", ".jsonl", ".jinja", ".txt", ".model", ".py")
@@ -91,9 +90,7 @@ def send(folder: Path, repository: Repository, arguments: argparse.Namespace) ->
 
 def note(folder: Path, record: dict[str, Any]) -> None:
     """hub.json: where a folder went, written whole or not at all."""
-    partial = folder / ".hub.json.partial"
-    partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    partial.replace(folder / "hub.json")
+    write_json(folder / "hub.json", record)
 
 
 # What lies in a folder
@@ -165,18 +162,10 @@ def data_files(folder: Path) -> Files:
     return files
 
 
-def configurations(files: Files) -> dict[str, list[str]]:
-    """Name -> Parquet files of each configuration: one a file, or one of all shards of a file."""
-    found: dict[str, list[str]] = {}
-    for name in sorted(name for name in files if name.endswith(".parquet")):
-        found.setdefault(re.sub(r"-\d{5}-of-\d{5}$", "", name.removesuffix(".parquet")), []).append(name)
-    return found
-
-
 def card_of_data(folder: Path, card: Path | None, scratch: Path) -> Files:
     """README.md, and stats.json where the rows are those of the contract: given, or made here."""
     from data_prep import cards, run_cards
-    from data_prep.rows import COLUMNS
+    from data_prep.rows import COLUMNS, configurations
 
     import pyarrow.parquet as pq
 
@@ -194,6 +183,8 @@ def card_of_data(folder: Path, card: Path | None, scratch: Path) -> Files:
 
 def compare_rows(back: Path, files: Files, cache: Path) -> None:
     """Raises HubError where a configuration, loaded as its card says, has other rows than the files here."""
+    from data_prep.rows import configurations
+
     from datasets import get_dataset_config_names, load_dataset
 
     groups = configurations(files)

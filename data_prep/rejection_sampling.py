@@ -18,13 +18,12 @@ from pathlib import Path
 import rewards
 from data_prep import engine, jobs, prompts, rows
 from data_prep.filters import FILTERS, Candidate, Funnel, Thresholds
-from data_prep.sampling import Decoding, Sampler, ServerSettings, connect, open_model
+from data_prep.sampling import JUDGING, Decoding, Sampler, ServerSettings, connect, open_model
 
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
 log = logging.getLogger(__name__)
-JUDGING = Decoding(max_tokens=1024, temperature=0.0)
 
 
 @dataclass(frozen=True)

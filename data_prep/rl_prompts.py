@@ -69,12 +69,8 @@ def load(config: RLPrompts) -> dict[str, list]:
 
 
 def quotas(total: int) -> dict[str, int]:
-    """Prompts a group: Table 4 scaled to ``total`` by largest remainder, so that they sum to it exactly."""
-    size = sum(TABLE_4.values())
-    shares = {group: divmod(count * total, size) for group, count in TABLE_4.items()}
-    left = total - sum(whole for whole, _ in shares.values())
-    largest = sorted(shares, key=lambda group: -shares[group][1])[:left]
-    return {group: whole + (group in largest) for group, (whole, _) in shares.items()}
+    """Prompts a group: Table 4 scaled to ``total``."""
+    return jobs.scaled(TABLE_4, total)
 
 
 def plan(config: RLPrompts, sources: list[sources.Wanted]) -> list[str]:

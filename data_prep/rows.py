@@ -8,8 +8,11 @@ must print; a row with verifier "judge" has a reference that only a generative j
 
 from __future__ import annotations
 
+import gzip
+import json
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +114,29 @@ def read_parquet(path: str | Path) -> list[Row]:
         return [record for file in files for record in pq.read_table(file).to_pylist()]
     except (pa.ArrowInvalid, OSError) as error:
         raise ValueError(f"{path}: not a readable Parquet file ({error}); delete it and run its stage again") from error
+
+
+def json_lines(path: str | Path) -> Iterator[tuple[int, Row | str]]:
+    """(number from 0, record) of each line of a .jsonl or .jsonl.gz file; in place of a record, what is wrong."""
+    number = -1
+    try:
+        with (gzip.open if str(path).endswith(".gz") else open)(path, "rb") as file:
+            for number, line in enumerate(file):
+                try:
+                    record = json.loads(line)
+                    yield number, record if isinstance(record, dict) else f"a {type(record).__name__}, not an object"
+                except ValueError as error:
+                    yield number, f"not JSON ({error})"
+    except (OSError, EOFError) as error:
+        yield number + 1, f"not readable on ({error})"
+
+
+def configurations(names: Iterable[str]) -> dict[str, list[str]]:
+    """Name -> Parquet files of each configuration of a data set: one a file, or one of all shards of a file."""
+    found: dict[str, list[str]] = {}
+    for name in sorted(name for name in names if name.endswith(".parquet")):
+        found.setdefault(re.sub(r"-\d{5}-of-\d{5}$", "", name.removesuffix(".parquet")), []).append(name)
+    return found
 
 
 def write_rows(path: str | Path, rows: Iterable[Row], sft: bool = False) -> None:

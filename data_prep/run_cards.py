@@ -10,11 +10,11 @@ from __future__ import annotations
 import io
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_prep import hub, prompts
+from data_prep import hub, prompts, runs
 from data_prep.rows import commercial
 
 import pyarrow.parquet as pq
@@ -60,7 +60,7 @@ def model_card(folder: Path, run: Path, hub_model_id: str) -> str:
         f"```python\n{snippet(folder, config, hub_model_id)}```",
         *_adapter_snippet(folder, hub_model_id),
         "## Training",
-        _table(("setting", "value"), [(key, config[key]) for key in _settings(config) if config.get(key) is not None]),
+        table(("setting", "value"), [(key, config[key]) for key in _settings(config) if config.get(key) is not None]),
         *_data(config),
         *_rewards(config),
         *_curves(folder),
@@ -108,11 +108,11 @@ def record_card(folder: Path, files: hub.Files, groups: dict[str, list[str]]) ->
         f"# {title(folder)}",
         f"Made by `{record.get('stage', folder.name)}` of an open reproduction of DeepSeek-R1.",
         "## Structure",
-        _table(("configuration", "rows", "columns"), lines),
+        table(("configuration", "rows", "columns"), lines),
         *([f"## {title(folder)}"] if measured else []),
         *(_measures(name, figures, {}) for name, figures in measured.items()),
         "## How it was made",
-        _table(("setting", "value"), [(k, json.dumps(v)) for k, v in record.get("config", {}).items()]),
+        table(("setting", "value"), [(k, json.dumps(v)) for k, v in record.get("config", {}).items()]),
         _hardware(record),
         "## Licences",
         f"Of its own rows: {', '.join(sorted(own)) or 'not stated'}. Of what it was made from:",
@@ -133,14 +133,9 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
-def is_here(place: str) -> bool:
-    """Whether a config means a path by it, and no Hub id."""
-    return place.startswith(("outputs/", ".", "/")) or place.count("/") > 1 or Path(place).exists()
-
-
 def hub_name(place: str | None) -> tuple[str | None, str | None, str | None]:
     """(Hub id, revision, path here) of what a config names: a folder, which may have been pushed, or a Hub id."""
-    if place and is_here(place):
+    if place and runs.is_here(place):
         pushed = read_json(Path(place) / "hub.json") or {}
         return pushed.get("id"), pushed.get("revision"), place
     return place or None, None, None
@@ -294,7 +289,7 @@ def _files(config: dict[str, Any]) -> list[Path]:
 def _column(path: Path, name: str) -> Counter:
     if name not in pq.read_schema(path).names:
         return Counter()
-    return Counter(str(value) for value in pq.read_table(path, columns=[name])[name].to_pylist())
+    return Counter(str(value) for value in pq.readtable(path, columns=[name])[name].to_pylist())
 
 
 def _languages(config: dict[str, Any]) -> set[str]:
@@ -313,13 +308,13 @@ def licences(run: Path) -> Iterator[tuple[str, dict[str, str]]]:
                 yield f"data `{path}`", {name: f"{n:,} rows of {sources}" for name, n in counts.items()}
             seen.add(path)
         for name in _sources(config):
-            if not is_here(name):
+            if not runs.is_here(name):
                 yield f"data `{name}`", {hub.stated_license("dataset", name): "as its card says"}
         parent = record.get("parent")
-        if parent and not is_here(parent):
+        if parent and not runs.is_here(parent):
             yield f"base `{parent}`", {hub.stated_license("model", parent): "as its card says"}
         record = read_json(Path(parent) / "run.json") if parent and str(parent) not in seen else None
-        if parent and is_here(parent) and record is None and str(parent) not in seen:
+        if parent and runs.is_here(parent) and record is None and str(parent) not in seen:
             yield f"base `{parent}`", {"unknown": "a folder without the record of a run"}
         seen.add(str(parent))
 
@@ -332,13 +327,13 @@ def _licence_text(stated: list[tuple[str, dict[str, str]]]) -> list[str]:
     ]
     closed = sorted({f"{what} ({name})" for what, name, free, _ in lines if free != "yes"})
     return [
-        _table(("of", "licence", "commercial use", "how much"), lines) or "Nothing that it came from states a licence.",
+        table(("of", "licence", "commercial use", "how much"), lines) or "Nothing that it came from states a licence.",
         f"**Not for commercial use, or not known to allow it:** {', '.join(closed)}." if closed else "",
     ]
 
 
 def _data(config: dict[str, Any]) -> list[str]:
-    lines = [f"- `{name}`" if is_here(name) else f"- [{name}](https://huggingface.co/datasets/{name})"
+    lines = [f"- `{name}`" if runs.is_here(name) else f"- [{name}](https://huggingface.co/datasets/{name})"
              for name in _sources(config)]  # fmt: skip
     return ["### Data", "\n".join(lines)] if lines else []
 
@@ -351,7 +346,7 @@ def _rewards(config: dict[str, Any]) -> list[str]:
     weights = config.get("reward_weights") or [1.0] * len(names)
     kwargs = config.get("reward_kwargs") or {}
     lines = [(name, weight, json.dumps(kwargs.get(name, {}))) for name, weight in zip(names, weights, strict=True)]
-    return ["### Rewards", _table(("reward", "weight", "settings"), lines)] if lines else []
+    return ["### Rewards", table(("reward", "weight", "settings"), lines)] if lines else []
 
 
 def _log(folder: Path) -> list[dict[str, Any]]:
@@ -374,7 +369,7 @@ def _curves(folder: Path) -> list[str]:
     if not lines:
         return []
     head = ("of the log", "first", "a quarter", "half", "three quarters", "last")
-    return ["### Curves", "![curves of the training log](curves.png)", _table(head, lines)]
+    return ["### Curves", "![curves of the training log](curves.png)", table(head, lines)]
 
 
 def curves(folder: Path) -> bytes | None:
@@ -401,7 +396,7 @@ def _hardware(record: dict[str, Any]) -> str:
         ("seconds of the try that finished", "seconds"), ("tries", "tries"), ("peak memory of a process, GB",
         "peak_rss_gb"), ("steps", "steps"), ("completion tokens trained", "completion_tokens_trained"))]  # fmt: skip
     lines += list((record.get("hardware") or {}).items()) + list((record.get("versions") or {}).items())
-    return _table(("", ""), [(name, value) for name, value in lines if value is not None])
+    return table(("", ""), [(name, value) for name, value in lines if value is not None])
 
 
 def _evaluations(folder: Path, run: Path) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
@@ -426,11 +421,12 @@ def _measures(name: str, figures: dict[str, Any], settings: dict[str, Any]) -> s
         about += f" pass@16 and cons@16: 16 samples of {settings.get('n_many', 'some')} of them."
     if any(figures.get(measure) is not None for measure in GENERAL):
         about += " Helpfulness, safety and refusals: of general prompts beside them."
-    return f"{about} Standard errors are over problems.\n\n" + _table(("measure", "value", "standard error"), lines)
+    return f"{about} Standard errors are over problems.\n\n" + table(("measure", "value", "standard error"), lines)
 
 
-def _table(head: tuple[str, ...], lines: list[tuple]) -> str:
+def table(head: Sequence[str], lines: Sequence[Sequence]) -> str:
+    """A Markdown table; "" where it has no lines."""
     if not lines:
         return ""
-    rows = [head, ("---",) * len(head), *lines]
+    rows = [head, ["---"] * len(head), *lines]
     return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows)

@@ -46,6 +46,16 @@ class MissingRunError(FileNotFoundError):
     """A run that is needed has not been made. The message names the command that makes it."""
 
 
+class EngineError(RuntimeError):
+    """Tasks of data_prep.engine were left undone, or what they left is of no use. The message says which, why, and
+    where to look."""
+
+
+def is_here(place: str) -> bool:
+    """Whether a setting means a path by it, and no Hub id."""
+    return place.startswith((OUTPUTS, ".", "/")) or place.count("/") > 1 or Path(place).exists()
+
+
 # Settings
 
 
@@ -251,12 +261,12 @@ def begin(output_dir: Path, fingerprint: str) -> Literal["done", "resume", "fres
         return "done"
     begun = _read_json(output_dir / "begun.json") or {}
     if begun.get("fingerprint") == fingerprint:
-        _write_json(output_dir / "begun.json", begun | {"begun": time.time(), "tries": begun["tries"] + 1})
+        write_json(output_dir / "begun.json", begun | {"begun": time.time(), "tries": begun["tries"] + 1})
         return "resume"
     if output_dir.is_dir():
         _wipe(output_dir, keep="samples")
     output_dir.mkdir(parents=True, exist_ok=True)
-    _write_json(output_dir / "begun.json", {"fingerprint": fingerprint, "begun": time.time(), "tries": 1})
+    write_json(output_dir / "begun.json", {"fingerprint": fingerprint, "begun": time.time(), "tries": 1})
     return "fresh"
 
 
@@ -267,7 +277,7 @@ def _wipe(output_dir: Path, keep: str = "") -> None:
         raise ValueError(
             f"{output_dir} holds files but no begun.json, so it is no run's folder: name another output_dir"
         )
-    _write_json(output_dir / "begun.json", {"fingerprint": None, "tries": 0})
+    write_json(output_dir / "begun.json", {"fingerprint": None, "tries": 0})
     (output_dir / "run.json").unlink(missing_ok=True)
     for path in output_dir.iterdir():
         if path.name in ("begun.json", keep):
@@ -297,7 +307,7 @@ def finish(output_dir: Path, fingerprint: str, **record: Any) -> None:
         "tries": begun.get("tries", 1),
         "peak_rss_gb": round(sum(usage) * unit / 2**30, 3),
     }
-    _write_json(output_dir / "run.json", filled | record)
+    write_json(output_dir / "run.json", filled | record)
 
 
 def forget(output_dir: Path) -> None:
@@ -335,7 +345,7 @@ def _read_json(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file whole or not at all, also when the machine stops."""
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("w", encoding="utf-8") as file:

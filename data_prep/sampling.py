@@ -29,6 +29,7 @@ from urllib.parse import urlsplit
 
 import rewards
 from data_prep.rows import read_parquet, write_parquet
+from data_prep.runs import write_json
 
 import httpx
 import pyarrow.parquet as pq
@@ -57,6 +58,9 @@ class Decoding:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+
+
+JUDGING = Decoding(max_tokens=1024, temperature=0.0)  # chosen: a verdict, and what leads to it
 
 
 class Batched(ABC):
@@ -122,9 +126,7 @@ class Batched(ABC):
             plan = {"fresh": not known, "places": [at for at, key in enumerate(keys) if key not in known]}
             if path and plan["places"]:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                partial = path.with_suffix(".partial")
-                partial.write_text(json.dumps(plan), encoding="utf-8")
-                partial.replace(path)
+                write_json(path, plan)
         later = set(range(len(keys))) - set(plan["places"])  # stored once; since then its file may have broken
         broken = [at for at in sorted(later) if keys[at] not in known]
         cut = [

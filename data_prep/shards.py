@@ -8,7 +8,6 @@ rows of one bucket, from all runs, into one file. So the order of the result is 
 
 from __future__ import annotations
 
-import gzip
 import json
 import logging
 from collections import Counter
@@ -157,7 +156,7 @@ def records(part: Part, folder: Path = Path()) -> Iterator[tuple[int, dict[str, 
     """(number, record) of each row of a part; in place of a record, what is wrong with it."""
     path = folder / part.path
     if path.suffix != ".parquet":
-        yield from _lines(path)
+        yield from rows.json_lines(path)
         return
     number = part.first
     try:
@@ -169,20 +168,6 @@ def records(part: Part, folder: Path = Path()) -> Iterator[tuple[int, dict[str, 
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         last = f" to {part.first + part.rows - 1}" if part.rows > 0 else " on"
         yield number, f"not readable{last} ({str(error).splitlines()[0]})"
-
-
-def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    number = -1
-    try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
-            for number, line in enumerate(file):
-                try:
-                    record = json.loads(line)
-                    yield number, record if isinstance(record, dict) else f"a {type(record).__name__}, not an object"
-                except ValueError as error:
-                    yield number, f"not JSON ({error})"
-    except (OSError, EOFError) as error:
-        yield number + 1, f"not readable on ({error})"
 
 
 class Keep(PipelineStep):

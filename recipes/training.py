@@ -49,8 +49,7 @@ def require_checkpoint(name_or_path: str | None, key: str = "model_name_or_path"
     """The checkpoint's name. Raises ConfigError where a directory is meant that holds no checkpoint."""
     if not name_or_path:
         raise ConfigError(f"{key} is missing: write the directory or the Hub id of the checkpoint to start from.")
-    looks_local = name_or_path.startswith(("outputs/", ".", "/")) or name_or_path.count("/") > 1
-    if (looks_local or Path(name_or_path).exists()) and not (Path(name_or_path) / "config.json").is_file():
+    if runs.is_here(name_or_path) and not (Path(name_or_path) / "config.json").is_file():
         raise ConfigError(
             f"{key}: {name_or_path} holds no checkpoint (no config.json). "
             "Run the stage that writes it first, or name another."

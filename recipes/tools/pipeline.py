@@ -22,7 +22,7 @@ from pathlib import Path
 
 from data_prep import runs
 from recipes.tools import report
-from recipes.tools.steps import Step, dependents, find_done, load_steps, require_names, shown
+from recipes.tools.steps import Step, dependents, find_done, load_steps, require_names, scale_folder, shown
 from recipes.tools.view import LiveView, PlainView
 
 import psutil
@@ -217,8 +217,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def run(arguments: argparse.Namespace) -> None:
     """Raises PipelineError, runs.ConfigError or runs.MissingRunError with what stands in the way."""
-    scale: str = arguments.scale
-    folder = Path(scale) if "/" in scale else Path(shown(runs.ROOT / "recipes" / "configs" / scale))
+    folder = scale_folder(arguments.scale)
     on_cpu = folder.name in CPU_SCALES
     steps = load_steps(folder, arguments.seed, arguments.accelerate_config)
     require_names(steps, [*(arguments.only or []), *([arguments.start] if arguments.start else [])])

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from data_prep import runs
+from recipes.tools.steps import scale_folder
 
 DEVIATIONS = 4
 
@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if len(set(arguments.seeds)) < 2:
         parser.error("--seeds: one run has no spread; write two or more different ones")
-    scale = Path(arguments.scale) if "/" in arguments.scale else runs.ROOT / "recipes" / "configs" / arguments.scale
+    scale = scale_folder(arguments.scale)
     root = Path("outputs") / f"{scale.name}_seeds"
     results = {}
     for seed in arguments.seeds:

@@ -115,6 +115,11 @@ def load_steps(folder: Path, seed: int | None, accelerate_config: Path) -> list[
     return _in_order(steps)
 
 
+def scale_folder(scale: str) -> Path:
+    """The folder of YAMLs that a name in recipes/configs, or a path, means."""
+    return Path(scale) if "/" in scale else Path(shown(runs.ROOT / "recipes" / "configs" / scale))
+
+
 def shown(path: Path) -> str:
     """The path as a person in this working directory would type it."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

@@ -147,7 +147,7 @@ def test_finished_tasks_are_not_done_again(tmp_path):
 def test_a_killed_worker_ends_the_job_instead_of_hanging_it(tmp_path):
     code = (
         "import logging, sys; from pathlib import Path; from data_prep import engine; from test_engine import Odd\n"
-        "logging.basicConfig(); engine.GRACE_S = 0.5\n"
+        "logging.basicConfig()\n"
         "engine.run([Odd(kill=True)], 4, Path('read'), engine.Executor(workers=2))"
     )
     path = {"PYTHONPATH": f"{ROOT}:{Path(__file__).parent}"}

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep import jobs, rows
-from data_prep.sampling import ServerError
+from data_prep.sampling import Sampler, ServerError
 
 import pytest
 
@@ -113,5 +113,5 @@ def test_choosing_depends_on_the_seed_only(row):
 
 def test_a_missing_checkpoint_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no checkpoint \(no config\.json\)"):
-        jobs.require_checkpoint(str(tmp_path))
-    jobs.require_checkpoint("Qwen/Qwen3-0.6B")
+        Sampler().require(str(tmp_path))
+    Sampler().require("Qwen/Qwen3-0.6B")
