@@ -289,7 +289,7 @@ def _files(config: dict[str, Any]) -> list[Path]:
 def _column(path: Path, name: str) -> Counter:
     if name not in pq.read_schema(path).names:
         return Counter()
-    return Counter(str(value) for value in pq.readtable(path, columns=[name])[name].to_pylist())
+    return Counter(str(value) for value in pq.read_table(path, columns=[name])[name].to_pylist())
 
 
 def _languages(config: dict[str, Any]) -> set[str]:
