@@ -131,6 +131,7 @@ class GRPOConfig(trl.GRPOConfig):
     logging_steps: float = 1  # chosen: one row of log.jsonl a step
     save_steps: float = 400  # chosen: as often as the reference is replaced, a multiple of the 16-step rollout window
     save_total_limit: int | None = 2  # chosen: the last, and the one before while the last is being written
+    seed: int = 0  # chosen: that of the data jobs, so that one number repeats a whole run
     log_completions: bool = True  # chosen: what the policy says is the best check of a reward
     num_completions_to_print: int | None = 0  # chosen: they are in completions/*.parquet; the console stays readable
 
@@ -179,6 +180,7 @@ class SFTConfig(trl.SFTConfig):
     logging_steps: float = 10  # chosen: TRL's default
     save_steps: float = 500  # chosen: TRL's default
     save_total_limit: int | None = 2  # chosen: the last, and the one before while the last is being written
+    seed: int = 0  # chosen: that of the data jobs, so that one number repeats a whole run
     rollout_window = 1  # nothing is sampled: every step can be resumed exactly
 
     def __post_init__(self):
@@ -199,6 +201,7 @@ class RewardConfig(trl.RewardConfig):
     logging_steps: float = 10  # chosen: TRL's default
     save_steps: float = 500  # chosen: TRL's default
     save_total_limit: int | None = 2  # chosen: the last, and the one before while the last is being written
+    seed: int = 0  # chosen: that of the data jobs, so that one number repeats a whole run
     rollout_window = 1  # nothing is sampled: every step can be resumed exactly
 
     def __post_init__(self):
