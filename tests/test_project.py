@@ -1,8 +1,7 @@
-"""The project as a whole: its floors, its pins, and what its README tells people to type."""
+"""The project as a whole: its floors and its pins."""
 
 import ast
 import re
-import shlex
 import subprocess
 import sys
 import tomllib
@@ -14,8 +13,6 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = {"rewards": (), "data_prep": ("rewards",), "recipes": ("rewards", "data_prep")}
-README = ROOT / "README.md"
-OWN_PATH = re.compile(r"(?:recipes|data_prep|rewards|accelerate_configs|tests|benchmarks|docs|\.ci)/[\w./-]+")
 
 
 def imports(path: Path) -> Iterator[tuple[str, bool]]:
@@ -100,45 +97,3 @@ def test_pips_resolver_agrees_with_the_pins(name: str) -> None:
 def test_the_fast_tests_and_the_slow_ones_are_told_apart_by_one_marker() -> None:
     markers = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]["markers"]
     assert [marker.split(":")[0] for marker in markers] == ["slow"]
-
-
-def commands() -> Iterator[str]:
-    """Every line of the README's shell blocks, continued lines joined, without remarks."""
-    for block in re.findall(r"```(?:bash|sh|shell|console)\n(.*?)```", README.read_text(encoding="utf-8"), re.S):
-        for line in block.replace("\\\n", " ").splitlines():
-            line = line.strip().removeprefix("$ ")
-            if line and not line.startswith("#"):
-                yield line
-
-
-def test_the_readmes_links_lead_somewhere() -> None:
-    text = re.sub(r"```.*?```", "", README.read_text(encoding="utf-8"), flags=re.S)
-    targets = [target.split("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", text)]
-    missing = [target for target in targets if target and "://" not in target and not (ROOT / target).exists()]
-    assert missing == []
-
-
-def test_the_readmes_commands_name_what_there_is() -> None:
-    goals = set(re.findall(r"^([a-z0-9]+):", (ROOT / "Makefile").read_text(), re.M))
-    wrong = []
-    for line in commands():
-        words = shlex.split(line, comments=True)
-        while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
-            words = words[1:]
-        if words[:1] == ["make"]:
-            wrong += [f"make {word}" for word in words[1:] if "=" not in word and word not in goals]
-        for before, word in zip(["", *words], words, strict=False):
-            if before == "-m" and word.split(".")[0] in FLOORS:
-                path = ROOT.joinpath(*word.split("."))
-                if not path.with_suffix(".py").exists() and not (path / "__main__.py").exists():
-                    wrong.append(f"python -m {word}")
-            elif OWN_PATH.fullmatch(word) and not (ROOT / word).exists():
-                wrong.append(word)
-    assert wrong == []
-
-
-def test_the_readmes_code_names_paths_that_there_are() -> None:
-    """Also in running text: `recipes/r1_zero.py` between backticks."""
-    text = README.read_text(encoding="utf-8")
-    named = re.findall(r"`([^`\s]+)`", text)
-    assert [name for name in named if OWN_PATH.fullmatch(name) and not (ROOT / name).exists()] == []
