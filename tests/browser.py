@@ -38,8 +38,8 @@ def chromium() -> Iterator["Chromium"]:
         pytest.skip("needs a Chromium (Debian: apt-get install chromium)")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         commands, replies = os.pipe(), os.pipe()
-        process = subprocess.Popen(  # it reads descriptor 3 and writes 4
-            ["sh", "-c", f'exec "$0" "$@" 3<&{commands[0]} 4>&{replies[1]}', binary, *FLAGS]
+        process = subprocess.Popen(  # it reads descriptor 3 and writes 4; dash knows one digit only
+            ["bash", "-c", f'exec "$0" "$@" 3<&{commands[0]} 4>&{replies[1]}', binary, *FLAGS]
             + [f"--user-data-dir={profile}", "about:blank"],
             pass_fds=(commands[0], replies[1]),
             stdin=subprocess.DEVNULL,
