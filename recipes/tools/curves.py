@@ -1,4 +1,4 @@
-"""The trained reward models against the world's own rules over RL for all scenarios, as figures and as a picture.
+"""The trained reward models against the world's own rules over RL for all scenarios.
 
 The paper's appendix B.5: trained long enough on a reward model, the policy learns to please it, and its reward rises
 while what the reward stands for does not. Here the rules are known, so that this can be seen: the gap opens and the
@@ -84,34 +84,3 @@ def _agreement(found: list[Scored]) -> dict[str, float | None]:
     except StatisticsError:
         agreed = None
     return {"gap": gap, "gap_stderr": stderr, "correlation": agreed, "n": len(found)}
-
-
-def draw_reward_models(curves: dict[str, Any] | None, path: Path) -> None:
-    """Draw what `reward_models` found as path.png and path.svg, a panel a model. Deletes earlier ones."""
-    pictures = [path.with_suffix(suffix) for suffix in (".png", ".svg")]
-    for picture in pictures:
-        picture.unlink(missing_ok=True)
-    if curves is None:
-        return
-    from matplotlib.figure import Figure  # loading it takes a second, and only drawing needs it
-
-    names = [name for name in RULES if name in curves]
-    figure = Figure(figsize=(5 * len(names), 4), layout="constrained")
-    panels = figure.subplots(1, len(names), sharex=True, sharey=True, squeeze=False)[0]
-    for panel, name in zip(panels, names, strict=True):
-        steps = [row for row in curves["steps"] if name in row]
-        for key, label, style in (
-            ("reward_model", "reward model", {"color": "#0b3c6f", "linestyle": "-", "marker": "o"}),
-            ("rule", "the world's rule", {"color": "#e08a2c", "linestyle": "--", "marker": "s"}),
-        ):
-            x, y = [row["step"] for row in steps], [row[name][key] for row in steps]
-            panel.plot(x, y, label=label, markersize=4, **style)
-        panel.set(title=name.capitalize(), xlabel="step", ylim=(-0.03, 1.03))  # whole markers at 0 and 1
-        panel.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
-        panel.grid(alpha=0.3)
-        panel.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel("mean score of a step's completions")
-    figure.suptitle("Reward models and the world's rules during RL for all scenarios")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
-    for picture in pictures:
-        figure.savefig(picture, dpi=150)

@@ -28,6 +28,7 @@ from rewards.language import count_words
 log = logging.getLogger("evaluate")
 
 WALKTHROUGH = "What is 2 + 3 * 4?"
+GROUP = 4  # samples of it, as many as the walkthrough works out
 MANY = 16  # samples a problem for pass@16 and cons@16
 
 
@@ -166,17 +167,18 @@ def reasoning_figures(records: list[dict], style: str) -> dict[str, Any]:
     }
 
 
-def many_figures(records: list[dict]) -> dict[str, float]:
-    """pass@16 and cons@16 of problems with 16 samples each."""
+def many_figures(records: list[dict]) -> dict[str, float | None]:
+    """pass@16 and cons@16 of problems with 16 samples each, with their standard errors."""
     problems: dict[str, list[dict]] = {}
     for record in records:
         problems.setdefault(record["id"], []).append(record)
     passed, agreed = [], []
     for drawn in problems.values():
         correct = [record["correct"] for record in drawn]
-        passed.append(pass_at_k(len(drawn), sum(correct), MANY))
-        agreed.append(majority_vote([record["answer"] for record in drawn], correct))
-    return {"pass@16": fmean(passed), "cons@16": fmean(agreed)}
+        passed.append([pass_at_k(len(drawn), sum(correct), MANY)])
+        agreed.append([majority_vote([record["answer"] for record in drawn], correct)])
+    (passes, passes_stderr), (votes, votes_stderr) = mean_and_stderr(passed), mean_and_stderr(agreed)
+    return {"pass@16": passes, "pass@16_stderr": passes_stderr, "cons@16": votes, "cons@16_stderr": votes_stderr}
 
 
 def general_figures(helpful: list[dict], harmless: list[dict], lookalike: list[dict]) -> dict[str, Any]:
@@ -240,7 +242,8 @@ def evaluate(checkpoint: Checkpoint, settings: Settings, output_dir: Path) -> di
         generations += helpful + harmless
     greedy = sampler.ask("walkthrough", [sets["walkthrough"]], 1, seed, 0.0, 1.0)
     figures["walkthrough"] = greedy[0]["completion"]
-    write_parquet(output_dir / "generations.parquet", generations + greedy)
+    group = sampler.ask("walkthrough_group", [sets["walkthrough"]], GROUP, seed, 1.0, 1.0)  # as RL samples it
+    write_parquet(output_dir / "generations.parquet", generations + greedy + group)
     return figures
 
 

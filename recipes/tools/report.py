@@ -1,8 +1,9 @@
 """Gathers the evaluations of a run of the pipeline: `python -m recipes.tools.report --scale outputs/cpu`.
 
-Writes `<scale>/report/results.json`, draws `reward_models.png` and `.svg` beside it, and prints the checkpoints, each
-one's answer to the walkthrough's question, and which of the paper's effects this run shows. With
-`--assert-thresholds FILE` the exit status is 1 where one is missing.
+Writes `<scale>/report/results.json`, prints the checkpoints, each one's answer to the walkthrough's question, and which
+of the paper's effects this run shows, and builds the page `<scale>/report/index.html` with a PNG of each picture beside
+it. It takes what is there, so also a run in progress or one that was cut off. With `--assert-thresholds FILE` the exit
+status is 1 where an effect is missing.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep import runs
-from recipes.tools import curves
+from recipes.tools import curves, page
 from recipes.tools.metrics import paired_difference, win_rate
 
 import pyarrow.parquet as pq
@@ -35,7 +36,7 @@ FIGURES = (
     # beyond the nine of the table
     "pass@1_at_temperature_1", "pass@1_at_temperature_1_stderr", "language_consistency_stderr",
     "reasoning_without_words", "answer_language", "truncated", "helpful_score_stderr", "safe_rate_stderr",
-    "refusals_of_harmless_stderr", "n_harmless", "completion_tokens_trained",
+    "refusals_of_harmless_stderr", "n_harmless", "completion_tokens_trained", "pass@16_stderr", "cons@16_stderr",
 )  # fmt: skip
 YARDSTICK = "sft_stage_2"  # the win rate is against it
 SHOWN = (
@@ -240,17 +241,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--scale", type=Path, default=Path("outputs/cpu"), help="outputs/<scale>")
     parser.add_argument("--assert-thresholds", type=Path, metavar="FILE", help="exit 1 where an effect falls short")
     arguments = parser.parse_args(argv)
+    if not arguments.scale.is_dir():
+        parser.exit(2, f"error: {arguments.scale} is not there: run `make r1`, or name another scale\n")
     found = Evaluations(arguments.scale)
-    if not found.figures:
-        parser.exit(2, f"error: no evaluation is finished in {arguments.scale}: run the pipeline first\n")
     results = build(arguments.scale, found, find_effects(found))
     path = arguments.scale / "report" / "results.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(results, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     os.replace(temporary, path)
-    curves.draw_reward_models(results["reward_models_over_training"], path.with_name("reward_models"))
-    show(results, Console() if sys.stdout.isatty() else Console(width=160))
+    if found.figures:
+        show(results, Console() if sys.stdout.isatty() else Console(width=160))
+    print(f"see {page.write(arguments.scale, results)}")
     if arguments.assert_thresholds:
         thresholds = json.loads(arguments.assert_thresholds.read_text(encoding="utf-8"))
         wrong = missing_effects(results, thresholds)

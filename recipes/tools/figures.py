@@ -1,0 +1,223 @@
+"""The report's pictures, drawn by matplotlib: a PNG of each for README and cards, and SVG for the page.
+
+A picture is a list of panels, each a function that draws on an Axes. All of them make up the PNG; for the page each
+panel is an SVG of its own, so that a narrow screen shows them one below the other. In the SVG every colour of COLOURS
+is a CSS variable, so that the page decides what is light and what is dark.
+"""
+
+import io
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+COLOURS = {  # on white; the page has another set for the dark
+    "ink": "#1d2329", "muted": "#68717c", "grid": "#dde1e6", "card": "#fefefe",
+    "blue": "#2463ab", "orange": "#c76a14", "green": "#2f7f52", "purple": "#7b4da5", "red": "#b53849",
+    "teal": "#16808c",
+}  # fmt: skip
+SERIES = ("blue", "orange", "green", "purple", "red", "teal")
+FONT = ["DejaVu Sans"]  # matplotlib brings it; browsers have it or Verdana, which is as wide
+STYLE = {
+    "font.family": FONT, "font.size": 9, "svg.fonttype": "none", "svg.hashsalt": "report", "axes.spines.top": False,
+    "axes.spines.right": False, "axes.edgecolor": COLOURS["muted"], "axes.titlesize": 10, "axes.titleweight": "bold",
+    "axes.titlelocation": "left", "axes.titlecolor": COLOURS["ink"], "axes.labelcolor": COLOURS["muted"],
+    "xtick.color": COLOURS["muted"], "ytick.color": COLOURS["muted"], "text.color": COLOURS["ink"],
+    "axes.grid": True, "grid.color": COLOURS["grid"], "grid.linewidth": 0.6, "axes.axisbelow": True,
+    "legend.frameon": False, "legend.fontsize": 8, "lines.linewidth": 1.6, "figure.constrained_layout.use": True,
+}  # fmt: skip
+
+Panel = Callable[[Any], None]  # draws on a matplotlib Axes
+
+
+def draw(path: Path, panels: Sequence[Panel], size: tuple[float, float] = (3.9, 2.5), columns: int = 3) -> list[str]:
+    """Writes path.png with all panels, `size` inches each, and returns each panel as SVG for the page."""
+    from matplotlib import rc_context  # loading it takes a second, and only drawing needs it
+    from matplotlib.figure import Figure
+
+    with rc_context(STYLE):
+        columns = min(columns, len(panels))
+        rows = -(-len(panels) // columns)
+        figure = Figure(figsize=(size[0] * columns, size[1] * rows))
+        places = figure.subplots(rows, columns, squeeze=False).flat
+        for panel, axes in zip(panels, places, strict=False):
+            panel(axes)
+        for axes in places[len(panels) :] if len(panels) < rows * columns else ():
+            axes.set_axis_off()
+        figure.savefig(path.with_suffix(".png"), dpi=150)
+        drawn = []
+        for panel in panels:
+            figure = Figure(figsize=size)
+            panel(figure.subplots())
+            content = io.StringIO()
+            figure.savefig(content, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+            drawn.append(_for_page(content.getvalue()))
+    return drawn
+
+
+def _for_page(svg: str) -> str:
+    """SVG to put into HTML: no prolog, no metadata, no ids that other pictures have too, colours as variables."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.S)
+    svg = re.sub(r' id="[a-z][a-z0-9.]*_\d+"', "", svg)
+    svg = re.sub(r'width="([\d.]+)pt" height="([\d.]+)pt"', "", svg, count=1)
+    for name, colour in COLOURS.items():
+        svg = re.sub(colour, f"var(--{name})", svg, flags=re.I)
+    return svg
+
+
+def curves(title: str, series: dict[str, Sequence[tuple[float, float]]], total: str = "", unit: str = "") -> Panel:
+    """Lines over steps, (step, value) points each; the one called `total` in ink. Where a line has many points, they
+    are faint and their running mean is drawn."""
+
+    def panel(axes: Any) -> None:
+        colours = iter(SERIES * 3)
+        for name, points in series.items():
+            x, y = [step for step, _ in points], [value for _, value in points]
+            colour = COLOURS["ink" if name == total else next(colours)]
+            width = len(y) // 12 if len(y) > 24 else 0
+            if width:
+                axes.plot(x, y, color=colour, alpha=0.25, linewidth=0.8)
+                y = [sum(near) / len(near) for near in (y[max(0, i - width) : i + width + 1] for i in range(len(y)))]
+            axes.plot(x, y, color=colour, label=name, marker="" if len(x) > 12 else "o", markersize=3)
+        axes.set_title(title)
+        axes.set(xlabel="step", ylabel=unit)
+        axes.margins(x=0.02)
+        axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1, nbins=6)
+        if len(series) > 1:
+            axes.legend(loc="best")
+
+    return panel
+
+
+def bars(title: str, rows: Sequence[tuple[str, Sequence[tuple[float, float | None] | None]]], names: Sequence[str],
+         top: float = 1.0) -> Panel:  # fmt: skip
+    """Horizontal bars, one group a row: (label, a (value, standard error) or None for each of `names`)."""
+
+    def panel(axes: Any) -> None:
+        high = 0.8 / len(names)
+        for at, name in enumerate(names):
+            places = [row + (at - (len(names) - 1) / 2) * high for row, (_, values) in enumerate(rows) if values[at]]
+            values = [values[at] for _, values in rows if values[at]]
+            errors = [error or 0.0 for _, error in values]
+            lengths = [value for value, _ in values]
+            style = {"error_kw": {"ecolor": COLOURS["ink"], "elinewidth": 1, "capsize": 2}} if any(errors) else {}
+            axes.barh(places, lengths, high * 0.9, color=COLOURS[SERIES[at]], label=name,
+                      xerr=errors if any(errors) else None, **style)  # fmt: skip
+            for place, length, error in zip(places, lengths, errors, strict=True):
+                said = f"{length:.2f}" if top == 1 else f"{length:g}"
+                axes.text(length + error + top * 0.015, place, said, va="center", fontsize=8, color=COLOURS["muted"])
+        axes.set_yticks(range(len(rows)), [label for label, _ in rows], color=COLOURS["ink"])
+        axes.set(xlim=(0, top * 1.14), ylim=(len(rows) - 0.5, -0.5))
+        axes.grid(axis="y", visible=False)
+        axes.tick_params(axis="y", length=0)
+        axes.set_title(title, x=0)
+        if len(names) > 1:
+            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=len(names))
+
+    return panel
+
+
+def scores(title: str, steps: Sequence[dict[str, Any]]) -> Panel:
+    """A reward model's mean score beside the world's rule: rows of `curves.reward_models` that have both."""
+
+    def panel(axes: Any) -> None:
+        x = [row["step"] for row in steps]
+        for key, label, colour, line in (
+            ("reward_model", "reward model", "blue", "-o"),
+            ("rule", "the world's rule", "orange", "--s"),
+        ):
+            axes.plot(x, [row[key] for row in steps], line, label=label, color=COLOURS[colour], markersize=3)
+        axes.set_title(title)
+        axes.set(xlabel="step", ylim=(-0.03, 1.03))  # whole markers at 0 and 1
+        axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+        axes.legend(loc="best")
+
+    return panel
+
+
+def budgets(title: str, series: Iterable[tuple[str, str, Sequence[tuple[float, float, float]]]], base: float) -> Panel:
+    """pass@1 over completion tokens: (name, a colour's name, (tokens, pass@1, standard error) points)."""
+
+    def panel(axes: Any) -> None:
+        for at, (name, colour, points) in enumerate(series):
+            x, y, spread = zip(*points, strict=True)
+            line = (":", "-", "--")[at % 3]
+            axes.errorbar(x, y, spread, label=name, color=COLOURS[colour], linestyle=line, marker="o", markersize=3,
+                          capsize=2)  # fmt: skip
+        axes.axhline(base, color=COLOURS["muted"], linewidth=1, label="its base")
+        axes.set_title(title)
+        axes.set(xlabel="completion tokens with a gradient", xlim=(0, None))
+        axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1e6:g}M" if x >= 1e6 else f"{x / 1e3:g}k")
+        axes.legend(loc="best", ncols=2)
+
+    return panel
+
+
+@dataclass(frozen=True)
+class Box:
+    """One run on the stage map. `time` is its place along the order of the stages, `lane` the one across."""
+
+    time: float
+    lane: float
+    title: str
+    lines: tuple[str, ...]  # what it has to show: one or two short figures
+    colour: str
+    done: bool = True
+    until: float | None = None  # the rail of a base: drawn from `time` to here
+
+
+def stage_map(path: Path, boxes: dict[str, Box], arrows: Sequence[tuple[str, str]]) -> tuple[str, str]:
+    """(SVG that runs from left to right, SVG that runs from the top down, for a phone); path.png is the first.
+
+    An arrow from a rail starts beside the box that it leads to.
+    """
+    (down, narrow), (across, wide) = (_map(boxes, arrows, vertical) for vertical in (True, False))
+    portrait = draw(path, [down], narrow)[0]
+    return draw(path, [across], wide)[0], portrait
+
+
+def _map(boxes: dict[str, Box], arrows: Sequence[tuple[str, str]], vertical: bool) -> tuple[Panel, tuple[float, float]]:
+    """(panel, its size in inches)."""
+    from matplotlib.patches import FancyBboxPatch
+
+    width, height = (1.55, 0.84) if vertical else (1.02, 0.98)  # of a box's place
+    half_x, half_y = width / 2 - 0.08, height / 2 - (0.12 if vertical else 0.16)
+
+    def place(time: float, lane: float) -> tuple[float, float]:
+        return (lane * width, time * height) if vertical else (time * width, lane * height)
+
+    size = place(1 + max(box.until or box.time for box in boxes.values()), 1 + max(box.lane for box in boxes.values()))
+
+    def panel(axes: Any) -> None:
+        axes.set_axis_off()
+        axes.set(xlim=(-width / 2, size[0] - width / 2), ylim=(size[1] - height / 2, -height / 2))
+        patches = {}
+        for name, box in boxes.items():
+            (left, top), (right, bottom) = place(box.time, box.lane), place(box.until or box.time, box.lane)
+            colour = COLOURS[box.colour]
+            patches[name] = FancyBboxPatch(
+                (left - half_x, top - half_y), right - left + 2 * half_x, bottom - top + 2 * half_y,
+                boxstyle="round,pad=0,rounding_size=0.08", facecolor=COLOURS["card"], edgecolor=colour,
+                linewidth=1.6 if box.done else 1, linestyle="-" if box.done else (0, (3, 2)),
+            )  # fmt: skip
+            axes.add_patch(patches[name])
+            middle = (left + right) / 2, (top + bottom) / 2
+            style = {"ha": "center", "va": "center", "linespacing": 1.05}
+            title_lines, lines = box.title.count("\n") + 1, len(box.lines)
+            total = 0.145 * (title_lines + lines)
+            at = middle[1] - total / 2
+            axes.text(
+                middle[0], at + 0.0725 * title_lines, box.title, fontsize=8.5, weight="bold", color=colour, **style
+            )
+            axes.text(middle[0], at + 0.145 * title_lines + 0.0725 * lines, "\n".join(box.lines), fontsize=8, **style)
+        for start, end in arrows:
+            if start in boxes and end in boxes:
+                origin = boxes[start]
+                time = origin.time if origin.until is None else boxes[end].time
+                arrow = {"arrowstyle": "-|>", "patchA": patches[start], "patchB": patches[end], "shrinkA": 1,
+                         "shrinkB": 1, "color": COLOURS["muted"], "linewidth": 1, "mutation_scale": 9}  # fmt: skip
+                axes.annotate("", place(boxes[end].time, boxes[end].lane), place(time, origin.lane), arrowprops=arrow)
+
+    return panel, size

@@ -1,0 +1,616 @@
+"""The report's page: one HTML file that needs no network, built from what lies in outputs/<scale>.
+
+Every part shows what is there, so that a run in progress or one that was cut off has a page, too. Text of models goes
+into it escaped, or as JSON that the page's script puts in as text; the page's own policy (Content-Security-Policy)
+lets no other script run and loads nothing.
+"""
+
+import base64
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from data_prep import prompts, runs
+from recipes.tools import figures
+from recipes.tools.evaluate import GROUP, WALKTHROUGH
+from recipes.tools.figures import Box
+from recipes.tools.steps import STAGES
+from recipes.tools.view import clock
+from rewards import (
+    accuracy_reward,
+    detect_language,
+    format_reward,
+    language_consistency_reward,
+    text_of,
+)
+from rewards.completion import prompt_text
+from rewards.format import FormatReward
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+TEMPLATE = Path(__file__).with_name("page.html")
+MOST_COMPLETIONS, MOST_BYTES = 2_000, 5_000_000
+GROUP_SHOWN = 16  # completions of one prompt in the browser: a group
+POINTS = 300  # of a line; more are averaged, so that a run of 10,000 steps fits
+LONG_TEXT = 4_000  # characters of an answer in the page itself
+
+# stage: (place in time, lane, title, colour, what it made is measured as); lanes: data, checkpoints, bases
+PLACES = {
+    "r1_zero": (0, 1, "R1-Zero", "blue", "r1_zero"),
+    "cold_start": (1, 0, "cold-start\ndata", "orange", None),
+    "cold_start_sft": (2, 1, "Dev1: SFT", "green", "cold_start_sft"),
+    "reasoning_rl": (3, 1, "Dev2: RL", "blue", "reasoning_rl"),
+    "reasoning_rl_no_language": (3, 0, "no language\nreward", "blue", "reasoning_rl_no_language"),
+    "rejection_sampling": (4, 0, "rejection\nsampling", "orange", None),
+    "general": (4, 1, "general\ndata", "orange", None),
+    "mixture": (5, 0, "mixture", "orange", None),
+    "sft_stage_2": (6, 1, "Dev3: SFT", "green", "sft_stage_2"),
+    "preferences": (7, 0, "preferences", "orange", None),
+    "reward_models": (8, 0, "reward\nmodels", "purple", None),
+    "all_scenarios_rl": (9, 1, "R1: RL", "blue", "r1"),
+    "distillation": (10, 0, "distillation\nset", "orange", None),
+    "student_rl": (10, 1, "student\nby RL", "blue", "student_rl"),
+    "distill": (11, 1, "distilled\nstudent", "green", "student_distilled"),
+    "base": (0, 2, "base", "muted", "base"),
+    "student_base": (10, 2, "the student's base", "muted", "student_base"),
+}
+RAILS = {"base": 6, "student_base": 11}  # until which place in time something starts from it
+ARROWS = (
+    ("base", "r1_zero"), ("base", "cold_start"), ("r1_zero", "cold_start"), ("base", "cold_start_sft"),
+    ("cold_start", "cold_start_sft"), ("cold_start_sft", "reasoning_rl"),
+    ("cold_start_sft", "reasoning_rl_no_language"), ("reasoning_rl", "rejection_sampling"),
+    ("reasoning_rl", "general"), ("rejection_sampling", "mixture"), ("general", "mixture"),
+    ("mixture", "sft_stage_2"), ("base", "sft_stage_2"), ("sft_stage_2", "preferences"),
+    ("preferences", "reward_models"), ("reward_models", "all_scenarios_rl"), ("sft_stage_2", "all_scenarios_rl"),
+    ("all_scenarios_rl", "distillation"), ("distillation", "distill"), ("student_base", "distill"),
+    ("student_base", "student_rl"),
+)  # fmt: skip
+NAMES = {  # of a checkpoint
+    "base": "base", "r1_zero": "R1-Zero", "cold_start_sft": "Dev1 (cold-start SFT)", "reasoning_rl": "Dev2 (RL)",
+    "reasoning_rl_no_language": "Dev2 without language reward", "sft_stage_2": "Dev3 (SFT)", "r1": "R1",
+    "student_base": "student's base", "student_rl": "student by RL", "student_distilled": "distilled student",
+}  # fmt: skip
+FIGURES = (  # column of the table, key in results.json
+    ("pass@1", "pass@1"), ("T = 1", "pass@1_at_temperature_1"), ("pass@16", "pass@16"), ("cons@16", "cons@16"),
+    ("format", "format_rate"), ("language", "language_consistency"), ("tokens", "mean_completion_tokens"),
+    ("helpful (0-3)", "helpful_score"), ("wins", "helpful_win_rate"), ("safe", "safe_rate"),
+    ("refused look-alikes", "refusals_of_harmless"),
+)  # fmt: skip
+# The paper's own: v2 tables 3, 8, 15 and 16, section E.4 and figure 1. AIME 2024 pass@1 and majority vote (of 16 for
+# R1-Zero, else of 64), MATH-500, GPQA Diamond, LiveCodeBench, AlpacaEval 2.0, ArenaHard.
+PAPER_COLUMNS = ("AIME 2024", "cons@k", "MATH-500", "GPQA-D", "LiveCodeBench", "AlpacaEval", "ArenaHard")
+PAPER = {
+    "base": ("DeepSeek-V3-Base", 15.6, None, None, None, None, None, None),
+    "r1_zero": ("R1-Zero", 77.9, 86.7, 95.9, 75.8, 50.0, 24.7, 53.6),
+    "cold_start_sft": ("Dev1", 59.0, None, 94.2, 66.1, 57.5, 50.1, 77.0),
+    "reasoning_rl": ("Dev2", 74.0, None, 95.9, 70.7, 63.5, 55.8, 73.2),
+    "sft_stage_2": ("Dev3", 78.1, None, 95.4, 71.2, 64.6, 62.1, 75.6),
+    "r1": ("R1", 79.8, 86.7, 97.3, 71.5, 65.9, 87.6, 92.3),
+    "student_rl": ("Qwen2.5-32B by RL", 47.0, 60.0, 91.6, 55.0, 40.2, None, None),
+    "student_distilled": ("Qwen2.5-32B distilled", 72.6, 83.3, 94.3, 62.1, 57.2, None, None),
+}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A run's folder as it is now. `record` is its run.json, None while it is not finished; `log` the rows of
+    log.jsonl."""
+
+    name: str
+    folder: Path
+    begun: bool
+    record: dict[str, Any] | None
+    log: list[dict[str, Any]]
+
+    @property
+    def is_rl(self) -> bool:
+        return (self.folder / "completions").is_dir() or any("reward" in row for row in self.log)
+
+    @property
+    def state(self) -> str:
+        if self.record:
+            return clock(self.record["seconds"])
+        if self.log:
+            return f"step {self.log[-1]['step']}/{self.log[-1]['max_steps']}"
+        return "begun" if self.begun else ""
+
+    def line(self, key: str) -> list[tuple[float, float]]:
+        """(step, value) of one metric where it is a number."""
+        found = [(row["step"], row.get(key)) for row in self.log]
+        return thin([(step, value) for step, value in found if value is not None and math.isfinite(value)])
+
+
+def read_stage(folder: Path) -> Stage:
+    """What is there of a run, finished or not."""
+    try:
+        record = runs.read(folder)
+    except runs.MissingRunError:
+        record = None
+    path = folder / "log.jsonl"
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    log = [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]  # the last may be half
+    return Stage(folder.name, folder, (folder / "begun.json").exists(), record, log)
+
+
+def thin(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """At most POINTS of them: means of neighbours where there are more."""
+    size = -(-len(points) // POINTS)
+    if size <= 1:
+        return points
+    parts = [points[at : at + size] for at in range(0, len(points), size)]
+    return [(part[-1][0], fmean(value for _, value in part)) for part in parts]
+
+
+def write(scale_dir: Path, results: dict[str, Any]) -> Path:
+    """Builds outputs/<scale>/report/index.html, and PNGs of its pictures, from what is on disk and `results`, the
+    content of results.json. Returns its path."""
+    report = scale_dir / "report"
+    for old in report.glob("*.png"):
+        old.unlink()
+    stages = {name: read_stage(scale_dir / name) for name, _ in STAGES}
+    rl = [stage for stage in stages.values() if stage.is_rl]
+    evaluations = {name: read_stage(scale_dir / f"evaluate_{name}") for name in NAMES}
+    measured = {name: results["checkpoints"].get(name) or results["ablations"].get(name) or {} for name in NAMES}
+    sections = [
+        ("map", "Stages", _map(report, stages, measured)),
+        ("checkpoints", "Checkpoints", _checkpoints(report, measured)),
+        ("effects", "The paper's effects", _effects(results)),
+        ("question", WALKTHROUGH, _question(evaluations)),
+        ("rl", "Reinforcement learning", "".join(_rl_stage(report, stage) for stage in rl)),
+        ("reward-models", "Reward models", _reward_models(report, results["reward_models_over_training"])),
+        ("distillation", "Distillation and RL", _distillation(report, scale_dir, measured)),
+        ("funnels", "Data", "".join(_funnels(stages.values()))),
+        ("time", "Time", _time([*stages.values(), *evaluations.values()], results)),
+    ]
+    body = "".join(
+        f'<section id="{name}"><h2>{escape(title)}</h2>{content or "<p>Nothing of it is there yet.</p>"}</section>'
+        for name, title, content in sections
+    )
+    links = [*((name, title) for name, title, _ in sections), ("completions", "Completions")]
+    script = re.search(r"<script>(.*?)</script>", TEMPLATE.read_text(encoding="utf-8"), re.S)[1]
+    content = {
+        "policy": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        "title": f"DeepSeek-R1 at the scale {escape(results['scale'])}",
+        "links": "".join(f'<a href="#{name}">{escape(title)}</a>' for name, title in links),
+        "lead": _lead(stages, results),
+        "sections": body,
+    }
+    room = MOST_BYTES - len(TEMPLATE.read_bytes()) - sum(len(part.encode()) for part in content.values())
+    content["completions"] = embedded(_completions(rl, evaluations.values()), room)
+    page = prompts.fill(TEMPLATE.read_text(encoding="utf-8"), **content)
+    path = report / "index.html"
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(page, encoding="utf-8")
+    temporary.replace(path)
+    return path
+
+
+# Sections
+
+
+def _lead(stages: dict[str, Stage], results: dict[str, Any]) -> str:
+    def figure(name: str, key: str) -> str:
+        return number(results["checkpoints"][name][key])
+
+    done = sum(stage.record is not None for stage in stages.values())
+    open_ = [stage.name for stage in stages.values() if stage.begun and not stage.record]
+    shown = [effect["reproduced"] for effect in results["effects"]]
+    tiles = [
+        (" → ".join(figure(name, "pass@1") for name in ("base", "r1_zero", "r1")), "pass@1 of base, R1-Zero, R1"),
+        (f"{shown.count(True)} of {len(shown)}", "of the paper's effects shown"),
+        (clock(results["wall_seconds"]) or "–", "minutes in all"),
+        (f"{results['peak_rss_gb']:.1f} GB" if results["peak_rss_gb"] else "–", "memory at most"),
+        (f"{done} of {len(stages)}", "stages and data jobs done"),
+    ]
+    unfinished = f'<p class="note">Not finished: {escape(", ".join(open_))}.</p>' if open_ else ""
+    return "".join(f"<div><b>{value}</b>{escape(what)}</div>" for value, what in tiles) + unfinished
+
+
+def _map(report: Path, stages: dict[str, Stage], measured: dict[str, dict[str, Any]]) -> str:
+    boxes = {}
+    for name, (time, lane, title, colour, checkpoint) in PLACES.items():
+        stage = stages[name]
+        lines = [_made(stage), stage.state]
+        if checkpoint and measured[checkpoint].get("pass@1") is not None:
+            lines[0] = f"pass@1 {measured[checkpoint]['pass@1']:.2f}"
+        boxes[name] = Box(
+            time, lane, title, tuple(filter(None, lines)), colour, stage.record is not None, RAILS.get(name)
+        )
+    wide, narrow = figures.stage_map(report / "stages", boxes, ARROWS)
+    return f"""<p>Each box is a run: <b class="blue">reinforcement learning</b>, <b class="green">supervised
+        fine-tuning</b>, <b class="orange">a data job</b>, with what it made and how long it took. Dashed: not
+        finished.</p><div class="wide">{wide}</div><div class="narrow">{narrow}</div>"""
+
+
+def _made(stage: Stage) -> str:
+    """The rows that a data job wrote."""
+    record = stage.record or {}
+    if "parent" not in record and isinstance(record.get("rows"), int):
+        return f"{record['rows']:,} rows"
+    kept = [funnel["kept"] for _, funnel in find_funnels(record)]
+    return f"{sum(kept):,} rows" if kept and "parent" not in record else ""
+
+
+def _checkpoints(report: Path, measured: dict[str, dict[str, Any]]) -> str:
+    found = {name: values for name, values in measured.items() if values.get("pass@1") is not None}
+    if not found:
+        return ""
+
+    def level(values: dict[str, Any], key: str) -> tuple[float, float | None] | None:
+        return None if values.get(key) is None else (values[key], values.get(f"{key}_stderr"))
+
+    ours = [(NAMES[name], [level(values, "pass@1"), level(values, "cons@16")]) for name, values in found.items()]
+    paper = [(row[0], [(row[1], None), row[2] and (row[2], None)]) for row in PAPER.values()]
+    pictures = figures.draw(
+        report / "checkpoints",
+        [
+            figures.bars("This run: held-out problems", ours, ("pass@1", "cons@16")),
+            figures.bars("The paper: AIME 2024", paper, ("pass@1", "cons@k"), top=100),
+        ],
+        size=(5.2, 0.6 + 0.36 * len(NAMES)),
+    )
+    rows = [
+        [NAMES[name], *(number(values.get(key), values.get(f"{key}_stderr")) for _, key in FIGURES)]
+        for name, values in found.items()
+    ]
+    ours_table = table(("checkpoint", *(title for title, _ in FIGURES)), rows)
+    paper_rows = [[row[0], *("" if value is None else f"{value:g}" for value in row[1:])] for row in PAPER.values()]
+    first = next(iter(found.values()))
+    return f"""{charts(pictures)}
+        <p>Ours: {first["n_problems"] or "?"} held-out problems of this scale, {first["k"] or "?"} samples each at
+        temperature 0.6 and top-p 0.95; bars are one standard error, clustered by problem. Theirs: the full models on
+        AIME 2024. Sizes and problems differ, so compare what a stage adds, not the levels.</p>
+        {ours_table}
+        <h3>The paper's table</h3>{table(("model", *PAPER_COLUMNS), paper_rows)}
+        <p class="note">arXiv 2501.12948v2, tables 3, 8, 15 and 16, section E.4 and figure 1; AlpacaEval 2.0 with length
+        control.</p>"""
+
+
+def _effects(results: dict[str, Any]) -> str:
+    said = {True: '<b class="green">shown</b>', False: '<b class="red">not shown</b>', None: "not measured"}
+    rows = [
+        [escape(effect["name"]), escape(effect["aim"]), number(effect["figure"], effect["stderr"]),
+         said[effect["reproduced"]]]
+        for effect in results["effects"]
+    ]  # fmt: skip
+    return table(("effect", "aim", "this run", ""), rows)
+
+
+def _question(evaluations: dict[str, Stage]) -> str:
+    """What each checkpoint says to the walkthrough's question, and a group's rewards and advantages worked out."""
+    parts = []
+    for name, evaluation in evaluations.items():
+        if evaluation.record is None:
+            continue
+        rows = pq.read_table(
+            evaluation.folder / "generations.parquet",
+            columns=["set", "completion", "correct"],
+            filters=[("set", "in", ["walkthrough", "walkthrough_group"])],
+        ).to_pylist()
+        greedy = next(row for row in rows if row["set"] == "walkthrough")
+        group = [row["completion"] for row in rows if row["set"] == "walkthrough_group"]
+        mark = '<b class="green">right</b>' if greedy["correct"] else '<b class="red">wrong</b>'
+        style = evaluation.record["config"]["style"]
+        worked = worked_group(group, style) if group else "<p>No group was sampled.</p>"
+        parts.append(
+            f"""<details{" open" if name in ("r1_zero", "r1") else ""}><summary><b>{escape(NAMES[name])}</b> {mark}
+            <code>{text(greedy["completion"])}</code></summary>{worked}</details>"""
+        )
+    if not parts:
+        return ""
+    return f"""<p>No stage trains on this question. The line is the most likely answer; below it {GROUP} samples at
+        temperature 1, scored by the rule rewards and turned into advantages as GRPO does within a group: what is above
+        the group's mean becomes more likely, what is below less.</p>{"".join(parts)}"""
+
+
+def worked_group(completions: list[str], style: str) -> str:
+    """Rewards (the paper's: added up with the same weight), mean, spread and advantages of one group, as HTML."""
+    columns = {"answer": ["14"], "question": [WALKTHROUGH], "language": ["en"]}
+    columns = {name: value * len(completions) for name, value in columns.items()}
+    scorers = {"accuracy": accuracy_reward, "format": FormatReward(style)}
+    if style != format_reward.style:
+        scorers["language"] = language_consistency_reward
+    scores = {name: [float(x) for x in scorer(completions=completions, **columns)] for name, scorer in scorers.items()}
+    rewards = [sum(values) for values in zip(*scores.values(), strict=True)]
+    mean, spread = fmean(rewards), stdev(rewards) if len(rewards) > 1 else 0.0
+    samples = []
+    for at, (completion, reward) in enumerate(zip(completions, rewards, strict=True)):
+        advantage = (reward - mean) / (spread + 1e-4)
+        added = " + ".join(f"{name} {scores[name][at]:g}" for name in scores)
+        colour = "green" if advantage > 0 else "red" if advantage < 0 else "muted"
+        samples.append(
+            f"""<li><code>{text(completion)}</code><div>{added} = <b>{reward:.3g}</b>; advantage ({reward:.3g} −
+            {mean:.3g}) / ({spread:.3g} + 0.0001) = <b class="{colour}">{advantage:+.3f}</b></div></li>"""
+        )
+    total = " + ".join(f"{reward:.3g}" for reward in rewards)
+    flat = " All are alike, so this group teaches nothing." if spread == 0 else ""
+    return f"""<ol class="group">{"".join(samples)}</ol><p>mean ({total}) / {len(rewards)} = <b>{mean:.3g}</b>; spread
+        (standard deviation) <b>{spread:.3g}</b>.{flat}</p>"""
+
+
+def _rl_stage(report: Path, stage: Stage) -> str:
+    parts = {
+        key.split("/")[1].removesuffix("_reward").replace("_", " "): stage.line(key)
+        for key in dict.fromkeys(key for row in stage.log for key in row)
+        if key.startswith("rewards/") and key.endswith("/mean")
+    }
+    parts = {name: points for name, points in parts.items() if points}
+    language = parts.get("language consistency") or language_share(stage)
+    lines = (
+        ("Reward by part", {"reward": stage.line("reward")} | parts, ""),
+        ("Accuracy", {"accuracy": parts.get("accuracy", [])}, ""),
+        ("Length", {"length": stage.line("completions/mean_length")}, "tokens"),
+        ("Share of the question's language", {"share": language}, ""),
+        ("KL from the reference", {"kl": stage.line("kl")}, ""),
+        ("Entropy", {"entropy": stage.line("entropy")}, ""),
+        ("Groups with all rewards alike", {"share": stage.line("frac_reward_zero_std")}, ""),
+    )
+    panels = [figures.curves(title, series, "reward", unit) for title, series, unit in lines if any(series.values())]
+    name = escape(_title(stage.name))
+    if not panels:
+        return f"<h3>{name}</h3><p>Nothing is logged yet.</p>"
+    first, last = stage.log[0], stage.log[-1]
+    pictures = charts(figures.draw(report / stage.name, panels))
+    return f"""<h3>{name}</h3><p>{last["step"]} of {last["max_steps"]} steps; reward {number(first.get("reward"))} at
+        the start, {number(last.get("reward"))} at the end. <a href="#completions?stage={stage.name}">Read what it
+        said</a></p>{pictures}"""
+
+
+def language_share(stage: Stage) -> list[tuple[float, float]]:
+    """(step, mean share of the question's language in the reasoning), from what was said, for a stage that is not
+    rewarded for it."""
+    found = []
+    for path in evenly(completion_files(stage), 40):
+        rows = read_completions(path)
+        asked = [question(row["prompt"]) for row in rows]
+        scored = language_consistency_reward(
+            completions=[row["completion"] for row in rows], language=[detect_language(one) for one in asked]
+        )
+        shares = [share for share in scored if share is not None]
+        if shares:
+            found.append((rows[0]["step"], fmean(shares)))
+    return found
+
+
+def _reward_models(report: Path, found: dict[str, Any] | None) -> str:
+    if not found:
+        return ""
+    names = [name for name in found if name != "steps"]
+    panels = [
+        figures.scores(name.capitalize(), [{"step": row["step"]} | row[name] for row in found["steps"] if name in row])
+        for name in names
+    ]
+    return f"""<p>The trained reward models beside the rules that they stand for, while R1 is trained on them (the
+        paper's B.5): where the two part, the policy pleases the model and no longer serves its purpose.</p>
+        {charts(figures.draw(report / "reward_models", panels))}"""
+
+
+def _distillation(report: Path, scale_dir: Path, measured: dict[str, dict[str, Any]]) -> str:
+    names = ("student_base", "student_rl", "student_distilled")
+    found = [name for name in names if measured[name].get("pass@1") is not None]
+    if not found:
+        return ""
+    ours = [(NAMES[name], [(measured[name]["pass@1"], measured[name]["pass@1_stderr"])]) for name in found]
+    paper = [(PAPER[name][0], [(PAPER[name][1], None)]) for name in names[1:]]
+    panels = [
+        figures.bars("This run: pass@1", ours, ("pass@1",)),
+        figures.bars("The paper: AIME 2024, pass@1", paper, ("pass@1",), top=100),
+    ]
+    bench = scale_dir / "bench" / "distillation.json"
+    if bench.exists():
+        panels.append(_bench(json.loads(bench.read_text(encoding="utf-8"))))
+    tokens = {name: measured[name].get("completion_tokens_trained") for name in found}
+    spent = "; ".join(f"{NAMES[name]} {value:,}" for name, value in tokens.items() if value)
+    return f"""<p>The same small base, taught by R1's answers or by reinforcement learning of its own. Completion tokens
+        with a gradient: {escape(spent) or "not recorded"}.</p>
+        {charts(figures.draw(report / "distillation", panels, size=(4.6, 2.4)))}"""
+
+
+def _bench(found: dict[str, Any]) -> figures.Panel:
+    """The curves of benchmarks/distillation.py."""
+    series = [
+        (f"{method}, {rate}", colour, [(row["tokens"], row["pass@1"], row["pass@1_stderr"] or 0.0) for row in rows])
+        for method, colour in (("distillation", "green"), ("rl", "blue"))
+        for rate, rows in found[method].items()
+    ]
+    return figures.budgets("By tokens and learning rate", series, found["student_base"])
+
+
+def _funnels(stages: Iterable[Stage]) -> Iterator[str]:
+    for stage in stages:
+        for labels, funnel in find_funnels(stage.record or {}):
+            seen = funnel["seen"] or 1
+            steps = [("seen", funnel["seen"], "blue")]
+            steps += [
+                (f"− {name.replace('_', ' ')}", count, "red") for name, count in funnel["dropped"].items() if count
+            ]
+            steps.append(("kept", funnel["kept"], "green"))
+            bars = "".join(bar(label, count / seen, f"{count:,}", colour) for label, count, colour in steps)
+            title = ": ".join([_title(stage.name), *(label.replace("_", " ") for label in labels)])
+            yield f"<h3>{escape(title)}</h3>{bars}"
+
+
+def find_funnels(record: Any, labels: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
+    """(where it stands in the record, funnel) for each count of what was seen, dropped and kept."""
+    if isinstance(record, dict):
+        if {"seen", "dropped", "kept"} <= record.keys():
+            yield labels, record
+        else:
+            for name, part in record.items():
+                yield from find_funnels(part, labels if name in ("ways", "funnel") else (*labels, name))
+
+
+def _time(stages: Sequence[Stage], results: dict[str, Any]) -> str:
+    spent = [(stage, stage.record["seconds"], stage.record["tries"]) for stage in stages if stage.record]
+    if not spent:
+        return ""
+    longest, total = max(seconds for _, seconds, _ in spent), sum(seconds for _, seconds, _ in spent)
+    bars = "".join(
+        bar(
+            _title(stage.name), seconds / longest, clock(seconds) + (f", {tries} tries" if tries > 1 else ""),
+            "muted" if stage.name.startswith("evaluate_") else PLACES.get(stage.name, (0, 0, "", "orange", None))[3],
+        )
+        for stage, seconds, tries in spent
+    )  # fmt: skip
+    wall = f" in {clock(results['wall_seconds'])} of the clock" if results["wall_seconds"] else ""
+    return f"<p>{clock(total)} (minutes:seconds) of work{wall}; what could run side by side did.</p>{bars}"
+
+
+# The completions browser
+
+
+def _completions(rl: list[Stage], evaluations: Iterable[Stage]) -> list[dict[str, Any]]:
+    """At most MOST_COMPLETIONS, a fair share of each stage: whole groups at steps spread over the training, and one
+    sample each of held-out prompts."""
+    tested = [stage for stage in evaluations if stage.record]
+    share = MOST_COMPLETIONS // max(3 * len(rl) + len(tested), 1)
+    found: list[dict[str, Any]] = []
+    for stage in rl:
+        weights = _weights(stage)
+        for path in evenly(completion_files(stage), 3 * share // GROUP_SHOWN):
+            rows = read_completions(path)
+            group = [row for row in rows if row["prompt"] == rows[0]["prompt"]][:GROUP_SHOWN]
+            found += [_trained(stage.name, row, weights) for row in group]
+    columns = ["set", "question", "language", "completion", "correct", "helpful_score", "safe"]
+    for stage in tested:
+        rows = pq.read_table(
+            stage.folder / "generations.parquet",
+            columns=columns,
+            filters=[("set", "in", ["reasoning", "helpful", "harmless"]), ("sample", "=", 0)],
+        ).to_pylist()
+        found += [_tested(stage.name, row) for row in evenly(rows, share)]
+    return found
+
+
+def _trained(stage: str, row: dict[str, Any], weights: dict[str, float]) -> dict[str, Any]:
+    scores = {
+        name.removesuffix("_reward"): value
+        for name, value in row.items()
+        if name.endswith("_reward") and value is not None and math.isfinite(value)
+    }
+    right = next((scores[name] == 1 for name in ("accuracy", "code") if name in scores), None)
+    reward = sum(weights.get(name, 1.0) * value for name, value in scores.items())
+    asked, advantage = question(row["prompt"]), row.get("advantage")
+    return _shown(stage, asked, text_of(row["completion"]), detect_language(asked), right, scores) | {
+        "step": row["step"],
+        "reward": round(reward, 4),
+        "advantage": round(advantage, 3) if advantage is not None and math.isfinite(advantage) else None,
+    }
+
+
+def _tested(stage: str, row: dict[str, Any]) -> dict[str, Any]:
+    scores = {"helpful score": row["helpful_score"], "safe": row["safe"] if row["safe"] is None else float(row["safe"])}
+    scores = {name: value for name, value in scores.items() if value is not None}
+    return _shown(stage, row["question"], row["completion"], row["language"], row["correct"], scores)
+
+
+def _shown(
+    stage: str, asked: str, said: str, language: str, right: bool | None, scores: dict[str, float]
+) -> dict[str, Any]:
+    head, closing, tail = said.rpartition("</think>")
+    fold, rest = (head + closing, tail) if closing else (said, "") if "<think>" in said else ("", said)
+    return {
+        "stage": stage, "question": asked, "reasoning": fold, "text": rest, "language": language, "right": right,
+        "scores": {name.replace("_", " "): round(value, 3) for name, value in scores.items()},
+    }  # fmt: skip
+
+
+def _weights(stage: Stage) -> dict[str, float]:
+    config = (stage.record or {}).get("config", {})
+    names = [name.rpartition(".")[2].removesuffix("_reward") for name in config.get("reward_funcs") or []]
+    return dict(zip(names, config.get("reward_weights") or [], strict=False))
+
+
+def embedded(completions: list[dict[str, Any]], room: int) -> str:
+    """JSON for a script element, in at most `room` bytes: long texts lose their middle, then completions go."""
+    longest = 1 << 20
+    while True:
+        cut = [
+            one | {key: shorten(one[key], longest) for key in ("question", "reasoning", "text")} for one in completions
+        ]
+        content = json.dumps(cut, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        for character in "<>&\u2028\u2029":  # nothing in it can end the element or open another
+            content = content.replace(character, f"\\u{ord(character):04x}")
+        if len(content.encode()) <= room or not completions:
+            return content
+        if longest > 500:
+            longest //= 2
+        else:
+            completions = completions[: len(completions) // 2]
+
+
+def completion_files(stage: Stage) -> list[Path]:
+    return sorted((stage.folder / "completions").glob("*.parquet"))
+
+
+def read_completions(path: Path) -> list[dict[str, Any]]:
+    """The rows that TRL wrote at one step; none of a file that a killed run left half-written."""
+    try:
+        return pq.read_table(path).to_pylist()
+    except (pa.ArrowInvalid, FileNotFoundError):  # or that a run has just thrown away
+        return []
+
+
+def question(prompt: Any) -> str:
+    """What was asked, without the paper's template."""
+    asked = prompt_text(prompt)
+    return asked.removeprefix(prompts.R1_ZERO_PREFIX).removesuffix(" Assistant:")
+
+
+def evenly(items: Sequence[Any], count: int) -> list[Any]:
+    """`count` of the items, the first and the last among them."""
+    if len(items) <= count:
+        return list(items)
+    if count < 2:
+        return list(items[-count:]) if count else []
+    return [items[round(at * (len(items) - 1) / (count - 1))] for at in range(count)]
+
+
+# HTML
+
+
+def text(said: str) -> str:
+    """A model's text as HTML, white space as it is."""
+    return escape(shorten(said, LONG_TEXT)) or '<i class="muted">nothing</i>'
+
+
+def shorten(said: str, most: int) -> str:
+    if len(said) <= most:
+        return said
+    return f"{said[: most // 2]} [... {len(said) - most:,} characters left out ...] {said[len(said) - most // 2 :]}"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Cells are HTML."""
+    titles = "".join(f"<th>{escape(title)}</th>" for title in head)
+    lines = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
+    return f'<div class="scroll"><table><thead><tr>{titles}</tr></thead><tbody>{lines}</tbody></table></div>'
+
+
+def bar(label: str, share: float, said: str, colour: str) -> str:
+    return f"""<div class="bar"><span>{escape(label)}</span><i><i class="{colour}" style="width:{100 * share:.1f}%"></i>
+        </i><span>{escape(said)}</span></div>"""
+
+
+def charts(pictures: Sequence[str]) -> str:
+    return '<div class="charts">' + "".join(f"<figure>{picture}</figure>" for picture in pictures) + "</div>"
+
+
+def number(value: float | None, stderr: float | None = None) -> str:
+    if value is None:
+        return "–"
+    return (f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}") + ("" if stderr is None else f" ± {stderr:.3f}")
+
+
+def _title(stage: str) -> str:
+    titles = {name: title.replace("\n", " ") for name, (_, _, title, _, _) in PLACES.items()}
+    checkpoint = stage.removeprefix("evaluate_")
+    return titles.get(stage) or (f"measuring {NAMES[checkpoint]}" if checkpoint in NAMES else stage.replace("_", " "))
