@@ -11,11 +11,9 @@ from statistics import StatisticsError, correlation, fmean
 from typing import Any, NamedTuple
 
 from data_prep.world import general
+from recipes.tools.disk import read_completions
 from recipes.tools.metrics import mean_and_stderr
 from rewards import parse, text_of
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 RULES: dict[str, Callable[[str, str], float]] = {  # what each reward model stands for, in [0, 1]
     "helpfulness": lambda question, text: general.helpful_score(question, parse(text).summary) / 3,
@@ -61,11 +59,7 @@ def _read(folder: Path) -> dict[str, list[Scored]]:
     """From the files that TRL writes, one a step. Prompts that are not the world's have no rule and are left out."""
     scored: dict[str, list[Scored]] = {name: [] for name in RULES}
     for path in sorted(folder.glob("*.parquet")):
-        try:
-            rows = pq.read_table(path).to_pylist()
-        except pa.ArrowInvalid:  # a killed run left it half-written
-            continue
-        for row in rows:
+        for row in read_completions(path):
             asked = row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][-1]["content"]
             for name, rule in RULES.items():
                 score = row.get(f"{name}_reward")

@@ -67,9 +67,11 @@ def _for_page(svg: str) -> str:
     return svg
 
 
-def curves(title: str, series: dict[str, Sequence[tuple[float, float]]], total: str = "", unit: str = "") -> Panel:
+def curves(
+    title: str, series: dict[str, Sequence[tuple[float, float]]], total: str = "", unit: str = "", share: bool = False
+) -> Panel:
     """Lines over steps, (step, value) points each; the one called `total` in ink. Where a line has many points, they
-    are faint and their running mean is drawn."""
+    are faint and their running mean is drawn. A `share` is shown from 0 to 1."""
 
     def panel(axes: Any) -> None:
         colours = iter(SERIES * 3)
@@ -84,9 +86,11 @@ def curves(title: str, series: dict[str, Sequence[tuple[float, float]]], total: 
         axes.set_title(title)
         axes.set(xlabel="step", ylabel=unit)
         axes.margins(x=0.02)
+        if share:
+            axes.set_ylim(-0.03, 1.03)  # whole markers at 0 and 1
         axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1, nbins=6)
         if len(series) > 1:
-            axes.legend(loc="best")
+            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3)
 
     return panel
 

@@ -8,38 +8,25 @@ lets no other script run and loads nothing.
 import base64
 import hashlib
 import json
-import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from data_prep import prompts, runs
-from recipes.tools import figures
+from data_prep import prompts
+from recipes.tools import disk, figures
+from recipes.tools.disk import Stage, read_stage, shorten
 from recipes.tools.evaluate import GROUP, WALKTHROUGH
-from recipes.tools.figures import Box
 from recipes.tools.steps import STAGES
 from recipes.tools.view import clock
-from rewards import (
-    accuracy_reward,
-    detect_language,
-    format_reward,
-    language_consistency_reward,
-    text_of,
-)
-from rewards.completion import prompt_text
-from rewards.format import FormatReward
+from rewards import FormatReward, accuracy_reward, detect_language, language_consistency_reward
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 TEMPLATE = Path(__file__).with_name("page.html")
-MOST_COMPLETIONS, MOST_BYTES = 2_000, 5_000_000
-GROUP_SHOWN = 16  # completions of one prompt in the browser: a group
-POINTS = 300  # of a line; more are averaged, so that a run of 10,000 steps fits
+MOST_BYTES = 5_000_000
 LONG_TEXT = 4_000  # characters of an answer in the page itself
 
 # stage: (place in time, lane, title, colour, what it made is measured as); lanes: data, checkpoints, bases
@@ -82,7 +69,7 @@ FIGURES = (  # column of the table, key in results.json
     ("pass@1", "pass@1"), ("T = 1", "pass@1_at_temperature_1"), ("pass@16", "pass@16"), ("cons@16", "cons@16"),
     ("format", "format_rate"), ("language", "language_consistency"), ("tokens", "mean_completion_tokens"),
     ("helpful (0-3)", "helpful_score"), ("wins", "helpful_win_rate"), ("safe", "safe_rate"),
-    ("refused look-alikes", "refusals_of_harmless"),
+    ("refuses harmless", "refusals_of_harmless"),
 )  # fmt: skip
 # The paper's own: v2 tables 3, 8, 15 and 16, section E.4 and figure 1. AIME 2024 pass@1 and majority vote (of 16 for
 # R1-Zero, else of 64), MATH-500, GPQA Diamond, LiveCodeBench, AlpacaEval 2.0, ArenaHard.
@@ -97,56 +84,6 @@ PAPER = {
     "student_rl": ("Qwen2.5-32B by RL", 47.0, 60.0, 91.6, 55.0, 40.2, None, None),
     "student_distilled": ("Qwen2.5-32B distilled", 72.6, 83.3, 94.3, 62.1, 57.2, None, None),
 }
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A run's folder as it is now. `record` is its run.json, None while it is not finished; `log` the rows of
-    log.jsonl."""
-
-    name: str
-    folder: Path
-    begun: bool
-    record: dict[str, Any] | None
-    log: list[dict[str, Any]]
-
-    @property
-    def is_rl(self) -> bool:
-        return (self.folder / "completions").is_dir() or any("reward" in row for row in self.log)
-
-    @property
-    def state(self) -> str:
-        if self.record:
-            return clock(self.record["seconds"])
-        if self.log:
-            return f"step {self.log[-1]['step']}/{self.log[-1]['max_steps']}"
-        return "begun" if self.begun else ""
-
-    def line(self, key: str) -> list[tuple[float, float]]:
-        """(step, value) of one metric where it is a number."""
-        found = [(row["step"], row.get(key)) for row in self.log]
-        return thin([(step, value) for step, value in found if value is not None and math.isfinite(value)])
-
-
-def read_stage(folder: Path) -> Stage:
-    """What is there of a run, finished or not."""
-    try:
-        record = runs.read(folder)
-    except runs.MissingRunError:
-        record = None
-    path = folder / "log.jsonl"
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
-    log = [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]  # the last may be half
-    return Stage(folder.name, folder, (folder / "begun.json").exists(), record, log)
-
-
-def thin(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """At most POINTS of them: means of neighbours where there are more."""
-    size = -(-len(points) // POINTS)
-    if size <= 1:
-        return points
-    parts = [points[at : at + size] for at in range(0, len(points), size)]
-    return [(part[-1][0], fmean(value for _, value in part)) for part in parts]
 
 
 def write(scale_dir: Path, results: dict[str, Any]) -> Path:
@@ -167,7 +104,7 @@ def write(scale_dir: Path, results: dict[str, Any]) -> Path:
         ("rl", "Reinforcement learning", "".join(_rl_stage(report, stage) for stage in rl)),
         ("reward-models", "Reward models", _reward_models(report, results["reward_models_over_training"])),
         ("distillation", "Distillation and RL", _distillation(report, scale_dir, measured)),
-        ("funnels", "Data", "".join(_funnels(stages.values()))),
+        ("funnels", "Data", charts(list(_funnels(stages.values())), "two")),
         ("time", "Time", _time([*stages.values(), *evaluations.values()], results)),
     ]
     body = "".join(
@@ -184,7 +121,7 @@ def write(scale_dir: Path, results: dict[str, Any]) -> Path:
         "sections": body,
     }
     room = MOST_BYTES - len(TEMPLATE.read_bytes()) - sum(len(part.encode()) for part in content.values())
-    content["completions"] = embedded(_completions(rl, evaluations.values()), room)
+    content["completions"] = disk.embedded(disk.choose(rl, evaluations.values()), room)
     page = prompts.fill(TEMPLATE.read_text(encoding="utf-8"), **content)
     path = report / "index.html"
     temporary = path.with_suffix(".tmp")
@@ -197,15 +134,13 @@ def write(scale_dir: Path, results: dict[str, Any]) -> Path:
 
 
 def _lead(stages: dict[str, Stage], results: dict[str, Any]) -> str:
-    def figure(name: str, key: str) -> str:
-        return number(results["checkpoints"][name][key])
-
+    passed = [results["checkpoints"][name]["pass@1"] for name in ("base", "r1_zero", "r1")]
     done = sum(stage.record is not None for stage in stages.values())
-    open_ = [stage.name for stage in stages.values() if stage.begun and not stage.record]
-    shown = [effect["reproduced"] for effect in results["effects"]]
+    open_ = [_title(stage.name) for stage in stages.values() if stage.begun and not stage.record]
+    shown = [effect["reproduced"] for effect in results["effects"] if effect["reproduced"] is not None]
     tiles = [
-        (" → ".join(figure(name, "pass@1") for name in ("base", "r1_zero", "r1")), "pass@1 of base, R1-Zero, R1"),
-        (f"{shown.count(True)} of {len(shown)}", "of the paper's effects shown"),
+        (" → ".join("–" if value is None else f"{value:.2f}" for value in passed), "pass@1 of base, R1-Zero, R1"),
+        (f"{shown.count(True)} of {len(shown)}", "of the paper's effects shown, of those measured"),
         (clock(results["wall_seconds"]) or "–", "minutes in all"),
         (f"{results['peak_rss_gb']:.1f} GB" if results["peak_rss_gb"] else "–", "memory at most"),
         (f"{done} of {len(stages)}", "stages and data jobs done"),
@@ -221,7 +156,7 @@ def _map(report: Path, stages: dict[str, Stage], measured: dict[str, dict[str, A
         lines = [_made(stage), stage.state]
         if checkpoint and measured[checkpoint].get("pass@1") is not None:
             lines[0] = f"pass@1 {measured[checkpoint]['pass@1']:.2f}"
-        boxes[name] = Box(
+        boxes[name] = figures.Box(
             time, lane, title, tuple(filter(None, lines)), colour, stage.record is not None, RAILS.get(name)
         )
     wide, narrow = figures.stage_map(report / "stages", boxes, ARROWS)
@@ -264,7 +199,7 @@ def _checkpoints(report: Path, measured: dict[str, dict[str, Any]]) -> str:
     ours_table = table(("checkpoint", *(title for title, _ in FIGURES)), rows)
     paper_rows = [[row[0], *("" if value is None else f"{value:g}" for value in row[1:])] for row in PAPER.values()]
     first = next(iter(found.values()))
-    return f"""{charts(pictures)}
+    return f"""{charts(pictures, "two")}
         <p>Ours: {first["n_problems"] or "?"} held-out problems of this scale, {first["k"] or "?"} samples each at
         temperature 0.6 and top-p 0.95; bars are one standard error, clustered by problem. Theirs: the full models on
         AIME 2024. Sizes and problems differ, so compare what a stage adds, not the levels.</p>
@@ -275,13 +210,18 @@ def _checkpoints(report: Path, measured: dict[str, dict[str, Any]]) -> str:
 
 
 def _effects(results: dict[str, Any]) -> str:
-    said = {True: '<b class="green">shown</b>', False: '<b class="red">not shown</b>', None: "not measured"}
+    measured = [effect for effect in results["effects"] if effect["figure"] is not None]
+    if not measured:
+        return ""
+    said = {True: '<b class="green">shown</b>', False: '<b class="red">not shown</b>'}
     rows = [
-        [escape(effect["name"]), escape(effect["aim"]), number(effect["figure"], effect["stderr"]),
-         said[effect["reproduced"]]]
-        for effect in results["effects"]
-    ]  # fmt: skip
-    return table(("effect", "aim", "this run", ""), rows)
+        [escape(effect["name"]), escape(effect["aim"]), number(effect["figure"], effect["stderr"])]
+        + [said[effect["reproduced"]]]
+        for effect in measured
+    ]
+    left = len(results["effects"]) - len(measured)
+    note = f'<p class="note">{left} more are not measured yet.</p>' if left else ""
+    return table(("effect", "aim", "this run", ""), rows, "wrap") + note
 
 
 def _question(evaluations: dict[str, Stage]) -> str:
@@ -316,7 +256,7 @@ def worked_group(completions: list[str], style: str) -> str:
     columns = {"answer": ["14"], "question": [WALKTHROUGH], "language": ["en"]}
     columns = {name: value * len(completions) for name, value in columns.items()}
     scorers = {"accuracy": accuracy_reward, "format": FormatReward(style)}
-    if style != format_reward.style:
+    if style == "think":
         scorers["language"] = language_consistency_reward
     scores = {name: [float(x) for x in scorer(completions=completions, **columns)] for name, scorer in scorers.items()}
     rewards = [sum(values) for values in zip(*scores.values(), strict=True)]
@@ -337,23 +277,19 @@ def worked_group(completions: list[str], style: str) -> str:
 
 
 def _rl_stage(report: Path, stage: Stage) -> str:
-    parts = {
-        key.split("/")[1].removesuffix("_reward").replace("_", " "): stage.line(key)
-        for key in dict.fromkeys(key for row in stage.log for key in row)
-        if key.startswith("rewards/") and key.endswith("/mean")
-    }
-    parts = {name: points for name, points in parts.items() if points}
+    means = {name: stage.line(f"rewards/{name}/mean") for name in stage.rewards}
+    parts = {name.removesuffix("_reward").replace("_", " "): points for name, points in means.items() if points}
     language = parts.get("language consistency") or language_share(stage)
     lines = (
-        ("Reward by part", {"reward": stage.line("reward")} | parts, ""),
-        ("Accuracy", {"accuracy": parts.get("accuracy", [])}, ""),
+        ("Reward by part", {"reward": stage.line("reward")} | parts),
+        ("Accuracy", {"accuracy": parts.get("accuracy", [])}, "", True),
+        ("Share of the question's language", {"share": language}, "", True),
         ("Length", {"length": stage.line("completions/mean_length")}, "tokens"),
-        ("Share of the question's language", {"share": language}, ""),
-        ("KL from the reference", {"kl": stage.line("kl")}, ""),
-        ("Entropy", {"entropy": stage.line("entropy")}, ""),
-        ("Groups with all rewards alike", {"share": stage.line("frac_reward_zero_std")}, ""),
+        ("KL from the reference", {"kl": stage.line("kl")}),
+        ("Entropy", {"entropy": stage.line("entropy")}, "nats"),
+        ("Groups with all rewards alike", {"share": stage.line("frac_reward_zero_std")}, "", True),
     )
-    panels = [figures.curves(title, series, "reward", unit) for title, series, unit in lines if any(series.values())]
+    panels = [figures.curves(title, series, "reward", *more) for title, series, *more in lines if any(series.values())]
     name = escape(_title(stage.name))
     if not panels:
         return f"<h3>{name}</h3><p>Nothing is logged yet.</p>"
@@ -368,9 +304,9 @@ def language_share(stage: Stage) -> list[tuple[float, float]]:
     """(step, mean share of the question's language in the reasoning), from what was said, for a stage that is not
     rewarded for it."""
     found = []
-    for path in evenly(completion_files(stage), 40):
-        rows = read_completions(path)
-        asked = [question(row["prompt"]) for row in rows]
+    for path in disk.evenly(stage.completions, 40):
+        rows = disk.read_completions(path)
+        asked = [disk.question(row["prompt"]) for row in rows]
         scored = language_consistency_reward(
             completions=[row["completion"] for row in rows], language=[detect_language(one) for one in asked]
         )
@@ -411,7 +347,7 @@ def _distillation(report: Path, scale_dir: Path, measured: dict[str, dict[str, A
     spent = "; ".join(f"{NAMES[name]} {value:,}" for name, value in tokens.items() if value)
     return f"""<p>The same small base, taught by R1's answers or by reinforcement learning of its own. Completion tokens
         with a gradient: {escape(spent) or "not recorded"}.</p>
-        {charts(figures.draw(report / "distillation", panels, size=(4.6, 2.4)))}"""
+        {charts(figures.draw(report / "distillation", panels, size=(5.2, 2.4)), "two")}"""
 
 
 def _bench(found: dict[str, Any]) -> figures.Panel:
@@ -435,7 +371,7 @@ def _funnels(stages: Iterable[Stage]) -> Iterator[str]:
             steps.append(("kept", funnel["kept"], "green"))
             bars = "".join(bar(label, count / seen, f"{count:,}", colour) for label, count, colour in steps)
             title = ": ".join([_title(stage.name), *(label.replace("_", " ") for label in labels)])
-            yield f"<h3>{escape(title)}</h3>{bars}"
+            yield f"<figcaption>{escape(title)}</figcaption>{bars}"
 
 
 def find_funnels(record: Any, labels: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
@@ -461,117 +397,8 @@ def _time(stages: Sequence[Stage], results: dict[str, Any]) -> str:
         for stage, seconds, tries in spent
     )  # fmt: skip
     wall = f" in {clock(results['wall_seconds'])} of the clock" if results["wall_seconds"] else ""
-    return f"<p>{clock(total)} (minutes:seconds) of work{wall}; what could run side by side did.</p>{bars}"
-
-
-# The completions browser
-
-
-def _completions(rl: list[Stage], evaluations: Iterable[Stage]) -> list[dict[str, Any]]:
-    """At most MOST_COMPLETIONS, a fair share of each stage: whole groups at steps spread over the training, and one
-    sample each of held-out prompts."""
-    tested = [stage for stage in evaluations if stage.record]
-    share = MOST_COMPLETIONS // max(3 * len(rl) + len(tested), 1)
-    found: list[dict[str, Any]] = []
-    for stage in rl:
-        weights = _weights(stage)
-        for path in evenly(completion_files(stage), 3 * share // GROUP_SHOWN):
-            rows = read_completions(path)
-            group = [row for row in rows if row["prompt"] == rows[0]["prompt"]][:GROUP_SHOWN]
-            found += [_trained(stage.name, row, weights) for row in group]
-    columns = ["set", "question", "language", "completion", "correct", "helpful_score", "safe"]
-    for stage in tested:
-        rows = pq.read_table(
-            stage.folder / "generations.parquet",
-            columns=columns,
-            filters=[("set", "in", ["reasoning", "helpful", "harmless"]), ("sample", "=", 0)],
-        ).to_pylist()
-        found += [_tested(stage.name, row) for row in evenly(rows, share)]
-    return found
-
-
-def _trained(stage: str, row: dict[str, Any], weights: dict[str, float]) -> dict[str, Any]:
-    scores = {
-        name.removesuffix("_reward"): value
-        for name, value in row.items()
-        if name.endswith("_reward") and value is not None and math.isfinite(value)
-    }
-    right = next((scores[name] == 1 for name in ("accuracy", "code") if name in scores), None)
-    reward = sum(weights.get(name, 1.0) * value for name, value in scores.items())
-    asked, advantage = question(row["prompt"]), row.get("advantage")
-    return _shown(stage, asked, text_of(row["completion"]), detect_language(asked), right, scores) | {
-        "step": row["step"],
-        "reward": round(reward, 4),
-        "advantage": round(advantage, 3) if advantage is not None and math.isfinite(advantage) else None,
-    }
-
-
-def _tested(stage: str, row: dict[str, Any]) -> dict[str, Any]:
-    scores = {"helpful score": row["helpful_score"], "safe": row["safe"] if row["safe"] is None else float(row["safe"])}
-    scores = {name: value for name, value in scores.items() if value is not None}
-    return _shown(stage, row["question"], row["completion"], row["language"], row["correct"], scores)
-
-
-def _shown(
-    stage: str, asked: str, said: str, language: str, right: bool | None, scores: dict[str, float]
-) -> dict[str, Any]:
-    head, closing, tail = said.rpartition("</think>")
-    fold, rest = (head + closing, tail) if closing else (said, "") if "<think>" in said else ("", said)
-    return {
-        "stage": stage, "question": asked, "reasoning": fold, "text": rest, "language": language, "right": right,
-        "scores": {name.replace("_", " "): round(value, 3) for name, value in scores.items()},
-    }  # fmt: skip
-
-
-def _weights(stage: Stage) -> dict[str, float]:
-    config = (stage.record or {}).get("config", {})
-    names = [name.rpartition(".")[2].removesuffix("_reward") for name in config.get("reward_funcs") or []]
-    return dict(zip(names, config.get("reward_weights") or [], strict=False))
-
-
-def embedded(completions: list[dict[str, Any]], room: int) -> str:
-    """JSON for a script element, in at most `room` bytes: long texts lose their middle, then completions go."""
-    longest = 1 << 20
-    while True:
-        cut = [
-            one | {key: shorten(one[key], longest) for key in ("question", "reasoning", "text")} for one in completions
-        ]
-        content = json.dumps(cut, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-        for character in "<>&\u2028\u2029":  # nothing in it can end the element or open another
-            content = content.replace(character, f"\\u{ord(character):04x}")
-        if len(content.encode()) <= room or not completions:
-            return content
-        if longest > 500:
-            longest //= 2
-        else:
-            completions = completions[: len(completions) // 2]
-
-
-def completion_files(stage: Stage) -> list[Path]:
-    return sorted((stage.folder / "completions").glob("*.parquet"))
-
-
-def read_completions(path: Path) -> list[dict[str, Any]]:
-    """The rows that TRL wrote at one step; none of a file that a killed run left half-written."""
-    try:
-        return pq.read_table(path).to_pylist()
-    except (pa.ArrowInvalid, FileNotFoundError):  # or that a run has just thrown away
-        return []
-
-
-def question(prompt: Any) -> str:
-    """What was asked, without the paper's template."""
-    asked = prompt_text(prompt)
-    return asked.removeprefix(prompts.R1_ZERO_PREFIX).removesuffix(" Assistant:")
-
-
-def evenly(items: Sequence[Any], count: int) -> list[Any]:
-    """`count` of the items, the first and the last among them."""
-    if len(items) <= count:
-        return list(items)
-    if count < 2:
-        return list(items[-count:]) if count else []
-    return [items[round(at * (len(items) - 1) / (count - 1))] for at in range(count)]
+    return f"""<p>{clock(total)} (minutes:seconds) of work{wall}, without the starts of the processes. What
+        could run side by side did.</p>{bars}"""
 
 
 # HTML
@@ -582,17 +409,11 @@ def text(said: str) -> str:
     return escape(shorten(said, LONG_TEXT)) or '<i class="muted">nothing</i>'
 
 
-def shorten(said: str, most: int) -> str:
-    if len(said) <= most:
-        return said
-    return f"{said[: most // 2]} [... {len(said) - most:,} characters left out ...] {said[len(said) - most // 2 :]}"
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "") -> str:
     """Cells are HTML."""
     titles = "".join(f"<th>{escape(title)}</th>" for title in head)
     lines = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="scroll"><table><thead><tr>{titles}</tr></thead><tbody>{lines}</tbody></table></div>'
+    return f'<div class="scroll {kind}"><table><thead><tr>{titles}</tr></thead><tbody>{lines}</tbody></table></div>'
 
 
 def bar(label: str, share: float, said: str, colour: str) -> str:
@@ -600,14 +421,17 @@ def bar(label: str, share: float, said: str, colour: str) -> str:
         </i><span>{escape(said)}</span></div>"""
 
 
-def charts(pictures: Sequence[str]) -> str:
-    return '<div class="charts">' + "".join(f"<figure>{picture}</figure>" for picture in pictures) + "</div>"
+def charts(pictures: Sequence[str], kind: str = "") -> str:
+    shown = "".join(f"<figure>{picture}</figure>" for picture in pictures)
+    return shown and f'<div class="charts {kind}">{shown}</div>'
 
 
 def number(value: float | None, stderr: float | None = None) -> str:
     if value is None:
         return "–"
-    return (f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}") + ("" if stderr is None else f" ± {stderr:.3f}")
+    return (f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}") + (
+        "" if stderr is None else f" <small>± {stderr:.3f}</small>"
+    )
 
 
 def _title(stage: str) -> str:

@@ -242,7 +242,7 @@ def run(arguments: argparse.Namespace) -> None:
                 work(todo, arguments.jobs or (CPU_JOBS if on_cpu else 1), view, session, environment, lock)
         else:
             print(f"nothing to do: {len(chosen)} steps are done")
-        if any(step.evaluates for step in chosen):
+        if any(step.evaluates for step in steps):
             report.main(["--scale", str(scale_dir)])
 
 
