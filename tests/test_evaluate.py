@@ -72,7 +72,9 @@ def test_pass_16_and_cons_16() -> None:
         return [evaluate.score("think", "many", row(id), i, say(text)) for i, text in enumerate(texts)]
 
     records = drawn("p1", ["14"] * 6 + ["20"] * 5 + ["7"] * 5) + drawn("p2", ["20"] * 15 + ["14"])
-    assert evaluate.many_figures(records) == {"pass@16": 1.0, "cons@16": 0.5}
+    figures = evaluate.many_figures(records)
+    assert (figures["pass@16"], figures["pass@16_stderr"]) == (1.0, 0.0)
+    assert (figures["cons@16"], figures["cons@16_stderr"]) == (0.5, pytest.approx(0.5))  # stdev of 1, 0 is 0.5 ** 0.5
 
 
 def test_general_prompts_are_scored_by_the_worlds_rules() -> None:

@@ -15,18 +15,20 @@ def write_evaluation(scale: Path, name: str, correct: list[float], helpful: list
     folder = scale / f"evaluate_{name}"
     runs.begin(folder, name)
     records = [record("reasoning", f"p{i}", correct=value == 1) for i, value in enumerate(correct)]
+    records.append(record("walkthrough", "walkthrough", correct=True, completion="14"))
     records += [record("helpful", f"h{i}", helpful_score=value) for i, value in enumerate(helpful or [])]
     write_parquet(folder / "generations.parquet", records)
     known = {"pass@1": sum(correct) / len(correct), "walkthrough": "14", "n_harmless": 352}
     (folder / "results.json").write_text(json.dumps(known | figures))
-    runs.finish(folder, name, seed=5, parent=str(scale / name))
+    runs.finish(folder, name, seed=5, parent=str(scale / name), config={"style": "r1_zero"})
     runs.begin(scale / name, name)
     runs.finish(scale / name, name, completion_tokens_trained=1000)
 
 
 def record(set_name: str, id: str, **values) -> dict:
     usual = {"set": set_name, "id": id, "sample": 0, "correct": None, "reasoning_consistency": 1.0}
-    return usual | {"helpful_score": None} | values
+    said = {"question": "What is 2 + 3 * 4?", "completion": "14", "language": "en"}
+    return usual | said | {"helpful_score": None, "safe": None} | values
 
 
 @pytest.fixture
@@ -41,7 +43,7 @@ def scale(tmp_path: Path) -> Path:
 
 
 def build(scale: Path) -> dict:
-    assert report.main(["--scale", str(scale)]) == 0
+    report.write_results(scale)
     return json.loads((scale / "report" / "results.json").read_text())
 
 
@@ -160,8 +162,6 @@ def test_reward_models_are_held_against_the_worlds_rules_step_by_step(scale: Pat
     assert (start["gap_stderr"], end["gap_stderr"]) == (pytest.approx(1 / 30), pytest.approx(0.05))
     assert (start["correlation"], start["n"]) == (pytest.approx(1.0), 2)
     assert end["correlation"] is None  # the rule says the same of both
-    assert (scale / "report" / "reward_models.png").read_bytes().startswith(b"\x89PNG")
-    assert "</svg>" in (scale / "report" / "reward_models.svg").read_text()
 
 
 def test_harmlessness_reads_the_reasoning_and_helpfulness_the_summary(scale: Path) -> None:
@@ -177,7 +177,6 @@ def test_one_reward_model_alone_is_a_curve_too(scale: Path) -> None:
     write_completions(scale, 1, [("Hello!", GOOD, 0.5, None)])
     curves = build(scale)["reward_models_over_training"]
     assert curves.keys() == {"steps", "helpfulness"}
-    assert (scale / "report" / "reward_models.png").exists()
 
 
 def test_a_half_written_step_is_left_out(scale: Path) -> None:
@@ -189,13 +188,7 @@ def test_a_half_written_step_is_left_out(scale: Path) -> None:
 
 
 @pytest.mark.parametrize("rows", [None, [REASONING], [("Who wrote Hamlet?", "Shakespeare.", 0.9, None)]])
-def test_without_general_prompts_of_this_world_there_is_no_curve_nor_an_old_picture(
-    scale: Path, rows: list | None
-) -> None:
-    write_completions(scale, 1, [("Hello!", GOOD, 0.5, None)])
-    build(scale)
-    (scale / "all_scenarios_rl" / "completions" / "completions_00001.parquet").unlink()
+def test_without_general_prompts_of_this_world_there_is_no_curve(scale: Path, rows: list | None) -> None:
     if rows:
         write_completions(scale, 1, rows)
     assert build(scale)["reward_models_over_training"] is None
-    assert sorted(path.name for path in (scale / "report").iterdir()) == ["results.json"]

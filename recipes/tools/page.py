@@ -21,7 +21,7 @@ from recipes.tools.disk import Stage, read_stage, shorten
 from recipes.tools.evaluate import GROUP, WALKTHROUGH
 from recipes.tools.steps import STAGES
 from recipes.tools.view import clock
-from rewards import FormatReward, accuracy_reward, detect_language, language_consistency_reward
+from rewards import FormatReward, accuracy_reward, language_consistency_reward
 
 import pyarrow.parquet as pq
 
@@ -258,7 +258,7 @@ def worked_group(completions: list[str], style: str) -> str:
     scorers = {"accuracy": accuracy_reward, "format": FormatReward(style)}
     if style == "think":
         scorers["language"] = language_consistency_reward
-    scores = {name: [float(x) for x in scorer(completions=completions, **columns)] for name, scorer in scorers.items()}
+    scores = {name: scorer(completions=completions, **columns) for name, scorer in scorers.items()}
     rewards = [sum(values) for values in zip(*scores.values(), strict=True)]
     mean, spread = fmean(rewards), stdev(rewards) if len(rewards) > 1 else 0.0
     samples = []
@@ -306,13 +306,9 @@ def language_share(stage: Stage) -> list[tuple[float, float]]:
     found = []
     for path in disk.evenly(stage.completions, 40):
         rows = disk.read_completions(path)
-        asked = [disk.question(row["prompt"]) for row in rows]
-        scored = language_consistency_reward(
-            completions=[row["completion"] for row in rows], language=[detect_language(one) for one in asked]
-        )
-        shares = [share for share in scored if share is not None]
-        if shares:
-            found.append((rows[0]["step"], fmean(shares)))
+        if rows:
+            said, asked = [row["completion"] for row in rows], [disk.question(row["prompt"]) for row in rows]
+            found.append((rows[0]["step"], fmean(language_consistency_reward(completions=said, question=asked))))
     return found
 
 
@@ -385,20 +381,18 @@ def find_funnels(record: Any, labels: tuple[str, ...] = ()) -> Iterator[tuple[tu
 
 
 def _time(stages: Sequence[Stage], results: dict[str, Any]) -> str:
-    spent = [(stage, stage.record["seconds"], stage.record["tries"]) for stage in stages if stage.record]
-    if not spent:
+    records = {stage.name: stage.record for stage in stages if stage.record}
+    if not records:
         return ""
-    longest, total = max(seconds for _, seconds, _ in spent), sum(seconds for _, seconds, _ in spent)
-    bars = "".join(
-        bar(
-            _title(stage.name), seconds / longest, clock(seconds) + (f", {tries} tries" if tries > 1 else ""),
-            "muted" if stage.name.startswith("evaluate_") else PLACES.get(stage.name, (0, 0, "", "orange", None))[3],
-        )
-        for stage, seconds, tries in spent
-    )  # fmt: skip
+    longest, total = (kind(record["seconds"] for record in records.values()) for kind in (max, sum))
+    bars = []
+    for name, record in records.items():
+        colour = "muted" if name.startswith("evaluate_") else PLACES[name][3] if name in PLACES else "orange"
+        label = _title(name) + (f" ({record['tries']} tries)" if record["tries"] > 1 else "")
+        bars.append(bar(label, record["seconds"] / longest, clock(record["seconds"]), colour))
     wall = f" in {clock(results['wall_seconds'])} of the clock" if results["wall_seconds"] else ""
-    return f"""<p>{clock(total)} (minutes:seconds) of work{wall}, without the starts of the processes. What
-        could run side by side did.</p>{bars}"""
+    return f"""<p>{clock(total)} (minutes:seconds) of work{wall}, without the starts of the processes. What could run
+        side by side did.</p>{"".join(bars)}"""
 
 
 # HTML

@@ -183,6 +183,18 @@ def build(scale_dir: Path, found: Evaluations, effects: list[Effect]) -> dict[st
     }
 
 
+def write_results(scale_dir: Path) -> dict[str, Any]:
+    """Writes <scale>/report/results.json and returns its content."""
+    found = Evaluations(scale_dir)
+    results = build(scale_dir, found, find_effects(found))
+    path = scale_dir / "report" / "results.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(results, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+    return results
+
+
 def show(results: dict[str, Any], console: Console) -> None:
     """The checkpoints, their answers and the effects, as tables."""
     table = Table("checkpoint", title=f"Checkpoints at the scale {results['scale']}", box=None, pad_edge=False)
@@ -243,14 +255,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if not arguments.scale.is_dir():
         parser.exit(2, f"error: {arguments.scale} is not there: run `make r1`, or name another scale\n")
-    found = Evaluations(arguments.scale)
-    results = build(arguments.scale, found, find_effects(found))
-    path = arguments.scale / "report" / "results.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(results, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
-    if found.figures:
+    results = write_results(arguments.scale)
+    if results["answers"]:
         show(results, Console() if sys.stdout.isatty() else Console(width=160))
     print(f"see {page.write(arguments.scale, results)}")
     if arguments.assert_thresholds:
