@@ -75,6 +75,11 @@ def scale(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     write_evaluation(folder, "r1_zero", WALKTHROUGH[1], WALKTHROUGH)
     write_evaluation(folder, "base", HOSTILE, [HOSTILE] * 4)
+    write_evaluation(folder, "student_distilled", "14", [])
+    rows = [{"tokens": 1000 * at, "pass@1": 0.1 * at, "pass@1_stderr": None} for at in (1, 2)]
+    (folder / "bench").mkdir()
+    found = {"distillation": {"1e-3": rows}, "rl": {"1e-4": rows}, "student_base": 0.1}
+    (folder / "bench" / "distillation.json").write_text(json.dumps(found))
     runs.begin(folder / "cold_start", "cold_start")
     runs.finish(folder / "cold_start", "cold_start", rows=400, ways={"direct": {"sampled": FUNNEL}})
     write_rl(folder / "reasoning_rl", 3, 50)
@@ -109,7 +114,7 @@ def test_the_page_is_one_file_and_there_is_a_png_of_each_picture(scale: Path, ht
     assert places and all(place.startswith("#") for place in places)
     assert not re.search(r"url\((?!#)|@import", html)
     pictures = {path.name for path in (scale / "report").glob("*.png")}
-    assert pictures == {"stages.png", "checkpoints.png", "r1_zero.png", "reasoning_rl.png"}
+    assert pictures == {f"{name}.png" for name in ("stages", "checkpoints", "r1_zero", "reasoning_rl", "distillation")}
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in (scale / "report").glob("*.png"))
     assert not set(figures.COLOURS.values()) & set(re.findall("#[0-9a-f]{6}", html.partition("</style>")[2]))
 
@@ -127,7 +132,7 @@ def test_it_says_what_is_there_and_what_is_not_yet(html: str) -> None:
     text = said(html)
     assert "DeepSeek-R1 at the scale cpu-moe" in text
     assert "Not finished: Dev2: RL, Dev3: SFT." in text
-    assert "30 of 30 steps; reward 0.033 at the start, 1.000 at the end." in text
+    assert "30 of 30 steps; reward 0.033 at step 1, 1.000 at step 30." in text
     assert "2 of 50 steps" in text  # the third was being written
     assert "cold-start data: direct: sampled seen 1,600 − incorrect 1,200 kept 400" in text
     assert "R1: RL Nothing is logged yet." in text
@@ -215,7 +220,7 @@ def test_the_filters_choose_what_is_shown(chrome: browser.Chromium, scale: Path)
         shown.wait_for("document.getElementById('count').textContent")
         return shown.text("#count").split()[0], shown.text("#list article div")
 
-    assert chosen() == ("528", chosen()[1])
+    assert chosen() == ("536", chosen()[1])
     assert chosen(first="3", last="3") == (
         "16",
         "r1_zero\nstep 3\nzh\nright\naccuracy 1\nformat 1\nreward 1.1\nadvantage +0.750",

@@ -7,7 +7,7 @@ is a CSS variable, so that the page decides what is light and what is dark.
 
 import io
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,17 +98,18 @@ def curves(
 def bars(title: str, rows: Sequence[tuple[str, Sequence[tuple[float, float | None] | None]]], names: Sequence[str],
          top: float = 1.0) -> Panel:  # fmt: skip
     """Horizontal bars, one group a row: (label, a (value, standard error) or None for each of `names`)."""
+    known = [at for at in range(len(names)) if any(values[at] for _, values in rows)]
 
     def panel(axes: Any) -> None:
         high = 0.8 / len(names)
-        for at, name in enumerate(names):
+        for at in known:
             places = [row + (at - (len(names) - 1) / 2) * high for row, (_, values) in enumerate(rows) if values[at]]
             values = [values[at] for _, values in rows if values[at]]
             errors = [error or 0.0 for _, error in values]
             lengths = [value for value, _ in values]
-            style = {"error_kw": {"ecolor": COLOURS["ink"], "elinewidth": 1, "capsize": 2}} if any(errors) else {}
-            axes.barh(places, lengths, high * 0.9, color=COLOURS[SERIES[at]], label=name,
-                      xerr=errors if any(errors) else None, **style)  # fmt: skip
+            whisker = {"ecolor": COLOURS["ink"], "elinewidth": 1, "capsize": 2}
+            axes.barh(places, lengths, high * 0.9, color=COLOURS[SERIES[at]], label=names[at],
+                      xerr=errors if any(errors) else None, error_kw=whisker)  # fmt: skip
             for place, length, error in zip(places, lengths, errors, strict=True):
                 said = f"{length:.2f}" if top == 1 else f"{length:g}"
                 axes.text(length + error + top * 0.015, place, said, va="center", fontsize=8, color=COLOURS["muted"])
@@ -117,8 +118,8 @@ def bars(title: str, rows: Sequence[tuple[str, Sequence[tuple[float, float | Non
         axes.grid(axis="y", visible=False)
         axes.tick_params(axis="y", length=0)
         axes.set_title(title, x=0)
-        if len(names) > 1:
-            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=len(names))
+        if len(known) > 1:
+            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=len(known))
 
     return panel
 
@@ -141,7 +142,7 @@ def scores(title: str, steps: Sequence[dict[str, Any]]) -> Panel:
     return panel
 
 
-def budgets(title: str, series: Iterable[tuple[str, str, Sequence[tuple[float, float, float]]]], base: float) -> Panel:
+def budgets(title: str, series: Sequence[tuple[str, str, Sequence[tuple[float, float, float]]]], base: float) -> Panel:
     """pass@1 over completion tokens: (name, a colour's name, (tokens, pass@1, standard error) points)."""
 
     def panel(axes: Any) -> None:
@@ -212,9 +213,7 @@ def _map(boxes: dict[str, Box], arrows: Sequence[tuple[str, str]], vertical: boo
             title_lines, lines = box.title.count("\n") + 1, len(box.lines)
             total = 0.145 * (title_lines + lines)
             at = middle[1] - total / 2
-            axes.text(
-                middle[0], at + 0.0725 * title_lines, box.title, fontsize=8.5, weight="bold", color=colour, **style
-            )
+            axes.text(middle[0], at + 0.0725 * title_lines, box.title, fontsize=8, weight="bold", color=colour, **style)
             axes.text(middle[0], at + 0.145 * title_lines + 0.0725 * lines, "\n".join(box.lines), fontsize=8, **style)
         for start, end in arrows:
             if start in boxes and end in boxes:

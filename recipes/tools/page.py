@@ -96,13 +96,14 @@ def write(scale_dir: Path, results: dict[str, Any]) -> Path:
     rl = [stage for stage in stages.values() if stage.is_rl]
     evaluations = {name: read_stage(scale_dir / f"evaluate_{name}") for name in NAMES}
     measured = {name: results["checkpoints"].get(name) or results["ablations"].get(name) or {} for name in NAMES}
+    scorers = stages["reward_models"].record or {}
     sections = [
         ("map", "Stages", _map(report, stages, measured)),
         ("checkpoints", "Checkpoints", _checkpoints(report, measured)),
         ("effects", "The paper's effects", _effects(results)),
         ("question", WALKTHROUGH, _question(evaluations)),
         ("rl", "Reinforcement learning", "".join(_rl_stage(report, stage) for stage in rl)),
-        ("reward-models", "Reward models", _reward_models(report, results["reward_models_over_training"])),
+        ("reward-models", "Reward models", _reward_models(report, scorers, results["reward_models_over_training"])),
         ("distillation", "Distillation and RL", _distillation(report, scale_dir, measured)),
         ("funnels", "Data", charts(list(_funnels(stages.values())), "two")),
         ("time", "Time", _time([*stages.values(), *evaluations.values()], results)),
@@ -141,12 +142,13 @@ def _lead(stages: dict[str, Stage], results: dict[str, Any]) -> str:
     tiles = [
         (" → ".join("–" if value is None else f"{value:.2f}" for value in passed), "pass@1 of base, R1-Zero, R1"),
         (f"{shown.count(True)} of {len(shown)}", "of the paper's effects shown, of those measured"),
-        (clock(results["wall_seconds"]) or "–", "minutes in all"),
+        (clock(results["wall_seconds"]) or "–", "minutes:seconds in all"),
         (f"{results['peak_rss_gb']:.1f} GB" if results["peak_rss_gb"] else "–", "memory at most"),
         (f"{done} of {len(stages)}", "stages and data jobs done"),
     ]
     unfinished = f'<p class="note">Not finished: {escape(", ".join(open_))}.</p>' if open_ else ""
-    return "".join(f"<div><b>{value}</b>{escape(what)}</div>" for value, what in tiles) + unfinished
+    shown_tiles = "".join(f"<div><b>{value}</b>{escape(what)}</div>" for value, what in tiles)
+    return f'<div class="tiles">{shown_tiles}</div>{unfinished}'
 
 
 def _map(report: Path, stages: dict[str, Stage], measured: dict[str, dict[str, Any]]) -> str:
@@ -182,7 +184,7 @@ def _checkpoints(report: Path, measured: dict[str, dict[str, Any]]) -> str:
     def level(values: dict[str, Any], key: str) -> tuple[float, float | None] | None:
         return None if values.get(key) is None else (values[key], values.get(f"{key}_stderr"))
 
-    ours = [(NAMES[name], [level(values, "pass@1"), level(values, "cons@16")]) for name, values in found.items()]
+    ours = [(NAMES[name], [level(values, "pass@1"), level(values, "cons@16")]) for name, values in measured.items()]
     paper = [(row[0], [(row[1], None), row[2] and (row[2], None)]) for row in PAPER.values()]
     pictures = figures.draw(
         report / "checkpoints",
@@ -296,8 +298,8 @@ def _rl_stage(report: Path, stage: Stage) -> str:
     first, last = stage.log[0], stage.log[-1]
     pictures = charts(figures.draw(report / stage.name, panels))
     return f"""<h3>{name}</h3><p>{last["step"]} of {last["max_steps"]} steps; reward {number(first.get("reward"))} at
-        the start, {number(last.get("reward"))} at the end. <a href="#completions?stage={stage.name}">Read what it
-        said</a></p>{pictures}"""
+        step {first["step"]}, {number(last.get("reward"))} at step {last["step"]}.
+        <a href="#completions?stage={stage.name}">Read what it said</a></p>{pictures}"""
 
 
 def language_share(stage: Stage) -> list[tuple[float, float]]:
@@ -312,16 +314,19 @@ def language_share(stage: Stage) -> list[tuple[float, float]]:
     return found
 
 
-def _reward_models(report: Path, found: dict[str, Any] | None) -> str:
+def _reward_models(report: Path, trained: dict[str, Any], found: dict[str, Any] | None) -> str:
+    names = ("helpfulness", "harmlessness")
+    parts = [f"{name} {number(trained[key])}" for name in names if (key := f"{name}_accuracy") in trained]
+    content = f"<p>Right on what was held out: {', '.join(parts)}.</p>" if parts else ""
     if not found:
-        return ""
-    names = [name for name in found if name != "steps"]
+        return content
     panels = [
         figures.scores(name.capitalize(), [{"step": row["step"]} | row[name] for row in found["steps"] if name in row])
         for name in names
+        if name in found
     ]
-    return f"""<p>The trained reward models beside the rules that they stand for, while R1 is trained on them (the
-        paper's B.5): where the two part, the policy pleases the model and no longer serves its purpose.</p>
+    return f"""{content}<p>Their scores beside the rules that they stand for, while R1 is trained on them (the paper's
+        B.5): where the two part, the policy pleases the model and no longer serves its purpose.</p>
         {charts(figures.draw(report / "reward_models", panels))}"""
 
 
