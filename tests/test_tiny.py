@@ -49,6 +49,9 @@ def test_the_report_measures_every_checkpoint(whole: Path) -> None:
     assert results["answers"].keys() == {*report.CHECKPOINTS, *report.ABLATIONS}
     assert [row["step"] for row in results["reward_models_over_training"]["steps"]] == [3, 4]
     assert (whole / "outputs/tiny/report/reward_models.png").stat().st_size > 10_000
+    page = (whole / "outputs/tiny/report/index.html").read_text()
+    assert page.count('<ol class="group">') == len(report.CHECKPOINTS) + len(report.ABLATIONS)
+    assert "Nothing of it is there yet" not in page
     assert 0 < results["peak_rss_gb"] < 4
     assert results["wall_seconds"] > 0
 

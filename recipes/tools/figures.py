@@ -101,9 +101,10 @@ def bars(title: str, rows: Sequence[tuple[str, Sequence[tuple[float, float | Non
     known = [at for at in range(len(names)) if any(values[at] for _, values in rows)]
 
     def panel(axes: Any) -> None:
-        high = 0.8 / len(names)
+        high = min(0.8 / len(names), 0.5)
         for at in known:
-            places = [row + (at - (len(names) - 1) / 2) * high for row, (_, values) in enumerate(rows) if values[at]]
+            own = [[other for other in known if values[other]] for _, values in rows]  # a row's bars, around its middle
+            places = [row + (has.index(at) - (len(has) - 1) / 2) * high for row, has in enumerate(own) if at in has]
             values = [values[at] for _, values in rows if values[at]]
             errors = [error or 0.0 for _, error in values]
             lengths = [value for value, _ in values]

@@ -222,7 +222,7 @@ def _effects(results: dict[str, Any]) -> str:
         for effect in measured
     ]
     left = len(results["effects"]) - len(measured)
-    note = f'<p class="note">{left} more are not measured yet.</p>' if left else ""
+    note = f'<p class="note">Not measured yet: {left} more.</p>' if left else ""
     return table(("effect", "aim", "this run", ""), rows, "wrap") + note
 
 
@@ -404,8 +404,8 @@ def _time(stages: Sequence[Stage], results: dict[str, Any]) -> str:
 
 
 def text(said: str) -> str:
-    """A model's text as HTML, white space as it is."""
-    return escape(shorten(said, LONG_TEXT)) or '<i class="muted">nothing</i>'
+    """A model's text as HTML."""
+    return escape(shorten(said.strip(), LONG_TEXT)) or '<i class="muted">nothing</i>'
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "") -> str:
