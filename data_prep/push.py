@@ -24,7 +24,7 @@ from data_prep.runs import ConfigError, write_json
 log = logging.getLogger("data_prep.push")
 MODEL_FILES = (".safetensors", ".json", ".jsonl", ".jinja", ".txt", ".model", ".py")
 STATE_FILES = (*MODEL_FILES, ".pt", ".pth")  # what a checkpoint needs to be trained on; never training_args.bin
-DATA_FILES = (".parquet", ".json", ".jsonl", ".png", ".svg")
+DATA_FILES = (".parquet", ".json", ".jsonl", ".png", ".svg", ".html")
 OURS = {"begun.json", "hub.json", "sessions.json"}  # about this disk
 SCRATCH = ".pushed"  # what is read back, while it is compared
 QUESTION = "What is 2 + 3 * 4?"

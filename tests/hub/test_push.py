@@ -280,7 +280,9 @@ def test_a_report_takes_the_generations_of_all_evaluations_with_it(hub: Hub, cli
     report.mkdir()
     figures = {"pass@1": 0.5, "pass@1_stderr": 0.02, "n_problems": 500, "k": 4}
     (report / "results.json").write_text(json.dumps({"checkpoints": {"base": figures, "r1": figures}}))
+    (report / "index.html").write_text("<!doctype html>")
     assert client(tiny.run_push, tmp_path, "outputs/t/report", "--hub-model-id", "me/report")[0] == 0
+    assert hub.files("datasets", "me/report")["index.html"] == b"<!doctype html>"
     for name, records in said.items():
         assert client(load_config, "me/report", name) == records
     assert "| pass@1 | 0.5000 | ± 0.0200 |" in hub.files("datasets", "me/report")["README.md"].decode()
