@@ -21,7 +21,7 @@ from pathlib import Path
 
 import rewards
 from data_prep import jobs, prompts, rows
-from data_prep.filters import FILTERS, Candidate, Funnel, Thresholds, first_failure
+from data_prep.filters import FILTERS, Candidate, Funnel, Thresholds, first_failure, is_right
 from data_prep.sampling import Decoding, Prompt, Sampler, ServerSettings, connect, open_model
 
 log = logging.getLogger(__name__)
@@ -235,7 +235,7 @@ def _review_fault(record: dict, by_id: dict[str, rows.Row], before: dict[str, di
         completion = _written(record)
         if not rewards.is_well_formed(completion, "think"):
             return "accepted, but reasoning or summary is empty or holds a tag"
-        if rewards.is_correct(completion, row["answer"], row["verifier"], row["question"]) is False:
+        if is_right(row, completion) is False:
             return f"accepted, but it does not answer {row['answer']!r}"
     return None
 

@@ -21,6 +21,7 @@ from typing import Any
 from data_prep import publishing, runs
 from data_prep.rows import NoRowsError, Row
 from data_prep.sampling import ServerError
+from rewards.sandbox import SandboxRefused, SandboxUnavailable
 
 log = logging.getLogger("data_prep")
 
@@ -75,7 +76,8 @@ def run(
     log.info("building %s", work)
     try:
         figures = build(config, output_dir, **loaded)
-    except (OSError, ServerError, NoRowsError, runs.EngineError) as error:  # a full disk, a dead server, nothing left
+    # a full disk, a dead server, nothing left, a machine that can shut no program in
+    except (OSError, ServerError, NoRowsError, runs.EngineError, SandboxRefused, SandboxUnavailable) as error:
         log.error("error: %s; what is done is kept, the same command goes on", error)
         return 1
     values = dataclasses.asdict(config)

@@ -15,8 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import rewards
-from data_prep import dedup, jobs, prompts, rows, sources
+from data_prep import dedup, filters, jobs, prompts, rows, sources
 from data_prep.rows import Row
 from data_prep.sampling import Decoding, Model, Sampler, open_model
 from data_prep.sources import plan as convert_plan
@@ -143,18 +142,10 @@ def passing(
         asked = [make(found[place]["prompt"]) for place in gradable]
         samples = model.sample(asked, wanted.n, wanted.decoding, config.seed, store)
         for place, group in zip(gradable, samples, strict=True):
-            right = graded(found[place], [sample.text for sample in group])
-            rates[place] = sum(right) / len(right)
+            right = [filters.is_right(found[place], sample.text) for sample in group]
+            rates[place] = right.count(True) / len(right)
         kept += [place for place in places if place not in rates or wanted.least <= rates[place] <= wanted.most]
     return kept[:quota], at
-
-
-def graded(row: Row, texts: list[str]) -> list[bool]:
-    """Which completions of a row are right, by rules; programs by the row's tests."""
-    if row["verifier"] == "code":
-        scores = rewards.code_reward(texts, tests=[row["tests"]] * len(texts), answer=[row["answer"]] * len(texts))
-        return [score == 1.0 for score in scores]
-    return [bool(rewards.is_correct(text, row["answer"], row["verifier"], row["question"])) for text in texts]
 
 
 def pick(places: list[Place]) -> Iterator[tuple[Place, Row]]:

@@ -98,9 +98,11 @@ def load_rows(source: str | Path, split: str = "train", sft: bool = False) -> li
 
 
 def sft_row(row: Row, number: int, completion: str, generator: str) -> Row:
-    """The training row for the ``number``th completion of a prompt; ``generator`` is the model that wrote it."""
+    """The training row for the ``number``th completion of a prompt; ``generator`` is the model that wrote it. Tests of
+    programs stay on it, for who answers the prompt again."""
     first = {name: row[name] for name in COLUMNS} | {"id": f"{row['id']}-{number}"}
-    return first | {"completion": completion, "generator": generator}
+    tests = {"tests": row["tests"]} if row.get("tests") else {}
+    return first | {"completion": completion, "generator": generator} | tests
 
 
 def read_parquet(path: str | Path) -> list[Row]:
@@ -144,8 +146,8 @@ def write_rows(path: str | Path, rows: Iterable[Row], sft: bool = False) -> None
     rows = list(rows)
     validate(rows, str(path), sft)
     first = [*COLUMNS, "completion"] if sft else list(COLUMNS)
-    extra = [name for name in (rows[0] if rows else {}) if name not in first]
-    write_parquet(path, [{name: row[name] for name in [*first, *extra]} for row in rows])
+    names = dict.fromkeys([*first, *(name for row in rows for name in row)])
+    write_parquet(path, [{name: row.get(name) for name in names} for row in rows])
 
 
 class NoRowsError(RuntimeError):
