@@ -22,7 +22,7 @@ from pathlib import Path
 import rewards
 from data_prep import jobs, prompts, rows
 from data_prep.filters import FILTERS, Candidate, Funnel, Thresholds, first_failure, is_right
-from data_prep.sampling import Decoding, Prompt, Sampler, ServerSettings, connect, open_model
+from data_prep.sampling import Decoding, Prompt, Sampler, ServerSettings, connect, cost, open_model
 
 log = logging.getLogger(__name__)
 STYLES = {"few_shot": "plain", "direct": "plain", "r1_zero": "r1_zero"}
@@ -41,12 +41,11 @@ class Way:
     keep: int = 1
 
 
-@dataclass(frozen=True)
-class ColdStart:
+@dataclass(frozen=True, kw_only=True)
+class ColdStart(jobs.Job):
     """``examples``: by language, worked {"question", "solution"} pairs for the few-shot prompt. ``filters`` apply to
     what is sampled, ``rewritten`` to what the rewriter makes of it."""
 
-    output_dir: str
     prompts: str
     rewriter: ServerSettings
     rewriting: Decoding
@@ -58,8 +57,6 @@ class ColdStart:
     rewritten: Thresholds = field(default_factory=Thresholds)
     review: str = ""
     sampler: Sampler = field(default_factory=Sampler)
-    seed: int = 0
-    limit: int = 0
 
     def __post_init__(self) -> None:
         if not (self.r1_zero or self.few_shot or self.direct):
@@ -90,6 +87,17 @@ def load(config: ColdStart) -> dict[str, list[rows.Row]]:
         raise ValueError(f"`examples` has none for the language {missing[0]}; write `{missing[0]}: [...]`")
     loaded["reviewed"] = read_review(config.review, reasoning) if config.review else []
     return loaded
+
+
+def plan(config: ColdStart, reviewed: list[rows.Row], **asked: list[rows.Row]) -> list[str]:
+    lines = [f"prompts of {config.prompts}" + (f"; the review {config.review}" if config.review else "")]
+    for name, way_rows in asked.items():
+        way: Way = getattr(config, name)
+        lines += [
+            f"{name}: {cost(len(way_rows), way.n, way.decoding, way.checkpoint, config.sampler)}",
+            f"{name}: {cost(len(way_rows), way.keep, config.rewriting, f'the rewriter {config.rewriter.model}')}",
+        ]
+    return lines
 
 
 def build(config: ColdStart, output_dir: Path, reviewed: list[rows.Row], **asked: list[rows.Row]) -> dict[str, object]:
@@ -188,7 +196,8 @@ def read_review(path: str | Path, asked: list[rows.Row]) -> list[dict[str, str]]
     by_id = {row["id"]: row for row in asked}
     records: dict[str, dict[str, str]] = {}
     try:
-        for number, record in enumerate(_csv(path) if str(path).endswith(".csv") else _jsonl(path), 1):
+        found = _csv(path) if str(path).endswith(".csv") else (record for _, record in rows.json_lines(path))
+        for number, record in enumerate(found, 1):
             fault = record if isinstance(record, str) else _review_fault(record, by_id, records)
             if fault:
                 raise ValueError(f"{path}, record {number}: {fault}")
@@ -198,17 +207,6 @@ def read_review(path: str | Path, asked: list[rows.Row]) -> list[dict[str, str]]
     except csv.Error as error:
         raise ValueError(f"{path}, record {len(records) + 1}: no CSV ({error})") from error
     return list(records.values())
-
-
-def _jsonl(path: str | Path) -> Iterator[dict | str]:
-    with Path(path).open(encoding="utf-8") as file:
-        for line in file:
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                yield f"not JSON ({error})"
-            else:
-                yield record if isinstance(record, dict) else f"a {type(record).__name__}, no object"
 
 
 def _csv(path: str | Path) -> Iterator[dict]:
@@ -272,4 +270,4 @@ def apply_review(kept: list[rows.Row], records: list[dict[str, str]]) -> tuple[l
 
 
 if __name__ == "__main__":
-    sys.exit(jobs.run(ColdStart, load, build))
+    sys.exit(jobs.main(__spec__.name))

@@ -2,7 +2,7 @@
 
 A job is one pipeline or several, one after the other; each is a list of datatrove ``PipelineStep``s that every task
 runs on its share of the rows. What a task writes must depend on its number and on the number of tasks only, and must
-appear whole (``whole_file``); then workers, engines and kills change no byte. Finished tasks are skipped on a re-run.
+appear whole (``runs.whole_file``); then workers, engines and kills change no byte. Finished tasks are not run again.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Literal
+from typing import Literal
 
 from data_prep.runs import EngineError
 
+from datatrove.data import Document
 from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, SlurmPipelineExecutor
 from datatrove.executor.base import PipelineExecutor
 from datatrove.pipeline.base import PipelineStep
@@ -55,6 +55,22 @@ class Executor:
             raise ValueError(
                 f"`executor: workers` is {self.workers}; write how many, or 0 for as many as there is room"
             )
+
+
+class Step(PipelineStep):
+    """A pipeline of one function of (number of the task, number of tasks), in the directory where the job was started:
+    relative paths mean the same on every node."""
+
+    type, name = "step", "work"
+
+    def __init__(self, work: Callable[[int, int], object]):
+        super().__init__()
+        self.work, self.folder = work, Path.cwd()
+
+    def run(self, data=None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+        os.chdir(self.folder)
+        self.work(rank, world_size)
+        yield from ()
 
 
 def run(steps: list[PipelineStep], tasks: int, folder: Path, settings: Executor) -> None:
@@ -145,21 +161,6 @@ def _wait_for_slurm(executor: PipelineExecutor) -> None:
         if not queue.stdout.strip():
             return
         time.sleep(POLL_S)
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write into, which appears at ``path`` whole or not at all, whoever else writes the same one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.uname().nodename}-{os.getpid()}")
-    try:
-        with partial.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        partial.rename(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def discard(folder: Path) -> None:

@@ -178,15 +178,8 @@ def _words(text: str) -> list[str] | list[bytes]:
 
 
 FILTERS: tuple[Callable[[Candidate, Thresholds], str | None], ...] = (
-    empty,
-    truncated,
-    malformed,
-    incorrect,
-    mixed_language,
-    long_paragraph,
-    code_block,
-    repetitive,
-)
+    empty, truncated, malformed, incorrect, mixed_language, long_paragraph, code_block, repetitive,
+)  # fmt: skip
 
 
 def first_failure(candidate: Candidate, thresholds: Thresholds) -> tuple[str, str] | None:

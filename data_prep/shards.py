@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep import rows
-from data_prep.engine import whole_file
+from data_prep.runs import whole_file, write_json
 
 import numpy as np
 import pyarrow as pa
@@ -214,8 +214,7 @@ class Keep(PipelineStep):
                     self._store(held, rank, number)
                     held, size, number = [], 0, number + 1
             self._store(held, rank, number)
-        with whole_file(self.folder / f"{rank:05d}.json") as file:
-            file.write(json.dumps(counts).encode())
+        write_json(self.folder / f"{rank:05d}.json", counts)
         yield from ()
 
     def _store(self, held: list[rows.Row], rank: int, number: int) -> None:

@@ -51,6 +51,20 @@ def test_the_best_is_kept_and_every_drop_is_counted(run_job, scripted, row, tmp_
     assert funnel["kept"] == 1
 
 
+def test_a_dry_run_says_what_is_asked_of_whom(run_job, row, tmp_path, caplog):
+    caplog.set_level("INFO")
+    rows.write_rows(tmp_path / "prompts.parquet", [row(id="a"), row(id="b", verifier="judge")])
+    run_job(rejection_sampling, RejectionSampling, settings(tasks=3), "--dry-run", "--engine", "ray")
+    for told in (
+        "2 prompts of prompts.parquet, at most 1 rows of each",
+        "2 x 6 answers by ./model (transformers): at most 768 tokens, 0.0 GB of disk, 0.0 hours at 1,000 tokens a sec",
+        "6 x 1 answers by the judge world-oracle",
+        "3 tasks (ray)",
+    ):
+        assert told in caplog.text
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_judge_decides_where_rules_cannot(run_job, scripted, row, tmp_path):
     from data_prep.world import general
 
