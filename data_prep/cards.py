@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 COUNTED = ("domain", "kind", "language", "license", "source", "verifier", "verified_by", "generator", "thinking")
 SIZES = [(10**power, name) for power, name in ((3, "n<1K"), (4, "1K<n<10K"), (5, "10K<n<100K"), (6, "100K<n<1M"))]
 EMAIL = re.compile(r"\b[\w.+-]+@[\w-]+\.[a-z]{2,}\b", re.IGNORECASE)
-CONSISTENCY = (0.5, 0.8, 0.9, 0.95, 0.99)  # edges of the histogram
+CONSISTENCY = (0.0, 0.5, 0.8, 0.9, 0.95, 0.99, 1.0)  # edges of the histogram
 NOT_STATED = "Not stated."
 HUB = "https://huggingface.co"
 QUESTION = "What is 2 + 3 * 4?"
@@ -150,7 +150,7 @@ def statistics(files: list[Path], config: Card) -> dict[str, Any]:
     total = sum(file.metadata.num_rows for file in found.values())
     step = max(1, total // (config.limit or config.read_rows))
     names = [name for name in (*COUNTED, "revision") if name in schema.names]
-    columns = pq.readtable(files, columns=names)
+    columns = pq.read_table(files, columns=names)
     counts: dict[str, Counter] = {name: Counter() for name in COUNTED}
     counts |= {name: _counts(columns[name]) for name in names if name != "revision"}
     revisions: dict[str, set[str]] = {}
@@ -220,11 +220,9 @@ def _summary(values: list[int]) -> dict[str, float]:
 
 
 def _histogram(shares: list[float]) -> dict[str, int]:
-    edges = [0.0, *CONSISTENCY]
-    names = [f"{low:g} to {high:g}" for low, high in zip(edges, [*CONSISTENCY, 1.0], strict=True)]
-    places = np.searchsorted(CONSISTENCY, shares, side="right").tolist()
-    counts = Counter(names[place] for place in places)
-    return {name: counts[name] for name in names} if shares else {}
+    counts, edges = np.histogram(shares, CONSISTENCY)
+    bins = zip(edges, edges[1:], counts.tolist(), strict=False)
+    return {f"{low:g} to {high:g}": count for low, high, count in bins} if shares else {}
 
 
 # --- what the runs say ------------------------------------------------------------------------------------------------
@@ -316,14 +314,15 @@ def sections(config: Card, stats: dict[str, Any]) -> list[str]:
     counts = stats["counts"]
     head = stats["runs"][0]
     licenses = [[name, n, "yes" if rows.commercial(name) else "no"] for name, n in counts.get("license", {}).items()]
-    sources = [
-        [_link(name), n, ", ".join(stats["revisions"].get(name, []))] for name, n in counts.get("source", {}).items()
-    ]
-    domains = [[name, *values.values()] for name, values in stats["domains"].items()]
-    lengths = [[name, *values.values()] for name, values in stats["lengths"].items()]
+    revisions = {name: ", ".join(found) for name, found in stats["revisions"].items()}
+    sources = [[_link(name), n, revisions.get(name, "")] for name, n in counts.get("source", {}).items()]
+    domains, lengths = ([[name, *one.values()] for name, one in stats[key].items()] for key in ("domains", "lengths"))
     read = f"{stats['rows_read']:,} of {stats['rows']:,} rows"
     completions = "reasoning" in stats["lengths"]
     intended = "supervised fine-tuning of a reasoning model" if completions else "reinforcement learning from rewards"
+    made = [
+        r | {"rows": r["figures"].get("rows", ""), "fingerprint": str(r["fingerprint"])[:12]} for r in stats["runs"]
+    ]
     parts = [
         f"# {config.title}",
         config.summary or f"{stats['rows']:,} rows made by `{head['stage']}` for {intended}, after DeepSeek-R1.",
@@ -340,7 +339,7 @@ def sections(config: Card, stats: dict[str, Any]) -> list[str]:
         table(["source", "rows", "revision"], sources),
         "## Statistics",
         *(table([name, "rows"], list(counts[name].items())) for name in ("kind", "language") if name in counts),
-        *([table(["domain", "rows", "Table 5", "difference"], domains)] if domains else []),
+        table(["domain", "rows", "Table 5", "difference"], domains),
         table([f"length in {stats['unit']}", "mean", "p5", "p50", "p95", "max"], lengths),
         f"Measured on {read}. Rounds a row: {stats['rounds']:g}. Completions cut off: {stats['incomplete']:,}. "
         f"Rows with reasoning: {counts.get('thinking', {}).get('True', 0):,}.",
@@ -358,23 +357,13 @@ def sections(config: Card, stats: dict[str, Any]) -> list[str]:
         table(
             ["run", "seed", "rows", "seconds", "tries", "peak GB", "config and code"],
             [
-                [
-                    r["run"],
-                    r["seed"],
-                    r["figures"].get("rows", ""),
-                    r["seconds"],
-                    r["tries"],
-                    r["peak_rss_gb"],
-                    (r["fingerprint"] or "")[:12],
-                ]
-                for r in stats["runs"]
+                [r[name] for name in ("run", "seed", "rows", "seconds", "tries", "peak_rss_gb", "fingerprint")]
+                for r in made
             ],
         ),
         *(_figures(record) for record in stats["runs"] if "rows" in record["figures"]),
         "### Producers",
-        table(["generator", "rows"], list(counts.get("generator", {}).items()))
-        if "generator" in counts
-        else NOT_STATED,
+        table(["generator", "rows"], list(counts.get("generator", {}).items())) or NOT_STATED,
         *_sampling(stats["runs"]),
         "Prompts of every step are in `data_prep/prompts.py`; rows' prompts are sent by the model's chat template, "
         "without a system prompt. No speculative decoding is set by us.",
@@ -383,9 +372,7 @@ def sections(config: Card, stats: dict[str, Any]) -> list[str]:
         f"the rule is that of `rewards` with math-verify {importlib.metadata.version('math-verify')}. "
         + (f"Verified here: {counts['verified_by'].get('rule', 0):,} rows." if "verified_by" in counts else ""),
         "### Versions",
-        f"git {_commit()}; "
-        + ", ".join(f"{name} {version}" for name, version in (head["versions"] or {}).items())
-        + ".",
+        f"git {_commit()}; {', '.join(f'{name} {version}' for name, version in (head['versions'] or {}).items())}.",
         "### Personal and sensitive information",
         (config.personal_information or "Not reviewed by a person.")
         + f" E-mail addresses stand in {stats['emails']:,} of the {stats['rows_read']:,} rows read.",
@@ -662,7 +649,7 @@ def _files(config: dict[str, Any]) -> list[Path]:
 
 def _column(path: Path, name: str) -> Counter[str]:
     known = name in pq.read_schema(path).names
-    return _counts(pq.readtable(path, columns=[name])[name]) if known else Counter()
+    return _counts(pq.read_table(path, columns=[name])[name]) if known else Counter()
 
 
 def _languages(config: dict[str, Any]) -> set[str]:

@@ -12,6 +12,7 @@ as the decision, mend reasoning and summary where need be, name the file as `rev
 from __future__ import annotations
 
 import csv
+import io
 import json
 import logging
 import sys
@@ -20,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import rewards
-from data_prep import jobs, prompts, rows
+from data_prep import jobs, prompts, rows, runs
 from data_prep.filters import FILTERS, Candidate, Funnel, Thresholds, first_failure, is_right
 from data_prep.sampling import Decoding, Prompt, Sampler, ServerSettings, connect, cost, open_model
 
@@ -176,12 +177,14 @@ def review_record(row: rows.Row, findings: list[str]) -> dict[str, str]:
 
 def write_review(folder: Path, records: list[dict[str, str]]) -> None:
     """``review.jsonl`` and ``review.csv``; ``decision`` is "" until a person writes "accept" or "reject"."""
-    lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-    (folder / "review.jsonl").write_text(lines, encoding="utf-8")
-    with (folder / "review.csv").open("w", encoding="utf-8-sig", newline="") as file:  # spreadsheets want the mark
-        writer = csv.DictWriter(file, REVIEWED)
-        writer.writeheader()
-        writer.writerows(records)
+    with runs.whole_file(folder / "review.jsonl") as file:
+        file.writelines(json.dumps(record, ensure_ascii=False).encode() + b"\n" for record in records)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, REVIEWED)
+    writer.writeheader()
+    writer.writerows(records)
+    with runs.whole_file(folder / "review.csv") as file:
+        file.write(text.getvalue().encode("utf-8-sig"))  # spreadsheets want the mark
 
 
 def read_review(path: str | Path, asked: list[rows.Row]) -> list[dict[str, str]]:
@@ -196,8 +199,7 @@ def read_review(path: str | Path, asked: list[rows.Row]) -> list[dict[str, str]]
     by_id = {row["id"]: row for row in asked}
     records: dict[str, dict[str, str]] = {}
     try:
-        found = _csv(path) if str(path).endswith(".csv") else (record for _, record in rows.json_lines(path))
-        for number, record in enumerate(found, 1):
+        for number, record in enumerate(_csv(path) if str(path).endswith(".csv") else _jsonl(path), 1):
             fault = record if isinstance(record, str) else _review_fault(record, by_id, records)
             if fault:
                 raise ValueError(f"{path}, record {number}: {fault}")
@@ -207,6 +209,17 @@ def read_review(path: str | Path, asked: list[rows.Row]) -> list[dict[str, str]]
     except csv.Error as error:
         raise ValueError(f"{path}, record {len(records) + 1}: no CSV ({error})") from error
     return list(records.values())
+
+
+def _jsonl(path: str | Path) -> Iterator[dict | str]:
+    with Path(path).open(encoding="utf-8") as file:
+        for line in file:
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError as error:
+                yield f"not JSON ({error})"
+            else:
+                yield record if isinstance(record, dict) else f"a {type(record).__name__}, no object"
 
 
 def _csv(path: str | Path) -> Iterator[dict]:
