@@ -36,14 +36,15 @@ POLL_S = 1.0
 
 @dataclass(frozen=True)
 class Executor:
-    """``workers`` tasks run at a time; 0: one a core on this machine, all of them on a cluster. ``memory_gb`` is what a
-    cluster reserves for a task; ``partition``, ``time`` and ``sbatch`` (further arguments of sbatch, as in
-    {account: us}) are Slurm's. Ray is the cluster that RAY_ADDRESS names, else the one on this machine, else a new one.
-    On a cluster the working directory must be on a file system that all nodes share."""
+    """``workers`` tasks run at a time; 0: one a core on this machine, all of them on a cluster. ``memory_gb`` and
+    ``gpus`` are what a cluster reserves for a task, which sees no other GPU; ``partition``, ``time`` and ``sbatch``
+    (further arguments of sbatch, as in {account: us}) are Slurm's. Ray is the cluster that RAY_ADDRESS names, else the
+    one on this machine, else a new one. The nodes of a cluster must share the file system of the working directory."""
 
     kind: Literal["local", "ray", "slurm"] = "local"
     workers: int = 0
     memory_gb: float = 2.0
+    gpus: int = 0
     partition: str = ""
     time: str = "10:00:00"
     sbatch: dict[str, str] = field(default_factory=dict)
@@ -79,16 +80,17 @@ def run(steps: list[PipelineStep], tasks: int, folder: Path, settings: Executor)
     Raises EngineError when a task failed or its process was killed; the next run does only what is left.
     """
     where = {"pipeline": steps, "tasks": tasks, "logging_dir": str(folder.resolve())}
+    reserved = {"mem_per_cpu_gb": settings.memory_gb, "gpus_per_task": settings.gpus}
     if settings.kind == "local":
         executor = _Local(**where, workers=min(tasks, settings.workers or os.cpu_count() or 1))
     elif settings.kind == "ray":
-        executor = RayPipelineExecutor(**where, workers=settings.workers or -1, mem_per_cpu_gb=settings.memory_gb)
+        executor = RayPipelineExecutor(**where, **reserved, workers=settings.workers or -1)
         _connect_to_ray()
     else:
         executor = SlurmPipelineExecutor(
             **where,
+            **reserved,
             workers=settings.workers or -1,
-            mem_per_cpu_gb=settings.memory_gb,
             partition=settings.partition,
             time=settings.time,
             job_name=f"{folder.parent.parent.name}-{folder.name}",

@@ -53,7 +53,9 @@ def main(argv: list[str] | None = None) -> int:
         for folder, repository in found:
             send(folder, repository, arguments)
         if found[0][0] != arguments.folder:  # several models
-            note(arguments.folder, {"id": arguments.hub_model_id, "parts": [one.id for _, one in found]})
+            write_json(
+                arguments.folder / "hub.json", {"id": arguments.hub_model_id, "parts": [one.id for _, one in found]}
+            )
     except ConfigError as error:
         log.error("error: %s", error)
         return 2
@@ -83,13 +85,8 @@ def send(folder: Path, repository: Repository, arguments: argparse.Namespace) ->
     for checkpoint in sorted(folder.glob("checkpoint-*/complete.json")) if arguments.checkpoints else []:
         state = grounded(listed(checkpoint.parent, STATE_FILES, "**/*"))
         push(repository, state, f"{folder.name}, {checkpoint.parent.name}", branch=checkpoint.parent.name)
-    note(folder, {"id": repository.id, "kind": repository.kind, "revision": sha})
+    write_json(folder / "hub.json", {"id": repository.id, "kind": repository.kind, "revision": sha})
     log.info("%s is on the Hub as %s, revision %s", folder, repository.id, sha)
-
-
-def note(folder: Path, record: dict[str, Any]) -> None:
-    """hub.json: where a folder went, written whole or not at all."""
-    write_json(folder / "hub.json", record)
 
 
 # What lies in a folder
