@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from data_prep import jobs, rejection_sampling, rows
+from data_prep import jobs, rejection_sampling, rows, runs
 
 import pyarrow.parquet as pq
 
@@ -55,7 +55,7 @@ def build(config: Distillation, output_dir: Path, **loaded: list) -> dict[str, o
 def _sound(files: list[Path]) -> Iterator[rows.Row]:
     for number, row in enumerate(rows.stream(files)):
         if fault := rows.fault(row, sft=True):
-            raise OSError(f"{files[0]}, row {number}, {fault}; delete it and run its stage again")
+            raise runs.EngineError(f"{files[0]}, row {number}, {fault}; delete it and run its stage again")
         yield row
 
 

@@ -66,11 +66,10 @@ def quotas(total: int) -> dict[str, int]:
 
 def plan(config: Mixture, parts: list[shards.Part], evaluation_items: decontaminate.Index) -> list[str]:
     """What is read, made and needed, in lines."""
-    lines = []
-    for number, source in enumerate(config.sources):
-        own = [part for part in parts if part.file == number]
-        count = f"{sum(part.rows for part in own):,} rows" if all(part.rows >= 0 for part in own) else "rows uncounted"
-        lines.append(f"{source}: {count}, {sum(part.size for part in own) / 2**20:,.0f} MB of text")
+    lines = [
+        f"{source}: {shards.described([part for part in parts if part.file == number])}"
+        for number, source in enumerate(config.sources)
+    ]
     wanted = quotas(config.limit or config.total)
     lines.append("quotas: " + ", ".join(f"{count:,} {domain}" for domain, count in wanted.items()))
     size = sum(part.size for part in parts)

@@ -74,6 +74,12 @@ def parts(paths: list[str]) -> list[Part]:
     return found
 
 
+def described(found: list[Part]) -> str:
+    """How much it is, for a plan."""
+    count = f"{sum(part.rows for part in found):,} rows" if all(part.rows >= 0 for part in found) else "rows uncounted"
+    return f"{count}, {sum(part.size for part in found) / 2**20:,.0f} MB of text"
+
+
 def schema(found: list[Part]) -> pa.Schema:
     """The contract's columns, ``completion`` and ``generator``, then every other column of text that a Parquet file
     among the parts has. Where a row lacks one of those, it is null there."""

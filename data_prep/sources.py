@@ -31,6 +31,7 @@ from data_prep.runs import whole_file, write_json
 import pyarrow as pa
 
 log = logging.getLogger(__name__)
+KEPT = 5_000  # bytes of zstd Parquet for a trace of 10 kB; a prompt alone is a tenth
 RATE = 2_500  # records of 10 kB a second on one core, measured with traces of mathematics
 EXTRA = ("source_id", "revision")  # columns after the contract's
 PROMPT_COLUMNS = (*rows.COLUMNS, "tests", *EXTRA)
@@ -492,18 +493,22 @@ def load(config: Sources) -> dict[str, list]:
 
 
 def plan(config: Any, sources: list[Wanted]) -> list[str]:
-    """A line for each source: what, from where, how many records, under which licence."""
+    """A line for each source (what, from where, how much, under which licence), then the work."""
     lines, total = [], 0
     for one in sources:
         if one.local:
-            lines.append(f"{one.label}: from {', '.join(_files(one.local))}")
+            found = shards.parts(_files(one.local))
+            total += sum(max(part.rows, 0) for part in found)
+            lines.append(f"{one.label}: from {one.local}, {shards.described(found)}")
             continue
         source = SOURCES[one.name]
         count = min(one.limit or source.rows, source.rows)
         total += count
         place = f"{source.hub_id} {source.subset or ''}@{one.revision or source.revision or 'main'}"
         lines.append(f"{one.label}: {count:,} records of {place}, {source.license}")
-    return [*lines, f"{total:,} records of the Hub, about {total / RATE / 60:,.0f} minutes of work beside the download"]
+    disk = total * (KEPT if getattr(config, "traces", False) else KEPT / 10) / 2**30
+    work = f"about {total / RATE / 60:,.0f} minutes of one core beside the download, up to {disk:,.1f} GB of disk"
+    return [*lines, f"{total:,} records, {work}"]
 
 
 def build(config: Sources, output_dir: Path, sources: list[Wanted]) -> dict[str, object]:
