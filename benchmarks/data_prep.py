@@ -10,8 +10,10 @@ tells how much a row adds. Among the rows are some that must go, and the result 
 """
 
 import argparse
+import contextlib
 import json
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -186,7 +188,7 @@ def whole_path(folder: Path, total: int, tasks: int, pool: list[str], items: lis
     start = time.monotonic()
     command = [sys.executable, "-m", "data_prep.mixture", "--config", str(folder / "mixture.yaml")]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as job:
-        peak, busy = watch(job)
+        peak, busy, disk = watch(job, folder)
         told = job.stderr.read()
     seconds = time.monotonic() - start
     if job.returncode:
@@ -195,9 +197,8 @@ def whole_path(folder: Path, total: int, tasks: int, pool: list[str], items: lis
     seen, dropped = record["funnel"]["seen"], record["funnel"]["dropped"]
     print(f"whole path, {seen:,} rows, {stored / 2**30:.2f} GB of zstd Parquet")
     print(f"  {seen / seconds:,.0f} rows/s in {seconds:,.0f} s, {seen / busy:,.0f} a second of one core's time")
-    print(
-        f"  peak of memory {peak / 2**20:,.0f} MB; dropped", {name: count for name, count in dropped.items() if count}
-    )
+    print(f"  peak of memory {peak / 2**20:,.0f} MB, of disk {disk / 2**30:,.2f} GB, its sources among it")
+    print("  dropped", {name: count for name, count in dropped.items() if count})
     for step, count in wrong.items():
         if dropped.get(step) != count:
             raise SystemExit(f"{step}: {count} rows were made to be dropped")
@@ -208,9 +209,9 @@ def whole_path(folder: Path, total: int, tasks: int, pool: list[str], items: lis
     return peak
 
 
-def watch(job: subprocess.Popen) -> tuple[int, float]:
-    """(peak of memory in bytes, seconds of processors) of a job and all that it starts."""
-    peak, busy = 0, {}
+def watch(job: subprocess.Popen, folder: Path) -> tuple[int, float, int]:
+    """(peak of memory in bytes, seconds of processors) of a job and all that it starts; peak of the folder's bytes."""
+    peak, busy, disk = 0, {}, 0
     while job.poll() is None:
         used = 0
         for process in [psutil.Process(job.pid), *psutil.Process(job.pid).children(recursive=True)]:
@@ -220,9 +221,18 @@ def watch(job: subprocess.Popen) -> tuple[int, float]:
             except psutil.Error:
                 continue  # it has just ended
             busy[process.pid] = times.user + times.system
-        peak = max(peak, used)
+        peak, disk = max(peak, used), max(disk, size(folder))
         time.sleep(0.2)
-    return peak, sum(busy.values())
+    return peak, sum(busy.values()), disk
+
+
+def size(folder: Path) -> int:
+    """Bytes of all files, as they come and go."""
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            total += path.stat().st_size
+    return total
 
 
 def main() -> None:
@@ -237,6 +247,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.keep or Path(temporary)
         quarter = whole_path(folder / "quarter", options.rows // 4, options.tasks, pool, items)
+        shutil.rmtree(folder / "quarter")
         full = whole_path(folder / "full", options.rows, options.tasks, pool, items)
     added = (full - quarter) / (options.rows - options.rows // 4)
     print(f"  a row adds {added:,.0f} bytes of memory" + (" (too few rows to tell)" if options.rows < 400_000 else ""))

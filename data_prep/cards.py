@@ -1,48 +1,71 @@
-"""A data set card for the Hub, and the statistics in it, computed from the rows and from the records of their runs.
+"""Cards for the Hub, computed from rows and from the records of runs: of rows of the contract, of other records, of a
+model. What nothing tells (who curates it, whom to write to) is given, or the card says that it is not stated.
 
 `python -m data_prep.cards --config <yaml>` reads the Parquet files of a finished data job and writes ``README.md``
-(the card) and ``stats.json``. What nothing tells (who curates it, whom to write to) comes from the YAML, or the card
-says that it is not stated. Lengths, languages and e-mail addresses are measured on every k-th row.
+(the card) and ``stats.json``. Lengths, languages and e-mail addresses are measured on every k-th row. A model's card
+has its settings, curves, every finished `evaluate_*` run of the same scale that measured it (as `model-index` too), and
+the licences that the rows of its data, and of the data of the models that it came from, carry.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
+import io
+import itertools
 import json
 import logging
 import re
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import rewards
-from data_prep import jobs, rows, runs
+from data_prep import hub, jobs, prompts, rows, runs
 from data_prep.mixture import TABLE_5
-from data_prep.run_cards import table
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
-from huggingface_hub import DatasetCard, DatasetCardData
+import yaml
+from huggingface_hub import DatasetCardData, EvalResult, ModelCardData
 
 log = logging.getLogger(__name__)
 COUNTED = ("domain", "kind", "language", "license", "source", "verifier", "verified_by", "generator", "thinking")
 SIZES = [(10**power, name) for power, name in ((3, "n<1K"), (4, "1K<n<10K"), (5, "10K<n<100K"), (6, "100K<n<1M"))]
 EMAIL = re.compile(r"\b[\w.+-]+@[\w-]+\.[a-z]{2,}\b", re.IGNORECASE)
-CONSISTENCY = (0.5, 0.8, 0.9, 0.95, 0.99)  # edges of the histogram
+CONSISTENCY = (0.0, 0.5, 0.8, 0.9, 0.95, 0.99, 1.0)  # edges of the histogram
 NOT_STATED = "Not stated."
+HUB = "https://huggingface.co"
+QUESTION = "What is 2 + 3 * 4?"
+SETTINGS = (
+    "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay", "max_grad_norm",
+    "optim", "max_steps", "num_train_epochs", "batch_size", "prompts_per_step", "num_generations",
+    "generation_batch_size", "num_iterations", "beta", "epsilon", "epsilon_high", "loss_type", "scale_rewards",
+    "temperature", "top_p", "max_completion_length", "max_prompt_length", "max_length", "packing",
+    "ref_model_sync_steps", "ref_model_mixup_alpha", "token_budget", "dtype", "bf16", "use_peft", "seed",
+)  # fmt: skip
+LORA = ("lora_r", "lora_alpha", "lora_target_modules")
+MEASURES = (
+    "pass@1", "pass@1_at_temperature_1", "pass@16", "cons@16", "format_rate", "language_consistency", "answer_language",
+    "truncated", "helpful_score", "safe_rate", "refusals_of_harmless",
+)  # fmt: skip
+MANY, GENERAL = ("pass@16", "cons@16"), ("helpful_score", "safe_rate", "refusals_of_harmless")
+CURVES = ("reward", "loss", "kl", "completions/mean_length", "mean_token_accuracy", "entropy")
+REFERENCES = """- DeepSeek-AI: DeepSeek-R1: Incentivizing Reasoning Capability in LLMs via Reinforcement Learning, \
+[arXiv 2501.12948](https://arxiv.org/abs/2501.12948)
+- von Werra et al.: [TRL: Transformers Reinforcement Learning](https://github.com/huggingface/trl)"""
 
 
-@dataclass(frozen=True)
-class Card:
+@dataclass(frozen=True, kw_only=True)
+class Card(jobs.Job):
     """``data``: the run whose rows are described. ``license``: of the whole; "" takes that of the rows, or "other"
     where they have several. ``tokenizer``: a path or Hub id; "" counts characters. ``gaps``: what is known to be
     missing, or what stands in for what, a sentence each. ``read_rows``: about as many are measured."""
 
-    output_dir: str
     data: str
     title: str
     summary: str = ""
@@ -54,8 +77,6 @@ class Card:
     tokenizer: str = ""
     gaps: list[str] = field(default_factory=list)
     read_rows: int = 20_000
-    seed: int = 0
-    limit: int = 0
 
 
 def load(config: Card) -> dict[str, list]:
@@ -69,10 +90,55 @@ def load(config: Card) -> dict[str, list]:
 def build(config: Card, output_dir: Path, files: list[Path]) -> dict[str, object]:
     stats = statistics(files, config) | {"runs": lineage(Path(config.data))}
     stats["gaps"] = [*config.gaps, *shortfalls(stats["runs"])]
-    (output_dir / "stats.json").write_text(json.dumps(stats, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    header = DatasetCardData(**metadata(config, stats))
-    DatasetCard(f"---\n{header.to_yaml()}\n---\n\n{body(config, stats)}").save(output_dir / "README.md")
+    runs.write_json(output_dir / "stats.json", stats)
+    card = page(DatasetCardData(**metadata(config, stats)).to_yaml(), sections(config, stats))
+    (output_dir / "README.md").write_text(card, encoding="utf-8")
     return {"rows": stats["rows"]}
+
+
+# --- what all cards share ---------------------------------------------------------------------------------------------
+
+
+def page(header: str, parts: Sequence[str]) -> str:
+    return f"---\n{header.strip()}\n---\n\n" + "\n\n".join(filter(None, parts)) + "\n"
+
+
+def table(head: Sequence[str], lines: Sequence[Sequence]) -> str:
+    """A Markdown table; "" where it has no lines."""
+    if not lines:
+        return ""
+    shown = [
+        [f"{cell:,}" if type(cell) in (int, float) else str(cell).replace("|", "\\|") for cell in line]
+        for line in lines
+    ]
+    return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *shown])
+
+
+def title(folder: Path) -> str:
+    return folder.name.replace("_", " ").capitalize()
+
+
+def configs(groups: dict[str, list[str]]) -> list[dict[str, Any]]:
+    """The header's configurations: of each, its Parquet files."""
+    return [{"config_name": name, "data_files": [{"split": "train", "path": parts}]} for name, parts in groups.items()]
+
+
+def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, value) of all that is neither mapping nor list inside of a value."""
+    if isinstance(value, dict | list | tuple):
+        for key, part in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from leaves(part, f"{name}.{key}" if name else str(key))
+    else:
+        yield name, value
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def _counts(column: pa.ChunkedArray) -> Counter[str]:
+    found = zip(*column.value_counts().flatten(), strict=True)
+    return Counter({str(value): count.as_py() for value, count in found if value.is_valid})
 
 
 # --- what the rows say ------------------------------------------------------------------------------------------------
@@ -80,22 +146,23 @@ def build(config: Card, output_dir: Path, files: list[Path]) -> dict[str, object
 
 def statistics(files: list[Path], config: Card) -> dict[str, Any]:
     found = {path.name: pq.ParquetFile(path) for path in files}
+    schema = found[files[0].name].schema_arrow
     total = sum(file.metadata.num_rows for file in found.values())
     step = max(1, total // (config.limit or config.read_rows))
+    names = [name for name in (*COUNTED, "revision") if name in schema.names]
+    columns = pq.read_table(files, columns=names)
     counts: dict[str, Counter] = {name: Counter() for name in COUNTED}
+    counts |= {name: _counts(columns[name]) for name in names if name != "revision"}
     revisions: dict[str, set[str]] = {}
+    if "revision" in names:
+        for source, revision in set(zip(columns["source"].to_pylist(), columns["revision"].to_pylist(), strict=True)):
+            revisions.setdefault(source, set()).update([revision] if revision else [])
     lengths: dict[str, list[int]] = {"prompt": [], "reasoning": [], "summary": []}
     shares: list[float] = []
     incomplete = emails = read = 0
     measure = _measure(config.tokenizer)
-    for number, row in enumerate(_every(found.values())):
-        for name, values in counts.items():
-            if row.get(name) is not None:
-                values[str(row[name])] += 1
-        if row.get("revision"):
-            revisions.setdefault(row["source"], set()).add(row["revision"])
-        if number % step:
-            continue
+    texts = [name for name in ("prompt", "completion", "language") if name in schema.names]
+    for row in itertools.islice(rows.stream(files, texts), 0, None, step):
         read += 1
         completion = row.get("completion") or ""
         parts = rewards.parse(completion)
@@ -111,7 +178,6 @@ def statistics(files: list[Path], config: Card) -> dict[str, Any]:
         name: {"rows": counts["domain"][name], "table_5": paper, "difference": counts["domain"][name] - paper}
         for name, paper in TABLE_5.items()
     }
-    schema = next(iter(found.values())).schema_arrow
     return {
         "rows": total,
         "files": {name: {"rows": file.metadata.num_rows, "bytes": path.stat().st_size}
@@ -123,7 +189,7 @@ def statistics(files: list[Path], config: Card) -> dict[str, Any]:
         "columns": {column.name: str(column.type).replace("double", "float64") for column in schema},
         "counts": {name: dict(values.most_common()) for name, values in counts.items() if values},
         "domains": domains if lengths["summary"] else {},
-        "revisions": {source: sorted(values) for source, values in sorted(revisions.items())},
+        "revisions": {source: sorted(values) for source, values in sorted(revisions.items()) if values},
         "commercial_rows": sum(n for name, n in counts["license"].items() if rows.commercial(name)),
         "checked": {
             "rule": sum(counts["verifier"][name] for name in ("math", "choice", "code")),
@@ -137,12 +203,6 @@ def statistics(files: list[Path], config: Card) -> dict[str, Any]:
         "language_consistency": _histogram(shares),
         "emails": emails,
     }  # fmt: skip
-
-
-def _every(files: Any) -> Iterator[rows.Row]:
-    for file in files:
-        for batch in file.iter_batches(1_000):
-            yield from batch.to_pylist()
 
 
 def _measure(tokenizer: str):
@@ -160,11 +220,9 @@ def _summary(values: list[int]) -> dict[str, float]:
 
 
 def _histogram(shares: list[float]) -> dict[str, int]:
-    edges = [0.0, *CONSISTENCY]
-    names = [f"{low:g} to {high:g}" for low, high in zip(edges, [*CONSISTENCY, 1.0], strict=True)]
-    places = np.searchsorted(CONSISTENCY, shares, side="right").tolist()
-    counts = Counter(names[place] for place in places)
-    return {name: counts[name] for name in names} if shares else {}
+    counts, edges = np.histogram(shares, CONSISTENCY)
+    bins = zip(edges, edges[1:], counts.tolist(), strict=False)
+    return {f"{low:g} to {high:g}": count for low, high, count in bins} if shares else {}
 
 
 # --- what the runs say ------------------------------------------------------------------------------------------------
@@ -241,9 +299,7 @@ def metadata(config: Card, stats: dict[str, Any]) -> dict[str, Any]:
         "source_datasets": sources or ["original"],
         "task_categories": ["text-generation"],
         "tags": ["reasoning", "deepseek-r1", "synthetic"],
-        "configs": [
-            {"config_name": group, "data_files": [{"split": "train", "path": names}]} for group, names in groups.items()
-        ],
+        "configs": configs(groups),
         "dataset_info": {
             "features": [{"name": name, "dtype": kind} for name, kind in stats["columns"].items()],
             "splits": splits,
@@ -253,70 +309,61 @@ def metadata(config: Card, stats: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def body(config: Card, stats: dict[str, Any]) -> str:
-    """The card's sections, in the order of the Hub's template."""
+def sections(config: Card, stats: dict[str, Any]) -> list[str]:
+    """In the order of the Hub's template."""
     counts = stats["counts"]
     head = stats["runs"][0]
     licenses = [[name, n, "yes" if rows.commercial(name) else "no"] for name, n in counts.get("license", {}).items()]
-    sources = [
-        [_link(name), n, ", ".join(stats["revisions"].get(name, []))] for name, n in counts.get("source", {}).items()
-    ]
-    domains = [[name, *values.values()] for name, values in stats["domains"].items()]
-    lengths = [[name, *values.values()] for name, values in stats["lengths"].items()]
+    revisions = {name: ", ".join(found) for name, found in stats["revisions"].items()}
+    sources = [[_link(name), n, revisions.get(name, "")] for name, n in counts.get("source", {}).items()]
+    domains, lengths = ([[name, *one.values()] for name, one in stats[key].items()] for key in ("domains", "lengths"))
     read = f"{stats['rows_read']:,} of {stats['rows']:,} rows"
     completions = "reasoning" in stats["lengths"]
     intended = "supervised fine-tuning of a reasoning model" if completions else "reinforcement learning from rewards"
-    sections = [
+    made = [
+        r | {"rows": r["figures"].get("rows", ""), "fingerprint": str(r["fingerprint"])[:12]} for r in stats["runs"]
+    ]
+    parts = [
         f"# {config.title}",
         config.summary or f"{stats['rows']:,} rows made by `{head['stage']}` for {intended}, after DeepSeek-R1.",
         "## Uses",
         f"Direct use: {intended}, with the columns below. Out of scope: evaluation (its prompts may be close to public "
         "benchmarks' training sets), and any use that the licence of a row excludes.",
         "## Structure",
-        _table(["column", "type"], [[name, kind] for name, kind in stats["columns"].items()]),
+        table(["column", "type"], [[name, kind] for name, kind in stats["columns"].items()]),
         "Of a row, `prompt` is what the user sends, `completion` the full assistant text with its reasoning in think "
         "tags, `answer` the gold answer and `verifier` what can check it.",
         "## Licences and sources",
-        _table(["licence", "rows", "commercial use"], licenses),
+        table(["licence", "rows", "commercial use"], licenses),
         f"{stats['commercial_rows']:,} rows allow commercial use. The licence of each row is its own.",
-        _table(["source", "rows", "revision"], sources),
+        table(["source", "rows", "revision"], sources),
         "## Statistics",
-        *(_table([name, "rows"], list(counts[name].items())) for name in ("kind", "language") if name in counts),
-        *([_table(["domain", "rows", "Table 5", "difference"], domains)] if domains else []),
-        _table([f"length in {stats['unit']}", "mean", "p5", "p50", "p95", "max"], lengths),
+        *(table([name, "rows"], list(counts[name].items())) for name in ("kind", "language") if name in counts),
+        table(["domain", "rows", "Table 5", "difference"], domains),
+        table([f"length in {stats['unit']}", "mean", "p5", "p50", "p95", "max"], lengths),
         f"Measured on {read}. Rounds a row: {stats['rounds']:g}. Completions cut off: {stats['incomplete']:,}. "
         f"Rows with reasoning: {counts.get('thinking', {}).get('True', 0):,}.",
     ]
     if stats["language_consistency"]:
-        sections += [
+        parts += [
             "Share of the reasoning's words that are in the prompt's language:",
-            _table(["share", "rows"], list(stats["language_consistency"].items())),
+            table(["share", "rows"], list(stats["language_consistency"].items())),
         ]
-    sections += [
+    parts += [
         "## Curation",
         "### Rationale",
         "The data of DeepSeek-R1 are not published; these rows stand in for a part of them, made as its paper says.",
         "### Collection and processing",
-        _table(
+        table(
             ["run", "seed", "rows", "seconds", "tries", "peak GB", "config and code"],
             [
-                [
-                    r["run"],
-                    r["seed"],
-                    r["figures"].get("rows", ""),
-                    r["seconds"],
-                    r["tries"],
-                    r["peak_rss_gb"],
-                    (r["fingerprint"] or "")[:12],
-                ]
-                for r in stats["runs"]
+                [r[name] for name in ("run", "seed", "rows", "seconds", "tries", "peak_rss_gb", "fingerprint")]
+                for r in made
             ],
-        ),  # fmt: skip
+        ),
         *(_figures(record) for record in stats["runs"] if "rows" in record["figures"]),
         "### Producers",
-        _table(["generator", "rows"], list(counts.get("generator", {}).items()))
-        if "generator" in counts
-        else NOT_STATED,
+        table(["generator", "rows"], list(counts.get("generator", {}).items())) or NOT_STATED,
         *_sampling(stats["runs"]),
         "Prompts of every step are in `data_prep/prompts.py`; rows' prompts are sent by the model's chat template, "
         "without a system prompt. No speculative decoding is set by us.",
@@ -325,9 +372,7 @@ def body(config: Card, stats: dict[str, Any]) -> str:
         f"the rule is that of `rewards` with math-verify {importlib.metadata.version('math-verify')}. "
         + (f"Verified here: {counts['verified_by'].get('rule', 0):,} rows." if "verified_by" in counts else ""),
         "### Versions",
-        f"git {_commit()}; "
-        + ", ".join(f"{name} {version}" for name, version in (head["versions"] or {}).items())
-        + ".",
+        f"git {_commit()}; {', '.join(f'{name} {version}' for name, version in (head['versions'] or {}).items())}.",
         "### Personal and sensitive information",
         (config.personal_information or "Not reviewed by a person.")
         + f" E-mail addresses stand in {stats['emails']:,} of the {stats['rows_read']:,} rows read.",
@@ -340,31 +385,19 @@ def body(config: Card, stats: dict[str, Any]) -> str:
         f"Citation: {config.citation or NOT_STATED}",
         f"Contact: {config.contact or NOT_STATED}",
     ]
-    return "\n\n".join(section for section in sections if section) + "\n"
+    return parts
 
 
 def _link(source: str) -> str:
     known = re.fullmatch(r"[\w.-]+/[\w.-]+", source)
-    return f"[{source}](https://huggingface.co/datasets/{source})" if known else source
-
-
-def _table(head: list[str], lines: list[list]) -> str:
-    return table(head, [[f"{cell:,}" if isinstance(cell, int | float) else cell for cell in line] for line in lines])
+    return f"[{source}]({HUB}/datasets/{source})" if known else source
 
 
 def _figures(record: dict[str, Any]) -> str:
     """What a run counted and the thresholds that it had, each number under its dotted name."""
-    flat = dict(_flat(record["figures"])) | {f"config.{name}": value for name, value in _flat(record["config"] or {})}
+    flat = dict(leaves(record["figures"])) | dict(leaves({"config": record["config"] or {}}))
     lines = [[name, value] for name, value in flat.items() if isinstance(value, int | float) and value is not False]
-    return f"What `{record['run']}` counted, and its settings:\n\n" + _table(["figure", "value"], lines)
-
-
-def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict):
-        for key, part in value.items():
-            yield from _flat(part, f"{name}.{key}" if name else str(key))
-    else:
-        yield name, value
+    return f"What `{record['run']}` counted, and its settings:\n\n" + table(["figure", "value"], lines)
 
 
 def _sampling(records: list[dict[str, Any]]) -> list[str]:
@@ -381,5 +414,362 @@ def _sampling(records: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+# --- of a model, of other records -------------------------------------------------------------------------------------
+
+
+def model_card(folder: Path, run: Path, hub_model_id: str) -> str:
+    """README.md for the model in `folder`, which `run` (the folder itself, or the one above) made."""
+    record = read_json(run / "run.json") or {}
+    config = record.get("config", {})
+    name, revision, place = hub_name(_parent(folder, record))
+    parent = (name, record.get("parent_revision") or revision, place)
+    stated = list(licences(run))
+    measured = list(_evaluations(folder, run))
+    header = _header(folder, config, parent, stated, measured, hub_model_id)
+    parts = [
+        f"# {hub_model_id.split('/')[1]}",
+        f"Made by the stage `{record['stage']}` ({_kind(folder, config)}) of an open reproduction of DeepSeek-R1."
+        if record
+        else "Pushed without the record of a run, so that this card cannot say how it was made.",
+        f"Starts from: {_said(parent)}.",
+        "## How to use it",
+        f"```python\n{snippet(folder, config, hub_model_id)}```",
+        *_adapter_snippet(folder, hub_model_id),
+        "## Training",
+        table(("setting", "value"), [(key, config[key]) for key in _settings(config) if config.get(key) is not None]),
+        *_data(config),
+        *_rewards(config),
+        *(["### Curves", "![curves of the training log](curves.png)"] if _drawn(_log(folder)) else []),
+        "### Hardware and time",
+        _hardware(record),
+        "## Evaluation",
+        *(_measures(name, figures, settings) for name, figures, settings in measured),
+        *([] if measured else ["This model has not been measured."]),
+        "## Licences",
+        *_licence_text(stated),
+        "## Limits",
+        "- What was measured of it stands above; nothing else was. It is a research artefact and no product: it was "
+        "not tested for safety in use, and what its base and its data lean to, it leans to.",
+        "- Its reasoning can be wrong where its answer is right, and the other way round.",
+        *([f"- {record['rows_too_long']:,} rows were too long and left out."] if record.get("rows_too_long") else []),
+        "## References",
+        REFERENCES,
+    ]
+    return page(header, parts)
+
+
+def record_card(folder: Path, files: hub.Files, groups: dict[str, list[str]]) -> str:
+    """README.md for a corpus, preferences, generations or a report: `groups` are its configurations' Parquet files."""
+    tables = {name: [pq.ParquetFile(files[part]) for part in names] for name, names in groups.items()}
+    stated = list(licences(folder))
+    own = {license for names in groups.values() for part in names for license in _column(files[part], "license")}
+    names = sorted(own | {name for _, counts in stated for name in counts})
+    header = {
+        "pretty_name": title(folder),
+        "license": names[0] if len(names) == 1 else "other",
+        **({} if len(names) == 1 else {"license_name": "as-listed-in-this-card"}),
+        "annotations_creators": ["machine-generated"],
+        "tags": ["reasoning", "deepseek-r1", "synthetic"],
+        "configs": configs(groups),
+    }
+    record = read_json(folder / "run.json") or {}
+    lines = [
+        (name, sum(file.metadata.num_rows for file in parts), ", ".join(parts[0].schema_arrow.names))
+        for name, parts in tables.items()
+    ]
+    measured = (read_json(folder / "results.json") or {}).get("checkpoints", {})
+    parts = [
+        f"# {title(folder)}",
+        f"Made by `{record.get('stage', folder.name)}` of an open reproduction of DeepSeek-R1.",
+        "## Structure",
+        table(("configuration", "rows", "columns"), lines),
+        *([f"## {title(folder)}"] if measured else []),
+        *(_measures(name, figures, {}) for name, figures in measured.items()),
+        "## How it was made",
+        table(("setting", "value"), [(k, json.dumps(v)) for k, v in record.get("config", {}).items()]),
+        _hardware(record),
+        "## Licences",
+        f"Of its own rows: {', '.join(sorted(own)) or 'not stated'}. Of what it was made from:",
+        *_licence_text(stated),
+        "## Limits",
+        "Made by models and by rules; what they get wrong is in it. It was not reviewed by a person.",
+        "## References",
+        REFERENCES,
+    ]
+    return page(yaml.safe_dump(header, sort_keys=False), parts)
+
+
+def hub_name(place: str | None) -> tuple[str | None, str | None, str | None]:
+    """(Hub id, revision, path here) of what a config names: a folder, which may have been pushed, or a Hub id."""
+    if place and runs.is_here(place):
+        pushed = read_json(Path(place) / "hub.json") or {}
+        return pushed.get("id"), pushed.get("revision"), place
+    return place or None, None, None
+
+
+def _parent(folder: Path, record: dict[str, Any]) -> str | None:
+    adapter = read_json(folder / "adapter_config.json") or {}
+    return record.get("parent") or adapter.get("base_model_name_or_path")
+
+
+def _said(parent: tuple[str | None, str | None, str | None]) -> str:
+    name, revision, place = parent
+    if name:
+        at = f" at revision `{revision}`" if revision else ""
+        return f"[{name}]({HUB}/{name}){at}"
+    return f"`{place}`, which was not pushed" if place else "random weights"
+
+
+def _kind(folder: Path, config: dict[str, Any]) -> str:
+    if "reward_funcs" in config:
+        return "reinforcement learning by GRPO"
+    if _scores(folder):
+        return "a reward model: one score a response"
+    return "pre-training" if "vocab_size" in config else "supervised fine-tuning"
+
+
+def _scores(folder: Path) -> bool:
+    kinds = (read_json(folder / "config.json") or {}).get("architectures") or []
+    return any(kind.endswith("ForSequenceClassification") for kind in kinds)
+
+
+def _settings(config: dict[str, Any]) -> tuple[str, ...]:
+    return (*SETTINGS, *(LORA if config.get("use_peft") else ()))
+
+
+def _header(folder, config, parent, stated, measured, hub_model_id) -> str:
+    names = sorted({name for _, counts in stated for name in counts})
+    single = names[0] if len(names) == 1 and names[0] != "unknown" else "other"
+    results = [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=hub_name(settings.get("world"))[0] or "held-out",
+            dataset_name=f"held-out problems of {Path(settings.get('world', '')).name or 'this project'}",
+            metric_type=measure,
+            metric_value=figures[measure],
+            metric_name=f"{measure}, {name}",
+            metric_args=_arguments(measure, figures, settings),
+        )
+        for name, figures, settings in measured
+        for measure in MEASURES
+        if figures.get(measure) is not None
+    ]
+    adapter = (folder / "adapter_config.json").is_file()
+    data = ModelCardData(
+        license=single,
+        license_name="as-listed-in-this-card" if single == "other" else None,
+        base_model=parent[0],
+        base_model_relation="adapter" if adapter else "finetune" if parent[0] else None,
+        datasets=sorted({name for name, _, _ in map(hub_name, _sources(config)) if name}) or None,
+        language=["en", "zh"] if _languages(config) == {"en", "zh"} else sorted(_languages(config)) or None,
+        library_name="peft" if adapter else "transformers",
+        pipeline_tag="text-classification" if _scores(folder) else "text-generation",
+        tags=["deepseek-r1", "reasoning", "trl", *(["grpo"] if "reward_funcs" in config else [])],
+        model_name=hub_model_id.split("/")[1],
+        eval_results=results or None,
+    )
+    return data.to_yaml()
+
+
+def _arguments(measure: str, figures: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    error = figures.get(f"{measure}_stderr")
+    sampled = {name: settings[name] for name in ("temperature", "top_p", "max_tokens") if name in settings}
+    counts = {"problems": figures.get("n_problems"), "samples_a_problem": figures.get("k")}
+    if measure in MANY:
+        counts = {"problems": settings.get("n_many"), "samples_a_problem": 16}
+    elif measure in GENERAL:
+        counts = {"samples_a_problem": figures.get("k")}
+    return ({"standard_error": error} if error is not None else {}) | counts | sampled
+
+
+def snippet(folder: Path, config: dict[str, Any], hub_model_id: str) -> str:
+    """Python that loads the model from the Hub and asks it one question, in the form that it was taught."""
+    if _scores(folder):
+        return (
+            "from transformers import AutoModelForSequenceClassification, AutoTokenizer\n\n"
+            f"name = {hub_model_id!r}\n"
+            "model, tokenizer = AutoModelForSequenceClassification.from_pretrained(name), "
+            "AutoTokenizer.from_pretrained(name)\n"
+            f'said = [{{"role": "user", "content": {QUESTION!r}}}, {{"role": "assistant", "content": "14"}}]\n'
+            "text = tokenizer.apply_chat_template(said, tokenize=False)\n"
+            'print(model(**tokenizer(text, return_tensors="pt", add_special_tokens=False)).logits.item())\n'
+        )
+    if (folder / "adapter_config.json").is_file():
+        return (
+            "from peft import AutoPeftModelForCausalLM\n\n"
+            f"model = AutoPeftModelForCausalLM.from_pretrained({hub_model_id!r})  # and the base that it names\n"
+        )
+    plain = config.get("completion_style") == "r1_zero" or "vocab_size" in config
+    asked = prompts.r1_zero(QUESTION) if plain else [{"role": "user", "content": QUESTION}]
+    return (
+        "from transformers import pipeline\n\n"
+        f'generator = pipeline("text-generation", {hub_model_id!r})\n'
+        f"asked = {asked!r}\n"
+        'print(generator(asked, max_new_tokens=128, return_full_text=False)[0]["generated_text"])\n'
+    )
+
+
+def _adapter_snippet(folder: Path, hub_model_id: str) -> list[str]:
+    if not (folder / "adapter").is_dir():
+        return []
+    kind = "SequenceClassification" if _scores(folder) else "CausalLM"
+    code = f"""from peft import PeftConfig, PeftModel
+from transformers import AutoModelFor{kind}
+
+name = {hub_model_id!r}
+config = PeftConfig.from_pretrained(name, subfolder="adapter")
+base = AutoModelFor{kind}.from_pretrained(config.base_model_name_or_path, revision=config.revision)
+model = PeftModel.from_pretrained(base, name, subfolder="adapter")
+"""
+    return [
+        "The weights are merged. The adapter alone, on the base that its config names:",
+        f"```python\n{code}```",
+    ]
+
+
+# --- data and licences ------------------------------------------------------------------------------------------------
+
+
+def _sources(config: dict[str, Any]) -> list[str]:
+    """What the settings name as data: the folders of Parquet files, and Hub ids."""
+    data = [text for key, value in config.items() if "dataset" in key and key != "dataset_split"
+            for _, text in leaves(value) if isinstance(text, str)]  # fmt: skip
+    return sorted({str(Path(text).parent) if text.endswith(".parquet") else text for text in data if "/" in text})
+
+
+def _files(config: dict[str, Any]) -> list[Path]:
+    return sorted(
+        {
+            Path(text)
+            for _, text in leaves(config)
+            if isinstance(text, str) and text.endswith(".parquet") and Path(text).is_file()
+        }
+    )
+
+
+def _column(path: Path, name: str) -> Counter[str]:
+    known = name in pq.read_schema(path).names
+    return _counts(pq.read_table(path, columns=[name])[name]) if known else Counter()
+
+
+def _languages(config: dict[str, Any]) -> set[str]:
+    return {language for path in _files(config) for language in _column(path, "language")}
+
+
+def licences(run: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """(what, its licences with what each stands for) of the data and the base of a run, then of the runs before it."""
+    record, seen = read_json(run / "run.json"), set()
+    while record:
+        config = record.get("config", {})
+        for path in _files(config):
+            counts = _column(path, "license")
+            if counts and path not in seen:
+                sources = ", ".join(sorted(_column(path, "source")))
+                yield f"data `{path}`", {name: f"{n:,} rows of {sources}" for name, n in counts.items()}
+            seen.add(path)
+        for name in _sources(config):
+            if not runs.is_here(name):
+                yield f"data `{name}`", {hub.stated_license("dataset", name): "as its card says"}
+        parent = record.get("parent")
+        if parent and not runs.is_here(parent):
+            yield f"base `{parent}`", {hub.stated_license("model", parent): "as its card says"}
+        record = read_json(Path(parent) / "run.json") if parent and str(parent) not in seen else None
+        if parent and runs.is_here(parent) and record is None and str(parent) not in seen:
+            yield f"base `{parent}`", {"unknown": "a folder without the record of a run"}
+        seen.add(str(parent))
+
+
+def _licence_text(stated: list[tuple[str, dict[str, str]]]) -> list[str]:
+    lines = [
+        (what, name, "yes" if rows.commercial(name) else "no, or not known", remark)
+        for what, counts in stated
+        for name, remark in counts.items()
+    ]
+    closed = sorted({f"{what} ({name})" for what, name, free, _ in lines if free != "yes"})
+    return [
+        table(("of", "licence", "commercial use", "how much"), lines) or "Nothing that it came from states a licence.",
+        f"**Not for commercial use, or not known to allow it:** {', '.join(closed)}." if closed else "",
+    ]
+
+
+def _data(config: dict[str, Any]) -> list[str]:
+    lines = [f"- `{name}`" if runs.is_here(name) else f"- [{name}]({HUB}/datasets/{name})"
+             for name in _sources(config)]  # fmt: skip
+    return ["### Data", "\n".join(lines)] if lines else []
+
+
+# --- rewards, curves, figures -----------------------------------------------------------------------------------------
+
+
+def _rewards(config: dict[str, Any]) -> list[str]:
+    names = config.get("reward_funcs") or []
+    weights = config.get("reward_weights") or [1.0] * len(names)
+    kwargs = config.get("reward_kwargs") or {}
+    lines = [(name, weight, json.dumps(kwargs.get(name, {}))) for name, weight in zip(names, weights, strict=True)]
+    return ["### Rewards", table(("reward", "weight", "settings"), lines)] if lines else []
+
+
+def _log(folder: Path) -> list[dict[str, Any]]:
+    path = folder / "log.jsonl"
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+
+
+def _drawn(logged: list[dict[str, Any]]) -> list[str]:
+    rewards = sorted({key for row in logged for key in row if key.startswith("rewards/") and key.endswith("/mean")})
+    return [key for key in (*CURVES, *rewards) if sum(row.get(key) is not None for row in logged) > 1]
+
+
+def curves(folder: Path) -> bytes | None:
+    """The training log as a PNG, a panel a figure; None where there is no log to draw."""
+    logged = _log(folder)
+    keys = _drawn(logged)
+    if not keys:
+        return None
+    from matplotlib.figure import Figure  # slow to import
+
+    figure = Figure(figsize=(10, 2.4 * -(-len(keys) // 3)), layout="constrained")
+    for number, key in enumerate(keys, 1):
+        axis = figure.add_subplot(-(-len(keys) // 3), 3, number)
+        points = [(row["step"], row[key]) for row in logged if row.get(key) is not None]
+        axis.plot(*zip(*points, strict=True))
+        axis.set_title(key, fontsize=9)
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=100)
+    return image.getvalue()
+
+
+def _hardware(record: dict[str, Any]) -> str:
+    lines = [(name, record.get(key)) for name, key in (
+        ("seconds of the try that finished", "seconds"), ("tries", "tries"), ("peak memory of a process, GB",
+        "peak_rss_gb"), ("steps", "steps"), ("completion tokens trained", "completion_tokens_trained"))]  # fmt: skip
+    lines += list((record.get("hardware") or {}).items()) + list((record.get("versions") or {}).items())
+    return table(("", ""), [(name, value) for name, value in lines if value is not None])
+
+
+def _evaluations(folder: Path, run: Path) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """(name, figures, settings) of the finished evaluations of this model beside its run."""
+    for path in sorted(run.parent.glob("evaluate_*/results.json")):
+        settings = (read_json(path.parent / "run.json") or {}).get("config", {})
+        if settings.get("path") and Path(settings["path"]).resolve() == folder.resolve():
+            yield settings.get("checkpoint", path.parent.name), read_json(path), settings
+
+
+def _measures(name: str, figures: dict[str, Any], settings: dict[str, Any]) -> str:
+    lines = []
+    for measure in MEASURES:
+        if figures.get(measure) is not None:
+            error = figures.get(f"{measure}_stderr")
+            lines.append((measure, f"{figures[measure]:.4f}", f"± {error:.4f}" if error is not None else ""))
+    how = ", ".join(
+        f"{key} {settings[key]}" for key in ("temperature", "top_p", "max_tokens", "seed") if key in settings
+    )
+    about = f"As `{name}`: {figures.get('n_problems')} problems, {figures.get('k')} samples each; {how}."
+    if any(figures.get(measure) is not None for measure in MANY):
+        about += f" pass@16 and cons@16: 16 samples of {settings.get('n_many', 'some')} of them."
+    if any(figures.get(measure) is not None for measure in GENERAL):
+        about += " Helpfulness, safety and refusals: of general prompts beside them."
+    return f"{about} Standard errors are over problems.\n\n" + table(("measure", "value", "standard error"), lines)
+
+
 if __name__ == "__main__":
-    sys.exit(jobs.run(Card, load, build))
+    sys.exit(jobs.main(__spec__.name))

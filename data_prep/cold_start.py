@@ -12,6 +12,7 @@ as the decision, mend reasoning and summary where need be, name the file as `rev
 from __future__ import annotations
 
 import csv
+import io
 import json
 import logging
 import sys
@@ -20,9 +21,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import rewards
-from data_prep import jobs, prompts, rows
-from data_prep.filters import FILTERS, Candidate, Funnel, Thresholds, first_failure
-from data_prep.sampling import Decoding, Prompt, Sampler, ServerSettings, connect, open_model
+from data_prep import jobs, prompts, rows, runs
+from data_prep.filters import FILTERS, Candidate, Funnel, Thresholds, first_failure, is_right
+from data_prep.sampling import Decoding, Prompt, Sampler, ServerSettings, connect, cost, open_model
 
 log = logging.getLogger(__name__)
 STYLES = {"few_shot": "plain", "direct": "plain", "r1_zero": "r1_zero"}
@@ -41,12 +42,11 @@ class Way:
     keep: int = 1
 
 
-@dataclass(frozen=True)
-class ColdStart:
+@dataclass(frozen=True, kw_only=True)
+class ColdStart(jobs.Job):
     """``examples``: by language, worked {"question", "solution"} pairs for the few-shot prompt. ``filters`` apply to
     what is sampled, ``rewritten`` to what the rewriter makes of it."""
 
-    output_dir: str
     prompts: str
     rewriter: ServerSettings
     rewriting: Decoding
@@ -58,8 +58,6 @@ class ColdStart:
     rewritten: Thresholds = field(default_factory=Thresholds)
     review: str = ""
     sampler: Sampler = field(default_factory=Sampler)
-    seed: int = 0
-    limit: int = 0
 
     def __post_init__(self) -> None:
         if not (self.r1_zero or self.few_shot or self.direct):
@@ -90,6 +88,17 @@ def load(config: ColdStart) -> dict[str, list[rows.Row]]:
         raise ValueError(f"`examples` has none for the language {missing[0]}; write `{missing[0]}: [...]`")
     loaded["reviewed"] = read_review(config.review, reasoning) if config.review else []
     return loaded
+
+
+def plan(config: ColdStart, reviewed: list[rows.Row], **asked: list[rows.Row]) -> list[str]:
+    lines = [f"prompts of {config.prompts}" + (f"; the review {config.review}" if config.review else "")]
+    for name, way_rows in asked.items():
+        way: Way = getattr(config, name)
+        lines += [
+            f"{name}: {cost(len(way_rows), way.n, way.decoding, way.checkpoint, config.sampler)}",
+            f"{name}: {cost(len(way_rows), way.keep, config.rewriting, f'the rewriter {config.rewriter.model}')}",
+        ]
+    return lines
 
 
 def build(config: ColdStart, output_dir: Path, reviewed: list[rows.Row], **asked: list[rows.Row]) -> dict[str, object]:
@@ -168,12 +177,14 @@ def review_record(row: rows.Row, findings: list[str]) -> dict[str, str]:
 
 def write_review(folder: Path, records: list[dict[str, str]]) -> None:
     """``review.jsonl`` and ``review.csv``; ``decision`` is "" until a person writes "accept" or "reject"."""
-    lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-    (folder / "review.jsonl").write_text(lines, encoding="utf-8")
-    with (folder / "review.csv").open("w", encoding="utf-8-sig", newline="") as file:  # spreadsheets want the mark
-        writer = csv.DictWriter(file, REVIEWED)
-        writer.writeheader()
-        writer.writerows(records)
+    with runs.whole_file(folder / "review.jsonl") as file:
+        file.writelines(json.dumps(record, ensure_ascii=False).encode() + b"\n" for record in records)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, REVIEWED)
+    writer.writeheader()
+    writer.writerows(records)
+    with runs.whole_file(folder / "review.csv") as file:
+        file.write(text.getvalue().encode("utf-8-sig"))  # spreadsheets want the mark
 
 
 def read_review(path: str | Path, asked: list[rows.Row]) -> list[dict[str, str]]:
@@ -235,7 +246,7 @@ def _review_fault(record: dict, by_id: dict[str, rows.Row], before: dict[str, di
         completion = _written(record)
         if not rewards.is_well_formed(completion, "think"):
             return "accepted, but reasoning or summary is empty or holds a tag"
-        if rewards.is_correct(completion, row["answer"], row["verifier"], row["question"]) is False:
+        if is_right(row, completion) is False:
             return f"accepted, but it does not answer {row['answer']!r}"
     return None
 
@@ -272,4 +283,4 @@ def apply_review(kept: list[rows.Row], records: list[dict[str, str]]) -> tuple[l
 
 
 if __name__ == "__main__":
-    sys.exit(jobs.run(ColdStart, load, build))
+    sys.exit(jobs.main(__spec__.name))

@@ -88,26 +88,23 @@ def load(settings: Decontamination) -> Index:
     return index
 
 
-def _records(one: EvaluationSet) -> Iterable[dict[str, Any]]:
+def _records(one: EvaluationSet) -> Iterator[dict[str, Any]]:
     if one.path.endswith(".parquet"):
-        return read_parquet(one.path)
-    if one.path.endswith(".jsonl"):
-        return list(_lines(one.path))
-    from datasets import load_dataset  # slow to import, and only needed for the Hub
+        yield from read_parquet(one.path)
+    elif one.path.endswith(".jsonl"):
+        if not Path(one.path).is_file():
+            raise FileNotFoundError(f"{one.path}: no such file")
+        for number, record in json_lines(one.path):
+            if isinstance(record, str):
+                raise ValueError(f"{one.path}, row {number}: {record}")
+            yield record
+    else:
+        from datasets import load_dataset  # slow to import, and only needed for the Hub
 
-    try:
-        return load_dataset(one.path, split=one.split)
-    except OSError as error:
-        raise FileNotFoundError(f"{one.path}, split {one.split}: cannot be loaded ({error})") from error
-
-
-def _lines(path: str) -> Iterator[dict[str, Any]]:
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    for number, record in json_lines(path):
-        if isinstance(record, str):
-            raise ValueError(f"{path}, row {number}: {record}")
-        yield record
+        try:
+            yield from load_dataset(one.path, split=one.split)
+        except OSError as error:
+            raise FileNotFoundError(f"{one.path}, split {one.split}: cannot be loaded ({error})") from error
 
 
 class Index:

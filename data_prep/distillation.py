@@ -6,53 +6,58 @@ that Dev3 was trained on, which is what the paper distils from (v2, B.4.3).
 
 from __future__ import annotations
 
+import itertools
 import sys
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from data_prep import engine, jobs, rows
-from data_prep.filters import Thresholds
-from data_prep.rejection_sampling import select_in_tasks
-from data_prep.sampling import Decoding, Sampler, ServerSettings
+from data_prep import jobs, rejection_sampling, rows, runs
+
+import pyarrow.parquet as pq
 
 
-@dataclass(frozen=True)
-class Distillation:
+@dataclass(frozen=True, kw_only=True)
+class Distillation(rejection_sampling.Selection):
     """``checkpoint`` is the teacher. Each distinct prompt of ``mixture`` gets ``n`` answers, at most ``keep`` stay."""
 
-    output_dir: str
     mode: Literal["teacher", "mixture"]
     mixture: str
-    checkpoint: str
-    judge: ServerSettings
-    decoding: Decoding
     n: int = 1
     keep: int = 1
-    filters: Thresholds = field(default_factory=Thresholds)
-    sampler: Sampler = field(default_factory=Sampler)
-    tasks: int = 1
-    executor: engine.Executor = field(default_factory=engine.Executor)
-    seed: int = 0
-    limit: int = 0
 
 
-def load(config: Distillation) -> dict[str, list[rows.Row]]:
-    found = rows.load_rows(config.mixture, sft=True)
-    if config.mode == "teacher":
-        config.sampler.require(config.checkpoint)
-        found = list({row["prompt"]: row for row in reversed(found)}.values())[::-1]
-    return {"prompts" if config.mode == "teacher" else "rows": found[: config.limit or None]}
-
-
-def build(config: Distillation, output_dir: Path, **loaded: list[rows.Row]) -> dict[str, object]:
+def load(config: Distillation) -> dict[str, list]:
     if config.mode == "mixture":
-        rows.write_rows(output_dir / "train.parquet", loaded["rows"], sft=True)
-        return {"rows": len(loaded["rows"])}
-    return select_in_tasks(config, output_dir, loaded["prompts"], load)
+        return {"files": rows.parquet_files(config.mixture)}
+    config.sampler.require(config.checkpoint)
+    found = rows.load_rows(config.mixture, without=("completion",))  # most of 800,000 rows' bytes
+    distinct = {row["prompt"]: row for row in reversed(found)}
+    return {"prompts": list(distinct.values())[::-1][: config.limit or None]}
+
+
+def plan(config: Distillation, files: Sequence[Path] = (), prompts: Sequence[rows.Row] = ()) -> list[str]:
+    if config.mode == "teacher":
+        return rejection_sampling.selection_plan(config, config.mixture, prompts)
+    size = sum(path.stat().st_size for path in files) / 2**30
+    return [f"the rows of {', '.join(map(str, files))} as they are, {size:,.1f} GB of disk"]
+
+
+def build(config: Distillation, output_dir: Path, **loaded: list) -> dict[str, object]:
+    if config.mode == "teacher":
+        return rejection_sampling.select_in_tasks(config, output_dir, loaded["prompts"], load)
+    files = loaded["files"]
+    found = itertools.islice(_sound(files), config.limit or None)
+    return {"rows": rows.write_stream(output_dir / "train.parquet", found, pq.read_schema(files[0]))}
+
+
+def _sound(files: list[Path]) -> Iterator[rows.Row]:
+    for number, row in enumerate(rows.stream(files)):
+        if fault := rows.fault(row, sft=True):
+            raise runs.EngineError(f"{files[0]}, row {number}, {fault}; delete it and run its stage again")
+        yield row
 
 
 if __name__ == "__main__":
-    from data_prep import distillation as job  # under its own name, so that other processes find what is in it
-
-    sys.exit(jobs.run(job.Distillation, job.load, job.build))
+    sys.exit(jobs.main(__spec__.name))

@@ -2,7 +2,7 @@
 
 A job is one pipeline or several, one after the other; each is a list of datatrove ``PipelineStep``s that every task
 runs on its share of the rows. What a task writes must depend on its number and on the number of tasks only, and must
-appear whole (``whole_file``); then workers, engines and kills change no byte. Finished tasks are skipped on a re-run.
+appear whole (``runs.whole_file``); then workers, engines and kills change no byte. Finished tasks are not run again.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Literal
+from typing import Literal
 
 from data_prep.runs import EngineError
 
+from datatrove.data import Document
 from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, SlurmPipelineExecutor
 from datatrove.executor.base import PipelineExecutor
 from datatrove.pipeline.base import PipelineStep
@@ -36,14 +36,15 @@ POLL_S = 1.0
 
 @dataclass(frozen=True)
 class Executor:
-    """``workers`` tasks run at a time; 0: one a core on this machine, all of them on a cluster. ``memory_gb`` is what a
-    cluster reserves for a task; ``partition``, ``time`` and ``sbatch`` (further arguments of sbatch, as in
-    {account: us}) are Slurm's. Ray is the cluster that RAY_ADDRESS names, else the one on this machine, else a new one.
-    On a cluster the working directory must be on a file system that all nodes share."""
+    """``workers`` tasks run at a time; 0: one a core on this machine, all of them on a cluster. ``memory_gb`` and
+    ``gpus`` are what a cluster reserves for a task, which sees no other GPU; ``partition``, ``time`` and ``sbatch``
+    (further arguments of sbatch, as in {account: us}) are Slurm's. Ray is the cluster that RAY_ADDRESS names, else the
+    one on this machine, else a new one. The nodes of a cluster must share the file system of the working directory."""
 
     kind: Literal["local", "ray", "slurm"] = "local"
     workers: int = 0
     memory_gb: float = 2.0
+    gpus: int = 0
     partition: str = ""
     time: str = "10:00:00"
     sbatch: dict[str, str] = field(default_factory=dict)
@@ -57,22 +58,39 @@ class Executor:
             )
 
 
+class Step(PipelineStep):
+    """A pipeline of one function of (number of the task, number of tasks), in the directory where the job was started:
+    relative paths mean the same on every node."""
+
+    type, name = "step", "work"
+
+    def __init__(self, work: Callable[[int, int], object]):
+        super().__init__()
+        self.work, self.folder = work, Path.cwd()
+
+    def run(self, data=None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+        os.chdir(self.folder)
+        self.work(rank, world_size)
+        yield from ()
+
+
 def run(steps: list[PipelineStep], tasks: int, folder: Path, settings: Executor) -> None:
     """Runs the pipeline's unfinished tasks to their end; ``folder`` holds which are finished, and their logs.
 
     Raises EngineError when a task failed or its process was killed; the next run does only what is left.
     """
     where = {"pipeline": steps, "tasks": tasks, "logging_dir": str(folder.resolve())}
+    reserved = {"mem_per_cpu_gb": settings.memory_gb, "gpus_per_task": settings.gpus}
     if settings.kind == "local":
         executor = _Local(**where, workers=min(tasks, settings.workers or os.cpu_count() or 1))
     elif settings.kind == "ray":
-        executor = RayPipelineExecutor(**where, workers=settings.workers or -1, mem_per_cpu_gb=settings.memory_gb)
+        executor = RayPipelineExecutor(**where, **reserved, workers=settings.workers or -1)
         _connect_to_ray()
     else:
         executor = SlurmPipelineExecutor(
             **where,
+            **reserved,
             workers=settings.workers or -1,
-            mem_per_cpu_gb=settings.memory_gb,
             partition=settings.partition,
             time=settings.time,
             job_name=f"{folder.parent.parent.name}-{folder.name}",
@@ -145,21 +163,6 @@ def _wait_for_slurm(executor: PipelineExecutor) -> None:
         if not queue.stdout.strip():
             return
         time.sleep(POLL_S)
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write into, which appears at ``path`` whole or not at all, whoever else writes the same one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.uname().nodename}-{os.getpid()}")
-    try:
-        with partial.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        partial.rename(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def discard(folder: Path) -> None:

@@ -19,12 +19,14 @@ import rewards
 from data_prep.decontaminate import CHARACTER, LETTER, ngrams, split
 from data_prep.rows import Row
 from data_prep.sampling import Sample
+from rewards.code import program_of, share_passed
 from rewards.language import ENGLISH, NOT_LATIN, count_words
 
 import numpy as np
 
 WORD = re.compile(r"[a-z0-9]+|[^\W\da-z_]", re.IGNORECASE)  # a Latin word, a number, or one character of another script
 ASCII_WORDS = bytes(ord(chr(code).lower()) if chr(code).isalnum() and code < 128 else ord(" ") for code in range(256))
+SANDBOX = rewards.LocalSandbox()
 LONG = 2_000  # characters; of a longer reasoning the language is estimated first
 WINDOW, FEW = 12, 2  # words; chosen: almost half of an English text's words are among the commonest
 NOT_CHINESE = re.compile("[\u0e00-\u11ff\u3040-\u30ff\uac00-\ud7af]")  # scripts without spaces, and Korean
@@ -83,11 +85,26 @@ def malformed(candidate: Candidate, thresholds: Thresholds) -> str | None:
     return f"not in the form {thresholds.style!r}" + ("" if thinking else " without reasoning")
 
 
+def is_right(row: Row, text: str) -> bool | None:
+    """Whether a completion is right by rules: a program by the row's ``tests``, or by its ``answer`` where it has none.
+    None where no rule can tell. Raises ValueError for tests that cannot be read, and SandboxUnavailable."""
+    if row["verifier"] != "code":
+        return rewards.is_correct(text, row["answer"], row["verifier"], row["question"])
+    if not row.get("tests"):
+        return rewards.is_correct(text, row["answer"], "code") if row["answer"] else None
+    program = program_of(text)
+    return program is not None and share_passed(SANDBOX, program, rewards.parse_tests(row["tests"])) == 1.0
+
+
 def incorrect(candidate: Candidate, thresholds: Thresholds) -> str | None:
     """Where rules cannot grade (verifier judge or none) the row passes here and is left to a judge."""
     row = candidate.row
-    correct = rewards.is_correct(candidate.text, row["answer"], row["verifier"], question=row["question"])
-    return f"not the answer {row['answer']!r}" if correct is False else None
+    try:
+        wrong = is_right(row, candidate.text) is False
+    except ValueError as error:
+        return f"tests: {error}"
+    why = "not what its tests ask for" if row.get("tests") else f"not the answer {row['answer']!r}"
+    return why if wrong else None
 
 
 def mixed_language(candidate: Candidate, thresholds: Thresholds) -> str | None:
@@ -161,15 +178,8 @@ def _words(text: str) -> list[str] | list[bytes]:
 
 
 FILTERS: tuple[Callable[[Candidate, Thresholds], str | None], ...] = (
-    empty,
-    truncated,
-    malformed,
-    incorrect,
-    mixed_language,
-    long_paragraph,
-    code_block,
-    repetitive,
-)
+    empty, truncated, malformed, incorrect, mixed_language, long_paragraph, code_block, repetitive,
+)  # fmt: skip
 
 
 def first_failure(candidate: Candidate, thresholds: Thresholds) -> tuple[str, str] | None:

@@ -15,17 +15,16 @@ from pathlib import Path
 import rewards
 from data_prep import jobs, prompts, rows
 from data_prep.filters import FILTERS, Candidate, Funnel, Thresholds
-from data_prep.sampling import JUDGING, Decoding, Sampler, ServerSettings, connect, open_model
+from data_prep.sampling import JUDGING, Decoding, Sampler, ServerSettings, connect, cost, open_model
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class General:
+@dataclass(frozen=True, kw_only=True)
+class General(jobs.Job):
     """``n`` answers a prompt by the checkpoint, then ``written`` by the writer; the first ``keep`` that pass the
     filters and score at least ``min_score`` (0 to 3) are kept."""
 
-    output_dir: str
     checkpoint: str
     prompts: str
     writer: ServerSettings
@@ -38,14 +37,22 @@ class General:
     min_score: int = 2
     filters: Thresholds = field(default_factory=Thresholds)
     sampler: Sampler = field(default_factory=Sampler)
-    seed: int = 0
-    limit: int = 0
 
 
 def load(config: General) -> dict[str, list[rows.Row]]:
     config.sampler.require(config.checkpoint)
     helpful = [row for row in rows.load_rows(config.prompts) if row["kind"] == "helpful"]
     return {"prompts": jobs.choose(helpful, config.limit or config.count, config.seed)}
+
+
+def plan(config: General, prompts: list[rows.Row]) -> list[str]:
+    answers = len(prompts) * (config.n + config.written)
+    return [
+        f"{len(prompts):,} prompts of {config.prompts}, at most {config.keep} rows of each",
+        cost(len(prompts), config.n, config.decoding, config.checkpoint, config.sampler),
+        cost(len(prompts), config.written, config.decoding, f"the writer {config.writer.model}"),
+        cost(answers, 1, JUDGING, f"the judge {config.judge.model}"),
+    ]
 
 
 def build(config: General, output_dir: Path, prompts: list[rows.Row]) -> dict[str, object]:
@@ -107,4 +114,4 @@ def score(config: General, output_dir: Path, groups: list[list[Candidate]]) -> l
 
 
 if __name__ == "__main__":
-    sys.exit(jobs.run(General, load, build))
+    sys.exit(jobs.main(__spec__.name))

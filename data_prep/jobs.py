@@ -1,5 +1,5 @@
-"""What the data jobs share: `python -m data_prep.<job> --config <yaml> [--seed N] [--dry-run] [--limit N]`, and
-`--engine local|ray|slurm` where the job runs on data_prep.engine.
+"""What the data jobs share: `python -m data_prep.<job> --config <yaml> [--seed N] [--dry-run] [--limit N]
+[--engine local|ray|slurm]`.
 
 A job is a dataclass of settings, a function that loads and checks everything it reads, and one that does the work and
 returns its figures for run.json. All that can be wrong with settings and inputs is found before any work: one line on
@@ -10,19 +10,42 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
+import importlib
 import inspect
+import json
 import logging
 import random
 import sys
+import typing
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from data_prep import publishing, runs
+from data_prep import engine, publishing, runs
 from data_prep.rows import NoRowsError, Row
 from data_prep.sampling import ServerError
+from rewards.sandbox import SandboxRefused, SandboxUnavailable
 
 log = logging.getLogger("data_prep")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """What every job's YAML may say. One that is not ``distributed`` is a single task on a cluster."""
+
+    output_dir: str
+    executor: engine.Executor = dataclasses.field(default_factory=engine.Executor)
+    seed: int = 0
+    limit: int = 0
+    distributed: ClassVar[bool] = False
+
+
+def main(name: str) -> int:
+    """Runs the job of a module, which is imported under its own name so that other processes find what is in it."""
+    module = importlib.import_module(name)
+    settings = typing.get_type_hints(module.load)["config"]
+    return run(settings, module.load, module.build, plan=getattr(module, "plan", None))
 
 
 def run(
@@ -36,17 +59,16 @@ def run(
 
     ``settings`` has at least ``output_dir: str``, ``seed: int`` and ``limit: int``; ``load(config)`` returns named
     lists of rows; ``build(config, output_dir, **loaded)`` writes into output_dir and returns figures;
-    ``plan(config, **loaded)`` says more, in lines, of what will be done. A run with
-    ``--limit N`` takes N rows where the full one takes more, and writes to ``<output_dir>_limit_N`` so that a trial
-    never stands in for the full run; it is not pushed either.
+    ``plan(config, **loaded)`` says in lines what will be read, made and needed. A run with ``--limit N`` takes N rows
+    where the full one takes more, and writes to ``<output_dir>_limit_N`` so that a trial never stands in for the full
+    run; it is not pushed either.
     """
     parser = argparse.ArgumentParser(description=inspect.getmodule(build).__doc__)
     parser.add_argument("--config", required=True, type=Path, help="the job's YAML")
     parser.add_argument("--seed", type=int, help="instead of the YAML's")
     parser.add_argument("--dry-run", action="store_true", help="only check and say what would be done")
     parser.add_argument("--limit", type=int, help="take at most so many prompts; writes to <output_dir>_limit_<N>")
-    has_executor = "executor" in {field.name for field in dataclasses.fields(settings)}
-    if has_executor:
+    if issubclass(settings, Job):
         parser.add_argument("--engine", choices=["local", "ray", "slurm"], help="where to run, instead of the YAML's")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
@@ -54,7 +76,7 @@ def run(
     overrides = {"seed": args.seed, "limit": args.limit}
     try:
         config = runs.settings(settings, args.config, **overrides)
-        if has_executor and args.engine:
+        if getattr(args, "engine", None):
             config = dataclasses.replace(config, executor=dataclasses.replace(config.executor, kind=args.engine))
         fingerprint = runs.fingerprint(Path(inspect.getfile(build)), args.config, overrides)
         hub = publishing.read({} if args.limit else runs.load_config(args.config), str(args.config))
@@ -74,8 +96,12 @@ def run(
         parser.exit(2, f"error: {error}\n")
     log.info("building %s", work)
     try:
-        figures = build(config, output_dir, **loaded)
-    except (OSError, ServerError, NoRowsError, runs.EngineError) as error:  # a full disk, a dead server, nothing left
+        if isinstance(config, Job) and config.executor.kind != "local" and not config.distributed:
+            figures = _on_cluster(config, output_dir, load, build)
+        else:
+            figures = build(config, output_dir, **loaded)
+    # a full disk, a dead server, nothing left, a machine that can shut no program in
+    except (OSError, ServerError, NoRowsError, runs.EngineError, SandboxRefused, SandboxUnavailable) as error:
         log.error("error: %s; what is done is kept, the same command goes on", error)
         return 1
     values = dataclasses.asdict(config)
@@ -83,6 +109,20 @@ def run(
     runs.finish(output_dir, fingerprint, config=values, seed=config.seed, inputs=parents, **figures)
     log.info("built %s", output_dir)
     return hub.publish(output_dir)
+
+
+def _on_cluster(config: Job, output_dir: Path, load: Callable, build: Callable) -> dict[str, Any]:
+    """The whole job as one task; what it distributes by itself, it does within its node."""
+    work, there = output_dir / "work", dataclasses.replace(config, executor=engine.Executor())
+    task = engine.Step(functools.partial(_alone, there, output_dir, load, build))
+    engine.run([task], 1, work, config.executor)
+    figures = json.loads((work / "figures.json").read_bytes())
+    engine.discard(work)
+    return figures
+
+
+def _alone(config: Job, output_dir: Path, load: Callable, build: Callable, rank: int, tasks: int) -> None:
+    runs.write_json(output_dir / "work" / "figures.json", build(config, output_dir, **load(config)))
 
 
 def choose(rows: list[Row], count: int, seed: int | str) -> list[Row]:

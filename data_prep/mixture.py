@@ -31,14 +31,13 @@ SPEED = 8 * 2**20  # bytes of text a second and worker, with all filters: benchm
 KEY = "_key"  # of a row in the shuffled whole
 
 
-@dataclass(frozen=True)
-class Mixture:
+@dataclass(frozen=True, kw_only=True)
+class Mixture(jobs.Job):
     """``sources`` are Parquet or JSONL files of SFT rows; ``total`` the size of the mixture if no domain falls short.
     Rows of runs (``outputs/...``) must be sound; of other files, what is not is dropped and listed. ``per_prompt``
     rows are kept of each prompt (0: all distinct ones); of prompts whose MinHash similarity is ``near_duplicates`` or
     more, as in 0.8, the first one's (0: none are sought). ``tasks``: 0 makes one for every 128 MB of text."""
 
-    output_dir: str
     sources: list[str]
     total: int
     exclude_non_commercial: bool = False
@@ -47,9 +46,7 @@ class Mixture:
     per_prompt: int = 0
     near_duplicates: float = 0.0
     tasks: int = 0
-    executor: engine.Executor = field(default_factory=engine.Executor)
-    seed: int = 0
-    limit: int = 0
+    distributed = True
 
     def __post_init__(self) -> None:
         if self.total < 1:
@@ -69,11 +66,10 @@ def quotas(total: int) -> dict[str, int]:
 
 def plan(config: Mixture, parts: list[shards.Part], evaluation_items: decontaminate.Index) -> list[str]:
     """What is read, made and needed, in lines."""
-    lines = []
-    for number, source in enumerate(config.sources):
-        own = [part for part in parts if part.file == number]
-        count = f"{sum(part.rows for part in own):,} rows" if all(part.rows >= 0 for part in own) else "rows uncounted"
-        lines.append(f"{source}: {count}, {sum(part.size for part in own) / 2**20:,.0f} MB of text")
+    lines = [
+        f"{source}: {shards.described([part for part in parts if part.file == number])}"
+        for number, source in enumerate(config.sources)
+    ]
     wanted = quotas(config.limit or config.total)
     lines.append("quotas: " + ", ".join(f"{count:,} {domain}" for domain, count in wanted.items()))
     size = sum(part.size for part in parts)
@@ -137,7 +133,7 @@ def _begin(work: Path, parts: list[shards.Part]) -> None:
     path = work / "parts.json"
     if not path.is_file() or path.read_bytes() != seen:
         engine.discard(work)
-        with engine.whole_file(path) as file:
+        with runs.whole_file(path) as file:
             file.write(seen)
 
 
@@ -205,7 +201,7 @@ def select(config: Mixture, kept: Path, dropped: Path, wanted: dict[str, int], s
         own = by_key[left[by_key] & (columns["_domain"][by_key] == number)]
         left[own[wanted[domain] :]] = False
     for path, mask in zip(shards.runs_in(kept), np.split(left, np.cumsum(lengths)[:-1]), strict=True):
-        with engine.whole_file(path.with_suffix(".npy")) as file:
+        with runs.whole_file(path.with_suffix(".npy")) as file:
             np.save(file, mask)
     figures = _figures(kept, dropped, config, wanted, available, left, columns, causes, lengths)
     if not left.any():
@@ -222,7 +218,7 @@ def _figures(kept, dropped, config, wanted, available, left, columns, causes, le
         lost = total - seen.total() - len(left)
         raise engine.EngineError(f"{kept} lacks {lost} of the rows that were kept; delete {kept.parent}, run again")
     examples: dict[str, str] = {}
-    with engine.whole_file(dropped) as file:
+    with runs.whole_file(dropped) as file:
         for line in _dropped_lines(kept, config.sources, columns, causes, lengths):
             record = json.loads(line)
             examples.setdefault(record["step"], f"{record['file']}, row {record['row']}: {record['why']}")
@@ -257,6 +253,4 @@ def _dropped_lines(kept, sources, columns, causes, lengths) -> Iterator[bytes]:
 
 
 if __name__ == "__main__":
-    from data_prep import mixture  # under its own name, so that other processes find what is in it
-
-    sys.exit(jobs.run(mixture.Mixture, mixture.load, mixture.build, plan=mixture.plan))
+    sys.exit(jobs.main(__spec__.name))

@@ -20,19 +20,18 @@ from pathlib import Path
 import rewards
 from data_prep import jobs, prompts, rows
 from data_prep.filters import Funnel
-from data_prep.sampling import JUDGING, Decoding, Sample, Sampler, Server, ServerSettings, connect, open_model
+from data_prep.sampling import JUDGING, Decoding, Sample, Sampler, Server, ServerSettings, connect, cost, open_model
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Preferences:
+@dataclass(frozen=True, kw_only=True)
+class Preferences(jobs.Job):
     """``count`` prompts of each kind (0: all), ``n`` samples of each by the checkpoint, at most ``pairs`` pairs a
     helpful prompt, ``written`` more responses by the writer to a harmful one, of which ``declined`` are put beside the
     answers to each helpful one.
     ``length_tolerance``: by how much the mean lengths of chosen and rejected may differ, as a share of the shorter."""
 
-    output_dir: str
     checkpoint: str
     helpful: str
     harmless: str
@@ -48,8 +47,6 @@ class Preferences:
     min_difference: float = 1.0  # paper: more than 1
     length_tolerance: float = 0.1  # chosen: the paper says "comparable"
     sampler: Sampler = field(default_factory=Sampler)
-    seed: int = 0
-    limit: int = 0
 
     def __post_init__(self) -> None:
         if self.queries < 2 or self.queries % 2:
@@ -63,6 +60,16 @@ def load(config: Preferences) -> dict[str, list[rows.Row]]:
         found = [row for row in rows.load_rows(source) if row["kind"] == kind]
         loaded[kind] = jobs.choose(found, config.limit or config.count, config.seed)
     return loaded
+
+
+def plan(config: Preferences, helpful: list[rows.Row], harmless: list[rows.Row]) -> list[str]:
+    pairs, responses = len(helpful) * config.pairs, len(harmless) * (config.n + config.written)
+    return [
+        f"{len(helpful):,} prompts of {config.helpful}, {len(harmless):,} of {config.harmless}",
+        cost(len(helpful) + len(harmless), config.n, config.decoding, config.checkpoint, config.sampler),
+        cost(len(harmless), config.written, config.decoding, f"the writer {config.writer.model}"),
+        cost(pairs * config.queries + responses, 1, JUDGING, f"the judge {config.judge.model}"),
+    ]
 
 
 def build(
@@ -183,4 +190,4 @@ def label_safety(
 
 
 if __name__ == "__main__":
-    sys.exit(jobs.run(Preferences, load, build))
+    sys.exit(jobs.main(__spec__.name))

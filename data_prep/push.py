@@ -27,7 +27,6 @@ STATE_FILES = (*MODEL_FILES, ".pt", ".pth")  # what a checkpoint needs to be tra
 DATA_FILES = (".parquet", ".json", ".jsonl", ".png", ".svg", ".html")
 OURS = {"begun.json", "hub.json", "sessions.json"}  # about this disk
 SCRATCH = ".pushed"  # what is read back, while it is compared
-QUESTION = "What is 2 + 3 * 4?"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -54,7 +53,9 @@ def main(argv: list[str] | None = None) -> int:
         for folder, repository in found:
             send(folder, repository, arguments)
         if found[0][0] != arguments.folder:  # several models
-            note(arguments.folder, {"id": arguments.hub_model_id, "parts": [one.id for _, one in found]})
+            write_json(
+                arguments.folder / "hub.json", {"id": arguments.hub_model_id, "parts": [one.id for _, one in found]}
+            )
     except ConfigError as error:
         log.error("error: %s", error)
         return 2
@@ -84,13 +85,8 @@ def send(folder: Path, repository: Repository, arguments: argparse.Namespace) ->
     for checkpoint in sorted(folder.glob("checkpoint-*/complete.json")) if arguments.checkpoints else []:
         state = grounded(listed(checkpoint.parent, STATE_FILES, "**/*"))
         push(repository, state, f"{folder.name}, {checkpoint.parent.name}", branch=checkpoint.parent.name)
-    note(folder, {"id": repository.id, "kind": repository.kind, "revision": sha})
+    write_json(folder / "hub.json", {"id": repository.id, "kind": repository.kind, "revision": sha})
     log.info("%s is on the Hub as %s, revision %s", folder, repository.id, sha)
-
-
-def note(folder: Path, record: dict[str, Any]) -> None:
-    """hub.json: where a folder went, written whole or not at all."""
-    write_json(folder / "hub.json", record)
 
 
 # What lies in a folder
@@ -144,11 +140,11 @@ def on_the_hub(path: Path) -> bytes:
 
 
 def card_of_model(folder: Path, repository: Repository) -> Files:
-    from data_prep import run_cards
+    from data_prep import cards
 
     run = folder if (folder / "run.json").is_file() else folder.parent
-    picture = run_cards.curves(folder)
-    card = run_cards.model_card(folder, run, repository.id).encode()
+    picture = cards.curves(folder)
+    card = cards.model_card(folder, run, repository.id).encode()
     return {"README.md": card} | ({"curves.png": picture} if picture else {})
 
 
@@ -164,7 +160,7 @@ def data_files(folder: Path) -> Files:
 
 def card_of_data(folder: Path, card: Path | None, scratch: Path) -> Files:
     """README.md, and stats.json where the rows are those of the contract: given, or made here."""
-    from data_prep import cards, run_cards
+    from data_prep import cards
     from data_prep.rows import COLUMNS, configurations
 
     import pyarrow.parquet as pq
@@ -173,12 +169,12 @@ def card_of_data(folder: Path, card: Path | None, scratch: Path) -> Files:
     paths = [path for name, path in files.items() if name.endswith(".parquet")]
     if card is None and paths and all(COLUMNS.keys() <= set(pq.read_schema(path).names) for path in paths):
         card = scratch
-        cards.build(cards.Card(output_dir="", data=str(folder), title=run_cards.title(folder)), card, files=paths)
+        cards.build(cards.Card(output_dir="", data=str(folder), title=cards.title(folder)), card, files=paths)
     if card is not None:
         if not (card / "README.md").is_file():
             raise ConfigError(f"--card {card}: holds no README.md; run python -m data_prep.cards first")
         return {name: (card / name).read_bytes() for name in ("README.md", "stats.json") if (card / name).is_file()}
-    return {"README.md": run_cards.record_card(folder, files, configurations(files)).encode()}
+    return {"README.md": cards.record_card(folder, files, configurations(files)).encode()}
 
 
 def compare_rows(back: Path, files: Files, cache: Path) -> None:
@@ -201,6 +197,8 @@ def compare_rows(back: Path, files: Files, cache: Path) -> None:
 
 def answer(folder: Path) -> Any:
     """What a model says to one question: its greedy continuation, or its score."""
+    from data_prep.cards import QUESTION
+
     import torch
     from peft import AutoPeftModelForCausalLM, AutoPeftModelForSequenceClassification
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer

@@ -8,43 +8,46 @@ best k a prompt are kept. run.json holds the funnel. With ``tasks`` the prompts 
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import rewards
-from data_prep import engine, jobs, prompts, rows
+from data_prep import engine, jobs, prompts, rows, runs
 from data_prep.filters import FILTERS, Candidate, Funnel, Thresholds
-from data_prep.sampling import JUDGING, Decoding, Sampler, ServerSettings, connect, open_model
-
-from datatrove.data import Document
-from datatrove.pipeline.base import PipelineStep
+from data_prep.sampling import JUDGING, Decoding, Sampler, ServerSettings, connect, cost, open_model
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class RejectionSampling:
-    """``count`` prompts (0: all), ``n`` samples of each, at most ``keep`` of them kept. The paper prints none of these
-    numbers, nor the temperature. A task holds its share of prompts and samples in memory, and a model of its own."""
+@dataclass(frozen=True, kw_only=True)
+class Selection(jobs.Job):
+    """``n`` samples of each prompt, at most ``keep`` of them kept. A task holds its share of prompts and samples in
+    memory, and a model of its own."""
 
-    output_dir: str
     checkpoint: str
-    prompts: str
     judge: ServerSettings
     decoding: Decoding
-    count: int = 0
-    n: int = 4
-    keep: int = 2
+    n: int
+    keep: int
     filters: Thresholds = field(default_factory=Thresholds)
     sampler: Sampler = field(default_factory=Sampler)
     tasks: int = 1
-    executor: engine.Executor = field(default_factory=engine.Executor)
-    seed: int = 0
-    limit: int = 0
+    distributed = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class RejectionSampling(Selection):
+    """``count`` prompts (0: all). The paper prints none of these numbers, nor the temperature."""
+
+    prompts: str
+    count: int = 0
+    n: int = 4
+    keep: int = 2
 
 
 def load(config: RejectionSampling) -> dict[str, list[rows.Row]]:
@@ -53,18 +56,32 @@ def load(config: RejectionSampling) -> dict[str, list[rows.Row]]:
     return {"prompts": jobs.choose(reasoning, config.limit or config.count, config.seed)}
 
 
+def plan(config: RejectionSampling, prompts: list[rows.Row]) -> list[str]:
+    return selection_plan(config, config.prompts, prompts)
+
+
+def selection_plan(config: Selection, source: str, prompts: list[rows.Row]) -> list[str]:
+    judged = sum(row["verifier"] == "judge" for row in prompts) * config.n
+    return [
+        f"{len(prompts):,} prompts of {source}, at most {config.keep} rows of each",
+        cost(len(prompts), config.n, config.decoding, config.checkpoint, config.sampler),
+        cost(judged, 1, JUDGING, f"the judge {config.judge.model}"),
+        f"{config.tasks} tasks ({config.executor.kind})",
+    ]
+
+
 def build(config: RejectionSampling, output_dir: Path, prompts: list[rows.Row]) -> dict[str, object]:
     return select_in_tasks(config, output_dir, prompts, load)
 
 
-def select_in_tasks(config, output_dir: Path, asked: list[rows.Row], load: Callable) -> dict[str, object]:
+def select_in_tasks(config: Selection, output_dir: Path, asked: list[rows.Row], load: Callable) -> dict[str, object]:
     """Samples and selects for all prompts, those that ``load(config)`` gives, in ``config.tasks`` tasks -> figures."""
-    if config.tasks == 1:
+    if config.tasks == 1 and config.executor.kind == "local":
         kept, figures = sample_and_select(config, output_dir / "samples", asked)
         rows.write_rows(output_dir / "train.parquet", kept, sft=True)
         return figures
-    output_dir = output_dir.resolve()
-    engine.run([Task(config, output_dir, load)], config.tasks, output_dir / "work", config.executor)
+    task = engine.Step(functools.partial(_share, config, output_dir, load))
+    engine.run([task], config.tasks, output_dir / "work", config.executor)
     found = [json.loads(path.read_bytes()) for path in sorted((output_dir / "work").glob("figures-*.json"))]
     total = {name: sum(one[name] for one in found) for name in ("rows", "prompts", "prompts_with_rows")}
     if not total["rows"]:
@@ -80,29 +97,19 @@ def select_in_tasks(config, output_dir: Path, asked: list[rows.Row], load: Calla
     return total | {"funnel": funnel, "mean_completion_tokens": tokens / total["rows"]}
 
 
-class Task(PipelineStep):
-    """A task's share of the prompts: every ``world_size``th, from the ``rank``th on."""
-
-    type, name = "reader", "sample and select"
-
-    def __init__(self, config, output_dir: Path, load: Callable):
-        super().__init__()
-        self.config, self.output_dir, self.load = config, output_dir, load
-
-    def run(self, data=None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        asked = self.load(self.config)["prompts"][rank::world_size]
-        store = self.output_dir / "samples" / f"{rank:05d}-of-{world_size:05d}"
-        kept, figures = sample_and_select(self.config, store, asked)
-        if kept:
-            rows.write_rows(self.output_dir / f"train-{rank:05d}-of-{world_size:05d}.parquet", kept, sft=True)
-        with engine.whole_file(self.output_dir / "work" / f"figures-{rank:05d}.json") as file:
-            file.write(json.dumps(figures).encode())
-        yield from ()
+def _share(config: Selection, output_dir: Path, load: Callable, rank: int, tasks: int) -> None:
+    """A task's share of the prompts: every ``tasks``th, from the ``rank``th on."""
+    asked = load(config)["prompts"][rank::tasks]
+    kept, figures = sample_and_select(config, output_dir / "samples" / f"{rank:05d}-of-{tasks:05d}", asked)
+    if kept:
+        rows.write_rows(output_dir / f"train-{rank:05d}-of-{tasks:05d}.parquet", kept, sft=True)
+    runs.write_json(output_dir / "work" / f"figures-{rank:05d}.json", figures)
 
 
-def sample_and_select(config, store: Path, asked: list[rows.Row]) -> tuple[list[rows.Row], dict[str, object]]:
-    """(SFT rows in the order of the prompts, figures). ``config`` has the fields of RejectionSampling from
-    ``checkpoint`` to ``seed``."""
+def sample_and_select(
+    config: Selection, store: Path, asked: list[rows.Row]
+) -> tuple[list[rows.Row], dict[str, object]]:
+    """(SFT rows in the order of the prompts, figures)."""
     messages = [prompts.chat(row["prompt"]) for row in asked]
     with open_model(config.checkpoint, config.sampler) as model:
         samples = model.sample(messages, config.n, config.decoding, config.seed, store)
@@ -166,6 +173,4 @@ def best(group: list[Candidate], keep: int, funnel: Funnel) -> list[Candidate]:
 
 
 if __name__ == "__main__":
-    from data_prep import rejection_sampling as job  # under its own name, so that other processes find what is in it
-
-    sys.exit(jobs.run(job.RejectionSampling, job.load, job.build))
+    sys.exit(jobs.main(__spec__.name))

@@ -8,20 +8,21 @@ a group of equal rewards has no advantage to learn from. Prompts that no rule ca
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import rewards
-from data_prep import dedup, jobs, prompts, rows, sources
+from data_prep import decontaminate, dedup, filters, jobs, prompts, rows, runs, sources
 from data_prep.rows import Row
-from data_prep.sampling import Decoding, Model, Sampler, open_model
+from data_prep.sampling import Decoding, Model, Sampler, cost, open_model
 from data_prep.sources import plan as convert_plan
-
-import pyarrow.parquet as pq
 
 log = logging.getLogger(__name__)
 # Table 4 of the paper, v2, and the 12,000 harmlessness prompts of its text; the 8,000 bugs to fix have no source here.
@@ -48,24 +49,22 @@ class PassRate:
             raise ValueError(f"`template` is {self.template!r}; write r1_zero or chat")
 
 
-@dataclass(frozen=True)
-class RLPrompts:
+@dataclass(frozen=True, kw_only=True)
+class RLPrompts(jobs.Job):
     """``total`` prompts, where no group falls short; ``commercial``: only under licences that allow commercial use."""
 
-    output_dir: str
     sources: list[sources.Wanted]
     total: int = sum(TABLE_4.values())
     commercial: bool = False
+    decontamination: decontaminate.Decontamination = field(default_factory=decontaminate.Decontamination)
     pass_rate: PassRate | None = None
-    seed: int = 0
-    limit: int = 0
 
 
-def load(config: RLPrompts) -> dict[str, list]:
+def load(config: RLPrompts) -> dict[str, Any]:
     wanted = sources.checked(config.sources, traces=False, limit=config.limit)
     if config.pass_rate:
         config.pass_rate.sampler.require(config.pass_rate.checkpoint)
-    return {"sources": wanted}
+    return {"sources": wanted, "evaluation_items": decontaminate.load(config.decontamination)}
 
 
 def quotas(total: int) -> dict[str, int]:
@@ -73,57 +72,65 @@ def quotas(total: int) -> dict[str, int]:
     return jobs.scaled(TABLE_4, total)
 
 
-def plan(config: RLPrompts, sources: list[sources.Wanted]) -> list[str]:
-    wanted = ", ".join(f"{count:,} {group}" for group, count in quotas(config.limit or config.total).items())
-    asked = f"; {config.pass_rate.n} samples of each by {config.pass_rate.checkpoint}" if config.pass_rate else ""
-    return [*convert_plan(config, sources), f"quotas: {wanted}{asked}"]
+def plan(config: RLPrompts, sources: list[sources.Wanted], evaluation_items: decontaminate.Index) -> list[str]:
+    total, rate = config.limit or config.total, config.pass_rate
+    wanted = ", ".join(f"{count:,} {group}" for group, count in quotas(total).items())
+    lines = [*convert_plan(config, sources), f"quotas: {wanted}"]
+    if rate:
+        lines.append(f"if all pass, {cost(total, rate.n, rate.decoding, rate.checkpoint, rate.sampler)}")
+    return lines
 
 
-def build(config: RLPrompts, output_dir: Path, sources: list[sources.Wanted]) -> dict[str, object]:
-    pools, figures = candidates(config, output_dir / "sources", sources)
+def build(
+    config: RLPrompts, output_dir: Path, sources: list[sources.Wanted], evaluation_items: decontaminate.Index
+) -> dict[str, object]:
+    pools, figures = candidates(config, output_dir, sources, evaluation_items)
     chosen: list[Place] = []
     rates: dict[Place, float] = {}
     wanted = config.pass_rate
-    for group, quota in quotas(config.limit or config.total).items():
-        pool = jobs.choose(pools[group], 0, f"{config.seed}-{group}")
-        kept, asked = pool[:quota], 0
-        if wanted and quota and pool:
-            with open_model(wanted.checkpoint, wanted.sampler) as model:
+    with open_model(wanted.checkpoint, wanted.sampler) if wanted else nullcontext() as model:
+        for group, quota in quotas(config.limit or config.total).items():
+            pool = jobs.choose(pools[group], 0, f"{config.seed}-{group}")
+            kept, asked = pool[:quota], 0
+            if model:
                 kept, asked = passing(config, model, output_dir / "samples", pool, quota, rates)
-        chosen += kept
-        figures[group] = {
-            "quota": quota, "available": len(pool), "asked": asked, "rows": len(kept), "shortfall": quota - len(kept),
-        }  # fmt: skip
-        if len(kept) < quota:
-            log.warning("%s: %d prompts short of the quota of %d", group, quota - len(kept), quota)
+            chosen += kept
+            short = quota - len(kept)
+            counts = {"quota": quota, "available": len(pool), "asked": asked, "rows": len(kept), "shortfall": short}
+            figures[group] = counts
+            if short:
+                log.warning("%s: %d prompts short of the quota of %d", group, short, quota)
     if not chosen:
         raise rows.NoRowsError(f"{output_dir}: no prompt is left; see the counts above")
-    counts = write(output_dir, chosen, rates)
-    return {"rows": len(chosen), "files": counts, **figures}
+    return {"rows": len(chosen), "files": write(output_dir, chosen, rates), **figures}
 
 
 def candidates(
-    config: RLPrompts, folder: Path, wanted: list[sources.Wanted]
+    config: RLPrompts, output_dir: Path, wanted: list[sources.Wanted], items: decontaminate.Index
 ) -> tuple[dict[str, list[Place]], dict[str, Any]]:
-    """(the places of the distinct prompts of each group; counts). Only hashes and places are held in memory."""
+    """(the places of the distinct prompts of each group; counts). Only hashes and places are held in memory. Those that
+    meet an evaluation set are listed in contaminated.jsonl."""
+    folder = output_dir / "sources"
+    counts = sources.convert_all(wanted, folder, False, config.executor)
     pools: dict[str, list[Place]] = {group: [] for group in TABLE_4}
     seen: set[int] = set()
-    figures: dict[str, Any] = {"duplicates": 0, "not_commercial": 0, "sources": {}}
-    for one in wanted:
-        path, figures["sources"][one.label] = sources.convert(one, folder, traces=False)
-        number = -1
-        for batch in pq.ParquetFile(path).iter_batches(1_000, columns=["prompt", "domain", "kind", "license"]):
-            for row in batch.to_pylist():
-                number += 1
+    figures: dict[str, Any] = {"duplicates": 0, "not_commercial": 0, "contaminated": 0, "sources": counts}
+    with runs.whole_file(output_dir / "contaminated.jsonl") as contaminated:
+        for path in (folder / f"{one.label}.parquet" for one in wanted):
+            for number, row in enumerate(rows.stream([path])):
                 if config.commercial and not rows.commercial(row["license"]):
                     figures["not_commercial"] += 1
-                    continue
-                key = dedup.prompt_hash(row)
-                if key in seen:
+                elif (key := dedup.prompt_hash(row)) in seen:
                     figures["duplicates"] += 1
-                    continue
-                seen.add(key)
-                pools["harmless" if row["kind"] == "harmless" else row["domain"]].append((path, number))
+                else:
+                    seen.add(key)
+                    if found := items(row) if items else None:
+                        figures["contaminated"] += 1
+                        line = {"source": row["source"], "id": row["id"], "why": found[1]}
+                        contaminated.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+                    else:
+                        group = "harmless" if row["kind"] == "harmless" else row["domain"]
+                        pools[group].append((path, number))
     return pools, figures
 
 
@@ -142,33 +149,24 @@ def passing(
         make = prompts.r1_zero if wanted.template == "r1_zero" else prompts.chat
         asked = [make(found[place]["prompt"]) for place in gradable]
         samples = model.sample(asked, wanted.n, wanted.decoding, config.seed, store)
-        for place, group in zip(gradable, samples, strict=True):
-            right = graded(found[place], [sample.text for sample in group])
-            rates[place] = sum(right) / len(right)
+        pairs = [
+            (found[place], sample.text) for place, group in zip(gradable, samples, strict=True) for sample in group
+        ]
+        with ThreadPoolExecutor(os.cpu_count()) as threads:  # programs may be run
+            right = list(threads.map(lambda pair: filters.is_right(*pair) is True, pairs))
+        shares = {place: sum(right[at * wanted.n :][: wanted.n]) / wanted.n for at, place in enumerate(gradable)}
+        rates.update(shares)
         kept += [place for place in places if place not in rates or wanted.least <= rates[place] <= wanted.most]
     return kept[:quota], at
 
 
-def graded(row: Row, texts: list[str]) -> list[bool]:
-    """Which completions of a row are right, by rules; programs by the row's tests."""
-    if row["verifier"] == "code":
-        scores = rewards.code_reward(texts, tests=[row["tests"]] * len(texts), answer=[row["answer"]] * len(texts))
-        return [score == 1.0 for score in scores]
-    return [bool(rewards.is_correct(text, row["answer"], row["verifier"], row["question"])) for text in texts]
-
-
 def pick(places: list[Place]) -> Iterator[tuple[Place, Row]]:
-    """The rows at places, in the order of their files; one batch in memory at a time."""
+    """The rows at places, in the order of their files."""
     by_path: dict[Path, set[int]] = {}
     for path, number in places:
         by_path.setdefault(path, set()).add(number)
     for path, numbers in by_path.items():
-        first = 0
-        for batch in pq.ParquetFile(path).iter_batches(1_000):
-            inside = [number - first for number in range(first, first + len(batch)) if number in numbers]
-            for at, row in zip(inside, batch.take(inside).to_pylist() if inside else [], strict=True):
-                yield (path, first + at), row
-            first += len(batch)
+        yield from (((path, at), row) for at, row in enumerate(rows.stream([path])) if at in numbers)
 
 
 def write(output_dir: Path, chosen: list[Place], rates: dict[Place, float]) -> dict[str, int]:
@@ -177,11 +175,11 @@ def write(output_dir: Path, chosen: list[Place], rates: dict[Place, float]) -> d
     columns = (*sources.PROMPT_COLUMNS, *(["pass_rate"] if rates else []))
     for kind in KINDS:
         found = (row | {"pass_rate": rates.get(place)} for place, row in pick(chosen) if row["kind"] == kind)
-        counts[kind] = sources.write_stream(output_dir / f"{kind}.parquet", found, columns)
+        counts[kind] = rows.write_stream(output_dir / f"{kind}.parquet", found, sources.schema(columns))
         if not counts[kind]:
             (output_dir / f"{kind}.parquet").unlink()
     return {kind: count for kind, count in counts.items() if count}
 
 
 if __name__ == "__main__":
-    sys.exit(jobs.run(RLPrompts, load, build, plan=plan))
+    sys.exit(jobs.main(__spec__.name))

@@ -9,12 +9,14 @@ must print; a row with verifier "judge" has a reference that only a generative j
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
-import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+from data_prep.runs import whole_file
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -33,6 +35,7 @@ COLUMNS = {
     "license": str,
 }
 Row = dict[str, Any]
+CHUNK = 1_000  # rows read or written at a time
 
 
 # The SPDX-like names of cards under which a row may be used commercially; any other, and none, is taken as not.
@@ -79,14 +82,15 @@ def validate(rows: list[Row], where: str, sft: bool = False) -> None:
         seen[row["id"]] = number
 
 
-def load_rows(source: str | Path, split: str = "train", sft: bool = False) -> list[Row]:
-    """Rows of a Parquet file, or of a Hub dataset whose columns follow the contract ("owner/name").
+def load_rows(source: str | Path, split: str = "train", sft: bool = False, without: tuple[str, ...] = ()) -> list[Row]:
+    """Rows of a Parquet file, or of a Hub dataset whose columns follow the contract ("owner/name"); some columns of a
+    file can be left out.
 
     Raises FileNotFoundError for a path that is not there and ValueError for a file or row that is not sound.
     """
     path = Path(source)
     if path.suffix == ".parquet":
-        rows = read_parquet(path)
+        rows = read_parquet(path, without)
     elif path.exists() or str(source).startswith(("outputs/", ".", "/")):
         raise FileNotFoundError(f"{source}: not a Parquet file; write the path of a .parquet file or a Hub id")
     else:
@@ -98,20 +102,37 @@ def load_rows(source: str | Path, split: str = "train", sft: bool = False) -> li
 
 
 def sft_row(row: Row, number: int, completion: str, generator: str) -> Row:
-    """The training row for the ``number``th completion of a prompt; ``generator`` is the model that wrote it."""
+    """The training row for the ``number``th completion of a prompt; ``generator`` is the model that wrote it. Tests of
+    programs stay on it, for who answers the prompt again."""
     first = {name: row[name] for name in COLUMNS} | {"id": f"{row['id']}-{number}"}
-    return first | {"completion": completion, "generator": generator}
+    tests = {"tests": row["tests"]} if row.get("tests") else {}
+    return first | {"completion": completion, "generator": generator} | tests
 
 
-def read_parquet(path: str | Path) -> list[Row]:
-    """All records of a Parquet file as dicts, with an error that names a missing or corrupt file. Where there is no
-    ``train.parquet`` but ``train-00000-of-00012.parquet`` and so on, those are read as one."""
+def parquet_files(path: str | Path) -> list[Path]:
+    """The file, or, where there is no ``train.parquet``, ``train-00000-of-00012.parquet`` and so on."""
     path = Path(path)
     files = [path] if path.is_file() else sorted(path.parent.glob(f"{path.stem}-*-of-*.parquet"))
     if not files:
         raise FileNotFoundError(f"{path}: no such file; run the stage that writes it first")
+    return files
+
+
+def stream(files: Iterable[Path], columns: list[str] | None = None) -> Iterator[Row]:
+    """The records of Parquet files in their order, a batch in memory at a time."""
+    for path in files:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(CHUNK, columns=columns):
+                yield from batch.to_pylist()
+
+
+def read_parquet(path: str | Path, without: tuple[str, ...] = ()) -> list[Row]:
+    """All records of a Parquet file (see ``parquet_files``) as dicts, but for some columns, with an error that names a
+    missing or corrupt file."""
+    files = parquet_files(path)
     try:
-        return [record for file in files for record in pq.read_table(file).to_pylist()]
+        columns = [name for name in pq.read_schema(files[0]).names if name not in without]
+        return [record for file in files for record in pq.read_table(file, columns=columns).to_pylist()]
     except (pa.ArrowInvalid, OSError) as error:
         raise ValueError(f"{path}: not a readable Parquet file ({error}); delete it and run its stage again") from error
 
@@ -144,8 +165,8 @@ def write_rows(path: str | Path, rows: Iterable[Row], sft: bool = False) -> None
     rows = list(rows)
     validate(rows, str(path), sft)
     first = [*COLUMNS, "completion"] if sft else list(COLUMNS)
-    extra = [name for name in (rows[0] if rows else {}) if name not in first]
-    write_parquet(path, [{name: row[name] for name in [*first, *extra]} for row in rows])
+    names = dict.fromkeys([*first, *(name for row in rows for name in row)])
+    write_parquet(path, [{name: row.get(name) for name in names} for row in rows])
 
 
 class NoRowsError(RuntimeError):
@@ -157,11 +178,15 @@ def write_parquet(path: str | Path, records: list[Row]) -> None:
     new one, never half of one. Raises NoRowsError for no records."""
     if not records:
         raise NoRowsError(f"{path}: no rows to write; every candidate was dropped (see the counts above)")
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
+    with whole_file(path) as file:
         pq.write_table(pa.Table.from_pylist(records), file, compression="zstd")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.rename(path)
+
+
+def write_stream(path: Path, found: Iterable[Row], schema: pa.Schema) -> int:
+    """Writes rows in the order they come, ``CHUNK`` in memory at a time, whole or not at all -> how many."""
+    count, left = 0, iter(found)
+    with whole_file(path) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
+        while chunk := list(itertools.islice(left, CHUNK)):
+            writer.write_table(pa.Table.from_pylist(chunk, schema))
+            count += len(chunk)
+    return count

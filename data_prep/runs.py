@@ -11,6 +11,7 @@ changes, and the run is done again. Nothing here imports torch, so asking what i
 """
 
 import ast
+import contextlib
 import dataclasses
 import difflib
 import functools
@@ -24,9 +25,9 @@ import sys
 import time
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import yaml
 
@@ -261,6 +262,8 @@ def begin(output_dir: Path, fingerprint: str) -> Literal["done", "resume", "fres
         return "done"
     begun = _read_json(output_dir / "begun.json") or {}
     if begun.get("fingerprint") == fingerprint:
+        for partial in output_dir.rglob(".*.partial"):
+            partial.unlink(missing_ok=True)
         write_json(output_dir / "begun.json", begun | {"begun": time.time(), "tries": begun["tries"] + 1})
         return "resume"
     if output_dir.is_dir():
@@ -272,7 +275,7 @@ def begin(output_dir: Path, fingerprint: str) -> Literal["done", "resume", "fres
 
 def _wipe(output_dir: Path, keep: str = "") -> None:
     """Empty the folder but for a `begun.json` that is nobody's, so that a wipe cut short is wiped again."""
-    names = {path.name for path in output_dir.iterdir()} - {"begun.json.tmp"}
+    names = {path.name for path in output_dir.iterdir() if not path.match(".begun.json.*.partial")}
     if names and not names & {"begun.json", "run.json"}:
         raise ValueError(
             f"{output_dir} holds files but no begun.json, so it is no run's folder: name another output_dir"
@@ -345,12 +348,24 @@ def _read_json(path: Path) -> dict[str, Any] | None:
         return None
 
 
+@contextlib.contextmanager
+def whole_file(path: str | Path) -> Iterator[IO[bytes]]:
+    """A file to write into, which appears at ``path`` whole or not at all, whoever else writes the same one and also
+    when the machine stops. What a kill leaves of it is removed when the run begins again."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.uname().nodename}-{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file whole or not at all, also when the machine stops."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(content, file, ensure_ascii=False, indent=1, default=str)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    """Write a JSON file whole or not at all."""
+    with whole_file(path) as file:
+        file.write(json.dumps(content, ensure_ascii=False, indent=1, default=str).encode() + b"\n")

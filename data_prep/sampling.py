@@ -500,6 +500,16 @@ class Sampler:
 Model = Batched | Server
 
 
+def cost(asked: int, n: int, decoding: Decoding, by: str, sampler: Sampler | None = None) -> str:
+    """A line of a plan. Speed and length are a model's own, so both are bounds: of a token four bytes are kept."""
+    tokens = asked * n * decoding.max_tokens
+    how = f" ({sampler.kind})" if sampler else ""
+    return (
+        f"{asked:,} x {n} answers by {by}{how}: at most {tokens:,} tokens, {tokens * 4 / 2**30:,.1f} GB of disk, "
+        f"{tokens / 3.6e6:,.1f} hours at 1,000 tokens a second"
+    )
+
+
 @contextmanager
 def open_model(checkpoint: str, sampler: Sampler) -> Iterator[Model]:
     """The checkpoint, ready to be sampled as ``sampler`` says."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep import rows
-from data_prep.engine import whole_file
+from data_prep.runs import whole_file, write_json
 
 import numpy as np
 import pyarrow as pa
@@ -72,6 +72,12 @@ def parts(paths: list[str]) -> list[Part]:
                 f"{path}: neither Parquet nor JSONL; write the path of a .parquet, .jsonl or .jsonl.gz file"
             )
     return found
+
+
+def described(found: list[Part]) -> str:
+    """How much it is, for a plan."""
+    count = f"{sum(part.rows for part in found):,} rows" if all(part.rows >= 0 for part in found) else "rows uncounted"
+    return f"{count}, {sum(part.size for part in found) / 2**20:,.0f} MB of text"
 
 
 def schema(found: list[Part]) -> pa.Schema:
@@ -214,8 +220,7 @@ class Keep(PipelineStep):
                     self._store(held, rank, number)
                     held, size, number = [], 0, number + 1
             self._store(held, rank, number)
-        with whole_file(self.folder / f"{rank:05d}.json") as file:
-            file.write(json.dumps(counts).encode())
+        write_json(self.folder / f"{rank:05d}.json", counts)
         yield from ()
 
     def _store(self, held: list[rows.Row], rank: int, number: int) -> None:

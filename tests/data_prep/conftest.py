@@ -37,7 +37,8 @@ def run_job(tmp_path, monkeypatch):
         values = {"output_dir": f"out/test/{module.__name__.rsplit('.')[-1]}", "seed": 3} | values
         config = tmp_path / "job.yaml"
         config.write_text(yaml.safe_dump(values, allow_unicode=True))
-        assert jobs.run(settings, module.load, module.build, ["--config", str(config), *flags]) == 0
+        flags = ["--config", str(config), *flags]
+        assert jobs.run(settings, module.load, module.build, flags, getattr(module, "plan", None)) == 0
         return {} if "--dry-run" in flags else runs.read(values["output_dir"])
 
     return run

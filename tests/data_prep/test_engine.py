@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from data_prep import engine, rows
+from data_prep import engine, rows, runs
 from data_prep.engine import EngineError, Executor
 
 import pyarrow as pa
@@ -44,7 +44,9 @@ def job(tmp_path, monkeypatch, row):
 def made(process, output_dir):
     told = process.communicate(timeout=300)[1]
     assert process.returncode == 0, told
-    return {path.name: path.read_bytes() for path in Path(output_dir).iterdir() if path.suffix != ".json"}
+    return {
+        path.name: path.read_bytes() for path in Path(output_dir).iterdir() if path.is_file() and path.suffix != ".json"
+    }
 
 
 @pytest.mark.slow
@@ -80,17 +82,38 @@ echo "Submitted batch job 7"
 """
 
 
-def test_slurm_ends_with_the_bytes_of_the_local_run(job, tmp_path):
+@pytest.fixture
+def slurm(tmp_path):
+    """Stands in for Slurm's commands; returns the PATH that has them."""
     tools = {"sbatch": SBATCH, "squeue": "#!/bin/bash\n", "scontrol": "#!/bin/bash\necho here\n"}
     tools["srun"] = '#!/bin/bash\nwhile [[ "$1" == -* ]]; do [[ "$1" == -n ]] && shift; shift; done\nexec "$@"\n'
     (tmp_path / "bin").mkdir()
     for name, text in tools.items():
         (tmp_path / "bin" / name).write_text(text)
         (tmp_path / "bin" / name).chmod(0o755)
-    path = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    return {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+
+
+def test_slurm_ends_with_the_bytes_of_the_local_run(job, slurm):
     local = made(job("out/test/local", workers=1), "out/test/local")
-    process = job("out/test/slurm", "--engine", "slurm", env=path, tasks=2, partition="cpu", sbatch={"account": "us"})
+    process = job("out/test/slurm", "--engine", "slurm", env=slurm, tasks=2, partition="cpu", sbatch={"account": "us"})
     assert made(process, "out/test/slurm") == local
+
+
+def test_a_job_that_shares_nothing_out_is_one_task_with_the_same_bytes(row, slurm, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows.write_rows("own.parquet", [row(id=f"q{number}", question=f"Question {number}?") for number in range(30)])
+    values = {"sources": [{"name": "rows", "local": "own.parquet"}], "total": 20, "executor": {"partition": "cpu"}}
+    found = []
+    for engine_name in ("local", "slurm"):
+        output_dir = f"out/test/{engine_name}"
+        Path(f"{engine_name}.yaml").write_text(yaml.safe_dump(values | {"output_dir": output_dir}))
+        command = [sys.executable, "-m", "data_prep.rl_prompts", "--config", f"{engine_name}.yaml", "--engine"]
+        environment = os.environ | {"PYTHONPATH": str(ROOT)} | slurm
+        process = subprocess.Popen([*command, engine_name], env=environment, stderr=subprocess.PIPE, text=True)
+        found.append((made(process, output_dir), runs.read(Path(output_dir))["rows"]))
+    assert found[0] == found[1]
+    assert found[0][0].keys() == {"reasoning.parquet", "contaminated.jsonl"}
 
 
 def test_a_full_disk_is_one_line_and_the_same_command_goes_on(job, tmp_path):
@@ -168,11 +191,11 @@ def test_wrong_settings_are_named(values, told):
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):
-    with pytest.raises(OSError, match="full"), engine.whole_file(tmp_path / "a") as file:
+    with pytest.raises(OSError, match="full"), runs.whole_file(tmp_path / "a") as file:
         file.write(b"half")
         raise OSError("full")
     assert list(tmp_path.iterdir()) == []
-    with engine.whole_file(tmp_path / "a") as file:
+    with runs.whole_file(tmp_path / "a") as file:
         file.write(b"all")
     assert (tmp_path / "a").read_bytes() == b"all"
 

@@ -6,6 +6,8 @@ from data_prep.world import general
 
 import pytest
 
+REQUIRED = dict.fromkeys(["output_dir", "checkpoint", "helpful", "harmless", "writer", "judge", "decoding"])
+
 
 def pair(chosen, rejected):
     return {"chosen": "c" * chosen, "rejected": "r" * rejected}
@@ -43,7 +45,7 @@ class Judge:
     ],
 )
 def test_pairs_are_judged_from_both_sides(row, tmp_path, verdicts, kept):
-    config = preferences.Preferences("out", "m", "h", "x", None, None, None, length_tolerance=9)
+    config = preferences.Preferences(**REQUIRED, length_tolerance=9)
     judge = Judge(*verdicts)
     responses = [["<think>I muse.</think>\ngood", "<think>I muse.</think>\nbad"]]
     pairs, figures = preferences.judge_pairs(config, judge, tmp_path, [row()], responses)
@@ -56,7 +58,7 @@ def test_pairs_are_judged_from_both_sides(row, tmp_path, verdicts, kept):
 
 
 def test_safety_is_judged_on_the_whole_response(row, tmp_path):
-    config = preferences.Preferences("out", "m", "h", "x", None, None, None)
+    config = preferences.Preferences(**REQUIRED)
     judge = Judge("[[safe]]", "[[unsafe]]", "hm")
     responses = [["<think>How to hurt.</think>\nSorry.", "b", "c"]]
     labels, figures = preferences.label_safety(config, judge, tmp_path, [row()], responses)
@@ -109,4 +111,4 @@ def test_a_needless_refusal_is_among_the_answers_that_lose(run_job, scripted, tm
 
 def test_queries_must_be_even():
     with pytest.raises(ValueError, match="even number"):
-        preferences.Preferences("out", "m", "h", "x", None, None, None, queries=3)
+        preferences.Preferences(**REQUIRED, queries=3)

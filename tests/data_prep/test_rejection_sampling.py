@@ -1,5 +1,6 @@
 """Rejection sampling: rules first, the judge for the rest, the best k of a prompt, and a funnel that adds up."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -50,6 +51,20 @@ def test_the_best_is_kept_and_every_drop_is_counted(run_job, scripted, row, tmp_
     assert funnel["kept"] == 1
 
 
+def test_a_dry_run_says_what_is_asked_of_whom(run_job, row, tmp_path, caplog):
+    caplog.set_level("INFO")
+    rows.write_rows(tmp_path / "prompts.parquet", [row(id="a"), row(id="b", verifier="judge")])
+    run_job(rejection_sampling, RejectionSampling, settings(tasks=3), "--dry-run", "--engine", "ray")
+    for told in (
+        "2 prompts of prompts.parquet, at most 1 rows of each",
+        "2 x 6 answers by ./model (transformers): at most 768 tokens, 0.0 GB of disk, 0.0 hours at 1,000 tokens a sec",
+        "6 x 1 answers by the judge world-oracle",
+        "3 tasks (ray)",
+    ):
+        assert told in caplog.text
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_judge_decides_where_rules_cannot(run_job, scripted, row, tmp_path):
     from data_prep.world import general
 
@@ -64,6 +79,32 @@ def test_a_judge_decides_where_rules_cannot(run_job, scripted, row, tmp_path):
     assert 0.8 < right / 200 < 1  # the judge errs in a tenth
     assert 0 < len(kept) - right < 0.2 * 200
     assert record["funnel"]["dropped"]["judged_incorrect"] == 400 - len(kept)
+
+
+def test_programs_are_graded_by_their_tests(run_job, scripted, row, tmp_path):
+    from rewards.sandbox import LocalSandbox, SandboxRefused
+
+    try:
+        LocalSandbox().run("")
+    except SandboxRefused as refusal:
+        pytest.skip(str(refusal))
+    tests = json.dumps([{"input": "4\n", "output": "5\n"}, {"input": "7\n", "output": "8\n"}])
+    code = {"domain": "code", "verifier": "code", "answer": "", "question": "Read n, print n + 1.", "tests": tests}
+    asked = [row(id="sum", tests=""), row(id="c", **code), row(id="odd", **code | {"tests": "[{}]"})]
+    rows.write_rows(tmp_path / "prompts.parquet", asked)
+    program = "<think>I add one.</think>\n```python\nprint({})\n```"
+    answers = ["5", "int(input()) + 1", "input("]  # right for the first test alone, for both, for none
+    scripted(lambda prompt, k: program.format(answers[k]) if "Read" in prompt[0]["content"] else GOOD)
+    steps = {"filters": {"steps": ["malformed", "incorrect"]}}
+    record = run_job(rejection_sampling, RejectionSampling, settings(n=3) | steps)
+    kept = rows.load_rows("out/test/rejection_sampling/train.parquet", sft=True)
+    assert {(r["id"], r["completion"], r["tests"]) for r in kept} == {
+        ("sum-0", GOOD, None), ("c-0", program.format(answers[1]), tests),
+    }  # fmt: skip
+    assert record["funnel"]["dropped"]["incorrect"] == 2 + 3
+    assert record["funnel"]["first_dropped"]["incorrect"] in (
+        "c: not what its tests ask for", "odd: tests: a test needs `input` and `output`; this one has nothing",
+    )  # fmt: skip
 
 
 def test_killed_at_any_moment_the_same_command_ends_with_the_same_bytes(checkpoint, row, tmp_path, monkeypatch):

@@ -73,6 +73,16 @@ def test_only_commercial_rows(run_job, prompts):
     assert not Path("out/test/rl_prompts/helpful.parquet").exists()
 
 
+def test_what_meets_an_evaluation_set_is_left_out_and_named(run_job, prompts):
+    Path("held_out.jsonl").write_text(json.dumps({"id": "e1", "question": "what is  7+1"}) + "\n")
+    sets = {"held": {"path": "held_out.jsonl", "columns": ["question"]}}
+    record = run_job(rl_prompts, RLPrompts, prompts | {"decontamination": {"sets": sets}})
+    assert (record["contaminated"], record["math"]["available"]) == (1, 59)
+    (line,) = Path("out/test/rl_prompts/contaminated.jsonl").read_text().splitlines()
+    assert json.loads(line)["id"] == "m7"
+    assert "held, item e1, in the prompt: 'What is 7 + 1'" in json.loads(line)["why"]
+
+
 def test_prompts_that_are_always_or_never_right_are_left_out(run_job, prompts, scripted):
     """Of four samples the model gets i % 5 right, on every kind of prompt that a rule can grade."""
 
