@@ -13,10 +13,21 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import ClassVar
 
+import rewards
 from data_prep import publishing
 from data_prep.runs import ConfigError, load_config
 
 import trl
+
+# With these on its command line, a GPU's YAML can be read where there is none.
+WITHOUT_GPU = ("--use_cpu", "true", "--bf16", "false")
+GENERATION = ("transformers", "vllm_colocate", "vllm_server")
+# Keys of TRL that another key of ours stands for.
+REPLACED = {
+    "gradient_accumulation_steps": "follows from the batch of a step; leave it out",
+    "use_vllm": f"is part of `generation`; write generation: {', '.join(GENERATION[:-1])} or {GENERATION[-1]}",
+    "vllm_mode": f"is part of `generation`; write generation: {', '.join(GENERATION[:-1])} or {GENERATION[-1]}",
+}
 
 
 def world_size() -> int:
@@ -35,6 +46,10 @@ class StageArguments:
     # The stage's models: what each is called on the Hub, after `hub_model_id`.
     models: ClassVar[tuple[str, ...]] = ("",)
     attn_implementation: str = field(default="sdpa", metadata={"help": "sdpa, eager or flash_attention_2."})
+    accelerate_config: str = field(
+        default="accelerate_configs/cpu.yaml",
+        metadata={"help": "How the pipeline has `accelerate launch` start the processes; a stage itself ignores it."},
+    )
 
     def __post_init__(self):
         self.dtype = self.dtype or "float32"
@@ -74,6 +89,9 @@ class PolicyArguments(LoraArguments):
     )
     dataset: str | None = field(default=None, metadata={"help": "Parquet file, or Hub data set id, with the rows."})
     dataset_split: str = field(default="train", metadata={"help": "Split of a Hub data set."})
+    max_position_embeddings: int | None = field(
+        default=None, metadata={"help": "What the checkpoint's config says from here on, for a base of short context."}
+    )
     token_budget: int | None = field(
         default=None, metadata={"help": "Stop when this many completion tokens have had a gradient."}
     )
@@ -109,6 +127,10 @@ class GRPOConfig(trl.GRPOConfig):
     """
 
     prompts_per_step: int = field(default=32, metadata={"help": "Unique questions per optimiser step (section 2.1)."})
+    generation: str = field(
+        default="transformers",
+        metadata={"help": "What samples: transformers; vllm_colocate, on the same GPUs; vllm_server, a `vllm serve`."},
+    )
     num_generations: int = 16
     generation_batch_size: int | None = 8192
     num_iterations: int = 1
@@ -152,8 +174,32 @@ class GRPOConfig(trl.GRPOConfig):
                 f"{self.prompts_per_step} x {self.num_generations}). Set it to {completions}, "
                 f"or to {completions} times the steps per rollout."
             )
+        if self.generation not in GENERATION:
+            raise ConfigError(f"generation is {self.generation!r}; write one of {', '.join(GENERATION)}.")
+        self.use_vllm = self.generation != "transformers"
+        self.vllm_mode = self.generation.removeprefix("vllm_") if self.use_vllm else "colocate"
         self.gradient_accumulation_steps = completions // micro
         super().__post_init__()
+
+    @property
+    def equation(self) -> str:
+        """The batch arithmetic, for people."""
+        return (
+            f"{self.prompts_per_step} prompts x {self.num_generations} completions = "
+            f"{self.prompts_per_step * self.num_generations} a step = {_parts(self)}; "
+            f"{self.generation_batch_size} are sampled at once, which makes {self.rollout_window} steps"
+        )
+
+    def require_whole_groups(self, reward: str) -> None:
+        """Raises ConfigError where a process scores only a part of a group, for a reward that compares within it."""
+        share = self.generation_batch_size / world_size()
+        if share % self.num_generations:
+            raise ConfigError(
+                f"reward_funcs: {reward} compares the {self.num_generations} completions of a prompt, but each of "
+                f"{world_size()} processes gets {share:g} of the generation_batch_size of {self.generation_batch_size}"
+                f", which splits groups. Set it to a multiple of {self.num_generations * world_size()}, or use fewer "
+                "processes."
+            )
 
     @property
     def rollout_window(self) -> int:
@@ -187,6 +233,11 @@ class SFTConfig(trl.SFTConfig):
         self.gradient_accumulation_steps = _micro_batches(self.batch_size, self.per_device_train_batch_size)
         super().__post_init__()
 
+    @property
+    def equation(self) -> str:
+        """The batch arithmetic, for people."""
+        return f"{self.batch_size} sequences a step = {_parts(self)}"
+
 
 @dataclass
 class RewardConfig(trl.RewardConfig):
@@ -208,6 +259,11 @@ class RewardConfig(trl.RewardConfig):
         self.gradient_accumulation_steps = _micro_batches(self.batch_size, self.per_device_train_batch_size)
         super().__post_init__()
 
+    @property
+    def equation(self) -> str:
+        """The batch arithmetic, for people."""
+        return f"{self.batch_size} sequences a step = {_parts(self)}"
+
 
 def _micro_batches(batch: int, per_device: int) -> int:
     """Micro batches that each process works through in one optimiser step."""
@@ -217,6 +273,14 @@ def _micro_batches(batch: int, per_device: int) -> int:
             f"{per_device} x {world_size()}. Set per_device_train_batch_size to a divisor of {batch // world_size()}."
         )
     return batch // (per_device * world_size())
+
+
+def _parts(config) -> str:
+    """The factors of an optimiser step's batch."""
+    return (
+        f"{config.per_device_train_batch_size} in a micro batch x {world_size()} processes x "
+        f"{config.gradient_accumulation_steps} accumulated"
+    )
 
 
 def _fits(value: object, kind: object) -> bool:
@@ -249,8 +313,8 @@ def _check(path: Path, config: dict, classes: tuple[type, ...]) -> None:
         if key not in hints:
             near = difflib.get_close_matches(str(key), hints, n=1, cutoff=0)
             raise ConfigError(f"{path}: unknown key '{key}'. The nearest known key is '{near[0]}'.")
-        if key == "gradient_accumulation_steps":
-            raise ConfigError(f"{path}: gradient_accumulation_steps follows from the batch of a step; leave it out.")
+        if key in REPLACED:
+            raise ConfigError(f"{path}: {key} {REPLACED[key]}.")
         if not _fits(value, hints[key]):
             kind = getattr(hints[key], "__name__", "") if isinstance(hints[key], type) else str(hints[key])
             raise ConfigError(f"{path}: '{key}' is {value!r}, but it must be of type {kind}.")
@@ -273,6 +337,10 @@ def parse(*classes: type, argv: list[str] | None = None) -> tuple:
     if path:
         _check(path, load_config(path), classes)
     try:
-        return _Parser(classes).parse_args_and_config(argv)
+        parsed = _Parser(classes).parse_args_and_config(argv)
+        for name in getattr(parsed[0], "reward_funcs", []):
+            if getattr(getattr(rewards, name, None), "whole_groups", False):
+                parsed[1].require_whole_groups(name)
     except ValueError as error:  # ours, argparse's, and what the trainers' own settings refuse
         raise ConfigError(f"{path or 'command line'}: {error}") from None
+    return parsed

@@ -108,9 +108,11 @@ def make_trainer(run: Run, model: PreTrainedModel, tokenizer: PreTrainedTokenize
     if config.beta == 0.0 and config.sync_ref_model:
         raise ConfigError("sync_ref_model: with beta 0 there is no reference; set sync_ref_model: false.")
     refresh, config.sync_ref_model = config.sync_ref_model, False  # TRL's own refuses LoRA
-    trainer = GRPOTrainer(
-        model, reward_funcs=load_rewards(args), args=config, train_dataset=rows, processing_class=tokenizer
-    )
+    funcs = load_rewards(args)
+    for name, reward in zip(args.reward_funcs, funcs, strict=True):  # of people's own; `parse` knows ours by name
+        if getattr(reward, "whole_groups", False):
+            config.require_whole_groups(name)
+    trainer = GRPOTrainer(model, reward_funcs=funcs, args=config, train_dataset=rows, processing_class=tokenizer)
     config.sync_ref_model = refresh
     if refresh and trainer.ref_model is not None and (trainer.is_fsdp_enabled or _is_zero3(trainer)):
         raise ConfigError(

@@ -193,8 +193,8 @@ def load(kind: type, name: str, config, dtype: torch.dtype, **settings) -> PreTr
         )
     if getattr(config, "use_vllm", False):
         raise ConfigError(
-            "use_vllm: with load_in_4bit, TRL merges the adapter into the 4-bit base for every sync, which quantises "
-            "it anew each time (trl#4973): what samples is not what trains. Remove use_vllm; transformers samples."
+            "generation: with load_in_4bit, TRL would merge the adapter into the 4-bit base at each sync with vLLM, "
+            "which quantises it anew (trl#4973): what samples is not what trains. Write generation: transformers."
         )
     if getattr(config, "router_aux_loss_coef", None):
         raise ConfigError("router_aux_loss_coef: with load_in_4bit the router is frozen; remove the key, or write 0.")

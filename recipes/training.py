@@ -39,6 +39,18 @@ logger = logging.getLogger(__name__)
 CHAT_TEMPLATE = Path(__file__).with_name("chat_template.jinja")
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 PAD, END = "<|pad|>", "<|end|>"
+# By the token that ends an answer: how a question begins, how an answer begins, what pads. Ours, Qwen's, Llama's and
+# DeepSeek's, as their own templates have them, without their system prompts.
+MARKUP = {
+    END: ("<|user|>", "<|assistant|>", PAD),
+    "<|im_end|>": ("<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", "<|endoftext|>"),
+    "<|eot_id|>": (
+        "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n",
+        "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+        "<|finetune_right_pad_id|>",
+    ),
+    "<｜end▁of▁sentence｜>": ("<｜begin▁of▁sentence｜><｜User｜>", "<｜Assistant｜>", "<｜▁pad▁｜>"),
+}
 NO_SPACE = r"No space left|os error 28|file write failed"
 
 
@@ -57,12 +69,21 @@ def require_checkpoint(name_or_path: str | None, key: str = "model_name_or_path"
     return name_or_path
 
 
-def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
-    """The checkpoint's tokenizer; with our chat template, where it has that template's tokens."""
+def load_tokenizer(name_or_path: str, chat: bool = True) -> PreTrainedTokenizerBase:
+    """The checkpoint's tokenizer; for `chat`, with our template in the markup that its vocabulary knows, which keeps
+    reasoning, and with the token that ends an answer as its end of sequence. A base's own ends a text, not an answer.
+    """
     tokenizer = AutoTokenizer.from_pretrained(name_or_path)
-    if END in tokenizer.get_vocab():
-        tokenizer.chat_template = CHAT_TEMPLATE.read_text(encoding="utf-8")
-        tokenizer.eos_token = END
+    vocabulary = tokenizer.get_vocab()
+    for end, (user, assistant, pad) in MARKUP.items():
+        if chat and end in vocabulary:
+            template = CHAT_TEMPLATE.read_text(encoding="utf-8")
+            for ours, theirs in (("<|user|>", user), ("<|assistant|>", assistant), (END, end)):
+                template = template.replace(f"'{ours}'", f"'{theirs}'")
+            tokenizer.chat_template, tokenizer.eos_token = template, end
+            if pad in vocabulary:  # never the end, which would then be padding, and not be trained
+                tokenizer.pad_token = pad
+            break
     return tokenizer
 
 
@@ -75,8 +96,9 @@ def load_policy(run: "Run") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The policy to train, with a LoRA adapter if asked for, and its tokenizer."""
     args = run.args
     name = require_checkpoint(args.model_name_or_path)
-    tokenizer = load_tokenizer(name)
-    return load_model(AutoModelForCausalLM, name, tokenizer, args, run.config), tokenizer
+    tokenizer = load_tokenizer(name, chat=getattr(args, "completion_style", "think") == "think")
+    longer = {} if args.max_position_embeddings is None else {"max_position_embeddings": args.max_position_embeddings}
+    return load_model(AutoModelForCausalLM, name, tokenizer, args, run.config, **longer), tokenizer
 
 
 def load_model(kind: type, name: str, tokenizer: PreTrainedTokenizerBase, args: LoraArguments, config, **settings):
@@ -297,6 +319,8 @@ def start(args: StageArguments, config) -> "Run":
         logger.info("%s is done already; delete it to run it again", run.output_dir)
         run.publish()
         raise SystemExit(0)
+    if config.distributed_state.is_main_process:
+        logger.info("%s", config.equation)
     return run
 
 

@@ -22,6 +22,7 @@ class LengthReward:
 
     correctness: Callable = field(default=accuracy_reward)
     __name__ = "length_reward"
+    whole_groups = True  # a group that is split over processes would be compared in parts
 
     def __call__(self, completions: list, completion_ids: list, prompts: list, **columns: Any) -> list[float | None]:
         right = self.correctness(completions=completions, prompts=prompts, **_silent(columns))

@@ -7,6 +7,7 @@ its settings. Importing the trainers takes some seconds, once.
 
 import runpy
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,7 +16,7 @@ from data_prep import jobs, runs
 
 
 class Parsed(Exception):
-    """Thrown where a stage has its settings, to leave it there."""
+    """Thrown where a stage has its settings, which it carries, to leave it there."""
 
 
 def stop_scripts_after_parsing() -> None:
@@ -25,8 +26,7 @@ def stop_scripts_after_parsing() -> None:
     parse: Callable[..., tuple] = config.parse
 
     def parse_only(*classes: type, argv: list[str] | None = None) -> NoReturn:
-        parse(*classes, argv=argv)
-        raise Parsed
+        raise Parsed(parse(*classes, argv=argv))
 
     config.parse = parse_only
 
@@ -35,22 +35,23 @@ def stop_jobs_after_parsing() -> None:
     """From here on, in this process, the one runner of data jobs only parses."""
 
     def settings_only(settings: type, *_: Any, **__: Any) -> NoReturn:
-        runs.settings(settings, Path(sys.argv[sys.argv.index("--config") + 1]))
-        raise Parsed
+        raise Parsed((runs.settings(settings, Path(sys.argv[sys.argv.index("--config") + 1])),))
 
     jobs.run = settings_only
 
 
-def check(target: str, path: str) -> None:
-    """Parse one YAML as its script or module does. Raises SystemExit or runs.ConfigError where that refuses it."""
-    sys.argv = [target, "--config", path]
+def check(target: str, path: str, *more: str) -> tuple:
+    """Parse one YAML, and `more` of a command line, as its script or module does -> its settings. Raises SystemExit or
+    runs.ConfigError where that refuses it."""
+    sys.argv = [target, "--config", path, *more]
     try:
         if target.endswith(".py"):
             runpy.run_path(target, run_name="__main__")
         else:
-            runpy.run_module(target, run_name="__main__", alter_sys=True)
-    except Parsed:
-        return
+            with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # it may be imported already
+                runpy.run_module(target, run_name="__main__", alter_sys=True)
+    except Parsed as parsed:
+        return parsed.args[0]
     raise RuntimeError(f"{target} has not parsed {path} with recipes.config.parse or data_prep.jobs.run")
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from data_prep import runs
 from recipes.tools import report
-from recipes.tools.steps import Step, dependents, find_done, load_steps, require_names, scale_folder, shown
+from recipes.tools.steps import Step, dependents, find_done, load_steps, require_names, scale_folder
 from recipes.tools.view import LiveView, PlainView
 
 import psutil
@@ -210,8 +210,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", metavar="STEP", help="only these steps")
     parser.add_argument("--seed", type=int, help="in place of the YAMLs' seeds")
     parser.add_argument("--jobs", type=int, help=f"steps side by side (default: {CPU_JOBS} at the CPU scales, else 1)")
-    accelerate_config = Path(shown(runs.ROOT / "accelerate_configs" / "cpu.yaml"))
-    parser.add_argument("--accelerate-config", type=Path, default=accelerate_config, metavar="FILE")
+    parser.add_argument("--accelerate-config", type=Path, metavar="FILE", help="in place of the YAMLs' own")
+    parser.add_argument("--override", type=Path, metavar="FILE", help="other values, by the name of the YAML")
     return parser.parse_args(argv)
 
 
@@ -219,7 +219,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Raises PipelineError, runs.ConfigError or runs.MissingRunError with what stands in the way."""
     folder = scale_folder(arguments.scale)
     on_cpu = folder.name in CPU_SCALES
-    steps = load_steps(folder, arguments.seed, arguments.accelerate_config)
+    steps = load_steps(folder, arguments.seed, arguments.accelerate_config, arguments.override)
     require_names(steps, [*(arguments.only or []), *([arguments.start] if arguments.start else [])])
     again = dependents(steps, arguments.start) if arguments.start else []
     chosen = [step for step in steps if not arguments.only or step.name in arguments.only]

@@ -10,13 +10,18 @@ from typing import Any
 from data_prep import publishing, runs
 from recipes.tools import evaluate
 
+import yaml
+
 # (name of the YAML, script or module), in the paper's order. A scale that lacks the YAML lacks the stage: at the scales
 # of real models there is no `base`, since that is a model on the Hub. Where two could run, the upper one goes first, so
 # what others wait for stands above what nothing waits for.
 STAGES = (
     ("world", "data_prep.world"),
+    ("rl_prompts", "data_prep.rl_prompts"),
+    ("sources", "data_prep.sources"),
     ("base", "recipes/base.py"),
     ("r1_zero", "recipes/r1_zero.py"),
+    ("r1_zero_long", "recipes/r1_zero.py"),
     ("cold_start", "data_prep.cold_start"),
     ("cold_start_sft", "recipes/cold_start_sft.py"),
     ("reasoning_rl", "recipes/reasoning_rl.py"),
@@ -33,8 +38,10 @@ STAGES = (
     ("student_rl", "recipes/r1_zero.py"),
     ("reasoning_rl_no_language", "recipes/reasoning_rl.py"),
 )
+STUDENT = "distill_"  # of YAMLs that distill into more students
 EVALUATE = "evaluate"  # its YAML stands for one step a checkpoint
 EVALUATION = "recipes.tools.evaluate"
+DEFAULT_ACCELERATE = "accelerate_configs/cpu.yaml"  # of a YAML without the key `accelerate_config`
 
 
 @dataclass(frozen=True)
@@ -72,15 +79,20 @@ class Step:
         return runs.fingerprint(self.script, self.settings)
 
 
-def load_steps(folder: Path, seed: int | None, accelerate_config: Path) -> list[Step]:
+def load_steps(
+    folder: Path, seed: int | None = None, accelerate_config: Path | None = None, override: Path | None = None
+) -> list[Step]:
     """The steps that a folder of YAMLs asks for, each after what it depends on, else in the order of STAGES.
 
+    `accelerate_config` is in place of the YAMLs' own. `override`: a file of other values, by stage, see `_overridden`.
     Raises runs.ConfigError for a YAML that is no stage's, a missing or double `output_dir`, or a circle.
     """
-    targets = dict(STAGES)
     found = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    targets = dict(STAGES) | {name: "recipes/distill.py" for name in found if name.startswith(STUDENT)}
     if not found:
         raise runs.ConfigError(f"{folder}: no such scale (a folder with a YAML a stage)")
+    if override:
+        found = _overridden(found, override)
     if strangers := found.keys() - targets.keys() - {EVALUATE}:
         names = ", ".join([*targets, EVALUATE])
         raise runs.ConfigError(f"{found[min(strangers)]}: no stage has this name; they are {names}")
@@ -97,7 +109,8 @@ def load_steps(folder: Path, seed: int | None, accelerate_config: Path) -> list[
         if target.endswith(".py"):
             script = runs.ROOT / target
             target = shown(script)
-            start = ("accelerate", "launch", "--config_file", str(accelerate_config), target)
+            processes = accelerate_config or runs.ROOT / settings.get("accelerate_config", DEFAULT_ACCELERATE)
+            start = ("accelerate", "launch", "--config_file", shown(processes), target)
         else:
             script = _module_file(target)
             start = ("python", "-m", target)
@@ -113,6 +126,26 @@ def load_steps(folder: Path, seed: int | None, accelerate_config: Path) -> list[
         if other != step.name:
             raise runs.ConfigError(f"{step.config}: its output_dir {step.output_dir} is also that of {other}")
     return _in_order(steps)
+
+
+def _overridden(found: dict[str, Path], override: Path) -> dict[str, Path]:
+    """The YAMLs with the values of `override`, which has a mapping of keys under the name of each YAML that it changes.
+
+    The merged ones are files in `outputs/<scale>/configs`, so that every command can still be typed; the stage's own
+    parser refuses a key that it does not know. Raises runs.ConfigError for a name that no YAML has.
+    """
+    merged = dict(found)
+    for name, values in runs.load_config(override).items():
+        if name not in found:
+            raise runs.ConfigError(f"{override}: no YAML is called {name}; they are {', '.join(found)}")
+        if not isinstance(values, dict):
+            raise runs.ConfigError(f"{override}: {name}: write `key: value` lines below it")
+        whole = runs.load_config(found[name]) | values
+        merged[name] = Path(runs.OUTPUTS, found[name].parent.name, "configs", found[name].name)
+        merged[name].parent.mkdir(parents=True, exist_ok=True)
+        text = yaml.safe_dump(whole, sort_keys=False, allow_unicode=True)
+        merged[name].write_text(f"# {shown(found[name])} with what {override} changes\n{text}", encoding="utf-8")
+    return merged
 
 
 def scale_folder(scale: str) -> Path:

@@ -264,7 +264,7 @@ def test_every_stage_of_the_scale_is_in_four_bits(stage, monkeypatch):
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"use_vllm": True}, "use_vllm: with load_in_4bit"),
+        ({"generation": "vllm_colocate"}, "generation: with load_in_4bit"),
         ({"router_aux_loss_coef": 0.001}, "router_aux_loss_coef: with load_in_4bit the router is frozen"),
         ({"lora_target_modules": ["q_proj", "z_proj"]}, "'z_proj' finds nothing. Write attention, experts, or some of"),
         ({"lora_target_modules": ["gate"]}, "'gate' is a router, which stays frozen"),

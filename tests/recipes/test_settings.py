@@ -93,6 +93,24 @@ def test_the_number_of_processes_shares_a_batch(monkeypatch):
         config._micro_batches(128, 48)
 
 
+def test_the_batch_is_said_as_an_equation(tmp_path, monkeypatch):
+    monkeypatch.setattr(config, "world_size", lambda: 8)
+    settings = GRPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, generation="vllm_server")
+    assert settings.equation == (
+        "32 prompts x 16 completions = 512 a step = 16 in a micro batch x 8 processes x 4 accumulated; "
+        "8192 are sampled at once, which makes 16 steps"
+    )
+    assert (settings.use_vllm, settings.vllm_mode) == (True, "server")
+
+
+def test_a_group_that_a_reward_needs_whole_is_not_split(tmp_path, monkeypatch):
+    argv = write(tmp_path, GRPO | {"reward_funcs": ["length_reward"], "per_device_train_batch_size": 1})
+    parse(*CLASSES["r1_zero"], argv=argv)
+    monkeypatch.setattr(config, "world_size", lambda: 8)  # 16 completions at once: two each, of groups of 4
+    with pytest.raises(ConfigError, match="length_reward compares the 4 .* 8 processes gets 2 .* a multiple of 32"):
+        parse(*CLASSES["r1_zero"], argv=argv)
+
+
 @pytest.mark.parametrize(
     ("stage", "wrong", "said"),
     [
@@ -105,6 +123,8 @@ def test_the_number_of_processes_shares_a_batch(monkeypatch):
         ("r1_zero", {"gradient_accumulation_steps": 2}, r"follows from the batch of a step; leave it out"),
         ("r1_zero", {"per_device_train_batch_size": 3}, r"stage.yaml: .*2 x 4 = 8.*divisor of 8"),
         ("r1_zero", {"generation_batch_size": 12}, r"12.*not a multiple of the 8.*Set it to 8"),
+        ("r1_zero", {"use_vllm": True}, r"use_vllm is part of `generation`; write generation: transformers, vllm_co"),
+        ("r1_zero", {"generation": "vllm"}, r"generation is 'vllm'; write one of transformers, vllm_colocate, vllm_s"),
         ("r1_zero", {"dtype": "float"}, r"dtype is 'float'; write float32 or bfloat16"),
         ("r1_zero", {"completion_style": "chat"}, r"write r1_zero or think"),
         ("cold_start_sft", {"batch_size": 9}, r"batch_size 9 does not divide.*divisor of 9"),

@@ -1,0 +1,115 @@
+"""The YAMLs of all scales: read as strictly as their stages read them, and true to what they say of themselves."""
+
+import re
+from pathlib import Path
+
+from data_prep import jobs, runs
+from recipes import config
+from recipes.tools import check, pipeline
+from recipes.tools.steps import load_steps
+
+import pytest
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = ROOT / "recipes/configs"
+BIG = ("gpu-24gb", "node-8x80gb", "moe-qlora", "deepseek-v3")
+OVERRIDE = Path("recipes/configs/gpu-24gb/overrides/80gb.yaml")
+SCALES = [(scale, None) for scale in ("cpu", "cpu-moe", *BIG)] + [("gpu-24gb", OVERRIDE)]
+HUB_ID = re.compile(r"(?<![\w./-])([\w-]+/[\w.-]+)(?![\w/.-])")
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    """A working directory that the merged YAMLs of an override may be written to."""
+    for name in ("recipes", "accelerate_configs"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(("scale", "override"), SCALES)
+def test_every_yaml_is_parsed_by_its_own_stage(scale, override, here, monkeypatch):
+    for module, name in ((config, "parse"), (jobs, "run")):  # brought back once the test is over
+        monkeypatch.setattr(module, name, getattr(module, name))
+    monkeypatch.setattr("sys.argv", [])
+    check.stop_jobs_after_parsing()
+    check.stop_scripts_after_parsing()
+    steps = load_steps(Path("recipes/configs") / scale, override=override)
+    assert len(steps) >= 16
+    for step in steps:
+        if not step.evaluates:  # read when the steps were listed
+            check.check(step.target, str(step.config), *(config.WITHOUT_GPU if step.target.endswith(".py") else ()))
+            assert step.settings["output_dir"] == f"outputs/{scale}/{step.name}"
+
+
+@pytest.mark.parametrize("path", [p for scale in BIG for p in sorted((CONFIGS / scale).rglob("*.yaml"))], ids=str)
+def test_every_id_has_its_page_and_every_value_its_reason(path):
+    text = path.read_text(encoding="utf-8")
+    values = re.sub(r"#.*|http://\S+", "", text)
+    for found in set(HUB_ID.findall(values)):
+        if not (ROOT / found).exists() and found.split("/")[0] not in ("outputs", "recipes"):
+            assert re.search(rf"https://huggingface\.co/(datasets/)?{re.escape(found)}(?![\w-])", text), found
+    if "accelerate_config:" in text:  # a stage: what departs from the paper's defaults, each line with its reason
+        inputs = ("model_name_or_path", "dataset", "helpfulness_dataset", "harmlessness_dataset", "general_datasets")
+        plain = (*inputs, "output_dir", "accelerate_config", "reward_kwargs", "generation", "save_steps")
+        lines = ["", *text.splitlines()]
+        for before, line in zip(lines, lines[1:], strict=False):
+            if line[0].isalpha() and "#" not in line and not before.startswith("#"):
+                assert line.split(":")[0] in plain, line
+
+
+@pytest.mark.parametrize("scale", BIG)
+def test_a_dry_run_prints_the_command_of_every_stage(scale, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    assert pipeline.main(["--scale", scale, "--dry-run"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == f"python -m data_prep.rl_prompts --config recipes/configs/{scale}/rl_prompts.yaml"
+    assert len(printed) == len(list((CONFIGS / scale).glob("*.yaml")))
+    for line in printed:
+        launch = re.match(r"accelerate launch --config_file (\S+) recipes/\w+\.py --config (\S+)$", line)
+        assert launch or line.startswith("python -m data_prep.")
+        if launch:
+            assert launch[1] == runs.load_config(Path(launch[2]))["accelerate_config"]
+            assert load_config_from_file(launch[1]).num_processes >= 1
+
+
+def test_an_override_is_merged_where_it_can_be_typed_and_strict(here, capsys):
+    command = ["--scale", "gpu-24gb", "--dry-run", "--override"]
+    assert pipeline.main([*command, str(OVERRIDE)]) == 0
+    assert "recipes/r1_zero.py --config outputs/gpu-24gb/configs/r1_zero.yaml" in capsys.readouterr().out
+    merged = runs.load_config(here / "outputs/gpu-24gb/configs/r1_zero.yaml")
+    assert (merged["model_name_or_path"], merged["prompts_per_step"]) == ("Qwen/Qwen2.5-7B", 16)
+    (here / "wrong.yaml").write_text("r1_zer: {max_steps: 3}\n", encoding="utf-8")
+    assert pipeline.main([*command, "wrong.yaml"]) == 1
+    assert "no YAML is called r1_zer" in capsys.readouterr().err
+
+
+def test_the_papers_hyper_parameters_to_the_letter():
+    """Sections 2.1, 3.2.1, 3.2.2, B.4.1 and Table 6; what no YAML says is a default, see test_settings.py."""
+    read = {path.stem: runs.load_config(path) for path in (CONFIGS / "deepseek-v3").glob("*.yaml")}
+    hardware = {"output_dir", "accelerate_config", "per_device_train_batch_size", "generation"}
+    inputs = {"model_name_or_path", "dataset", "general_datasets", "reward_kwargs", "max_position_embeddings"}
+    inputs |= {"helpfulness_dataset", "harmlessness_dataset"}
+    said = {stage: {k: v for k, v in values.items() if k not in hardware | inputs} for stage, values in read.items()}
+    assert said["r1_zero"] == {"max_steps": 8192}
+    assert said["r1_zero_long"] == {"max_steps": 10400 - 8192, "max_completion_length": 65536}
+    assert said["reasoning_rl"].keys() == {"epsilon", "max_steps"} and said["reasoning_rl"]["epsilon"] == 10
+    assert said["all_scenarios_rl"] == {"epsilon": 10, "max_steps": 1700, "temperature": 0.7}
+    assert said["student_rl"] == {"learning_rate": 2e-6, "max_steps": 10000}
+    assert said["cold_start_sft"] == said["sft_stage_2"] == said["reward_models"] == {}
+    rates = {"Qwen/Qwen2.5-Math-1.5B": 1e-4, "Qwen/Qwen2.5-Math-7B": 8e-5, "Qwen/Qwen2.5-14B": 7e-5}
+    rates |= {"Qwen/Qwen2.5-32B": 6e-5, "meta-llama/Llama-3.1-8B": 5e-5, "meta-llama/Llama-3.3-70B-Instruct": 2e-5}
+    students = {v["model_name_or_path"]: said[stage] for stage, v in read.items() if re.match("distill(_|$)", stage)}
+    assert students == {
+        base: {"use_peft": False, "learning_rate": rate, "batch_size": 64} for base, rate in rates.items()
+    }
+
+
+def test_how_processes_are_started_is_read_by_accelerate():
+    for path in sorted((ROOT / "accelerate_configs").glob("*.yaml")):
+        found = load_config_from_file(str(path))
+        kind = yaml.safe_load(path.read_text())["distributed_type"]
+        assert found.distributed_type == kind
+        assert found.num_processes == found.num_machines * (8 if kind != "NO" else 1), path
