@@ -1,0 +1,527 @@
+"""What a scale needs, before it runs: `python -m recipes.tools.plan --scale S [--gpus N --gpu-memory G]`.
+
+From the YAMLs and the configs of the named models alone (`models.yaml`), without network or weights: for each stage
+parameters, memory of one GPU, tokens, optimiser steps, disk and GPU-hours, and whether it fits; where it does not, the
+first change that would do. Memory is that of a micro batch in which every sequence is as long as it may be.
+`benchmarks/plan.py` compares it with what processes take.
+"""
+
+import argparse
+import math
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from data_prep import runs
+from recipes import config as settings_of
+from recipes.tools import check
+from recipes.tools.steps import Step, load_steps, scale_folder
+
+import torch
+import yaml
+from transformers import AutoConfig, AutoModelForCausalLM
+
+GB = 1e9
+MODELS = Path(__file__).with_name("models.yaml")
+MEMORY = {"gpu-24gb": 24, "node-8x80gb": 80, "moe-qlora": 80, "deepseek-v3": 141}  # GB of one GPU; by --gpu-memory
+PEAK = {
+    24: 165e12,
+    48: 362e12,
+    80: 989e12,
+    141: 989e12,
+    180: 2250e12,
+}  # dense bf16 operations/s: 4090, L40S, H100, H200, B200
+TRAINING, VLLM, TRANSFORMERS = 0.35, 0.05, 0.005  # shares of that: assumed
+CPU = 2e10  # operations/s of one core: assumed
+FILL = 0.5  # mean length of a text, as a share of the longest allowed: assumed
+NF4 = 0.516  # bytes a number: 4 bits, and a doubly quantised scale for each 64
+CONTEXT = 1.0 * GB  # CUDA, its libraries and NCCL
+TILE = 4096, 32768  # tokens and vocabulary of what TRL's fused head computes at once
+ROOM = 0.95  # of a GPU can be used
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What of an architecture counts. Numbers, not bytes; of one token where it says so."""
+
+    parameters: int
+    active: int  # parameters that a token meets
+    linear: tuple[tuple[str, int, int, int], ...]  # name, inputs, outputs, how many, in decoder layers
+    layer: int  # parameters of the largest decoder layer
+    layers: int
+    hidden: int
+    heads: int  # outputs of q_proj
+    kv: int  # outputs of k_proj
+    inner: int  # of the dense layer, or of all experts that a token meets
+    vocabulary: int
+    head: int  # parameters of the language model's head, where it is not the embedding
+    longest: int  # tokens of a sequence
+    cached: int  # numbers a token in the cache of transformers
+    cached_vllm: int
+
+
+@cache
+def shape(name: str, text: str) -> Shape:
+    """Of a model whose config is the YAML text, by building it without weights."""
+    values = yaml.safe_load(text)
+    config = AutoConfig.for_model(values.pop("model_type"), **values)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    found, experts = [], 0
+    for path, module in model.model.layers.named_modules():
+        if isinstance(module, torch.nn.Linear) and not path.endswith("mlp.gate"):
+            found.append((path.rpartition(".")[2], module.in_features, module.out_features, 1))
+    for path, weight in model.model.layers.named_parameters():
+        if weight.ndim == 3:  # stacked experts
+            count, outputs, inputs = weight.shape
+            experts += weight.numel()
+            if "gate_up" in path:
+                found += [("expert", inputs, outputs // 2, 2 * count)]
+            else:
+                found += [("expert", inputs, outputs, count)]
+    total = sum(p.numel() for p in model.parameters())
+
+    def of(name: str, default: int | None = None):  # families differ in what they have
+        return getattr(config, name, default)
+
+    chosen = of("num_experts_per_tok", 0) / (of("n_routed_experts") or of("num_experts") or 1)
+    d = of("head_dim") or config.hidden_size // config.num_attention_heads
+    heads, kv, latent = config.num_attention_heads * d, config.num_key_value_heads * d, of("kv_lora_rank")
+    if latent:
+        d = config.qk_nope_head_dim + config.qk_rope_head_dim
+        heads = kv = config.num_attention_heads * d
+    inner = config.intermediate_size
+    if experts:
+        inner = config.moe_intermediate_size * (config.num_experts_per_tok + (of("n_shared_experts") or 0))
+    return Shape(
+        parameters=total,
+        active=int(total - experts * (1 - chosen)),
+        linear=tuple(found),
+        layer=max(sum(p.numel() for p in layer.parameters()) for layer in model.model.layers),
+        layers=config.num_hidden_layers,
+        hidden=config.hidden_size,
+        heads=heads,
+        kv=kv,
+        inner=inner,
+        vocabulary=config.vocab_size,
+        longest=config.max_position_embeddings,
+        head=0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size,
+        cached=2 * kv * config.num_hidden_layers,
+        cached_vllm=(latent + config.qk_rope_head_dim if latent else 2 * kv) * config.num_hidden_layers,
+    )
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Everything about one training stage that decides what it needs. Lengths in tokens."""
+
+    name: str
+    model: str
+    shape: Shape
+    processes: int
+    spread: str  # no, ddp, zero2, zero3, fsdp2
+    cpu: bool
+    bf16: bool
+    dtype: int  # bytes of a weight that is not in 4 bits
+    rank: int = 0  # of an adapter; 0: all weights are trained
+    targets: tuple[str, ...] = ()  # of the adapter; none: all
+    nf4: bool = False
+    checkpointing: bool = True
+    sequences: int = 1  # in a micro batch
+    length: int = 0  # of the longest sequence
+    batch: int = 1  # sequences of a step
+    steps: int = 0
+    rl: bool = False
+    reference: bool = False
+    generation: str = "transformers"
+    at_once: int = 0  # completions sampled at once, by all processes
+    old_policy: bool = False  # is a rollout scored before it is trained on
+    vllm_share: float = 0.0
+    vllm_processes: int = 1  # that hold one copy of vLLM's weights
+    rewards: int = 0  # bytes of reward models, in each process
+    scalar_head: bool = False
+    checkpoints: int = 3
+
+    @property
+    def adapter(self) -> int:
+        chosen = [one for one in self.shape.linear if not self.targets or _targeted(one[0], self.targets)]
+        return sum(self.rank * (inputs + outputs) * count for _, inputs, outputs, count in chosen)
+
+    @property
+    def parameters(self) -> int:
+        return self.shape.parameters - (self.shape.head - self.shape.hidden if self.scalar_head else 0)
+
+    @property
+    def trained(self) -> int:
+        return self.adapter if self.rank else self.parameters
+
+
+def _targeted(name: str, targets: tuple[str, ...]) -> bool:
+    attention = name not in ("expert", "gate_proj", "up_proj", "down_proj")
+    return name in targets or ("attention" if attention else "experts") in targets
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one GPU (on a CPU, of one process). `gathered`: copies of weights that are made to compute with."""
+
+    weights: float
+    gradients: float
+    optimiser: float
+    reference: float
+    gathered: float
+    activations: float
+    logits: float
+    cache: float  # of transformers, or all that vLLM takes while it samples
+    other: float  # reward models, CUDA
+
+    @property
+    def kept(self) -> float:
+        return self.weights + self.optimiser + self.reference + self.other
+
+    @property
+    def peak(self) -> float:
+        """The larger of training and sampling."""
+        return self.kept + max(self.gradients + self.gathered + self.activations + self.logits, self.cache)
+
+
+def memory(stage: Stage, gpu: float) -> Memory:
+    """Of a stage on GPUs of `gpu` bytes."""
+    s, n, total, trained = stage.shape, stage.processes, stage.parameters, stage.trained
+    zero, shards = stage.spread in ("zero2", "zero3"), stage.spread in ("zero3", "fsdp2")
+    own = n if shards else 1
+    if stage.rank:
+        linear = sum(inputs * outputs * count for _, inputs, outputs, count in s.linear) if stage.nf4 else 0
+        frozen = (NF4 * linear + stage.dtype * (total - linear)) / own
+        weights, reference = frozen + 4 * trained / own, 4 * trained if stage.reference else 0
+        gradients, optimiser = 4 * trained, 8 * trained / (n if zero or shards else 1)
+    else:
+        each = 2 if zero else stage.dtype  # DeepSpeed keeps the trained copy in bfloat16, and its master spread
+        weights, gradients = each * total / own, each * trained / (n if zero or shards else 1)
+        optimiser = (12 if zero else 2 * stage.dtype) * trained / (n if zero or shards else 1)
+        reference = weights if stage.reference else 0
+    compute = 2 if stage.bf16 else stage.dtype
+    gathered = 0.0
+    if shards:
+        gathered = 3 * 2 * s.layer  # one layer, the next, and the gradient of one
+    elif stage.spread == "zero2":
+        gathered = 1 * GB  # buckets
+    elif stage.spread == "ddp":
+        gathered = 4 * trained  # DDP's buckets
+    if not stage.rank and not zero and compute < stage.dtype and not shards:
+        gathered += compute * total  # what autocast keeps of a forward pass
+    tokens = stage.sequences * stage.length
+    stream = 2 if zero or (shards and stage.bf16) else stage.dtype  # both compute with a copy in bfloat16
+    a_layer = _a_layer(s, stream, compute) * tokens
+    activations = (stream * s.hidden * tokens * s.layers + a_layer) if stage.checkpointing else a_layer * s.layers
+    logits = 0.0
+    if not stage.scalar_head:
+        tile = min(tokens, TILE[0]) * min(s.vocabulary, TILE[1])
+        logits = tile * (4 * 4 if stage.cpu else compute) + 4 * tokens * s.hidden
+        logits += 0 if stage.rank else 4 * s.vocabulary * s.hidden
+    cached = 0.0
+    if stage.rl and stage.generation == "transformers":
+        local = stage.at_once / n
+        cached = local * stage.length * s.cached * compute + 3 * 4 * local * s.vocabulary + gathered * (stage.rank == 0)
+    elif stage.generation == "vllm_colocate":
+        cached = stage.vllm_share * gpu
+    other = stage.rewards + (0 if stage.cpu else CONTEXT)
+    return Memory(weights, gradients, optimiser, reference, gathered, activations, logits, cached, other)
+
+
+def _a_layer(s: Shape, stream: int, compute: int) -> int:
+    """Bytes a token that one decoder layer keeps for its backward pass, and that this pass adds: norms in float32,
+    projections, rotary embedding, repeated keys and values, attention's output, and the gated layer."""
+    norms = 2 * (8 + stream) * s.hidden + 2 * stream * s.hidden
+    attention = compute * (s.heads + 2 * s.kv) + stream * (s.heads + s.kv) + compute * 4 * s.heads
+    return norms + attention + 6 * compute * s.inner
+
+
+def vllm_tokens(stage: Stage, gpu: float) -> float:
+    """Tokens that fit into vLLM's cache on one GPU, beside its weights in 16 bits and 2 GB of its own."""
+    room = stage.vllm_share * gpu - 2 * stage.parameters / stage.vllm_processes - 2 * GB
+    return room / (2 * stage.shape.cached_vllm / stage.vllm_processes)
+
+
+def disk(stage: Stage) -> float:
+    """Bytes of the checkpoints that are there at once, and of the model that is left."""
+    model = stage.dtype * stage.parameters
+    adapters = 4 * stage.trained
+    one = adapters * (4 if stage.reference else 3) if stage.rank else model * (4 if stage.reference else 3)
+    return stage.checkpoints * one + model + (adapters if stage.rank else 0)
+
+
+def gpu_hours(stage: Stage, gpu: float) -> tuple[float, float]:
+    """(training, sampling), from operations and the shares of the peak that are assumed."""
+    peak = CPU / TRAINING if stage.cpu else PEAK[max((size for size in PEAK if size * GB <= gpu), default=min(PEAK))]
+    tokens, length = stage.batch * stage.steps * stage.length * FILL, stage.length * FILL
+    forward = 2 * stage.shape.active + 2 * stage.shape.layers * stage.shape.heads * length
+    passes = (2 if stage.rank else 3) + stage.checkpointing + stage.reference + stage.old_policy
+    train = tokens * forward * passes / (peak * TRAINING) / 3600
+    share = TRANSFORMERS if stage.generation == "transformers" else VLLM
+    sample = tokens * forward / (peak * (TRAINING if stage.cpu else share)) / 3600 if stage.rl else 0.0
+    return train, sample
+
+
+def change(stage: Stage, gpu: float) -> str:
+    """The first change after which the stage fits."""
+    tries: list[tuple[str, Stage]] = []
+    for sequences in (8, 4, 2, 1):
+        if sequences < stage.sequences:
+            tries.append((f"per_device_train_batch_size: {sequences}", replace(stage, sequences=sequences)))
+    small = replace(stage, sequences=1)
+    if stage.rl and stage.generation == "transformers" and not stage.nf4:
+        tries.append(("generation: vllm_server", replace(small, generation="vllm_server")))
+    if stage.rl and stage.vllm_share:
+        for share in (0.4, 0.3, 0.2):
+            enough = vllm_tokens(replace(stage, vllm_share=share), gpu) > 4 * stage.length
+            if share < stage.vllm_share and enough:
+                tries.append((f"vllm_gpu_memory_utilization: {share}", replace(small, vllm_share=share)))
+        tries.append(("generation: vllm_server", replace(small, generation="vllm_server", vllm_share=0)))
+    if stage.processes > 1 and stage.spread in ("ddp", "zero2"):
+        tries.append(("accelerate_config: accelerate_configs/fsdp2.yaml", replace(small, spread="fsdp2")))
+    if not stage.rank:
+        tries.append(("use_peft: true, dtype: bfloat16", replace(small, rank=32, dtype=2)))
+    if not stage.nf4 and not (stage.rl and stage.generation != "transformers"):
+        tries.append(("load_in_4bit: true", replace(small, rank=stage.rank or 32, dtype=2, nf4=True, spread="ddp")))
+    if stage.spread not in ("no", "ddp"):
+        for power in range(1, 6):
+            more = replace(small, processes=stage.processes * 2**power)
+            tries.append((f"{more.processes} GPUs instead of {stage.processes}", more))
+    if stage.rewards:
+        what = (
+            f"smaller reward models, or a reward that asks a server: these take {stage.rewards / GB:.0f} GB of each GPU"
+        )
+        tries.append((what, replace(small, rewards=0)))
+    for what, other in tries:
+        if memory(other, gpu).peak <= ROOM * gpu:
+            first = "per_device_train_batch_size: 1, and " if stage.sequences > 1 and "per_device" not in what else ""
+            return first + what
+    size = next((size for size in sorted(PEAK) if memory(small, size * GB).peak <= ROOM * size * GB), None)
+    return f"GPUs of {size} GB" if size else "a smaller model, or shorter sequences"
+
+
+# From YAMLs
+
+
+def stages(steps: list[Step], gpus: int | None = None) -> Iterator[Stage]:
+    """The training stages among the steps of a scale; with `gpus`, as many processes instead of the YAMLs' own."""
+    check.stop_jobs_after_parsing()
+    check.stop_scripts_after_parsing()
+    by_output = {str(step.output_dir): step for step in steps}
+    for step in steps:
+        if step.target.endswith(".py"):
+            yield _stage(step, by_output, gpus)
+
+
+def _stage(step: Step, by_output: dict[str, Step], gpus: int | None) -> Stage:
+    launch = yaml.safe_load(Path(step.command[step.command.index("--config_file") + 1]).read_text(encoding="utf-8"))
+    processes = gpus or launch["num_processes"]
+    cpu = step.settings.get("use_cpu", False)
+    with mock.patch.object(settings_of, "world_size", lambda: processes):
+        args, config = check.check(step.target, str(step.config), *settings_of.WITHOUT_GPU)
+    kind = launch["distributed_type"]
+    zero = launch.get("deepspeed_config", {}).get("zero_stage")
+    spread = {"DEEPSPEED": f"zero{zero}", "FSDP": "fsdp2"}.get(kind, "ddp" if processes > 1 else "no")
+    name, architecture = _model(args, by_output)
+    lora = getattr(args, "use_peft", False)
+    found = Stage(
+        step.name,
+        name,
+        shape(name, architecture),
+        processes,
+        spread if processes > 1 else "no",
+        cpu,
+        bf16=not cpu and step.settings.get("bf16", True),
+        dtype=2 if args.dtype == "bfloat16" else 4,
+        rank=args.lora_r if lora else 0,
+        targets=tuple(getattr(args, "lora_target_modules", None) or ()),
+        nf4=getattr(args, "load_in_4bit", False),
+        checkpointing=config.gradient_checkpointing,
+        sequences=config.per_device_train_batch_size,
+        steps=max(0, config.max_steps),
+        checkpoints=(config.save_total_limit or 1) + 1,
+    )
+    if isinstance(config, settings_of.GRPOConfig):
+        reward_models = {str(one["model"]) for one in (args.reward_kwargs or {}).values() if "model" in one}
+        return replace(
+            found,
+            length=min((args.max_prompt_length or 1024) + config.max_completion_length, found.shape.longest),
+            batch=config.prompts_per_step * config.num_generations,
+            rl=True,
+            reference=config.beta != 0,
+            generation=config.generation,
+            at_once=config.generation_batch_size,
+            old_policy=config.rollout_window > 1 or config.use_vllm,
+            vllm_share=config.vllm_gpu_memory_utilization if config.generation == "vllm_colocate" else 0.0,
+            vllm_processes=config.vllm_tensor_parallel_size,
+            rewards=sum(_reward_model(one, by_output) for one in reward_models),
+        )
+    scorer = isinstance(config, settings_of.RewardConfig)
+    rows = _rows(step, by_output)
+    if not found.steps:
+        found = replace(
+            found, steps=sum(math.ceil(count * config.num_train_epochs / config.batch_size) for count in rows)
+        )
+    return replace(
+        found,
+        length=config.max_length,
+        batch=config.batch_size * (2 if scorer else 1),
+        sequences=found.sequences * (2 if scorer else 1),
+        scalar_head=scorer,
+    )
+
+
+def _model(args: Any, by_output: dict[str, Step]) -> tuple[str, str]:
+    """(what a stage's model was to begin with, its config as text)."""
+    name = getattr(args, "model_name_or_path", None)
+    while name in by_output and "model_name_or_path" in by_output[name].settings:
+        name = by_output[name].settings["model_name_or_path"]
+    if name is None or name in by_output:  # made by base.py
+        given = by_output[name].settings if name else vars(args)
+        keys = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+        keys += (
+            "num_key_value_heads",
+            "max_position_embeddings",
+            "num_experts",
+            "num_experts_per_tok",
+            "moe_intermediate_size",
+        )
+        values = {key: given[key] for key in keys if given.get(key)} | {"tie_word_embeddings": True}
+        values["vocab_size"] = values.get("vocab_size", 1024)
+        values["head_dim"] = values["hidden_size"] // values["num_attention_heads"]
+        values["model_type"] = "qwen3_moe" if values.get("num_experts") else "qwen3"
+        return name or "made here", yaml.safe_dump(values)
+    known = yaml.safe_load(MODELS.read_text(encoding="utf-8"))
+    if name in known:
+        return name, yaml.safe_dump(known[name]["config"])
+    local = Path(name, "config.json")
+    if local.is_file():
+        return name, local.read_text(encoding="utf-8")
+    raise runs.ConfigError(
+        f"{name}: {MODELS} has no numbers of it; add them, or download its config.json and name its folder"
+    )
+
+
+def _reward_model(path: str, by_output: dict[str, Step]) -> int:
+    """Bytes of a reward model, which every process of all_scenarios_rl holds."""
+    step = by_output.get(str(Path(*Path(path).parts[:3])))
+    if step is None:
+        return 0
+    args, _ = check.check(step.target, str(step.config), *settings_of.WITHOUT_GPU)
+    name, architecture = _model(args, by_output)
+    return (2 if args.dtype == "bfloat16" else 4) * shape(name, architecture).parameters
+
+
+def _rows(step: Step, by_output: dict[str, Step]) -> list[int]:
+    """Rows that an SFT stage, or the two reward models, train on, as the jobs' YAMLs have it."""
+    sources = [step.settings.get(key) for key in ("dataset", "helpfulness_dataset", "harmlessness_dataset")]
+    return [_made(source, by_output) for source in sources if source]
+
+
+def _made(source: str, by_output: dict[str, Step]) -> int:
+    job = by_output.get(str(Path(*Path(source).parts[:3])))
+    if job is None or job.target.endswith(".py"):
+        return 0
+    (found,) = check.check(job.target, str(job.config))
+    if job.name == "cold_start":
+        ways = [way for way in (found.r1_zero, found.few_shot, found.direct) if way]
+        return sum(sum(way.prompts.values()) * way.keep for way in ways)
+    if job.name == "distillation":
+        return _made(found.mixture, by_output)
+    if job.name == "preferences":
+        total = next((one.settings.get("total", 158_000) for one in by_output.values() if one.name == "rl_prompts"), 0)
+        prompts, harmless = (found.count or total * share // 158 for share in (66, 12))  # by Table 4
+        return prompts * found.pairs if "helpfulness" in source else harmless * (found.n + found.written)
+    return getattr(found, "total", 0)
+
+
+def sampled(steps: list[Step]) -> Iterator[tuple[str, int, int]]:
+    """(job, samples, longest in tokens) of the jobs that sample a checkpoint."""
+    by_output = {str(step.output_dir): step for step in steps}
+    prompts = next((check.check(s.target, str(s.config))[0].total for s in steps if s.name == "rl_prompts"), 0)
+    shares = {"rl_prompts": 80 / 158, "rejection_sampling": 80 / 158, "general": 66 / 158}  # Table 4's, by kind
+    for step in steps:
+        if step.target.endswith(".py") or step.evaluates:
+            continue
+        (job,) = check.check(step.target, str(step.config))
+        if step.name == "rl_prompts" and job.pass_rate:
+            yield step.name, int(2 * prompts * shares[step.name]) * job.pass_rate.n, job.pass_rate.decoding.max_tokens
+        elif step.name == "cold_start":
+            ways = [way for way in (job.r1_zero, job.few_shot, job.direct) if way]
+            yield step.name, sum(sum(way.prompts.values()) * way.n for way in ways), ways[0].decoding.max_tokens
+        elif step.name in shares and step.name != "rl_prompts":
+            yield step.name, (job.count or int(prompts * shares[step.name])) * job.n, job.decoding.max_tokens
+        elif step.name == "preferences":
+            yield step.name, 2 * (job.count or prompts * 39 // 158) * job.n, job.decoding.max_tokens
+        elif step.name == "distillation" and job.mode == "teacher":
+            yield step.name, _made(job.mixture, by_output) * job.n, job.decoding.max_tokens
+
+
+# For people
+
+
+def report(steps: list[Step], gpus: int | None, gpu: float) -> Iterator[str]:
+    """The plan, line by line."""
+    heads = ("stage", "parameters", "trained", "weights", "gradients", "optimiser", "reference", "gathered")
+    heads += ("activations", "logits", "cache", "other", "peak", "fits", "tokens", "steps", "disk", "GPU-hours")
+    rows, advice, hours = [heads], [], 0.0
+    for one in stages(steps, gpus):
+        found, (train, sample) = memory(one, gpu), gpu_hours(one, gpu)
+        fits = found.peak <= ROOM * gpu
+        tokens = one.batch * one.steps * one.length * FILL
+        size = (found.weights, found.gradients, found.optimiser, found.reference, found.gathered, found.activations)
+        size += (found.logits, found.cache, found.other, found.peak)
+        numbers = (_short(one.parameters), _short(one.trained), *(f"{b / GB:.1f}" for b in size))
+        after = (_short(tokens), f"{one.steps:,}", f"{disk(one) / GB:,.0f}", f"{train + sample:,.1f}")
+        rows.append((one.name, *numbers, "yes" if fits else "NO", *after))
+        hours += train + sample
+        if not fits:
+            advice.append(f"{one.name} ({one.model}, {one.processes} x {one.spread}): write {change(one, gpu)}")
+        if one.vllm_share:
+            room = vllm_tokens(one, gpu)
+            if room < one.length:
+                advice.append(f"{one.name}: vLLM's cache holds {room:,.0f} tokens, one sequence {one.length:,}")
+    widths = [max(len(row[at]) for row in rows) for at in range(len(heads))]
+    yield from ("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    yield f"GB a GPU of {gpu / GB:.0f}, and GB of disk; GPU-hours of training and its sampling: {hours:,.0f}"
+    yield from (f"samples of {name}: {count:,} of up to {length:,} tokens" for name, count, length in sampled(steps))
+    yield (
+        f"Assumed: texts are {FILL:.0%} of the longest allowed; training runs at {TRAINING:.0%} of the peak, vLLM at "
+        f"{VLLM:.0%}, sampling with transformers at {TRANSFORMERS:.1%}; SFT has the rows that its YAMLs ask for."
+    )
+    yield from advice or ["Everything fits."]
+
+
+def _short(number: float) -> str:
+    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.1f}{unit}"
+    return f"{number:.0f}"
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m recipes.tools.plan", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--scale", required=True, help="a name in recipes/configs, or a path to a folder of YAMLs")
+    parser.add_argument("--gpus", type=int, help="in place of the processes in the accelerate configs")
+    parser.add_argument("--gpu-memory", type=float, metavar="GB", help="of one GPU; of the machine, for a CPU")
+    parser.add_argument("--override", type=Path, metavar="FILE", help="other values, by the name of the YAML")
+    arguments = parser.parse_args(argv)
+    folder = scale_folder(arguments.scale)
+    try:
+        steps = load_steps(folder, override=arguments.override)
+        size = arguments.gpu_memory or (80 if arguments.override else MEMORY.get(folder.name, 16))
+        for line in report(steps, arguments.gpus, size * GB):
+            print(line)
+    except runs.ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

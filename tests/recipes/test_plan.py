@@ -1,0 +1,78 @@
+"""The plan of a scale against what is published, what was worked out by hand, and what is refused."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from recipes.tools import plan
+
+import pytest
+import yaml
+
+GB = 1e9
+KNOWN = yaml.safe_load(plan.MODELS.read_text(encoding="utf-8"))
+
+
+def shape(name: str) -> plan.Shape:
+    return plan.shape(name, yaml.safe_dump(KNOWN[name]["config"]))
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_an_architecture_has_as_many_parameters_as_its_page_says(name):
+    assert shape(name).parameters / 1e9 == pytest.approx(KNOWN[name]["billions"], rel=0.01)
+    assert KNOWN[name]["page"].startswith("https://")
+
+
+def test_the_active_parameters_of_mixtures_are_the_published_ones():
+    assert shape("Qwen/Qwen3-30B-A3B-Base").active / 1e9 == pytest.approx(3.3, rel=0.02)
+    assert shape("./models/DeepSeek-V3-Base-bf16").active / 1e9 == pytest.approx(37, rel=0.02)
+
+
+def stage(**more) -> plan.Stage:
+    base = plan.Stage(
+        "s", "m", shape("Qwen/Qwen2.5-7B"), 1, "no", cpu=False, bf16=True, dtype=4, sequences=1, length=1024
+    )
+    return replace(base, **more)
+
+
+def test_the_table_of_the_page_on_qlora_is_the_plans():
+    """docs/moe_qlora.md: 16.7 GB of base and 27.0 GB of adapter at rank 32; 0.4 GB on attention alone."""
+    moe = stage(shape=shape("Qwen/Qwen3-30B-A3B-Base"), nf4=True, rank=32, dtype=2)
+    found = plan.memory(moe, 80 * GB)
+    assert (found.weights - 4 * moe.trained) / GB == pytest.approx(16.7, abs=0.1)
+    assert 16 * moe.trained / GB == pytest.approx(27.0, abs=0.1)
+    assert 16 * replace(moe, targets=("attention",)).trained / GB == pytest.approx(0.4, abs=0.05)
+
+
+def test_what_is_spread_shrinks_with_the_processes_and_the_rest_does_not():
+    alone = plan.memory(stage(), 80 * GB)
+    assert (alone.weights, alone.gradients, alone.optimiser) == tuple(
+        k * shape("Qwen/Qwen2.5-7B").parameters for k in (4, 4, 8)
+    )
+    two = plan.memory(stage(processes=8, spread="zero2"), 80 * GB)
+    assert two.weights == alone.weights / 2 and two.optimiser == pytest.approx(12 / 8 * alone.weights / 4)
+    for spread in ("zero3", "fsdp2"):
+        eight, sixteen = (plan.memory(stage(processes=n, spread=spread), 80 * GB) for n in (8, 16))
+        assert eight.kept - plan.CONTEXT == pytest.approx(2 * (sixteen.kept - plan.CONTEXT))
+
+
+def test_the_first_change_that_fits_is_named():
+    assert plan.change(stage(), 80 * GB) == "use_peft: true, dtype: bfloat16"
+    assert plan.change(stage(processes=8, spread="ddp"), 80 * GB).endswith("accelerate_configs/fsdp2.yaml")
+    wide = stage(shape=shape("Qwen/Qwen2.5-1.5B"), sequences=16, length=32768)
+    assert plan.change(wide, 80 * GB).startswith("per_device_train_batch_size: ")
+
+
+def test_a_plan_is_printed_for_a_scale_and_an_unknown_model_is_named(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(plan.runs.ROOT)
+    for module, name in ((plan.check.jobs, "run"), (plan.settings_of, "parse")):  # brought back by the end
+        monkeypatch.setattr(module, name, getattr(module, name))
+    monkeypatch.setattr("sys.argv", [])
+    assert plan.main(["--scale", "moe-qlora"]) == 0
+    printed = capsys.readouterr().out
+    assert "Everything fits." in printed and " r1_zero " in printed
+    assert plan.main(["--scale", "moe-qlora", "--gpu-memory", "24"]) == 0
+    assert "r1_zero (Qwen/Qwen3-30B-A3B-Base, 1 x no): write GPUs of 80 GB" in capsys.readouterr().out
+    text = Path("recipes/configs/gpu-24gb/r1_zero.yaml").read_text(encoding="utf-8").replace("2.5-1.5B\n", "2.5-3B\n")
+    (tmp_path / "r1_zero.yaml").write_text(text, encoding="utf-8")
+    assert plan.main(["--scale", str(tmp_path)]) == 2
+    assert "Qwen/Qwen2.5-3B: " in capsys.readouterr().err
