@@ -17,9 +17,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-sys.path[0] = str(
-    Path(__file__).parents[1]
-)  # in place of the folder of this file, where others are called as packages are
+sys.path.pop(0)  # the folder of this file, where others are called as our packages are
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.moe_qlora import Peak
 from data_prep import rows
