@@ -114,10 +114,11 @@ def make_trainer(run: Run, model: PreTrainedModel, tokenizer: PreTrainedTokenize
             config.require_whole_groups(name)
     trainer = GRPOTrainer(model, reward_funcs=funcs, args=config, train_dataset=rows, processing_class=tokenizer)
     config.sync_ref_model = refresh
-    if refresh and trainer.ref_model is not None and (trainer.is_fsdp_enabled or _is_zero3(trainer)):
+    fsdp_1 = trainer.is_fsdp_enabled and not trainer.accelerator.is_fsdp2
+    if refresh and trainer.ref_model is not None and (fsdp_1 or _is_zero3(trainer)):
         raise ConfigError(
-            "sync_ref_model: a reference whose weights are sharded (FSDP, ZeRO-3) cannot be replaced or saved here. "
-            "Use ZeRO-2 or use_peft: true, or set sync_ref_model: false."
+            "sync_ref_model: a reference whose weights ZeRO-3 or FSDP 1 shards cannot be replaced or saved here. "
+            "Use FSDP 2, ZeRO-2 or use_peft: true, or set sync_ref_model: false."
         )
     if refresh:
         trainer.add_callback(

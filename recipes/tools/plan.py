@@ -262,7 +262,7 @@ def gpu_hours(stage: Stage, gpu: float) -> tuple[float, float]:
     forward = 2 * stage.shape.active + 2 * stage.shape.layers * stage.shape.heads * length
     passes = (2 if stage.rank else 3) + stage.checkpointing + stage.reference + stage.old_policy
     train = tokens * forward * passes / (peak * TRAINING) / 3600
-    share = TRANSFORMERS if stage.generation == "transformers" else VLLM
+    share = VLLM if stage.generation != "transformers" else TRANSFORMERS / (5 if stage.nf4 else 1)
     sample = tokens * forward / (peak * (TRAINING if stage.cpu else share)) / 3600 if stage.rl else 0.0
     return train, sample
 
@@ -270,10 +270,11 @@ def gpu_hours(stage: Stage, gpu: float) -> tuple[float, float]:
 def change(stage: Stage, gpu: float) -> str:
     """The first change after which the stage fits."""
     tries: list[tuple[str, Stage]] = []
-    for sequences in (8, 4, 2, 1):
-        if sequences < stage.sequences:
-            tries.append((f"per_device_train_batch_size: {sequences}", replace(stage, sequences=sequences)))
-    small = replace(stage, sequences=1)
+    pair = 2 if stage.scalar_head else 1  # sequences that stay together
+    for size in (8, 4, 2, 1):
+        if size * pair < stage.sequences:
+            tries.append((f"per_device_train_batch_size: {size}", replace(stage, sequences=size * pair)))
+    small = replace(stage, sequences=pair)
     if stage.rl and stage.generation == "transformers" and not stage.nf4:
         tries.append(("generation: vllm_server", replace(small, generation="vllm_server")))
     if stage.rl and stage.vllm_share:
@@ -291,6 +292,8 @@ def change(stage: Stage, gpu: float) -> str:
     if stage.spread not in ("no", "ddp"):
         for power in range(1, 6):
             more = replace(small, processes=stage.processes * 2**power)
+            if stage.batch // pair % more.processes:
+                break  # a step's batch spreads over no more
             tries.append((f"{more.processes} GPUs instead of {stage.processes}", more))
     if stage.rewards:
         what = (
@@ -299,10 +302,12 @@ def change(stage: Stage, gpu: float) -> str:
         tries.append((what, replace(small, rewards=0)))
     for what, other in tries:
         if memory(other, gpu).peak <= ROOM * gpu:
-            first = "per_device_train_batch_size: 1, and " if stage.sequences > 1 and "per_device" not in what else ""
+            first = (
+                "per_device_train_batch_size: 1, and " if stage.sequences > pair and "per_device" not in what else ""
+            )
             return first + what
     size = next((size for size in sorted(PEAK) if memory(small, size * GB).peak <= ROOM * size * GB), None)
-    return f"GPUs of {size} GB" if size else "a smaller model, or shorter sequences"
+    return f"GPUs of {size} GB" if size else "a smaller model, shorter sequences, or what spreads experts or sequences"
 
 
 # From YAMLs
@@ -492,7 +497,8 @@ def report(steps: list[Step], gpus: int | None, gpu: float) -> Iterator[str]:
     yield from (f"samples of {name}: {count:,} of up to {length:,} tokens" for name, count, length in sampled(steps))
     yield (
         f"Assumed: texts are {FILL:.0%} of the longest allowed; training runs at {TRAINING:.0%} of the peak, vLLM at "
-        f"{VLLM:.0%}, sampling with transformers at {TRANSFORMERS:.1%}; SFT has the rows that its YAMLs ask for."
+        f"{VLLM:.0%}, sampling with transformers at {TRANSFORMERS:.1%}, in 4 bits at a fifth of that; SFT has the rows "
+        "that its YAMLs ask for."
     )
     yield from advice or ["Everything fits."]
 
