@@ -140,14 +140,14 @@ def main() -> None:
             path = prepare(folder, name)
             (folder / "recipes").symlink_to(root / "recipes")
             (folder / "accelerate_configs").symlink_to(root / "accelerate_configs")
+            with contextlib.chdir(folder):
+                (stage,) = plan.stages(load_steps(path.parent))
+            expected = plan.memory(stage, 0)
             script = str(root / "recipes" / f"{path.stem}.py")
             command = [sys.executable, "-m", "benchmarks.plan", "--measure", script, str(path)]
             environment = {**os.environ, "PYTHONPATH": str(root), "MALLOC_ARENA_MAX": "1"}
             found = subprocess.run(command, cwd=folder, env=environment, check=True, stdout=subprocess.PIPE, text=True)
             measured = int(found.stdout.splitlines()[-1])
-            with contextlib.chdir(folder):
-                (stage,) = plan.stages(load_steps(path.parent))
-            expected = plan.memory(stage, 0)
             print(
                 f"{name}: measured {measured / 1e9:.2f} GB, planned {expected.peak / 1e9:.2f} GB "
                 f"({expected.peak / measured - 1:+.0%}): {expected}",

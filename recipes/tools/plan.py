@@ -7,6 +7,7 @@ first change that would do. Memory is that of a micro batch in which every seque
 """
 
 import argparse
+import json
 import math
 import sys
 from collections.abc import Iterator
@@ -66,8 +67,8 @@ class Shape:
 
 @cache
 def shape(name: str, text: str) -> Shape:
-    """Of a model whose config is the YAML text, by building it without weights."""
-    values = yaml.safe_load(text)
+    """Of a model whose config is the JSON text, by building it without weights."""
+    values = json.loads(text)
     config = AutoConfig.for_model(values.pop("model_type"), **values)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
@@ -400,10 +401,10 @@ def _model(args: Any, by_output: dict[str, Step]) -> tuple[str, str]:
         values["vocab_size"] = values.get("vocab_size", 1024)
         values["head_dim"] = values["hidden_size"] // values["num_attention_heads"]
         values["model_type"] = "qwen3_moe" if values.get("num_experts") else "qwen3"
-        return name or "made here", yaml.safe_dump(values)
+        return name or "made here", json.dumps(values)
     known = yaml.safe_load(MODELS.read_text(encoding="utf-8"))
     if name in known:
-        return name, yaml.safe_dump(known[name]["config"])
+        return name, json.dumps(known[name]["config"])
     local = Path(name, "config.json")
     if local.is_file():
         return name, local.read_text(encoding="utf-8")
