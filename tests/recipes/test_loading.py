@@ -108,7 +108,7 @@ def test_a_template_that_drops_reasoning_is_refused(refuses, tokenizer):
     )
     tokenizer.save_pretrained("outputs/t/base")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "END", "<|no such token|>")  # as with a Hub model's tokenizer
+        patch.setattr(training, "MARKUP", {})  # as with a Hub model of a family that we do not know
         said = refuses("cold_start_sft", SFT)
     assert "its chat template changes completions" in said
 
