@@ -11,7 +11,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 # Another name, so made again, whenever the pins or the package's own metadata change.
 STAMP := .venv/installed-$(shell cat requirements.txt pyproject.toml | cksum | cut -d' ' -f1)
 
-.PHONY: r1 plan report test check lint bench help
+.PHONY: r1 plan doctor report test check lint bench help
 
 r1: $(STAMP)  ## every stage at SCALE (default cpu), skipping what is done; SEED=1 ARGS="--from r1_zero"
 	$(BIN)/python -m recipes.tools.pipeline --scale $(SCALE) $(if $(SEED),--seed $(SEED)) $(ARGS)
@@ -21,6 +21,9 @@ plan: $(STAMP)  ## what SCALE needs, stage by stage, before it runs; ARGS="--gpu
 
 report: $(STAMP)  ## the page of SCALE again, from what is on disk: outputs/<scale>/report/index.html
 	$(BIN)/python -m recipes.tools.report --scale outputs/$(notdir $(SCALE)) $(ARGS)
+
+doctor: $(STAMP)  ## what is wrong with SCALE before it trains; ARGS="--stage r1_zero"
+	$(BIN)/python -m recipes.tools.doctor --scale $(SCALE) $(ARGS)
 
 test: $(STAMP)  ## all tests; ARGS="-k pipeline" for some
 	$(PYTEST) $(ARGS)

@@ -181,7 +181,7 @@ def inputs(config: Mapping[str, Any]) -> list[Path]:
 
 def fingerprint(script: Path, config: Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> str:
     """What a run depends on, as 64 hex digits: its settings (YAML, then overrides from the command line; those that
-    are None are not given, and `executor` and `PUBLISHING` only say where a run runs and goes), the code of `script`
+    are None are not given; `executor`, `doctor` and `PUBLISHING` say nothing of what it makes), the code of `script`
     and of every module of ours that it imports, directly or not, the templates beside them, and the fingerprints of
     its inputs. Comments and layout of YAML and code do not count.
 
@@ -190,7 +190,7 @@ def fingerprint(script: Path, config: Path | Mapping[str, Any], overrides: Mappi
     if isinstance(config, str | os.PathLike):
         config = load_config(Path(config))
     values = dict(config) | {key: value for key, value in (overrides or {}).items() if value is not None}
-    for key in ("executor", *PUBLISHING):
+    for key in ("executor", "doctor", *PUBLISHING):
         values.pop(key, None)
     code = sources(script)
     templates = sorted(path for folder in {path.parent for path in code} for path in folder.glob("*.jinja"))

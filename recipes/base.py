@@ -38,7 +38,7 @@ class BaseArguments(StageArguments):
 def main() -> None:
     run = training.start(*parse(BaseArguments, SFTConfig))
     args = run.args
-    texts = [row["text"] for row in training.read_records(args.dataset, "dataset")]
+    texts = [row["text"] for row in training.read_records(args.dataset, "dataset", "text")]
     if args.tokenizer:
         tokenizer = training.load_tokenizer(training.require_checkpoint(args.tokenizer, "tokenizer"))
     else:

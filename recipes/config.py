@@ -50,6 +50,7 @@ class StageArguments:
         default="accelerate_configs/cpu.yaml",
         metadata={"help": "How the pipeline has `accelerate launch` start the processes; a stage itself ignores it."},
     )
+    doctor: bool = field(default=True, metadata={"help": "Look for faults before training, and watch it."})
 
     def __post_init__(self):
         self.dtype = self.dtype or "float32"
@@ -111,6 +112,10 @@ class RLArguments(PolicyArguments):
         default_factory=list, metadata={"help": "Names in `rewards`, or dotted paths to your own."}
     )
     reward_kwargs: dict | None = field(default=None, metadata={"help": "Settings of rewards, by name in reward_funcs."})
+    stop_when_all_wrong: int = field(
+        default=5,  # chosen: 2,560 completions of the paper's without a right one
+        metadata={"help": "Steps in a row without one right answer that end the run; 0: never."},
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -158,6 +163,7 @@ class GRPOConfig(trl.GRPOConfig):
     num_completions_to_print: int | None = 0  # chosen: they are in completions/*.parquet; the console stays readable
 
     def __post_init__(self):
+        _require_positive(self, "prompts_per_step", "num_generations", "generation_batch_size")
         completions = self.prompts_per_step * self.num_generations
         micro = self.per_device_train_batch_size * world_size()
         if completions % micro:
@@ -230,6 +236,7 @@ class SFTConfig(trl.SFTConfig):
     rollout_window = 1  # nothing is sampled: every step can be resumed exactly
 
     def __post_init__(self):
+        _require_positive(self, "batch_size")
         self.gradient_accumulation_steps = _micro_batches(self.batch_size, self.per_device_train_batch_size)
         super().__post_init__()
 
@@ -256,6 +263,7 @@ class RewardConfig(trl.RewardConfig):
     rollout_window = 1  # nothing is sampled: every step can be resumed exactly
 
     def __post_init__(self):
+        _require_positive(self, "batch_size")
         self.gradient_accumulation_steps = _micro_batches(self.batch_size, self.per_device_train_batch_size)
         super().__post_init__()
 
@@ -281,6 +289,12 @@ def _parts(config) -> str:
         f"{config.per_device_train_batch_size} in a micro batch x {world_size()} processes x "
         f"{config.gradient_accumulation_steps} accumulated"
     )
+
+
+def _require_positive(config, *keys: str) -> None:
+    for key in (*keys, "per_device_train_batch_size"):
+        if (getattr(config, key) or 0) < 1:
+            raise ConfigError(f"{key} is {getattr(config, key)}; write at least 1.")
 
 
 def _fits(value: object, kind: object) -> bool:

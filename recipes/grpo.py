@@ -95,6 +95,11 @@ class GRPOTrainer(Resumable, trl.GRPOTrainer):
         self.count(inputs["completion_mask"])
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
+    def _calculate_rewards(self, *arguments):
+        """As TRL's; kept for who watches. (completions of all processes, rewards)."""
+        self.last_rewards = super()._calculate_rewards(*arguments)
+        return self.last_rewards
+
     def save_more(self, checkpoint: Path) -> None:
         reference.save(self, checkpoint)
 

@@ -186,11 +186,7 @@ def load(kind: type, name: str, config, dtype: torch.dtype, **settings) -> PreTr
     """
     deepspeed = getattr(config, "deepspeed_plugin", None)
     if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" or getattr(deepspeed, "zero_stage", 0) == 3:
-        raise ConfigError(
-            "load_in_4bit: FSDP and ZeRO-3 gather a layer where every process runs it, but each process runs the "
-            "experts that its own tokens chose, and would wait for the others forever; dense models in 4-bit shards "
-            "have not been run either. Use DDP or ZeRO-2."
-        )
+        raise ConfigError(f"load_in_4bit: {qlora_proof.NOT_SHARDED}. Use DDP or ZeRO-2.")
     if getattr(config, "use_vllm", False):
         raise ConfigError(
             "generation: with load_in_4bit, TRL would merge the adapter into the 4-bit base at each sync with vLLM, "

@@ -14,7 +14,17 @@ from transformers import TrainerCallback
 
 logger = logging.getLogger(__name__)
 ROUTED = re.compile(r"(.*\bexperts)\.(\d+)\.")
+NOT_SHARDED = (
+    "FSDP and ZeRO-3 gather a layer where every process runs it, but each process runs the experts that its own tokens "
+    "chose, and would wait for the others forever; dense models in 4-bit shards have not been run either"
+)
 COUNTS = re.compile(r"^(moe_)?(num|n)_(local_|routed_)?experts$")
+
+
+def expert_counts(config) -> list[str]:
+    """The keys by which a model's config says that it is a mixture of experts; [] for a dense model."""
+    values = config.to_dict()
+    return [key for key, value in values.items() if COUNTS.search(key) and isinstance(value, int) and value > 1]
 
 
 def routers(model: nn.Module) -> list[str]:
@@ -80,8 +90,8 @@ def check(model: nn.Module) -> None:
             raise ConfigError("load_in_4bit: a router is trainable; it must stay frozen.")
     if not any(row["trained"] for (kind, _), row in rows.items() if kind.startswith("LoRA")):
         raise ConfigError("load_in_4bit: nothing is trainable; the adapter found no layer.")
-    many = [key for key, value in model.config.to_dict().items() if COUNTS.search(key) and isinstance(value, int)]
-    if any(getattr(model.config, key) > 1 for key in many) and ("routed experts", "nf4") not in rows:
+    many = expert_counts(model.config)
+    if many and ("routed experts", "nf4") not in rows:
         raise ConfigError(f"load_in_4bit: by {', '.join(many)} this is a mixture of experts, but none were found.")
 
 

@@ -46,7 +46,7 @@ class PointwiseTrainer(training.Resumable, Trainer):
 
 def load_pairs(args: RewardModelArguments) -> Dataset:
     """Chat messages of each pair, summaries only."""
-    rows = training.read_records(args.helpfulness_dataset, "helpfulness_dataset")
+    rows = training.read_records(args.helpfulness_dataset, "helpfulness_dataset", "prompt", "chosen", "rejected")
     for row in rows:
         row["prompt"] = training.as_messages("user", row["prompt"])
         for side in ("chosen", "rejected"):
@@ -57,7 +57,7 @@ def load_pairs(args: RewardModelArguments) -> Dataset:
 def load_labels(args: RewardModelArguments, tokenizer, max_length: int) -> Dataset:
     """Tokens of each whole response, if they fit, with its label: 1.0 is safe."""
     rows = []
-    for row in training.read_records(args.harmlessness_dataset, "harmlessness_dataset"):
+    for row in training.read_records(args.harmlessness_dataset, "harmlessness_dataset", "prompt", "response", "label"):
         messages = training.as_messages("user", row["prompt"]) + training.as_messages("assistant", row["response"])
         text = tokenizer.apply_chat_template(messages, tokenize=False)
         rows.append({"labels": [float(row["label"])]} | tokenizer(text, add_special_tokens=False))

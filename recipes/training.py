@@ -16,7 +16,7 @@ from pathlib import Path
 from data_prep import publishing, runs
 from data_prep.rows import Row, load_rows, read_parquet
 from data_prep.runs import ConfigError
-from recipes import checkpoints
+from recipes import checkpoints, checks, watch
 from recipes.config import LoraArguments, PolicyArguments, StageArguments, world_size
 from recipes.tools.merge import merge
 
@@ -104,12 +104,16 @@ def load_policy(run: "Run") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 def load_model(kind: type, name: str, tokenizer: PreTrainedTokenizerBase, args: LoraArguments, config, **settings):
     """The weights to train, of class `kind`: all of them, an adapter, or an adapter on 4-bit weights."""
     settings |= weights(args)
+    if args.doctor:
+        checks.tell(checks.of_tokenizer(tokenizer, args))
     if args.load_in_4bit:
         from recipes import moe_qlora  # brings bitsandbytes, which nobody else needs
 
         model = moe_qlora.load(kind, name, config, **settings)
     else:
-        model = kind.from_pretrained(name, **settings)
+        model, info = kind.from_pretrained(name, output_loading_info=True, **settings)
+        if args.doctor:
+            checks.tell(checks.of_loading(info, model, tokenizer))
     align(model, tokenizer)
     if not args.use_peft:
         return model
@@ -121,7 +125,12 @@ def load_model(kind: type, name: str, tokenizer: PreTrainedTokenizerBase, args: 
         target_modules=args.lora_target_modules or LINEAR,
         task_type="CAUSAL_LM" if kind is AutoModelForCausalLM else "SEQ_CLS",
     )
-    return moe_qlora.adapt(model, lora, args.lora_target_modules) if args.load_in_4bit else get_peft_model(model, lora)
+    if args.load_in_4bit:
+        return moe_qlora.adapt(model, lora, args.lora_target_modules)
+    try:
+        return get_peft_model(model, lora)
+    except ValueError as error:
+        raise ConfigError(f"lora_target_modules: {error} Write names of linear layers: {', '.join(LINEAR)}.") from error
 
 
 def align(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -142,32 +151,31 @@ def read_rows(args: PolicyArguments, source: str | None = None, sft: bool = Fals
         raise ConfigError(f"dataset: {error}") from error
 
 
-def read_records(source: str, key: str) -> list[Row]:
-    """The records of the Parquet file that `key` names, whatever their columns."""
+def read_records(source: str, key: str, *columns: str) -> list[Row]:
+    """The records of the Parquet file that `key` names, which have at least these columns."""
     if not source:
         raise ConfigError(f"{key} is missing: write the Parquet file to train on.")
     try:
-        return read_parquet(source)
+        records = read_parquet(source)
     except (ValueError, FileNotFoundError) as error:
         raise ConfigError(f"{key}: {error}") from error
+    if missing := [column for column in columns if not records or records[0].get(column) is None]:
+        raise ConfigError(f"{key}: {source} has no {', '.join(missing)}; its columns must be {', '.join(columns)}.")
+    return records
 
 
 def load_sft_rows(run: "Run", tokenizer: PreTrainedTokenizerBase) -> Dataset:
     """Rows as SFTTrainer reads them: chat prompt and completion. One too long for `max_length` is left out and counted:
     truncated, it would lose its answer and its end token."""
+    read = read_rows(run.args, sft=True)
+    if run.args.doctor:
+        checks.tell(checks.of_completions(read, tokenizer))
     rows = [
         {"prompt": as_messages("user", row["prompt"]), "completion": as_messages("assistant", row["completion"])}
-        for row in read_rows(run.args, sft=True)
+        for row in read
     ]
-    lengths = []
-    for row in rows:
-        text, said = _render(row["prompt"] + row["completion"], tokenizer), row["completion"][0]["content"]
-        if said not in text:  # DeepSeek's and Qwen's templates drop reasoning
-            raise ConfigError(
-                f"{run.args.model_name_or_path}: its chat template changes completions, so that they would not be "
-                f"trained as they are: {said[:60]!r} became {text[-60:]!r}. Give it a template that leaves them alone."
-            )
-        lengths.append(count_tokens(text, tokenizer))
+    texts = [checks.faithful(tokenizer, row["prompt"] + row["completion"], run.args.model_name_or_path) for row in rows]
+    lengths = [count_tokens(text, tokenizer) for text in texts]
     return keep_short(run, rows, lengths, run.config.max_length, "max_length")
 
 
@@ -175,20 +183,16 @@ def as_messages(role: str, content: str) -> list[dict]:
     return [{"role": role, "content": content}]
 
 
-def _render(messages: list[dict], tokenizer: PreTrainedTokenizerBase) -> str:
-    asked = messages[-1]["role"] == "user"
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=asked)
-
-
 def count_tokens(text: str | list[dict], tokenizer: PreTrainedTokenizerBase) -> int:
-    """Length of a prompt or conversation as the trainers see it."""
-    text = text if isinstance(text, str) else _render(text, tokenizer)
-    return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+    """Length of a text, or of a prompt of messages, as the trainers see it."""
+    return len(tokenizer(checks.opening(tokenizer, text), add_special_tokens=False)["input_ids"])
 
 
 def keep_short(run: "Run", rows: list[dict], lengths: list[int], limit: int | None, key: str) -> Dataset:
     """The rows whose length in tokens is within the limit that `key` sets; the others are counted in run.json."""
     kept = [row for row, length in zip(rows, lengths, strict=True) if limit is None or length <= limit]
+    if run.args.doctor:
+        checks.tell(checks.of_lengths(lengths, limit, key))
     run.figures |= {"rows": len(kept), "rows_too_long": len(rows) - len(kept)}
     if len(kept) < len(rows):
         logger.info("%d of %d rows are longer than %s: %s; left out", len(rows) - len(kept), len(rows), key, limit)
@@ -249,7 +253,9 @@ class Resumable:
 class SFTTrainer(Resumable, trl.SFTTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         self.count(inputs["labels"][..., 1:] != -100)  # a first token is predicted by nothing
-        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        self.last_loss = loss[0].detach() if return_outputs else loss.detach()  # for who watches
+        return loss
 
 
 class _Tokens(TrainerCallback):
@@ -319,6 +325,8 @@ def start(args: StageArguments, config) -> "Run":
         logger.info("%s is done already; delete it to run it again", run.output_dir)
         run.publish()
         raise SystemExit(0)
+    if args.doctor:
+        checks.tell(checks.of_start(args, config, os.environ))
     if config.distributed_state.is_main_process:
         logger.info("%s", config.equation)
     return run
@@ -367,6 +375,10 @@ class Run:
         trainer.add_callback(_Tokens(trainer, budget))
         trainer.add_callback(checkpoints.ExactSaves(math.lcm(config.rollout_window, max(1, int(config.logging_steps)))))
         trainer.add_callback(_Log(folder / "log.jsonl"))
+        if self.args.doctor:
+            with watch.same_random_numbers():
+                checks.tell(checks.of_trainer(trainer, self.args))
+            trainer.add_callback(watch.Watch(trainer, self.args))
         if getattr(self.args, "load_in_4bit", False):
             from recipes import moe_qlora
 

@@ -1,0 +1,139 @@
+"""What is wrong with a scale before it trains: `python -m recipes.tools.doctor --scale S [--stage X]`, without weights.
+
+Each stage asks the same, and more, at its start, where everything is loaded anyway, unless its YAML says
+`doctor: false` (`recipes.checks`). What happens once it trains is watched by `recipes.watch`.
+"""
+
+import argparse
+import contextlib
+import io
+import logging
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
+
+from data_prep import jobs, publishing, runs
+from data_prep.runs import ConfigError
+from recipes import checks, config, grpo, training
+from recipes.checks import Finding
+from recipes.tools import check, plan, steps
+
+import psutil
+import torch
+import yaml
+from huggingface_hub.errors import StrictDataclassError
+
+
+def of_step(step: steps.Step) -> Iterator[Finding | str]:
+    """All of one YAML. Raises ConfigError where its stage or job refuses it."""
+    if not step.target.endswith(".py"):
+        with _only_parsing():
+            check.check(step.target, str(step.config))
+        return
+    start = Path(step.command[step.command.index("--config_file") + 1])
+    no_gpu = not step.settings.get("use_cpu") and not torch.cuda.is_available()
+    said = io.StringIO()
+    try:
+        with _only_parsing(runs.load_config(start).get("num_processes", 1)), contextlib.redirect_stderr(said):
+            settings = check.check(step.target, str(step.config), *(config.WITHOUT_GPU if no_gpu else ()))
+    except SystemExit:  # as its command ends, with what is wrong as its last words
+        raise ConfigError(said.getvalue().strip().rpartition("error: ")[2]) from None
+    if no_gpu:
+        yield checks.NO_GPU
+    yield from examine(settings, step.config, checks.launched(start))
+
+
+def examine(settings: tuple, path: Path, environment: Mapping[str, str]) -> Iterator[Finding | str]:
+    """All that can be said of a training stage without its weights; a str says what could not be looked at yet."""
+    args, trainer = settings
+    yield from checks.of_start(args, trainer, environment, offline=True)
+    try:
+        publishing.read(runs.load_config(path), str(path)).check("model", args.models)
+    except SystemExit:
+        yield Finding("it cannot be pushed (see above)", "it would be known after hours only", "push_to_hub: false")
+    name, run = getattr(args, "model_name_or_path", None), SimpleNamespace(args=args, config=trainer, figures={})
+    if not name or checks.shape_of(name, offline=True) is None:
+        yield f"{name or 'its model'} is not here yet: its tokenizer, rows and rewards are looked at once it is"
+        return
+    tokenizer = training.load_tokenizer(name, chat=getattr(args, "completion_style", "think") == "think")
+    yield from checks.of_tokenizer(tokenizer, args)
+    if not hasattr(args, "dataset"):
+        return
+    try:
+        if not hasattr(args, "reward_funcs"):
+            training.load_sft_rows(run, tokenizer)
+            return
+        rows, funcs = list(grpo.load_prompts(run, tokenizer)), grpo.load_rewards(args)
+    except ConfigError as error:
+        missing = isinstance(error.__cause__, FileNotFoundError)
+        yield f"{error.__cause__}" if missing else Finding(str(error), "the stage ends there", "what it says")
+        return
+    yield from checks.of_questions(rows, funcs)
+    yield from checks.of_rewards(funcs, rows, tokenizer, args, trainer)
+
+
+def of_plan(todo: list[steps.Step]) -> dict[str, Finding]:
+    """The stages that do not fit the GPU of this machine, or its memory where they run on the CPU; by name."""
+    gpu = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
+    found = {}
+    for stage in plan.stages(todo):
+        room = psutil.virtual_memory().total if stage.cpu else gpu
+        if room and (peak := plan.memory(stage, room).peak) > plan.ROOM * room:
+            text = f"it takes {peak / plan.GB:.1f} GB, and there are {room / plan.GB:.1f}"
+            found[stage.name] = Finding(text, "it would be killed for memory, late perhaps", plan.change(stage, room))
+    return found
+
+
+@contextlib.contextmanager
+def _only_parsing(processes: int = 1) -> Iterator[None]:
+    """Stages' scripts that are run in here stop once they have their settings, as one of so many processes."""
+    patch, count = mock.patch.object, mock.patch.object(config, "world_size", lambda: processes)
+    with count, patch(config, "parse", config.parse), patch(jobs, "run", jobs.run), patch(sys, "argv", sys.argv):
+        check.stop_scripts_after_parsing()
+        check.stop_jobs_after_parsing()
+        yield
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status 0: nothing found, 1: something."""
+    parser = argparse.ArgumentParser(prog="python -m recipes.tools.doctor", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--scale", default="cpu", help="a name in recipes/configs, or a path to a folder of YAMLs")
+    parser.add_argument("--stage", help="only this one")
+    parser.add_argument("--accelerate-config", type=Path, metavar="FILE", help="in place of the YAMLs' own")
+    given = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    found, said = 0, set()
+    try:
+        todo = steps.load_steps(steps.scale_folder(given.scale), None, given.accelerate_config)
+        steps.require_names(todo, [given.stage] if given.stage else [])
+    except ConfigError as error:
+        print(f"error: {error}")
+        return 1
+    too_big = {}
+    try:
+        with _only_parsing(), contextlib.redirect_stderr(io.StringIO()):
+            too_big = of_plan(todo)
+    except (ConfigError, runs.MissingRunError, StrictDataclassError, SystemExit) as error:
+        print(f"without a plan: {error}")  # a fault of a YAML is told below
+    for step in todo:
+        if step.evaluates or given.stage not in (None, step.name):
+            continue
+        print(f"{step.name}: {step.config}")
+        try:
+            notes = list(of_step(step))
+            notes += [too_big[step.name]] if step.name in too_big else []
+        except (ConfigError, runs.MissingRunError, yaml.YAMLError) as error:
+            notes = [Finding(str(error), "no step of it can be made", "what it says")]
+        for note in notes:
+            if str(note) not in said:  # of versions and hardware once is enough
+                found += isinstance(note, Finding)
+                print(f"  {'finding' if isinstance(note, Finding) else 'not yet'}: {note}")
+            said.add(str(note))
+    print(f"{found} findings" if found else "nothing found")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

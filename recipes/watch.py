@@ -1,0 +1,179 @@
+"""Watches a run while it trains: a small sample before the first step, then the red flags, said once each in the log.
+
+A run without one right answer in `stop_when_all_wrong` steps in a row is ended: it has nothing to learn from. One whose
+groups are all right has nothing left to learn, and goes on.
+"""
+
+import contextlib
+import copy
+import logging
+import math
+import os
+import random
+from collections import Counter
+from collections.abc import Iterator
+
+from data_prep.runs import ConfigError
+from recipes import checks
+from recipes.checks import Finding
+
+import numpy
+import torch
+from transformers import TrainerCallback
+
+logger = logging.getLogger(__name__)
+SAMPLES, SAMPLE_TOKENS = 32, 1024  # completions before the first step, of at most so many tokens: seconds
+FIRST = 3  # steps in a row until a red flag is said; optimiser steps whose gradients are looked at
+# chosen: far beyond what a run that learns shows. (metric, is it a red flag, what it means, what to write)
+FLAGS = (
+    ("completions/clipped_ratio", lambda x: x > 0.9, "completions are cut off before they answer",
+     "a longer max_completion_length, or a policy that ends: look at completions/*.parquet"),
+    ("entropy", lambda x: x < 1e-3, "the policy says one thing only, and explores nothing",
+     "a lower learning_rate, a higher temperature"),
+    ("kl", lambda x: abs(x) > 5, "the policy has left its reference, and text falls apart there",
+     "a lower learning_rate, a higher beta"),
+    ("grad_norm", lambda x: not math.isfinite(x), "the weights are lost with it",
+     "a lower learning_rate, and go on from an earlier checkpoint"),
+)  # fmt: skip
+
+
+@contextlib.contextmanager
+def same_random_numbers() -> Iterator[None]:
+    """What is drawn inside leaves the generators of Python, NumPy and torch, on all devices, as they were."""
+    states = random.getstate(), numpy.random.get_state()
+    with torch.random.fork_rng():
+        yield
+    random.setstate(states[0])
+    numpy.random.set_state(states[1])
+
+
+def sample(trainer) -> Iterator[Finding]:
+    """What the policy says to a few prompts, through the trainer's own generation and rewards. Every process has to
+    call it. Leaves the trainer as it was."""
+    size = trainer.num_generations
+    prompts = max(1, SAMPLES // size // trainer.accelerator.num_processes)
+    data = trainer.train_dataset
+    if "kind" in data.column_names:  # general rows would load reward models that are not needed for long
+        data = data.select([n for n, kind in enumerate(data["kind"]) if kind == "reasoning"] or range(len(data)))
+    rows = checks.spread(data, prompts * trainer.accelerator.num_processes)
+    rows = rows[trainer.accelerator.process_index :: trainer.accelerator.num_processes][:prompts] or rows[:1]
+    rows = [row for row in rows for _ in range(size)]
+    mode = "train" if trainer.model.training else "eval"
+    limit = min(SAMPLE_TOKENS, trainer.max_completion_length)
+    sampler = trainer.vllm_generation if trainer.use_vllm else trainer.generation_config
+    key = "max_completion_length" if trainer.use_vllm else "max_new_tokens"
+    before = copy.deepcopy(trainer._metrics), trainer.state.num_input_tokens_seen, getattr(sampler, key)
+    setattr(sampler, key, limit)
+    try:
+        with same_random_numbers():
+            asked = [row["prompt"] for row in rows]
+            _, tokens, _, said, *_ = trainer._generate(asked)
+            scored = trainer._calculate_rewards(rows, asked, said, tokens)
+    finally:
+        clipped = trainer._metrics[mode]["completions/clipped_ratio"][-1:]
+        trainer._metrics, trainer.state.num_input_tokens_seen = before[:2]
+        setattr(sampler, key, before[2])
+        trainer._pending_metrics.clear()
+        trainer._pending_extra_logs.clear()
+    rewards = (scored * trainer.reward_weights.to(scored.device)).nansum(1).view(-1, size)
+    dead = (rewards.std(1) < 1e-6).float().mean().item()
+    if trainer.accelerator.is_main_process:
+        text = "sample of %d completions: mean reward %.3f, %.0f%% cut off at %d tokens, %.0f%% of the groups all alike"
+        logger.info(text, rewards.numel(), rewards.mean(), 100 * clipped[0], limit, 100 * dead)
+    if clipped[0] == 1 and limit == trainer.max_completion_length:
+        yield Finding(
+            f"all {rewards.numel()} completions of a sample are cut off at max_completion_length: {limit}",
+            "what is cut off gives no answer and no format: the reward stays 0",
+            "a longer one, or start from a policy that ends its answers",
+            stops=False,
+        )
+
+
+class Watch(TrainerCallback):
+    """One for each trainer; added last, so that it sees what the others left."""
+
+    def __init__(self, trainer, args):
+        self.trainer, self.limit = trainer, getattr(args, "stop_when_all_wrong", 0)
+        self.names = getattr(trainer, "reward_func_names", [])
+        self.wrong = self.done = 0
+        self.times, self.said, self.unmoved = Counter(), set(), None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if self.names and state.global_step == 0:  # a resumed run was sampled when it began
+            try:
+                checks.tell(sample(self.trainer))
+            except checks.STEPS_ERRORS as error:
+                if isinstance(error, ConfigError):
+                    raise
+                self._say("sample", f"a sample failed ({type(error).__name__}: {error})", "so will the first rollout")
+            self.trainer.last_rewards = None
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        """In the first steps with any gradient: is there one for every tensor, and is it finite?"""
+        if self.unmoved == set() or self.done == FIRST or self.trainer.is_deepspeed_enabled:
+            return
+        grads = {name: one.grad for name, one in model.named_parameters() if one.requires_grad}
+        still = {name for name, grad in grads.items() if grad is None or not grad.any()}
+        if broken := [name for name in grads.keys() - still if not torch.isfinite(grads[name]).all()]:
+            self._say("nan", f"gradients of {len(broken)} tensors are not finite", "the weights are lost", FLAGS[3][3])
+        if len(still) == len(grads):  # in RL, that of groups that are all right
+            self._flag("no gradient", not self.names, "no gradient", "nothing is learnt", "rows that teach something")
+            return
+        self.done += 1
+        self.unmoved = still if self.unmoved is None else self.unmoved & still
+        if self.done == FIRST and self.unmoved:
+            some = ", ".join(sorted(self.unmoved)[:3])
+            text = (
+                f"{len(self.unmoved)} of {len(grads)} trainable tensors have had no gradient in {FIRST} steps ({some})"
+            )
+            self._say("still", text, "they stay as they are, without a word", "targets that the forward pass uses")
+
+    def on_step_end(self, args, state, control, **kwargs):
+        loss = getattr(self.trainer, "last_loss", None)
+        if state.global_step <= FIRST and loss is not None:
+            chance = math.log(self.trainer.model.config.vocab_size)
+            if not math.isfinite(loss) or (not self.names and loss > chance + 1):
+                text = f"the loss is {float(loss):.2f}, and chance is {chance:.2f}"
+                self._say("loss", text, "tokens mean something else to this model", "its own tokenizer and weights")
+        scored = getattr(self.trainer, "last_rewards", None)
+        if scored is None:
+            return
+        size = self.trainer.num_generations
+        rules = [i for i, name in enumerate(self.names) if "accuracy" in name or name == "code_reward"]
+        total = (scored * self.trainer.reward_weights.to(scored.device)).nansum(1).view(-1, size)
+        dead = (total.std(1) < 1e-6).all().item()
+        answered = scored[:, rules]
+        answered = answered[~answered.isnan()] if rules else total
+        right = answered.numel() == 0 or answered.max().item() > 0
+        self.wrong = 0 if right or not (rules or dead) else self.wrong + 1
+        same = dead and total.max() == total.min() and not (rules and right)
+        write = "questions of which some answers are right and some wrong (pass rate 0.2 to 0.8)"
+        self._flag("dead", same, "all completions get the same reward", "nothing is learnt", write)
+        self._flag("wrong", self.wrong, "not one answer is right", "no group teaches what is right", self._advice())
+        if self.limit and self.wrong >= self.limit:
+            raise ConfigError(
+                f"stop_when_all_wrong: not one answer was right in {self.wrong} steps, up to step "
+                f"{state.global_step}. Nothing can be learnt from that. Write {self._advice()}; or "
+                "stop_when_all_wrong: 0, which never ends a run."
+            )
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        for name, bad, why, write in FLAGS:
+            value = (logs or {}).get(name)
+            if value is not None:
+                enough = 1 if not math.isfinite(value) or (name == "kl" and abs(value) > 100) else FIRST
+                self._flag(f"{name} {write}", bad(value), f"{name} is {value:.4g}", why, write, enough)
+
+    def _advice(self) -> str:
+        return "easier questions, or a base that gets some of them right; python -m recipes.tools.doctor checks rewards"
+
+    def _flag(self, what: str, is_bad, text: str, why: str, write: str, enough: int = FIRST) -> None:
+        """Say it once, when it has been so for some steps in a row."""
+        self.times[what] = self.times[what] + 1 if is_bad else 0
+        if self.times[what] >= enough:
+            self._say(what, text + (f", {enough} times in a row" if enough > 1 else ""), why, write)
+
+    def _say(self, what: str, text: str, why: str, write: str = "what it says") -> None:
+        if os.environ.get("RANK", "0") == "0" and what not in self.said:
+            logger.warning("red flag at step %d: %s", self.trainer.state.global_step, Finding(text, why, write))
+        self.said.add(what)
