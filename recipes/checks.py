@@ -190,7 +190,8 @@ def of_tokenizer(tokenizer: PreTrainedTokenizerBase, args: Any) -> Iterator[Find
     if None in (end, pad) or tokenizer.pad_token_id == tokenizer.eos_token_id:
         text = f"{tokenizer.name_or_path}: the pad token is {pad!r} and the end token {end!r}"
         why = "padding has no loss, and the end none either where they are one: the model would never learn to stop"
-        yield Finding(text, why, "two different tokens into tokenizer_config.json: pad_token, eos_token")
+        write = "two different tokens into tokenizer_config.json: pad_token, eos_token"
+        yield Finding(text, why, write, stops=not samples)  # GRPO masks by the first end
     lost = [tag for tag in (*THINK, *ANSWER) if tag not in decoded(tokenizer, f"2 {tag} 3")]
     if lost:
         why = "rewards read completions without special tokens: no format would be right"

@@ -23,6 +23,7 @@ from transformers import TrainerCallback
 
 logger = logging.getLogger(__name__)
 SAMPLES, SAMPLE_TOKENS = 32, 1024  # completions before the first step, of at most so many tokens: seconds
+ENOUGH = 128  # answers without a right one until that is a red flag: fewer may be chance
 FIRST = 3  # steps in a row until a red flag is said; optimiser steps whose gradients are looked at
 # chosen: far beyond what a run that learns shows. (metric, is it a red flag, what it means, what to write)
 FLAGS = (
@@ -80,9 +81,9 @@ def sample(trainer) -> Iterator[Finding]:
     if trainer.accelerator.is_main_process:
         text = "sample of %d completions: mean reward %.3f, %.0f%% cut off at %d tokens, %.0f%% of the groups all alike"
         logger.info(text, rewards.numel(), rewards.mean(), 100 * clipped[0], limit, 100 * dead)
-    if clipped[0] == 1 and limit == trainer.max_completion_length:
+    if clipped[0] > 0.95 and limit == trainer.max_completion_length:
         yield Finding(
-            f"all {rewards.numel()} completions of a sample are cut off at max_completion_length: {limit}",
+            f"{clipped[0]:.0%} of {rewards.numel()} completions of a sample are cut off at max_completion_length: {limit}",
             "what is cut off gives no answer and no format: the reward stays 0",
             "a longer one, or start from a policy that ends its answers",
             stops=False,
@@ -149,7 +150,9 @@ class Watch(TrainerCallback):
         same = dead and total.max() == total.min() and not (rules and right)
         write = "questions of which some answers are right and some wrong (pass rate 0.2 to 0.8)"
         self._flag("dead", same, "all completions get the same reward", "nothing is learnt", write)
-        self._flag("wrong", self.wrong, "not one answer is right", "no group teaches what is right", self._advice())
+        text = f"not one answer is right in {self.wrong} steps of {answered.numel()}"
+        many = self.wrong >= FIRST and self.wrong * answered.numel() >= ENOUGH
+        self._flag("wrong", many, text, "no group teaches what is right", self._advice(), 1)
         if self.limit and self.wrong >= self.limit:
             raise ConfigError(
                 f"stop_when_all_wrong: not one answer was right in {self.wrong} steps, up to step "

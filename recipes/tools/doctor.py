@@ -74,16 +74,14 @@ def examine(settings: tuple, path: Path, environment: Mapping[str, str]) -> Iter
     yield from checks.of_rewards(funcs, rows, tokenizer, args, trainer)
 
 
-def of_plan(todo: list[steps.Step]) -> dict[str, Finding]:
-    """The stages that do not fit the GPU of this machine, or its memory where they run on the CPU; by name."""
+def of_plan(todo: list[steps.Step]) -> Iterator[tuple[str, Finding]]:
+    """By name, the stages that do not fit the GPU of this machine, or its memory where they run on the CPU."""
     gpu = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
-    found = {}
     for stage in plan.stages(todo):
         room = psutil.virtual_memory().total if stage.cpu else gpu
         if room and (peak := plan.memory(stage, room).peak) > plan.ROOM * room:
             text = f"it takes {peak / plan.GB:.1f} GB, and there are {room / plan.GB:.1f}"
-            found[stage.name] = Finding(text, "it would be killed for memory, late perhaps", plan.change(stage, room))
-    return found
+            yield stage.name, Finding(text, "it would be killed for memory, late perhaps", plan.change(stage, room))
 
 
 @contextlib.contextmanager
@@ -114,7 +112,8 @@ def main(argv: list[str] | None = None) -> int:
     too_big = {}
     try:
         with _only_parsing(), contextlib.redirect_stderr(io.StringIO()):
-            too_big = of_plan(todo)
+            for name, finding in of_plan(todo):
+                too_big[name] = finding
     except (ConfigError, runs.MissingRunError, StrictDataclassError, SystemExit) as error:
         print(f"without a plan: {error}")  # a fault of a YAML is told below
     for step in todo:

@@ -16,7 +16,7 @@ import moe
 import pytest
 import torch
 import yaml
-from conftest import GRPO, LORA, SFT, log_of, sums
+from conftest import CORPUS, GRPO, LORA, SFT, log_of, sums
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
@@ -100,11 +100,11 @@ def reward(body: str, name: str = "reward"):
     return plant
 
 
-def mixture() -> None:
+def mixture(family: str = "qwen3_moe") -> None:
     tokenizer = AutoTokenizer.from_pretrained(BASE)
     ends = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
     shutil.rmtree(BASE)
-    moe.write(BASE, "qwen3_moe", vocab=len(tokenizer), **ends)
+    moe.write(BASE, family, vocab=len(tokenizer), **ends)
     tokenizer.save_pretrained(BASE)
     (BASE / "run.json").write_text('{"fingerprint": "x"}')
 
@@ -117,6 +117,7 @@ def without(column: str):
     return lambda: change_rows(ASKED, lambda n, row: {key: row[key] for key in row if key != column})
 
 
+QUANTISED = TUNING | {"load_in_4bit": True}
 HUB = {"push_to_hub": True, "hub_model_id": "me/x"}
 OWN = RL | {"reward_funcs": ["planted.reward"]}
 SCORED = RL | {
@@ -210,7 +211,10 @@ FAULTS = {
     ),
     # mixtures of experts
     "ZeRO-3 without leaves": (SFT_1, TUNING, mixture, "no leaf modules"),
-    "ZeRO-3 with 4 bits": ("distill", TUNING | {"load_in_4bit": True}, mixture, "load_in_4bit with ZeRO-3"),
+    "ZeRO-3 with 4 bits": ("distill", QUANTISED, mixture, "load_in_4bit with ZeRO-3"),
+    "experts left in 16 bits": ("distill", QUANTISED, lambda: mixture("gpt_oss"), "would stay in 16 bits"),
+    "a router that is trained": ("distill", QUANTISED | {"lora_target_modules": ["gate"]}, mixture, "is a router"),
+    "half of an expert": ("distill", TUNING | LORA | {"lora_target_modules": ["up_proj"]}, mixture, "lora_target_mod"),
 }
 
 
@@ -303,6 +307,7 @@ def test_the_command_looks_at_a_whole_scale_without_weights(here, capsys, monkey
     scale = here / "scale"
     scale.mkdir()
     write = {
+        "base": CORPUS | {"batch_size": 10**8, "per_device_train_batch_size": 10**8},
         "r1_zero": RL,
         "cold_start_sft": TUNING | {"max_lenght": 3},
         "distill": TUNING | {"model_name_or_path": "outputs/t/nobody"},
@@ -314,4 +319,5 @@ def test_the_command_looks_at_a_whole_scale_without_weights(here, capsys, monkey
     assert doctor.main(["--scale", str(scale)]) == 1
     said = capsys.readouterr().out
     assert "finding: " in said and "unknown key 'max_lenght'" in said and "not yet: outputs/t/nobody" in said
-    assert said.rstrip().endswith("1 findings")
+    assert "GB, and there are" in said and "Write per_device_train_batch_size" in said
+    assert said.rstrip().endswith("2 findings")
