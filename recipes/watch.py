@@ -82,12 +82,9 @@ def sample(trainer) -> Iterator[Finding]:
         text = "sample of %d completions: mean reward %.3f, %.0f%% cut off at %d tokens, %.0f%% of the groups all alike"
         logger.info(text, rewards.numel(), rewards.mean(), 100 * clipped[0], limit, 100 * dead)
     if clipped[0] > 0.95 and limit == trainer.max_completion_length:
-        yield Finding(
-            f"{clipped[0]:.0%} of {rewards.numel()} completions of a sample are cut off at max_completion_length: {limit}",
-            "what is cut off gives no answer and no format: the reward stays 0",
-            "a longer one, or start from a policy that ends its answers",
-            stops=False,
-        )
+        text = f"{clipped[0]:.0%} of a sample's completions are cut off at max_completion_length: {limit}"
+        why = "what is cut off gives no answer and no format: the reward stays 0"
+        yield Finding(text, why, "a longer one, or start from a policy that ends its answers", stops=False)
 
 
 class Watch(TrainerCallback):

@@ -56,6 +56,13 @@ def test_the_report_measures_every_checkpoint(whole: Path) -> None:
     assert results["wall_seconds"] > 0
 
 
+def test_the_doctor_finds_nothing_in_any_stage(whole: Path) -> None:
+    for log in (whole / "outputs" / "tiny" / "logs").glob("*.log"):
+        text = log.read_text()
+        assert not [line for line in text.splitlines() if line.startswith(("doctor:", "red flag"))], log.name
+        assert log.stem not in ("r1_zero", "all_scenarios_rl") or "sample of 32 completions" in text
+
+
 def test_a_second_run_does_nothing(whole: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in (whole / "outputs").rglob("*") if "report" not in path.parts}
     assert "nothing to do" in run(whole)
