@@ -48,14 +48,20 @@ document.addEventListener("keydown", event => {
   if (button) { event.preventDefault(); button.click(); }
 });
 </script>"""
-FOCUS = "() => { setTimeout(() => document.querySelector('#%s textarea, #%s input')?.focus(), 100); }"
+FOCUS = """() => { (function focus(tries) {
+  const box = document.querySelector("#%s textarea, #%s input");
+  if (box?.offsetParent) box.focus(); else if (tries) setTimeout(focus, 50, tries - 1);
+})(100); }"""
 NAMED = "name => { history.replaceState(null, '', '?reviewer=' + encodeURIComponent(name)); }"
 CSS = """
-#finished progress { width: 100%; height: 0.6rem; accent-color: var(--color-accent); }
-.text { border: 1px solid var(--border-color-primary); border-radius: 8px; padding: 0.2rem 0.9rem; contain: paint; }
-.text .md { overflow-x: auto; overflow-wrap: anywhere; }
+.bar { height: 0.5rem; border-radius: 4px; background: var(--border-color-primary); margin-bottom: 0.3rem; }
+.bar div { height: 100%; border-radius: 4px; background: var(--color-accent); }
+.passage { border: 1px solid var(--border-color-primary); border-radius: 8px; contain: paint;
+  padding: 0.5rem 0.9rem !important; }
+.passage .md { overflow-x: auto; overflow-wrap: anywhere; }
 #buttons { position: sticky; bottom: 0; background: var(--body-background-fill); padding: 0.5rem 0; z-index: 2; }
-#buttons button { min-width: 5.5rem; }
+#buttons { gap: 0.5rem; }
+#buttons button { min-width: 5rem; padding: 0.5rem 0.3rem; font-size: 0.9rem; white-space: nowrap; }
 footer { display: none !important; }
 """
 
@@ -167,7 +173,7 @@ def literal(text: str) -> str:
 
 def _plain(text: str) -> str:
     escaped = re.sub(r"[!-/:-@\[-`{-~]", r"\\\g<0>", text)
-    return re.sub(r"(?m)^[ \t]+", lambda spaces: "&nbsp;" * len(spaces.group().expandtabs()), escaped)
+    return re.sub(r"(?<=\n)[ \t]+", lambda spaces: "&nbsp;" * len(spaces.group().expandtabs()), escaped)
 
 
 class Policy:
@@ -202,7 +208,7 @@ def page(review: Review, name: str):
             gr.Markdown(f"### {'Problem' if part == 'question' else part.capitalize()}")
             texts[part] = gr.Markdown(
                 elem_id=part,
-                elem_classes="text",
+                elem_classes="passage",
                 line_breaks=True,
                 latex_delimiters=[
                     {"left": left, "right": right, "display": display}
@@ -231,9 +237,10 @@ def page(review: Review, name: str):
             counts = "{decided} of {rows} decided, {twice} checked by a second reviewer, {disagreed} disagreed".format(
                 **done
             )
+            share = done["decided"] / done["rows"]
             update = {
                 id: at,
-                finished: f'<progress max="{done["rows"]}" value="{done["decided"]}"></progress> {counts}',
+                finished: f'<div class="bar"><div style="width: {share:.1%}"></div></div>{counts}',
                 said: literal(note),
                 reason: "",
                 **dict.fromkeys((editing, rejecting, cancel), gr.update(visible=False)),

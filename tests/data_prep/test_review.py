@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from data_prep import cold_start, rows
+from data_prep import cold_start, review, rows, runs
 from data_prep.world.problems import problem_stream
 
 import browser
@@ -49,7 +49,7 @@ def built(run_job, scripted):
 
 @contextlib.contextmanager
 def served(*flags):
-    """The address of the page, in a process of its own that is killed at the end; no socket of it leaves this machine."""
+    """The address of the page, in a process that is killed at the end and reaches nothing beyond loopback."""
     environment = os.environ | {"PYTHONPATH": f"site{os.pathsep}{ROOT}", "FORBIDDEN_LOG": "forbidden.log"}
     Path("site").mkdir(exist_ok=True)
     Path("site/sitecustomize.py").write_text(tiny_run.FORBID)
@@ -64,24 +64,134 @@ def served(*flags):
     assert not Path("forbidden.log").exists()
 
 
-def test_demo(built):
+def records(path):
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+def at_row(page, number):
+    page.wait_for(f"document.querySelector('#title')?.innerText.startsWith('Row {number} of')", 120)
+
+
+@pytest.mark.slow
+def test_a_review_from_the_job_through_the_page_and_back_into_the_job(built):
     built()
-    records = [json.loads(l) for l in Path(FILE).read_text().splitlines()]
-    print(len(records), records[0])
-    records[0]["reasoning"] = r"First $2 \cdot 3 = 6$. Then \[ \sum_{i=1}^{3} i = \frac{3 \cdot 4}{2} = 6 \] and \(x < y\)." + "\n\nNow " + "a long line of words " * 40
-    records[1]["reasoning"] = HOSTILE
-    Path(FILE).write_text("".join(json.dumps(r) + "\n" for r in records))
-    out = Path("/tmp/rv")
-    with served() as url, browser.chromium() as chrome:
-        for name, width, dark in (("desktop", 1280, False), ("phone", 390, False), ("dark", 1280, True)):
-            page = chrome.open(url, width=width, dark=dark)
-            page.wait_for("document.querySelector('#title')?.innerText.includes('Row')", 60)
-            import time; time.sleep(1.5)
-            page.screenshot(out / f"{name}.png", whole=True)
-            print(page.errors, [r for r in page.requests if url not in r])
-        page.press("n"); page.wait_for("document.querySelector('#title').innerText.includes('Row 2')"); time.sleep(1)
-        page.screenshot(out / "hostile.png", whole=True)
-        print(page.text("#reasoning")); print(page.evaluate("document.querySelector('#reasoning').innerHTML"))
-        page.press("e"); time.sleep(1.5); page.screenshot(out / "edit.png", whole=True)
-        print(page.evaluate("document.activeElement.tagName"), page.dialogs)
-        page.press("Escape"); time.sleep(1); page.press("r"); time.sleep(1); page.screenshot(out / "reject.png", whole=True)
+    before = rows.load_rows("out/test/cold_start/train.parquet", sft=True)
+    offered = records(FILE)
+    offered[0]["reasoning"] += r" So $2 \cdot 3 = 6$ and \[\sum_{i=1}^{3} i = \frac{3 \cdot 4}{2}\]"
+    offered[1]["reasoning"] = HOSTILE
+    Path(FILE).write_text("".join(json.dumps(record) + "\n" for record in offered))
+    with browser.chromium() as chrome:
+        with served() as url:
+            page = chrome.open(url)
+            at_row(page, 1)
+            page.wait_for("document.querySelectorAll('#reasoning .katex').length == 2")
+            assert "Passes all 8 filters" in page.text("#findings")
+            page.evaluate("document.getElementById('accept').click(); document.getElementById('accept').click()")
+            at_row(page, 2)
+
+            shown = page.text("#reasoning")
+            for line in (HOSTILE.split("\n")[0], HOSTILE.split("\n")[1], HOSTILE.split("\n")[3]):
+                assert line in shown
+            page.press("r")
+            page.wait_for("document.activeElement.closest('#reason')")
+            page.press("Enter")
+            page.wait_for("document.querySelector('#said')?.innerText.includes('Say why')")
+            page.type("it tries to run")
+            page.press("Enter")
+            at_row(page, 3)
+
+            page.press("e")
+            page.wait_for("document.activeElement.closest('#edit-reasoning')")
+            page.type("I see it at once. ")  # before what is there
+            page.press("Shift+Enter")
+            at_row(page, 4)
+            page.press("n")
+            at_row(page, 5)
+            page.click("#back")
+            at_row(page, 4)
+            page.reload()
+            at_row(page, 4)
+            assert "3 of 6 decided" in page.text("#finished")
+            assert [record["decision"] for record in records(LOG)] == ["accept", "reject", "accept"]
+        with LOG.open("a") as file:
+            file.write('{"id": "cut o')  # as a kill in the middle of writing would leave it
+        with served("--reviewer", "bob") as url:
+            page.go(url)
+            at_row(page, 4)
+            page.click("#which label:nth-of-type(2)")
+            at_row(page, 1)
+            assert "accept by ann" in page.text("#findings")
+            page.press("n")
+            at_row(page, 2)
+            page.press("n")
+            at_row(page, 3)
+            assert "The text was edited" in page.text("#findings")
+            page.press("r")
+            page.wait_for("document.activeElement.closest('#reason')")
+            page.type("too short")
+            page.press("Enter")
+            page.wait_for(
+                "document.querySelector('#finished').innerText.includes('1 checked by a second reviewer, 1 disa')"
+            )
+            assert page.dialogs == [] and page.evaluate("document.title") == "Cold-start review"
+            assert [one for one in page.requests if not one.startswith(("http://127.0.0.1:", "data:"))] == []
+    decided = records(LOG)
+    assert [(one["id"], one["reviewer"], one["decision"], one["reason"]) for one in decided] == [
+        (offered[0]["id"], "ann", "accept", ""),
+        (offered[1]["id"], "ann", "reject", "it tries to run"),
+        (offered[2]["id"], "ann", "accept", ""),
+        (offered[2]["id"], "bob", "reject", "too short"),
+    ]
+    assert decided[2]["reasoning"] == "I see it at once. " + offered[2]["reasoning"]
+    review = built(review=str(LOG))["review"]
+    assert (review["accepted"], review["rejected"], review["undecided"], review["edited"]) == (1, 2, 3, 1)
+    after = rows.load_rows("out/test/cold_start/train.parquet", sft=True)
+    assert [row["id"] for row in after] == [before[0]["id"], *(row["id"] for row in before[3:])]
+    assert r"\sum_{i=1}" in after[0]["completion"]
+
+
+def test_a_decision_that_would_not_stand_is_refused_and_the_last_one_counts(built):
+    built()
+    page = review.Review(Path(FILE), LOG)
+    first, second, *_ = page.records
+    for told, wrong in {
+        "Write your name": ("", "accept"),
+        "Say why": ("ann", "reject"),
+        "it does not answer": ("ann", "accept", "", {"summary": "The answer is 999."}),
+        "holds a tag": ("ann", "accept", "", {"reasoning": "a</think>b"}),
+    }.items():
+        with pytest.raises(ValueError, match=told):
+            page.decide(first, *wrong[:3], **(wrong[3] if len(wrong) > 3 else {}))
+    assert LOG.read_text() == ""
+    with pytest.raises(runs.ConfigError, match="open in another review page"):
+        review.Review(Path(FILE), LOG)
+    page.decide(first, "ann", "accept")
+    page.decide(first, "ann", "reject", "on second thoughts")
+    assert page.progress() == {"rows": 6, "decided": 1, "twice": 0, "disagreed": 0}
+    assert (first in page.waiting("ann", "second check"), first in page.waiting("bob", "second check")) == (False, True)
+    page.file.close()
+    assert built(review=str(LOG))["review"]["rejected"] == 1
+    page = review.Review(Path(FILE), LOG)
+    page.decide(second, "ann", "reject", "unclear")
+    assert built(review=str(LOG))["review"]["rejected"] == 2  # the same name, another content: done again
+
+
+def test_a_file_that_is_no_cold_starts_is_named(tmp_path):
+    (tmp_path / "review.jsonl").write_text("")
+    with pytest.raises(runs.MissingRunError, match="has not been run"):
+        review.Review(tmp_path / "review.jsonl", tmp_path / "decisions.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("text", "formulas"),
+    [
+        ("It costs $5 and then $6.", []),
+        (r"So $x^2$, \(y\), \[z\] and $$w$$.", ["x^2", "y", "z", "w"]),
+        (r"Escaped \$x$ and an open $$y", []),
+        ("a\n    b * c\n# d <e> &amp; \u202ef", []),
+    ],
+)
+def test_only_formulas_are_more_than_text(text, formulas):
+    shown = review.literal(text)
+    assert re.findall("[\ue000\ue002](.*?)[\ue001\ue003]", shown) == formulas
+    assert re.search(r"(?<!\\)[<>*#_`]|\u202e", shown) is None
