@@ -7,45 +7,62 @@ where it came from as well. What nobody foresaw keeps its trace: it is ours to m
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import logging
 import sys
 import traceback
-from collections.abc import Callable
+import typing
+from collections.abc import Callable, Iterator
 
-from data_prep.runs import ConfigError
+from data_prep.runs import ConfigError, Stopped
 
-DEBUG = "show where an error came from"
-
-
-class Stopped(RuntimeError):
-    """Work that was begun has ended before it was done. The message says why, and what goes on."""
+log = logging.getLogger(__name__)
+DEBUG = "with an error, show where it came from"
 
 
-def parser(module: str, doc: str) -> argparse.ArgumentParser:
-    """The parser of `python -m module`, with the module's docstring and `--debug`."""
-    made = argparse.ArgumentParser(
-        prog=f"python -m {module}", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def parser(module: str, doc: str | None, epilog: str = "") -> argparse.ArgumentParser:
+    """The parser of `python -m module`: the module's docstring, `--debug`, and what the caller adds."""
+    shape = argparse.RawDescriptionHelpFormatter
+    made = argparse.ArgumentParser(f"python -m {module}", description=doc, epilog=epilog, formatter_class=shape)
     made.add_argument("--debug", action="store_true", help=DEBUG)
     return made
 
 
+def keys(kind: type, indent: str = "  ") -> Iterator[str]:
+    """One line for each key that a YAML may have for a dataclass, the keys of what is nested below it."""
+    hints = typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        nested = [hint for hint in (hints[field.name], *typing.get_args(hints[field.name])) if _is_settings(hint)]
+        name = field.type if isinstance(field.type, str) else getattr(field.type, "__name__", str(field.type))
+        default = "" if field.default is dataclasses.MISSING else f" = {field.default!r}"
+        yield f"{indent}{field.name}: " + ("" if nested else name + default)
+        for one in nested:
+            yield from keys(one, indent + "  ")
+
+
+def _is_settings(hint: object) -> bool:
+    return isinstance(hint, type) and dataclasses.is_dataclass(hint)
+
+
 def run(main: Callable[[list[str]], int | None], argv: list[str] | None = None) -> int:
-    """The exit status of a command: its main's, 2 for settings or inputs that cannot be, 1 for work that ended early
-    (the same command goes on), 130 for Ctrl-C."""
+    """A command's exit status: its main's, 1 where work that was begun has ended early, 130 for Ctrl-C. Settings or
+    inputs that cannot be end the process with status 2, as wrong arguments do."""
     argv = sys.argv[1:] if argv is None else argv
     try:
         return main(argv) or 0
     except (ConfigError, FileNotFoundError) as error:  # MissingRunError among them
-        return _tell(error, 2, argv)
+        _trace(error, argv)
+        sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(2) from None
     except (Stopped, OSError) as error:
-        return _tell(error, 1, argv)
+        _trace(error, argv)
+        log.error("error: %s", error)
+        return 1
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; the same command goes on from here\n")
         return 130
 
 
-def _tell(error: Exception, status: int, argv: list[str]) -> int:
+def _trace(error: Exception, argv: list[str]) -> None:
     if "--debug" in argv:
         traceback.print_exception(error)
-    sys.stderr.write(f"error: {error}\n")
-    return status

@@ -47,7 +47,11 @@ class MissingRunError(FileNotFoundError):
     """A run that is needed has not been made. The message names the command that makes it."""
 
 
-class EngineError(RuntimeError):
+class Stopped(RuntimeError):
+    """Work that was begun has ended before it was done. The message says why; the same command goes on."""
+
+
+class EngineError(Stopped):
     """Tasks of data_prep.engine were left undone, or what they left is of no use. The message says which, why, and
     where to look."""
 

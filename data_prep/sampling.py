@@ -29,7 +29,7 @@ from urllib.parse import urlsplit
 
 import rewards
 from data_prep.rows import read_parquet, write_parquet
-from data_prep.runs import write_json
+from data_prep.runs import Stopped, write_json
 
 import httpx
 import pyarrow.parquet as pq
@@ -294,7 +294,7 @@ def _hash(value: object) -> str:
 # --- servers ----------------------------------------------------------------------------------------------------------
 
 
-class ServerError(RuntimeError):
+class ServerError(Stopped):
     """The server did not give a usable answer, however often it was asked."""
 
 

@@ -6,18 +6,19 @@ rounding, which in a mixture of experts can change which experts are chosen. Wit
 in --dtype; a parent in FP8, as DeepSeek-V3 is published, becomes a checkpoint that can be trained.
 """
 
-import argparse
 import ctypes
 import hashlib
 import json
 import logging
 import re
+import sys
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from types import EllipsisType
 from typing import NamedTuple
 
+from data_prep import commands
 from data_prep.runs import ConfigError
 
 import torch
@@ -330,13 +331,15 @@ def _finish(source: Parent, added: Adapter | None, output: Path, dtype: str) -> 
     (output / PROGRESS).unlink()
 
 
-if __name__ == "__main__":
+def main(argv: list[str]) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = commands.parser("recipes.tools.merge", __doc__)
     for key, needed in (("parent", True), ("adapter", False), ("output", True)):
         parser.add_argument(f"--{key}", required=needed)
     parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16", "float16"])
-    try:
-        merge(**vars(parser.parse_args()))
-    except ConfigError as error:
-        raise SystemExit(f"error: {error}") from None
+    found = parser.parse_args(argv)
+    merge(found.parent, found.adapter, found.output, found.dtype)
+
+
+if __name__ == "__main__":
+    sys.exit(commands.run(main))
