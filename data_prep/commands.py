@@ -12,9 +12,11 @@ import logging
 import sys
 import traceback
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from data_prep.runs import ConfigError, Stopped
+
+from tqdm import tqdm
 
 log = logging.getLogger(__name__)
 DEBUG = "with an error, show where it came from"
@@ -42,6 +44,11 @@ def keys(kind: type, indent: str = "  ") -> Iterator[str]:
 
 def _is_settings(hint: object) -> bool:
     return isinstance(hint, type) and dataclasses.is_dataclass(hint)
+
+
+def progress(items: Iterable | None, what: str, total: int | None = None, unit: str = "row") -> tqdm:
+    """The items, with a bar and the time left from the second second on; none where stderr is no terminal."""
+    return tqdm(items, desc=what, total=total, unit=unit, disable=None, leave=False, delay=1, dynamic_ncols=True)
 
 
 def run(main: Callable[[list[str]], int | None], argv: list[str] | None = None) -> int:

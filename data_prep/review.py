@@ -143,7 +143,8 @@ class Review:
             raise ValueError("Say why: rejected rows have a reason.")
         if fault := cold_start.review_fault(record, self.rows):
             raise ValueError(f"Not saved: {fault}.")
-        self._append(record)
+        if record != self.now(id):  # a second click, else
+            self._append(record)
 
     def _append(self, record: dict[str, str]) -> None:
         record = record | {"time": datetime.now(UTC).isoformat(timespec="seconds")}

@@ -1,7 +1,11 @@
 """What all commands have in common, each asked in this process: its help, and how it says what is wrong."""
 
+import os
+import re
 import runpy
+import subprocess
 import sys
+import termios
 from pathlib import Path
 
 from data_prep import jobs
@@ -75,3 +79,20 @@ def test_an_error_is_one_paragraph_and_debug_shows_where_it_came_from(ask, comma
     again, _, more = ask(command, *wrong, "--debug")
     assert again == status
     assert "Traceback (most recent call last)" in more and more.endswith(said)
+
+
+LOOP = "import time; from data_prep import commands; [time.sleep(0.3) for _ in commands.progress(range(6), 'counting')]"
+LIBRARYS = "import data_prep; from tqdm import tqdm; [None for _ in tqdm(range(9), desc='a library')]"
+
+
+def test_a_bar_with_the_time_left_is_shown_on_a_terminal_only():
+    ours, theirs = os.openpty()
+    os.set_blocking(ours, False)
+    termios.tcsetwinsize(theirs, (24, 80))
+    on_terminal = subprocess.Popen([sys.executable, "-c", LOOP], cwd=ROOT, stderr=theirs)
+    silent = [subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True) for code in (LOOP, LIBRARYS)]
+    assert on_terminal.wait(60) == 0
+    assert re.search(rb"counting: +\d+%.*\[00:0\d<00:0\d", os.read(ours, 65536))
+    os.close(ours)
+    os.close(theirs)
+    assert [done.stderr + done.stdout for done in silent] == [b"", b""]

@@ -92,7 +92,7 @@ class Sampler:
         samples = self.model.sample(asked, n, decoding, seed, self.store)
         return [
             score(self.checkpoint.style, name, row, index, sample)
-            for row, drawn in zip(rows, samples, strict=True)
+            for row, drawn in commands.progress(zip(rows, samples, strict=True), "scoring", len(rows))
             for index, sample in enumerate(drawn)
         ]
 

@@ -248,7 +248,8 @@ def merge(parent: str | Path, adapter: str | Path | None, output: str | Path, dt
     for name in source.files():
         if not (output / name).exists():
             tensors = {}
-            for done, key in enumerate((key for key in plan if source.file_of[key] == name), 1):
+            keys = [key for key in plan if source.file_of[key] == name]
+            for done, key in enumerate(commands.progress(keys, f"merging {name}", unit="tensor"), 1):
                 tensors[key] = _sum(source, added, key, plan[key], dtype)
                 give_back_memory(done)
             if added and name == source.files()[-1]:

@@ -86,14 +86,13 @@ def test_a_review_from_the_job_through_the_page_and_back_into_the_job(built):
             at_row(page, 1)
             page.wait_for("document.querySelectorAll('#reasoning .katex').length == 2")
             assert "Passes all 8 filters" in page.text("#findings")
-            page.evaluate("document.getElementById('accept').click(); document.getElementById('accept').click()")
+            page.press("a")
             at_row(page, 2)
-
             shown = page.text("#reasoning")
             for line in (HOSTILE.split("\n")[0], HOSTILE.split("\n")[1], HOSTILE.split("\n")[3]):
                 assert line in shown
             page.press("r")
-            page.wait_for("document.activeElement.closest('#reason')")
+            page.wait_for("document.activeElement.matches('#reason *')")
             page.press("Enter")
             page.wait_for("document.querySelector('#said')?.innerText.includes('Say why')")
             page.type("it tries to run")
@@ -101,23 +100,25 @@ def test_a_review_from_the_job_through_the_page_and_back_into_the_job(built):
             at_row(page, 3)
 
             page.press("e")
-            page.wait_for("document.activeElement.closest('#edit-reasoning')")
-            page.type("I see it at once. ")  # before what is there
+            page.wait_for("document.activeElement.matches('#edit-reasoning *')")
+            page.type(" One sees it at once.")
             page.press("Shift+Enter")
             at_row(page, 4)
             page.press("n")
             at_row(page, 5)
             page.click("#back")
             at_row(page, 4)
+            page.evaluate("document.getElementById('accept').click(); document.getElementById('accept').click()")
+            at_row(page, 5)
             page.reload()
-            at_row(page, 4)
-            assert "3 of 6 decided" in page.text("#finished")
-            assert [record["decision"] for record in records(LOG)] == ["accept", "reject", "accept"]
+            at_row(page, 5)  # two clicks on what was seen are one decision, and none on what was not
+            assert "4 of 6 decided" in page.text("#finished")
+            assert [record["decision"] for record in records(LOG)] == ["accept", "reject", "accept", "accept"]
         with LOG.open("a") as file:
             file.write('{"id": "cut o')  # as a kill in the middle of writing would leave it
         with served("--reviewer", "bob") as url:
             page.go(url)
-            at_row(page, 4)
+            at_row(page, 5)
             page.click("#which label:nth-of-type(2)")
             at_row(page, 1)
             assert "accept by ann" in page.text("#findings")
@@ -127,7 +128,7 @@ def test_a_review_from_the_job_through_the_page_and_back_into_the_job(built):
             at_row(page, 3)
             assert "The text was edited" in page.text("#findings")
             page.press("r")
-            page.wait_for("document.activeElement.closest('#reason')")
+            page.wait_for("document.activeElement.matches('#reason *')")
             page.type("too short")
             page.press("Enter")
             page.wait_for(
@@ -140,11 +141,12 @@ def test_a_review_from_the_job_through_the_page_and_back_into_the_job(built):
         (offered[0]["id"], "ann", "accept", ""),
         (offered[1]["id"], "ann", "reject", "it tries to run"),
         (offered[2]["id"], "ann", "accept", ""),
+        (offered[3]["id"], "ann", "accept", ""),
         (offered[2]["id"], "bob", "reject", "too short"),
     ]
-    assert decided[2]["reasoning"] == "I see it at once. " + offered[2]["reasoning"]
+    assert decided[2]["reasoning"] == offered[2]["reasoning"] + " One sees it at once."
     review = built(review=str(LOG))["review"]
-    assert (review["accepted"], review["rejected"], review["undecided"], review["edited"]) == (1, 2, 3, 1)
+    assert (review["accepted"], review["rejected"], review["undecided"], review["edited"]) == (2, 2, 2, 1)
     after = rows.load_rows("out/test/cold_start/train.parquet", sft=True)
     assert [row["id"] for row in after] == [before[0]["id"], *(row["id"] for row in before[3:])]
     assert r"\sum_{i=1}" in after[0]["completion"]
