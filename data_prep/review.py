@@ -330,7 +330,8 @@ def page(review: Review, name: str):
 
 def main(argv: list[str]) -> None:
     parser = commands.parser("data_prep.review", __doc__)
-    parser.add_argument("file", type=Path, metavar="FILE", help="outputs/<scale>/cold_start/review.jsonl, or .csv")
+    offered = Path("outputs/cpu/cold_start/review.jsonl")
+    parser.add_argument("file", type=Path, metavar="FILE", nargs="?", default=offered, help="default: %(default)s")
     parser.add_argument(
         "--decisions", type=Path, help="where they are kept (default: reviews/<scale>/cold_start.jsonl)"
     )

@@ -36,6 +36,8 @@ PACKAGES = ("rewards", "data_prep", "recipes")
 OUTPUTS = "outputs/"
 # Keys of any YAML that say where a finished run goes; they change nothing in it. See data_prep.publishing.
 PUBLISHING = ("push_to_hub", "hub_model_id", "hub_private_repo", "hub_strategy")
+# Keys that name a file which people go on writing: its content counts in the fingerprint, not its name alone.
+EDITED = ("review",)
 RECORDED_VERSIONS = ("torch", "trl", "transformers", "peft", "datasets", "accelerate")
 
 
@@ -165,28 +167,29 @@ def inputs(config: Mapping[str, Any]) -> list[Path]:
     `output_dir`. `outputs/cpu/world/corpus.parquet` names the run `outputs/cpu/world`.
     """
     own = str(config.get("output_dir", "")).rstrip("/")
-    read = [Path(*Path(place).parts[:3]) for place in _places(config) if place.startswith(OUTPUTS)]
-    return list(dict.fromkeys(run for run in read if str(run) != own))
+    found: dict[Path, None] = {}
 
+    def walk(value: Any) -> None:
+        if isinstance(value, Mapping):
+            for part in value.values():
+                walk(part)
+        elif isinstance(value, list | tuple):
+            for part in value:
+                walk(part)
+        elif isinstance(value, str | os.PathLike) and str(value).startswith(OUTPUTS):
+            run = Path(*Path(value).parts[:3])
+            if str(run) != own:
+                found[run] = None
 
-def _places(value: Any) -> Iterator[str]:
-    """The text values of a config that may be paths, at any depth, save `output_dir`."""
-    if isinstance(value, Mapping):
-        for key, part in value.items():
-            if key != "output_dir":
-                yield from _places(part)
-    elif isinstance(value, list | tuple):
-        for part in value:
-            yield from _places(part)
-    elif isinstance(value, str | os.PathLike):
-        yield str(value)
+    walk({key: value for key, value in config.items() if key != "output_dir"})
+    return list(found)
 
 
 def fingerprint(script: Path, config: Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> str:
     """What a run depends on, as 64 hex digits: its settings (YAML, then overrides from the command line; those that
     are None are not given, and `executor` and `PUBLISHING` only say where a run runs and goes), the code of `script`
     and of every module of ours that it imports, directly or not, the templates beside them, the fingerprints of its
-    inputs, and the content of the other files that it names. Comments and layout of YAML and code do not count.
+    inputs, and the content of the files of `EDITED`. Comments and layout of YAML and code do not count.
 
     Raises MissingRunError when an input has not been run.
     """
@@ -202,19 +205,13 @@ def fingerprint(script: Path, config: Path | Mapping[str, Any], overrides: Mappi
         "code": {_name(path): _code(path, path.stat().st_mtime_ns)[0] for path in code},
         "templates": {_name(path): path.read_text(encoding="utf-8") for path in templates},
         "inputs": {str(run): read(run)["fingerprint"] for run in inputs(values)},
-        "files": {
-            place: _digest(place, os.stat(place).st_mtime_ns)
-            for place in _places(values)
-            if not place.startswith(OUTPUTS) and os.path.isfile(place)
-        },
+        "edited": [_hash(values[key]) for key in EDITED if os.path.isfile(values.get(key) or "")],
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
-@functools.lru_cache(maxsize=1024)
-def _digest(place: str, mtime_ns: int) -> str:
-    with open(place, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _hash(path: str) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def sources(script: Path) -> list[Path]:
