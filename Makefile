@@ -11,7 +11,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 # Another name, so made again, whenever the pins or the package's own metadata change.
 STAMP := .venv/installed-$(shell cat requirements.txt pyproject.toml | cksum | cut -d' ' -f1)
 
-.PHONY: r1 plan doctor report test check lint bench help
+.PHONY: r1 plan doctor report review test check lint bench help
 
 r1: $(STAMP)  ## every stage at SCALE (default cpu), skipping what is done; SEED=1 ARGS="--from r1_zero"
 	$(BIN)/python -m recipes.tools.pipeline --scale $(SCALE) $(if $(SEED),--seed $(SEED)) $(ARGS)
@@ -25,13 +25,16 @@ report: $(STAMP)  ## the page of SCALE again, from what is on disk: outputs/<sca
 doctor: $(STAMP)  ## what is wrong with SCALE before it trains; ARGS="--stage r1_zero"
 	$(BIN)/python -m recipes.tools.doctor --scale $(SCALE) $(ARGS)
 
+review: $(STAMP)  ## the page on which people review the cold start of SCALE
+	$(BIN)/python -m data_prep.review outputs/$(notdir $(SCALE))/cold_start/review.jsonl $(ARGS)
+
 test: $(STAMP)  ## all tests; ARGS="-k pipeline" for some
 	$(PYTEST) $(ARGS)
 
 check: lint  ## lint and the fast tests, under three minutes
 	$(PYTEST) -m "not slow" $(ARGS)
 
-lint: $(STAMP)
+lint: $(STAMP)  ## ruff, lint and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
@@ -40,8 +43,14 @@ bench: $(STAMP)  ## the benchmarks, one after the other; NAME=rewards ARGS="--co
 	set -e; for name in $(or $(NAME),$(basename $(notdir $(wildcard benchmarks/*.py)))); do echo "$$name"; \
 	  OMP_NUM_THREADS=1 $(BIN)/python "benchmarks/$$name.py" $(ARGS); done
 
+COMMANDS = $(shell grep -l '^if __name__' data_prep/*.py data_prep/*/__main__.py recipes/*.py recipes/tools/*.py)
+
 help:  ## this list
-	@sed -nE 's/^([a-z0-9]+):[^#]*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 8
+	@sed -nE 's/^([a-z0-9]+):[^#]*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@echo; echo "Each of these explains itself with --help (stages: python FILE, all others: python -m MODULE):"
+	@for file in $(filter-out %/guard.py,$(COMMANDS)); do \
+	  name=$$file; case $$file in recipes/tools/*|data_prep/*) name=$${file%.py}; name=$${name%/__main__}; name=$${name//\//.};; esac; \
+	  printf '%s\t%s\n' "$$name" "$$(sed -n '1s/"""//gp' "$$file")"; done | expand -t 34
 
 $(STAMP):
 	@echo "Installing the pins of requirements.txt into .venv: some minutes, once."

@@ -7,6 +7,7 @@ pyproject.toml keeps it so). An explicit setting of the user's wins.
 
 import logging
 import os
+import sys
 
 for _name, _value in {
     "HF_HUB_DISABLE_TELEMETRY": "1",  # huggingface_hub, transformers, datasets, and TRL's ping at trainer start
@@ -16,6 +17,8 @@ for _name, _value in {
     "TOKENIZERS_PARALLELISM": "false",  # not telemetry: silences the warning about forks after threads
 }.items():
     os.environ.setdefault(_name, _value)
+if not sys.stderr.isatty():
+    os.environ.setdefault("TQDM_DISABLE", "1")  # of all libraries: a bar in a log is a line for every step of it
 
 # bitsandbytes asks for a CPU kernel from the Hub as it is imported, and complains each time that it gets none.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

@@ -5,8 +5,9 @@ language with a summary, and checked again; then a person reviews it. The walkth
 each on prompts of its own: few-shot prompting of the base with long worked examples, and direct prompting of the base
 for steps and verification. Leave out the ones that are not wanted.
 
-`review.csv` and `review.jsonl` are the same list for that person, to edit whichever is handier: write accept or reject
-as the decision, mend reasoning and summary where need be, name the file as `review`, and run the same command.
+`review.csv` and `review.jsonl` are the same list for that person: open it with `python -m data_prep.review`, or edit
+whichever is handier, write accept or reject as the decision, and mend reasoning and summary where need be. Name the
+page's decisions, or the edited file, as `review`, and run the same command.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import io
 import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from data_prep.sampling import Decoding, Prompt, Sampler, ServerSettings, connec
 log = logging.getLogger(__name__)
 STYLES = {"few_shot": "plain", "direct": "plain", "r1_zero": "r1_zero"}
 REVIEWED = ("id", "question", "reasoning", "summary", "findings", "decision")
+LOGGED = ("reviewer", "reason", "time")  # more of a decision made on the page of data_prep.review
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,10 @@ class ColdStart(jobs.Job):
 
 
 def load(config: ColdStart) -> dict[str, list[rows.Row]]:
+    if config.review and Path(config.review).resolve().is_relative_to(Path(config.output_dir).resolve()):
+        raise ValueError(
+            f"`review`: {config.review} lies in a folder that this job empties; copy it out of there first"
+        )
     reasoning = [row for row in rows.load_rows(config.prompts) if row["kind"] == "reasoning"]
     order = jobs.choose(reasoning, 0, config.seed)
     loaded: dict[str, list[rows.Row]] = {}
@@ -188,7 +194,13 @@ def write_review(folder: Path, records: list[dict[str, str]]) -> None:
 
 
 def read_review(path: str | Path, asked: list[rows.Row]) -> list[dict[str, str]]:
-    """The records of an edited review file, CSV or JSONL; ``asked`` are the rows whose prompts were sampled.
+    """One record an id, its last, of what ``read_decisions`` reads."""
+    return list({record["id"]: record for record in read_decisions(path, asked)}.values())
+
+
+def read_decisions(path: str | Path, asked: list[rows.Row]) -> list[dict[str, str]]:
+    """The records of an edited review file, CSV or JSONL, or of the decisions that data_prep.review appends, which may
+    name an id again; ``asked`` are the rows whose prompts were sampled.
 
     Raises ValueError naming the file, the record (from 1) and the reason for anything but a decision or a mended
     solution: a broken line, a missing column, an unknown or repeated id, a changed question, and what a person
@@ -197,18 +209,20 @@ def read_review(path: str | Path, asked: list[rows.Row]) -> list[dict[str, str]]
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such review file")
     by_id = {row["id"]: row for row in asked}
-    records: dict[str, dict[str, str]] = {}
+    records: list[dict[str, str]] = []
+    before: set[str] = set()
     try:
         for number, record in enumerate(_csv(path) if str(path).endswith(".csv") else _jsonl(path), 1):
-            fault = record if isinstance(record, str) else _review_fault(record, by_id, records)
+            fault = record if isinstance(record, str) else review_fault(record, by_id, before)
             if fault:
                 raise ValueError(f"{path}, record {number}: {fault}")
-            records[record["id"]] = {name: value.replace("\r\n", "\n") for name, value in record.items()}
+            records.append({name: value.replace("\r\n", "\n") for name, value in record.items()})
+            before.add(record["id"])
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 ({error}); save it as `CSV UTF-8`") from error
     except csv.Error as error:
         raise ValueError(f"{path}, record {len(records) + 1}: no CSV ({error})") from error
-    return list(records.values())
+    return records
 
 
 def _jsonl(path: str | Path) -> Iterator[dict | str]:
@@ -228,22 +242,23 @@ def _csv(path: str | Path) -> Iterator[dict]:
         yield from csv.DictReader(file, strict=True)
 
 
-def _review_fault(record: dict, by_id: dict[str, rows.Row], before: dict[str, dict]) -> str | None:
+def review_fault(record: dict, by_id: dict[str, rows.Row], before: Container[str] = ()) -> str | None:
+    """Why a record does not stand, None where it does; ``before`` are the ids that came before it."""
     missing = [name for name in REVIEWED if name not in record]
-    if missing or len(record) > len(REVIEWED):
+    if missing or record.keys() - {*REVIEWED, *LOGGED}:
         return f"no `{missing[0]}`" if missing else f"more cells than {', '.join(REVIEWED)}"
-    for name in REVIEWED:
-        if not isinstance(record[name], str):
-            return f"`{name}` is {record[name]!r}; write text"
+    for name, value in record.items():
+        if not isinstance(value, str):
+            return f"`{name}` is {value!r}; write text"
     row = by_id.get(record["id"].rpartition("-")[0])
-    if row is None or record["id"] in before:
+    if row is None or (record["id"] in before and "reviewer" not in record):
         return f"the id {record['id']!r} " + ("was there before" if row else "is none of the prompts'")
     if record["question"].replace("\r\n", "\n") != row["question"]:
         return "the question is another; only reasoning, summary and decision may be edited"
     if record["decision"] not in ("accept", "reject", ""):
         return f"decision {record['decision']!r}; write accept, reject or nothing"
     if record["decision"] == "accept":
-        completion = _written(record)
+        completion = written(record)
         if not rewards.is_well_formed(completion, "think"):
             return "accepted, but reasoning or summary is empty or holds a tag"
         if is_right(row, completion) is False:
@@ -251,7 +266,8 @@ def _review_fault(record: dict, by_id: dict[str, rows.Row], before: dict[str, di
     return None
 
 
-def _written(record: dict[str, str]) -> str:
+def written(record: dict[str, str]) -> str:
+    """The completion that a record stands for."""
     return f"<think>{record['reasoning']}</think>\n{record['summary']}"
 
 
@@ -273,7 +289,7 @@ def apply_review(kept: list[rows.Row], records: list[dict[str, str]]) -> tuple[l
         )
         if edited and decision == "accept":
             counts["edited"] += 1
-            row = row | {"completion": _written(record)}
+            row = row | {"completion": written(record)}
         elif edited and decision == "":
             counts["edited_undecided"] += 1
             log.warning("%s was edited and has no decision: it stays as it was", row["id"])

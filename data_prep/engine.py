@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from data_prep import commands
 from data_prep.runs import EngineError
 
 from datatrove.data import Document
@@ -129,7 +130,7 @@ class _Local(LocalPipelineExecutor):
             self.workers, multiprocessing.get_context(self.start_method), initializer=_end_with_job
         ) as pool:
             try:
-                list(pool.map(self._run_for_rank, ranks))
+                list(commands.progress(pool.map(self._run_for_rank, ranks), "working", len(ranks), "task"))
             except BrokenProcessPool as error:
                 why = "a worker was killed, for want of memory perhaps; the same command goes on"
                 raise EngineError(why) from error

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import rewards
+from data_prep import commands
 from data_prep.decontaminate import CHARACTER, LETTER, ngrams, split
 from data_prep.rows import Row
 from data_prep.sampling import Sample
@@ -217,7 +218,8 @@ class Funnel:
         """The candidates of each group that pass all filters; all are counted. In threads, as programs may be run."""
         candidates = [candidate for group in groups for candidate in group]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            failures = iter(list(pool.map(lambda candidate: first_failure(candidate, thresholds), candidates)))
+            found = pool.map(lambda candidate: first_failure(candidate, thresholds), candidates)
+            failures = iter(list(commands.progress(found, "checking", len(candidates), "sample")))
         self.seen += len(candidates)
         passed = []
         for group in groups:

@@ -8,7 +8,6 @@ stderr, exit code 2.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import functools
 import importlib
@@ -22,9 +21,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
-from data_prep import engine, publishing, runs
-from data_prep.rows import NoRowsError, Row
-from data_prep.sampling import ServerError
+from data_prep import commands, engine, publishing, runs
+from data_prep.rows import Row
 from rewards.sandbox import SandboxRefused, SandboxUnavailable
 
 log = logging.getLogger("data_prep")
@@ -63,52 +61,63 @@ def run(
     where the full one takes more, and writes to ``<output_dir>_limit_N`` so that a trial never stands in for the full
     run; it is not pushed either.
     """
-    parser = argparse.ArgumentParser(description=inspect.getmodule(build).__doc__)
+    script = Path(inspect.getfile(build))
+    module = (
+        ".".join(script.relative_to(runs.ROOT).with_suffix("").parts) if script.is_relative_to(runs.ROOT) else "job"
+    )
+    parser = commands.parser(
+        module.removesuffix(".__main__"),
+        inspect.getmodule(build).__doc__,
+        "keys of the YAML:\n" + "\n".join(commands.keys(settings)),
+    )
     parser.add_argument("--config", required=True, type=Path, help="the job's YAML")
     parser.add_argument("--seed", type=int, help="instead of the YAML's")
     parser.add_argument("--dry-run", action="store_true", help="only check and say what would be done")
     parser.add_argument("--limit", type=int, help="take at most so many prompts; writes to <output_dir>_limit_<N>")
     if issubclass(settings, Job):
         parser.add_argument("--engine", choices=["local", "ray", "slurm"], help="where to run, instead of the YAML's")
-    args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs every request
-    overrides = {"seed": args.seed, "limit": args.limit}
-    try:
-        config = runs.settings(settings, args.config, **overrides)
-        if getattr(args, "engine", None):
-            config = dataclasses.replace(config, executor=dataclasses.replace(config.executor, kind=args.engine))
-        fingerprint = runs.fingerprint(Path(inspect.getfile(build)), args.config, overrides)
-        hub = publishing.read({} if args.limit else runs.load_config(args.config), str(args.config))
-        if not args.dry_run:
-            hub.check("dataset")
-        loaded = load(config)
-        output_dir = Path(config.output_dir + (f"_limit_{args.limit}" if args.limit else ""))
-        work = f"{output_dir}: " + ", ".join(f"{len(rows):,} {name}" for name, rows in loaded.items())
-        work += "".join(f"\n  {line}" for line in (plan(config, **loaded) if plan else []))
-        if args.dry_run:
-            log.info("would build %s", work)
-            return 0
-        if runs.begin(output_dir, fingerprint) == "done":
-            log.info("%s is done already", output_dir)
-            return hub.publish(output_dir)
-    except (ValueError, FileNotFoundError) as error:  # ConfigError and MissingRunError among them
-        parser.exit(2, f"error: {error}\n")
-    log.info("building %s", work)
-    try:
-        if isinstance(config, Job) and config.executor.kind != "local" and not config.distributed:
-            figures = _on_cluster(config, output_dir, load, build)
-        else:
-            figures = build(config, output_dir, **loaded)
-    # a full disk, a dead server, nothing left, a machine that can shut no program in
-    except (OSError, ServerError, NoRowsError, runs.EngineError, SandboxRefused, SandboxUnavailable) as error:
-        log.error("error: %s; what is done is kept, the same command goes on", error)
-        return 1
-    values = dataclasses.asdict(config)
-    parents = [str(path) for path in runs.inputs(values)]
-    runs.finish(output_dir, fingerprint, config=values, seed=config.seed, inputs=parents, **figures)
-    log.info("built %s", output_dir)
-    return hub.publish(output_dir)
+
+    def main(argv: list[str]) -> int:
+        args = parser.parse_args(argv)
+        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+        logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs every request
+        overrides = {"seed": args.seed, "limit": args.limit}
+        try:
+            config = runs.settings(settings, args.config, **overrides)
+            if getattr(args, "engine", None):
+                config = dataclasses.replace(config, executor=dataclasses.replace(config.executor, kind=args.engine))
+            fingerprint = runs.fingerprint(script, args.config, overrides)
+            hub = publishing.read({} if args.limit else runs.load_config(args.config), str(args.config))
+            if not args.dry_run:
+                hub.check("dataset")
+            loaded = load(config)
+            output_dir = Path(config.output_dir + (f"_limit_{args.limit}" if args.limit else ""))
+            work = f"{output_dir}: " + ", ".join(f"{len(rows):,} {name}" for name, rows in loaded.items())
+            work += "".join(f"\n  {line}" for line in (plan(config, **loaded) if plan else []))
+            if args.dry_run:
+                log.info("would build %s", work)
+                return 0
+            if runs.begin(output_dir, fingerprint) == "done":
+                log.info("%s is done already", output_dir)
+                return hub.publish(output_dir)
+        except ValueError as error:
+            raise runs.ConfigError(str(error)) from error
+        log.info("building %s", work)
+        try:
+            if isinstance(config, Job) and config.executor.kind != "local" and not config.distributed:
+                figures = _on_cluster(config, output_dir, load, build)
+            else:
+                figures = build(config, output_dir, **loaded)
+        # a full disk, a dead server, nothing left, a machine that can shut no program in
+        except (OSError, runs.Stopped, SandboxRefused, SandboxUnavailable) as error:
+            raise runs.Stopped(f"{error}; what is done is kept, the same command goes on") from error
+        values = dataclasses.asdict(config)
+        parents = [str(path) for path in runs.inputs(values)]
+        runs.finish(output_dir, fingerprint, config=values, seed=config.seed, inputs=parents, **figures)
+        log.info("built %s", output_dir)
+        return hub.publish(output_dir)
+
+    return commands.run(main, argv)
 
 
 def _on_cluster(config: Job, output_dir: Path, load: Callable, build: Callable) -> dict[str, Any]:

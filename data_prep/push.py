@@ -17,9 +17,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from data_prep import commands
 from data_prep.hub import Files, HubError, Repository, push, read_back, require_write
 from data_prep.publishing import pushed
-from data_prep.runs import ConfigError, write_json
+from data_prep.runs import ConfigError, Stopped, write_json
 
 log = logging.getLogger("data_prep.push")
 MODEL_FILES = (".safetensors", ".json", ".jsonl", ".jinja", ".txt", ".model", ".py")
@@ -29,10 +30,10 @@ OURS = {"begun.json", "hub.json", "sessions.json"}  # about this disk
 SCRATCH = ".pushed"  # what is read back, while it is compared
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Exit status: 0 pushed and read back, 1 the Hub did not take it (the last line finishes the push), 2 it cannot be
+def main(argv: list[str]) -> None:
+    """Raises Stopped where the Hub did not take it (the last line finishes the push), ConfigError where it cannot be
     pushed as it is."""
-    parser = argparse.ArgumentParser(prog="python -m data_prep.push", description=__doc__)
+    parser = commands.parser("data_prep.push", __doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--hub-model-id", required=True, metavar="OWNER/NAME", help="of a model or of a data set")
     parser.add_argument("--public", action="store_true", help="make the repository public, if it has to be made")
@@ -46,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if arguments.check:
             require_write(Repository(arguments.hub_model_id, arguments.check, private))
-            return 0
+            return
         found = parts(arguments.folder, arguments.hub_model_id, private)
         for _, repository in found:
             require_write(repository)
@@ -56,14 +57,9 @@ def main(argv: list[str] | None = None) -> int:
             write_json(
                 arguments.folder / "hub.json", {"id": arguments.hub_model_id, "parts": [one.id for _, one in found]}
             )
-    except ConfigError as error:
-        log.error("error: %s", error)
-        return 2
     except HubError as error:
-        command = ["python", "-m", "data_prep.push", *(sys.argv[1:] if argv is None else argv)]
-        log.error("error: %s\nNothing is lost on this disk. To finish the push:\n%s", error, shlex.join(command))
-        return 1
-    return 0
+        command = shlex.join(["python", "-m", "data_prep.push", *argv])
+        raise Stopped(f"{error}\nNothing is lost on this disk. To finish the push:\n{command}") from error
 
 
 def send(folder: Path, repository: Repository, arguments: argparse.Namespace) -> None:
@@ -225,4 +221,4 @@ def answer(folder: Path) -> Any:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(commands.run(main))

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from data_prep.runs import whole_file
+from data_prep.runs import Stopped, whole_file
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -169,7 +169,7 @@ def write_rows(path: str | Path, rows: Iterable[Row], sft: bool = False) -> None
     write_parquet(path, [{name: row.get(name) for name in names} for row in rows])
 
 
-class NoRowsError(RuntimeError):
+class NoRowsError(Stopped):
     """Nothing is left to write: an empty file would only fail later."""
 
 

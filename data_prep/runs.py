@@ -36,6 +36,8 @@ PACKAGES = ("rewards", "data_prep", "recipes")
 OUTPUTS = "outputs/"
 # Keys of any YAML that say where a finished run goes; they change nothing in it. See data_prep.publishing.
 PUBLISHING = ("push_to_hub", "hub_model_id", "hub_private_repo", "hub_strategy")
+# Keys that name a file which people go on writing: its content counts in the fingerprint, not its name alone.
+EDITED = ("review",)
 RECORDED_VERSIONS = ("torch", "trl", "transformers", "peft", "datasets", "accelerate")
 
 
@@ -47,7 +49,11 @@ class MissingRunError(FileNotFoundError):
     """A run that is needed has not been made. The message names the command that makes it."""
 
 
-class EngineError(RuntimeError):
+class Stopped(RuntimeError):
+    """Work that was begun has ended before it was done. The message says why; the same command goes on."""
+
+
+class EngineError(Stopped):
     """Tasks of data_prep.engine were left undone, or what they left is of no use. The message says which, why, and
     where to look."""
 
@@ -182,8 +188,8 @@ def inputs(config: Mapping[str, Any]) -> list[Path]:
 def fingerprint(script: Path, config: Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> str:
     """What a run depends on, as 64 hex digits: its settings (YAML, then overrides from the command line; those that
     are None are not given; `executor`, `doctor` and `PUBLISHING` say nothing of what it makes), the code of `script`
-    and of every module of ours that it imports, directly or not, the templates beside them, and the fingerprints of
-    its inputs. Comments and layout of YAML and code do not count.
+    and of every module of ours that it imports, directly or not, the templates beside them, the fingerprints of its
+    inputs, and the content of the files of `EDITED`. Comments and layout of YAML and code do not count.
 
     Raises MissingRunError when an input has not been run.
     """
@@ -199,8 +205,13 @@ def fingerprint(script: Path, config: Path | Mapping[str, Any], overrides: Mappi
         "code": {_name(path): _code(path, path.stat().st_mtime_ns)[0] for path in code},
         "templates": {_name(path): path.read_text(encoding="utf-8") for path in templates},
         "inputs": {str(run): read(run)["fingerprint"] for run in inputs(values)},
+        "edited": [_hash(values[key]) for key in EDITED if os.path.isfile(values.get(key) or "")],
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _hash(path: str) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def sources(script: Path) -> list[Path]:

@@ -28,12 +28,12 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import rewards
+from data_prep import commands
 from data_prep.rows import read_parquet, write_parquet
-from data_prep.runs import write_json
+from data_prep.runs import Stopped, write_json
 
 import httpx
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
 log = logging.getLogger(__name__)
 Prompt = str | list[dict[str, str]]
@@ -100,7 +100,7 @@ class Batched(ABC):
             times[prompt] += 1
         found = _stored(store, set(keys))
         batches = self._plan(keys, set(found), store)
-        for number, batch in tqdm(batches, desc="sampling", unit="batch", disable=None, leave=False):
+        for number, batch in commands.progress(batches, "sampling", unit="batch"):
             if all(keys[at] in found for at in batch):
                 continue
             own = number if isinstance(number, int) else keys[batch[0]]
@@ -294,7 +294,7 @@ def _hash(value: object) -> str:
 # --- servers ----------------------------------------------------------------------------------------------------------
 
 
-class ServerError(RuntimeError):
+class ServerError(Stopped):
     """The server did not give a usable answer, however often it was asked."""
 
 
@@ -361,7 +361,7 @@ class Server:
     ) -> list[Sample]:
         samples: list[Sample | None] = [None] * (len(prompts) * n)
         waiting = iter(range(len(samples)))  # shared by the workers: a request is made when a worker is free
-        progress = tqdm(total=len(samples), desc="asking", unit="request", disable=None, leave=False)
+        progress = commands.progress(None, "asking", len(samples), "request")
 
         async def work(client: httpx.AsyncClient) -> None:
             for index in waiting:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import rewards
-from data_prep import engine, jobs, rows, shards
+from data_prep import commands, engine, jobs, rows, shards
 from data_prep.rows import Row
 from data_prep.runs import whole_file, write_json
 
@@ -447,7 +447,7 @@ def convert(wanted: Wanted, folder: Path, traces: bool) -> tuple[Path, dict[str,
     with whole_file(folder / f"{wanted.label}.quarantine.jsonl") as quarantine:
 
         def kept() -> Iterator[Row]:
-            for found in read(wanted, traces):
+            for found in commands.progress(read(wanted, traces), wanted.label, wanted.limit or None):
                 if isinstance(found, Rejection):
                     reasons[found.reason.partition(":")[0]] += 1
                     line = {"file": found.file, "row": found.row, "reason": found.reason}

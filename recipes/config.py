@@ -4,6 +4,7 @@ Defaults are DeepSeek-R1's (arXiv 2501.12948v2). A value that the paper does not
 reason. Scripts read their YAML with `parse`; the command line wins over it: `--seed 3` repeats a run with another seed.
 """
 
+import argparse
 import difflib
 import os
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import rewards
-from data_prep import publishing
+from data_prep import commands, publishing
 from data_prep.runs import ConfigError, load_config
 
 import trl
@@ -335,10 +336,48 @@ def _check(path: Path, config: dict, classes: tuple[type, ...]) -> None:
 
 
 class _Parser(trl.TrlParser):
-    """TrlParser whose errors can be read: argparse's own prints every option there is."""
+    """TrlParser whose errors and help can be read: argparse's own print every option there is."""
 
     def error(self, message: str):
         raise ConfigError(message)
+
+    def format_help(self) -> str:
+        """Our options, and where the hundreds that are TRL's are explained."""
+        ours = {}
+        for kind in self.dataclass_types:
+            for one in kind.__mro__:
+                if one.__module__.split(".")[0] in ("recipes", "__main__"):
+                    ours |= dict.fromkeys(vars(one).get("__annotations__", ()), kind)
+        for action in self._actions:
+            if action.dest == "help" or (action.dest in ours and not action.option_strings[0].startswith("--no_")):
+                action.option_strings = action.option_strings[:1]
+                action.help = action.help or _explained(ours[action.dest], action.dest)
+            else:
+                action.help = argparse.SUPPRESS
+        trainer = next(one for one in self.dataclass_types[-1].__mro__ if one.__module__.startswith("trl"))
+        page = trainer.__name__.removesuffix("Config").lower()
+        self.usage = f"%(prog)s --config FILE [--KEY VALUE ...] [--debug]\n\n--debug: {commands.DEBUG}"
+        self.description = f"{sys.modules['__main__'].__doc__}\nEach option is a key of the YAML, too; here it wins."
+        self.formatter_class = _Formatter
+        self.epilog = (
+            f"All others are TRL's: https://huggingface.co/docs/trl/v{trl.__version__}/en/{page}_trainer"
+            f"#trl.{trainer.__name__}"
+        )
+        return super().format_help()
+
+
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    pass
+
+
+def _explained(kind: type, name: str) -> str:
+    """What TRL says of a setting whose default is ours, in one sentence."""
+    texts = [one.__dataclass_fields__[name].metadata.get("help") for one in kind.__mro__ if name in _fields(one)]
+    return next(filter(None, texts), " ").split(". ")[0]
+
+
+def _fields(kind: type) -> dict:
+    return getattr(kind, "__dataclass_fields__", {})
 
 
 def parse(*classes: type, argv: list[str] | None = None) -> tuple:

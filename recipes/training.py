@@ -13,9 +13,9 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from data_prep import publishing, runs
+from data_prep import commands, publishing, runs
 from data_prep.rows import Row, load_rows, read_parquet
-from data_prep.runs import ConfigError
+from data_prep.runs import ConfigError, Stopped
 from recipes import checkpoints, checks, watch
 from recipes.config import LoraArguments, PolicyArguments, StageArguments, world_size
 from recipes.tools.merge import merge
@@ -299,22 +299,25 @@ class _Log(TrainerCallback):
 
 
 def launch(stage: Callable[[], None]) -> None:
-    """Run a stage's `main`. What is wrong with its settings or inputs is one line on stderr and exit code 2."""
+    """Run a stage's `main` and end the process as every command does (`data_prep.commands`)."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        stage()
-    except (ConfigError, runs.MissingRunError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        raise SystemExit(2) from None
-    except Exception as error:
-        # Only torch's and safetensors' own exceptions reach us where they write, and they keep the reason in words.
-        if getattr(error, "errno", None) != errno.ENOSPC and not re.search(NO_SPACE, str(error)):
-            raise
-        sys.stderr.write(
-            f"error: the disk is full ({error}). Free some space and run the same command again: "
-            "training goes on from its last checkpoint.\n"
-        )
-        raise SystemExit(1) from None
+    argv = sys.argv[1:]
+    sys.argv = [word for word in sys.argv if word != "--debug"]  # TRL's parser does not know it
+
+    def main(_: list[str]) -> None:
+        try:
+            stage()
+        except Exception as error:
+            # Only torch's and safetensors' own exceptions reach us where they write; they keep the reason in words.
+            if getattr(error, "errno", None) != errno.ENOSPC and not re.search(NO_SPACE, str(error)):
+                raise
+            raise Stopped(
+                f"the disk is full ({error}). Free some space and run the same command again: "
+                "training goes on from its last checkpoint."
+            ) from error
+
+    if status := commands.run(main, argv):
+        raise SystemExit(status)
 
 
 def start(args: StageArguments, config) -> "Run":

@@ -2,6 +2,7 @@
 
 import json
 
+from data_prep import runs
 from recipes.tools import report, seeds
 
 import pytest
@@ -55,11 +56,10 @@ def test_the_command_runs_each_seed_in_its_own_folder(tmp_path, monkeypatch, cap
     assert json.loads((tmp_path / "outputs/cpu_seeds/seeds.json").read_text())["seeds"].keys() == {"3", "4"}
 
 
-def test_a_seed_that_fails_is_named_with_its_log(tmp_path, monkeypatch, capsys):
+def test_a_seed_that_fails_is_named_with_its_log(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert seeds.main(["--scale", "no/such", "--seeds", "1", "2"]) != 0
-    error = capsys.readouterr().err
-    assert "seed 1 failed; outputs/such_seeds/1/pipeline.log says why" in error
+    with pytest.raises(runs.Stopped, match="seed 1 failed; outputs/such_seeds/1/pipeline.log says why"):
+        seeds.main(["--scale", "no/such", "--seeds", "1", "2"])
     assert "no such scale" in (tmp_path / "outputs/such_seeds/1/pipeline.log").read_text()
 
 

@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep import jobs, rows
+from data_prep import commands, jobs, rows
 from data_prep.world import corpus, general
 from data_prep.world.problems import KINDS, SPLITS, problem_stream
 
@@ -36,8 +36,10 @@ def load(config: World) -> dict[str, list[rows.Row]]:
 
 
 def build(config: World, output_dir: Path) -> dict[str, object]:
-    pages = itertools.islice(corpus.pages(config.seed, config.split), config.limit or config.pages)
-    rows.write_parquet(output_dir / "corpus.parquet", [{"text": page} for page in pages])
+    count = config.limit or config.pages
+    pages = itertools.islice(corpus.pages(config.seed, config.split), count)
+    written = [{"text": page} for page in commands.progress(pages, "writing", count, "page")]
+    rows.write_parquet(output_dir / "corpus.parquet", written)
     stream = problem_stream(config.seed, KINDS, config.split)
     train = [p.row(f"reasoning-{i}") for i, p in enumerate(itertools.islice(stream, config.limit or config.problems))]
     stream = problem_stream("held-out", KINDS, config.split, held_out=True)

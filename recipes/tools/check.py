@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from data_prep import jobs, runs
+from data_prep import commands, jobs, runs
 
 
 class Parsed(Exception):
@@ -55,13 +55,16 @@ def check(target: str, path: str, *more: str) -> tuple:
     raise RuntimeError(f"{target} has not parsed {path} with recipes.config.parse or data_prep.jobs.run")
 
 
-if __name__ == "__main__":
-    pairs = sys.argv[1:]
+def main(argv: list[str]) -> None:
+    parser = commands.parser("recipes.tools.check", __doc__)
+    parser.add_argument("pairs", nargs="+", metavar="TARGET CONFIG", help="a script or module, and its YAML")
+    pairs = parser.parse_args(argv).pairs
     stop_jobs_after_parsing()
     if any(target.endswith(".py") for target in pairs[::2]):
         stop_scripts_after_parsing()
-    try:
-        for target, path in zip(pairs[::2], pairs[1::2], strict=True):
-            check(target, path)
-    except runs.ConfigError as error:
-        sys.exit(f"error: {error}")
+    for target, path in zip(pairs[::2], pairs[1::2], strict=True):
+        check(target, path)
+
+
+if __name__ == "__main__":
+    sys.exit(commands.run(main))

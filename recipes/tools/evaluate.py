@@ -5,7 +5,6 @@ Problems are the same for all checkpoints, so that two of them can be compared p
 kept with its scores in `generations.parquet`; `results.json` holds the figures.
 """
 
-import argparse
 import dataclasses
 import json
 import logging
@@ -16,7 +15,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
-from data_prep import prompts, publishing, runs
+from data_prep import commands, prompts, publishing, runs
 from data_prep.rows import Row, load_rows, write_parquet
 from data_prep.sampling import Decoding, LocalModel, Sample
 from data_prep.world import general
@@ -93,7 +92,7 @@ class Sampler:
         samples = self.model.sample(asked, n, decoding, seed, self.store)
         return [
             score(self.checkpoint.style, name, row, index, sample)
-            for row, drawn in zip(rows, samples, strict=True)
+            for row, drawn in commands.progress(zip(rows, samples, strict=True), "scoring", len(rows))
             for index, sample in enumerate(drawn)
         ]
 
@@ -260,24 +259,21 @@ def load_sets(settings: Settings) -> dict[str, Any]:
     return sets
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m recipes.tools.evaluate", description=__doc__.split("\n\n")[0])
+def main(argv: list[str]) -> int:
+    parser = commands.parser("recipes.tools.evaluate", __doc__)
     parser.add_argument("--config", required=True, type=Path, help="evaluate.yaml")
     parser.add_argument("--checkpoint", required=True, help="a name under `checkpoints` in it")
     parser.add_argument("--seed", type=int, help="instead of the YAML's")
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    try:
-        settings = runs.settings(Settings, arguments.config, seed=arguments.seed)
-        if arguments.checkpoint not in settings.checkpoints:
-            known = ", ".join(settings.checkpoints)
-            raise runs.ConfigError(f"{arguments.config}: no checkpoint {arguments.checkpoint!r}; it lists {known}")
-        config = configs(arguments.config, arguments.seed)[arguments.checkpoint]
-        fingerprint = runs.fingerprint(Path(__file__), config)
-        hub = publishing.read(config, str(arguments.config))
-        hub.check("dataset")
-    except (runs.ConfigError, runs.MissingRunError) as error:
-        parser.exit(2, f"error: {error}\n")
+    settings = runs.settings(Settings, arguments.config, seed=arguments.seed)
+    if arguments.checkpoint not in settings.checkpoints:
+        known = ", ".join(settings.checkpoints)
+        raise runs.ConfigError(f"{arguments.config}: no checkpoint {arguments.checkpoint!r}; it lists {known}")
+    config = configs(arguments.config, arguments.seed)[arguments.checkpoint]
+    fingerprint = runs.fingerprint(Path(__file__), config)
+    hub = publishing.read(config, str(arguments.config))
+    hub.check("dataset")
     output_dir = Path(config["output_dir"])
     if runs.begin(output_dir, fingerprint) == "done":
         log.info("%s is done already", output_dir)
@@ -292,4 +288,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(commands.run(main))

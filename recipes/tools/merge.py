@@ -6,18 +6,19 @@ rounding, which in a mixture of experts can change which experts are chosen. Wit
 in --dtype; a parent in FP8, as DeepSeek-V3 is published, becomes a checkpoint that can be trained.
 """
 
-import argparse
 import ctypes
 import hashlib
 import json
 import logging
 import re
+import sys
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from types import EllipsisType
 from typing import NamedTuple
 
+from data_prep import commands
 from data_prep.runs import ConfigError
 
 import torch
@@ -247,7 +248,8 @@ def merge(parent: str | Path, adapter: str | Path | None, output: str | Path, dt
     for name in source.files():
         if not (output / name).exists():
             tensors = {}
-            for done, key in enumerate((key for key in plan if source.file_of[key] == name), 1):
+            keys = [key for key in plan if source.file_of[key] == name]
+            for done, key in enumerate(commands.progress(keys, f"merging {name}", unit="tensor"), 1):
                 tensors[key] = _sum(source, added, key, plan[key], dtype)
                 give_back_memory(done)
             if added and name == source.files()[-1]:
@@ -330,13 +332,15 @@ def _finish(source: Parent, added: Adapter | None, output: Path, dtype: str) -> 
     (output / PROGRESS).unlink()
 
 
-if __name__ == "__main__":
+def main(argv: list[str]) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = commands.parser("recipes.tools.merge", __doc__)
     for key, needed in (("parent", True), ("adapter", False), ("output", True)):
         parser.add_argument(f"--{key}", required=needed)
     parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16", "float16"])
-    try:
-        merge(**vars(parser.parse_args()))
-    except ConfigError as error:
-        raise SystemExit(f"error: {error}") from None
+    found = parser.parse_args(argv)
+    merge(found.parent, found.adapter, found.output, found.dtype)
+
+
+if __name__ == "__main__":
+    sys.exit(commands.run(main))

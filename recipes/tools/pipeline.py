@@ -18,9 +18,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
-from data_prep import runs
+from data_prep import commands, runs
 from recipes.tools import report
 from recipes.tools.steps import Step, dependents, find_done, load_steps, require_names, scale_folder
 from recipes.tools.view import LiveView, PlainView
@@ -36,7 +37,7 @@ GUARD = Path(__file__).with_name("guard.py")
 LOG_TAIL, LOG_WIDTH = 20, 240  # lines, characters
 
 
-class PipelineError(RuntimeError):
+class PipelineError(runs.Stopped):
     """The pipeline cannot start or go on; the message says why and what to do."""
 
 
@@ -201,7 +202,7 @@ def locked(scale_dir: Path) -> Iterator[int]:
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m recipes.tools.pipeline", description=__doc__.split("\n\n")[0])
+    parser = commands.parser("recipes.tools.pipeline", __doc__)
     parser.add_argument("--scale", default="cpu", help="a name in recipes/configs, or a path to a folder of YAMLs")
     parser.add_argument("--dry-run", action="store_true", help="print the commands of what is not done, and stop")
     parser.add_argument(
@@ -226,6 +227,8 @@ def run(arguments: argparse.Namespace) -> None:
     finished = find_done(steps)
     done = finished - {step.name for step in again}
     todo = [step for step in chosen if step.name not in done]
+    if arguments.debug:
+        todo = [replace(step, command=(*step.command, "--debug")) for step in todo]
     if arguments.dry_run:
         for step in chosen:
             print(f"# done: {step.name}" if step.name in done else shlex.join(step.command))
@@ -248,15 +251,14 @@ def run(arguments: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 done, 1 it could not start or a step failed, 130 interrupted."""
-    try:
-        run(parse_arguments(argv))
-    except (PipelineError, runs.ConfigError, runs.MissingRunError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
-    return 0
+
+    def start(argv: list[str]) -> None:
+        try:
+            run(parse_arguments(argv))
+        except (runs.ConfigError, runs.MissingRunError) as error:
+            raise PipelineError(str(error)) from error
+
+    return commands.run(start, argv)
 
 
 if __name__ == "__main__":

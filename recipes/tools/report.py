@@ -6,7 +6,6 @@ it. It takes what is there, so also a run in progress or one that was cut off. W
 status is 1 where an effect is missing.
 """
 
-import argparse
 import contextlib
 import json
 import os
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep import runs
+from data_prep import commands, runs
 from recipes.tools import curves, page
 from recipes.tools.metrics import paired_difference, win_rate
 
@@ -248,13 +247,13 @@ def missing_effects(results: dict[str, Any], thresholds: dict[str, dict[str, flo
     return wrong
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m recipes.tools.report", description=__doc__.split("\n\n")[0])
+def main(argv: list[str]) -> int:
+    parser = commands.parser("recipes.tools.report", __doc__)
     parser.add_argument("--scale", type=Path, default=Path("outputs/cpu"), help="outputs/<scale>")
     parser.add_argument("--assert-thresholds", type=Path, metavar="FILE", help="exit 1 where an effect falls short")
     arguments = parser.parse_args(argv)
     if not arguments.scale.is_dir():
-        parser.exit(2, f"error: {arguments.scale} is not there: run `make r1`, or name another scale\n")
+        raise runs.MissingRunError(f"{arguments.scale} is not there: run `make r1`, or name another scale")
     results = write_results(arguments.scale)
     if results["answers"]:
         show(results, Console() if sys.stdout.isatty() else Console(width=160))
@@ -269,4 +268,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(commands.run(main))

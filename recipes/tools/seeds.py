@@ -8,7 +8,6 @@ mean less four standard deviations (for an effect that is to stay below somethin
 has shown gets one.
 """
 
-import argparse
 import json
 import statistics
 import subprocess
@@ -16,6 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from data_prep import commands, runs
 from recipes.tools.steps import scale_folder
 
 DEVIATIONS = 4
@@ -75,8 +75,8 @@ def write(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m recipes.tools.seeds", description=__doc__.split("\n\n")[0])
+def main(argv: list[str]) -> int:
+    parser = commands.parser("recipes.tools.seeds", __doc__)
     parser.add_argument("--scale", default="cpu", help="a folder of recipes/configs, or a path")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
     parser.add_argument("--thresholds", type=Path, metavar="FILE", help="write the bounds here")
@@ -90,8 +90,7 @@ def main(argv: list[str] | None = None) -> int:
         try:
             results[seed] = run(scale, root / str(seed), seed)
         except subprocess.CalledProcessError as error:
-            print(f"error: seed {seed} failed; {root / str(seed) / 'pipeline.log'} says why", file=sys.stderr)
-            return error.returncode
+            raise runs.Stopped(f"seed {seed} failed; {root / str(seed) / 'pipeline.log'} says why") from error
     effects = spread(list(results.values()))
     write(root / "seeds.json", {"effects": effects, "seeds": results})
     if arguments.thresholds:
@@ -101,4 +100,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(commands.run(main))

@@ -154,6 +154,15 @@ def test_a_broken_review_is_named(tmp_path, name, content, told):
     assert name in str(stopped.value)
 
 
+def test_a_review_in_the_jobs_own_folder_is_not_read_since_it_would_be_lost(built, capsys):
+    built()
+    made = reviewed("jsonl")
+    with pytest.raises(SystemExit):
+        built(review="out/test/cold_start/review.jsonl")
+    assert "lies in a folder that this job empties; copy it out" in capsys.readouterr().err
+    assert reviewed("jsonl") == made
+
+
 def test_an_id_twice_is_an_error(tmp_path, row):
     line = json.dumps(dict.fromkeys(cold_start.REVIEWED, "") | {"id": "q0-0", "question": row()["question"]}) + "\n"
     (tmp_path / "a.jsonl").write_text(line * 2)

@@ -12,6 +12,12 @@ import test_cold_start
 ORACLE = {"base_url": "world", "model": "world-oracle"}
 ASKED = {"checkpoint": "./model", "judge": ORACLE, "writer": ORACLE, "decoding": {"max_tokens": 64}, "n": 2}
 WAY = {"checkpoint": "./model", "prompts": {"math": 12}, "n": 2, "decoding": {"max_tokens": 64}}
+
+
+class Killed(BaseException):
+    """Nobody catches it."""
+
+
 JOBS = {
     "general": (general, general.General, ASKED | {"prompts": "helpful.parquet"}),
     "preferences": (
@@ -53,7 +59,7 @@ def test_the_same_command_ends_with_the_same_bytes(name, run_job, scripted, tmp_
 
         def cut(path, target, calls=calls, number=number):
             if next(calls) == number:
-                raise KeyboardInterrupt
+                raise Killed
             return replace(path, target)
 
         with monkeypatch.context() as patch:
@@ -61,7 +67,7 @@ def test_the_same_command_ends_with_the_same_bytes(name, run_job, scripted, tmp_
             try:
                 run_job(module, settings, values | {"output_dir": folder})
                 break  # there was no further file
-            except KeyboardInterrupt:
+            except Killed:
                 assert not (Path(folder) / "run.json").exists()
         run_job(module, settings, values | {"output_dir": folder})
         assert files(folder) == whole

@@ -1,5 +1,6 @@
 """A model of a few thousand parameters with its tokenizer and chat template. Imports what is slow when it is called."""
 
+import contextlib
 import io
 from pathlib import Path
 
@@ -50,7 +51,7 @@ def run_push(cwd: str | Path, *arguments: str, token: str | None = WRITER) -> tu
     import os
     import time
 
-    from data_prep import push
+    from data_prep import commands, push
 
     os.chdir(cwd)
     os.environ.pop("HF_TOKEN", None)
@@ -62,7 +63,10 @@ def run_push(cwd: str | Path, *arguments: str, token: str | None = WRITER) -> tu
     logging.getLogger().setLevel(logging.INFO)
     sleep, time.sleep = time.sleep, lambda seconds: waits.append(seconds) if seconds >= 0.5 else sleep(seconds)
     try:
-        status = push.main(list(arguments))
+        with contextlib.redirect_stderr(text):
+            status = commands.run(push.main, list(arguments))
+    except SystemExit as ended:
+        status = ended.code
     finally:
         time.sleep = sleep
         logging.getLogger().removeHandler(handler)

@@ -278,11 +278,11 @@ def test_a_full_disk_is_said_before_any_work(refuses, monkeypatch):
     assert "the disk has 0.0 GB free" in refuses("cold_start_sft", SFT)
 
 
-def test_a_disk_that_fills_up_is_said(capsys):
+def test_a_disk_that_fills_up_is_said(caplog):
     def stage():
         raise OSError(errno.ENOSPC, "No space left on device", "model.safetensors")
 
     with pytest.raises(SystemExit) as ended:
         training.launch(stage)
     assert ended.value.code == 1
-    assert "goes on from its last checkpoint" in capsys.readouterr().err
+    assert "goes on from its last checkpoint" in caplog.text

@@ -1,0 +1,75 @@
+"""What the commands of this project share: how they are asked, and how they end.
+
+An error that a person can mend is one paragraph on stderr that says how; `--debug`, which every command takes, shows
+where it came from as well. What nobody foresaw keeps its trace: it is ours to mend.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+import sys
+import traceback
+import typing
+from collections.abc import Callable, Iterable, Iterator
+
+from data_prep.runs import ConfigError, Stopped
+
+from tqdm import tqdm
+
+log = logging.getLogger(__name__)
+DEBUG = "with an error, show where it came from"
+
+
+def parser(module: str, doc: str | None, epilog: str = "") -> argparse.ArgumentParser:
+    """The parser of `python -m module`: the module's docstring, `--debug`, and what the caller adds."""
+    shape = argparse.RawDescriptionHelpFormatter
+    made = argparse.ArgumentParser(f"python -m {module}", description=doc, epilog=epilog, formatter_class=shape)
+    made.add_argument("--debug", action="store_true", help=DEBUG)
+    return made
+
+
+def keys(kind: type, indent: str = "  ") -> Iterator[str]:
+    """One line for each key that a YAML may have for a dataclass, the keys of what is nested below it."""
+    hints = typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        nested = [hint for hint in (hints[field.name], *typing.get_args(hints[field.name])) if _is_settings(hint)]
+        name = field.type if isinstance(field.type, str) else getattr(field.type, "__name__", str(field.type))
+        default = "" if field.default is dataclasses.MISSING else f" = {field.default!r}"
+        yield f"{indent}{field.name}: " + ("" if nested else name + default)
+        for one in nested:
+            yield from keys(one, indent + "  ")
+
+
+def _is_settings(hint: object) -> bool:
+    return isinstance(hint, type) and dataclasses.is_dataclass(hint)
+
+
+def progress(items: Iterable | None, what: str, total: int | None = None, unit: str = "row") -> tqdm:
+    """The items, with a bar and the time left from the second second on; none where stderr is no terminal."""
+    return tqdm(items, desc=what, total=total, unit=unit, disable=None, leave=False, delay=1, dynamic_ncols=True)
+
+
+def run(main: Callable[[list[str]], int | None], argv: list[str] | None = None) -> int:
+    """A command's exit status: its main's, 1 where work that was begun has ended early, 130 for Ctrl-C. Settings or
+    inputs that cannot be end the process with status 2, as wrong arguments do."""
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        return main(argv) or 0
+    except (ConfigError, FileNotFoundError) as error:  # MissingRunError among them
+        _trace(error, argv)
+        sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(2) from None
+    except (Stopped, OSError) as error:
+        _trace(error, argv)
+        log.error("error: %s", error)
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; the same command goes on from here\n")
+        return 130
+
+
+def _trace(error: Exception, argv: list[str]) -> None:
+    if "--debug" in argv:
+        traceback.print_exception(error)
