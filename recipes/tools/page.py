@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from data_prep import prompts
+from data_prep import prompts, runs
 from recipes.tools import disk, figures
 from recipes.tools.disk import Stage, read_stage, shorten
 from recipes.tools.evaluate import GROUP, WALKTHROUGH
@@ -125,9 +125,8 @@ def write(scale_dir: Path, results: dict[str, Any]) -> Path:
     content["completions"] = disk.embedded(disk.choose(rl, evaluations.values()), room)
     page = prompts.fill(TEMPLATE.read_text(encoding="utf-8"), **content)
     path = report / "index.html"
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(path)
+    with runs.whole_file(path) as file:
+        file.write(page.encode())
     return path
 
 

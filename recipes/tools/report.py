@@ -8,7 +8,6 @@ status is 1 where an effect is missing.
 
 import contextlib
 import json
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -188,9 +187,7 @@ def write_results(scale_dir: Path) -> dict[str, Any]:
     results = build(scale_dir, found, find_effects(found))
     path = scale_dir / "report" / "results.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(results, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    runs.write_json(path, results)
     return results
 
 
