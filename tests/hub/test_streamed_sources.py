@@ -81,12 +81,12 @@ def test_a_corrupt_or_missing_file_of_the_hub_ends_the_job_and_leaves_no_half(
     hub: Hub, client: Callable, tmp_path: Path
 ) -> None:
     name = pinned("sciq")[0]
-    assert client(build, str(tmp_path), "4" * 40) == (1, ["begun.json"])  # no such revision
+    assert client(build, str(tmp_path), "4" * 40) == (1, ["begun.json", "work"])  # no such revision; work: the logs
     publish(hub, name, "2" * 40, {"default": SCIQ})
     commit = hub.repo("datasets", name).commits["2" * 40]
     path = next(path for path in commit.files if path.endswith(".parquet"))
     commit.files[path] = File(hub.keep(b"PAR1 and no more"), True)
-    assert client(build, str(tmp_path), "2" * 40) == (1, ["begun.json"])
+    assert client(build, str(tmp_path), "2" * 40) == (1, ["begun.json", "work"])
     publish(hub, name, "3" * 40, {"default": SCIQ})
     code, files = client(build, str(tmp_path), "3" * 40)
     assert (code, files) == (0, ["begun.json", "run.json", "sciq.json", "sciq.parquet", "sciq.quarantine.jsonl"])
