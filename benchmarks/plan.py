@@ -30,7 +30,7 @@ from recipes.tools.steps import load_steps
 
 import torch
 import yaml
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
 
 LENGTH = 512  # tokens of a row
 CPU = {"use_cpu": True, "bf16": False, "dataloader_pin_memory": False, "disable_tqdm": True, "save_strategy": "no"}
@@ -60,18 +60,18 @@ SETTINGS = {
 }
 
 
-def prepare(folder: Path, name: str) -> Path:
-    """A model, rows and the setting's YAML in `folder` -> the YAML."""
-    stage, settings = SETTINGS[name]
-    words = " ".join(f"w{number:04d}" for number in range(4000))
-    tokenizer = train_tokenizer([words], 4096)
+def write_base(
+    folder: Path, texts: list[str], tokens: int, vocab_size: int, hidden_size: int, layers: int
+) -> PreTrainedTokenizerBase:
+    """A random Qwen3 and a tokenizer made from the texts, in `folder` -> the tokenizer."""
+    tokenizer = train_tokenizer(texts, tokens)
     config = Qwen3Config(
-        vocab_size=32768,
-        hidden_size=640,
-        intermediate_size=2560,
-        num_hidden_layers=12,
-        num_attention_heads=10,
-        num_key_value_heads=5,
+        vocab_size=vocab_size,
+        hidden_size=hidden_size,
+        intermediate_size=4 * hidden_size,
+        num_hidden_layers=layers,
+        num_attention_heads=hidden_size // 64,
+        num_key_value_heads=hidden_size // 128,
         head_dim=64,
         tie_word_embeddings=True,
         max_position_embeddings=1024,
@@ -79,8 +79,16 @@ def prepare(folder: Path, name: str) -> Path:
     torch.manual_seed(0)
     model = Qwen3ForCausalLM(config)
     training.align(model, tokenizer)
-    model.save_pretrained(folder / "outputs/b/base")
-    tokenizer.save_pretrained(folder / "outputs/b/base")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def prepare(folder: Path, name: str) -> Path:
+    """A model, rows and the setting's YAML in `folder` -> the YAML."""
+    stage, settings = SETTINGS[name]
+    words = " ".join(f"w{number:04d}" for number in range(4000))
+    tokenizer = write_base(folder / "outputs/b/base", [words], 4096, vocab_size=32768, hidden_size=640, layers=12)
     row = {"kind": "reasoning", "domain": "math", "language": "en", "verifier": "math", "thinking": True, "answer": "1"}
     row |= {"source": "benchmark", "license": "CC0"}
     piece, wanted = words.split(), LENGTH if stage == "cold_start_sft" else GRPO["max_prompt_length"]

@@ -295,6 +295,14 @@ class _Log(TrainerCallback):
                 file.write(json.dumps(row) + "\n")
 
 
+def callbacks(trainer, args: StageArguments, budget: int | None = None) -> list[TrainerCallback]:
+    """What every stage adds to its trainer, in this order."""
+    config = trainer.args
+    exact = checkpoints.ExactSaves(math.lcm(config.rollout_window, max(1, int(config.logging_steps))))
+    found = [_Tokens(trainer, budget), exact, _Log(Path(config.output_dir) / "log.jsonl")]
+    return [*found, watch.Watch(trainer, args)] if args.doctor else found
+
+
 # The run
 
 
@@ -371,17 +379,15 @@ class Run:
 
     def fit(self, trainer, budget: int | None = None) -> None:
         """Train from the last complete checkpoint, if there is one, and save the model in the trainer's output_dir."""
-        config, folder = trainer.args, Path(trainer.args.output_dir)
+        folder = Path(trainer.args.output_dir)
         with trainer.accelerator.main_process_first():
             checkpoint = checkpoints.latest(folder)
         require_disk(trainer)
-        trainer.add_callback(_Tokens(trainer, budget))
-        trainer.add_callback(checkpoints.ExactSaves(math.lcm(config.rollout_window, max(1, int(config.logging_steps)))))
-        trainer.add_callback(_Log(folder / "log.jsonl"))
+        for callback in callbacks(trainer, self.args, budget):
+            trainer.add_callback(callback)
         if self.args.doctor:
             with watch.same_random_numbers():
                 checks.tell(checks.of_trainer(trainer, self.args))
-            trainer.add_callback(watch.Watch(trainer, self.args))
         if getattr(self.args, "load_in_4bit", False):
             from recipes import moe_qlora
 
