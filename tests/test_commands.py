@@ -24,9 +24,11 @@ WRONG = {
     "data_prep/push.py": ["nowhere", "--hub-model-id", "me/model"],
     "data_prep/review.py": ["nowhere/review.jsonl"],
     "recipes/tools/check.py": ["data_prep.world", "missing.yaml"],
+    "recipes/tools/doctor.py": ["--scale", "nowhere/scale"],
     "recipes/tools/evaluate.py": ["--config", "missing.yaml", "--checkpoint", "base"],
     "recipes/tools/merge.py": ["--parent", "nowhere/base", "--output", "merged"],
     "recipes/tools/pipeline.py": ["--scale", "nowhere/scale"],
+    "recipes/tools/plan.py": ["--scale", "nowhere/scale"],
     "recipes/tools/report.py": ["--scale", "nowhere"],
     "recipes/tools/seeds.py": ["--scale", "nowhere/scale", "--seeds", "1", "2"],
 }

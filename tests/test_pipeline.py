@@ -56,9 +56,10 @@ if __name__ == "__main__":
 '''
 DRIVER = """
 import sys
+from data_prep import commands
 from recipes.tools import pipeline, steps
 steps.STAGES = tuple((name, f"job_{name}") for name in "abcd")
-sys.exit(pipeline.main(["--scale", "./tiny", *sys.argv[1:]]))
+sys.exit(commands.run(pipeline.main, ["--scale", "./tiny", *sys.argv[1:]]))
 """
 NEEDS = {"a": "", "b": "a", "c": "a", "d": "bc"}
 
@@ -145,14 +146,14 @@ def test_dry_run_prints_commands_that_can_be_copied(toy: Toy) -> None:
 
 
 def test_only_and_from(toy: Toy) -> None:
-    assert "outputs/tiny/a is not there: run `--only a` first" in toy.run("--only", "b", status=1)
+    assert "outputs/tiny/a is not there: run `--only a` first" in toy.run("--only", "b", status=2)
     toy.run("--only", "a")
     assert toy.starts() == ["a"]
     toy.run("--from", "b")
     assert toy.starts() == ["b", "c", "d"]
     toy.run("--from", "b")
     assert toy.starts() == ["b", "d"]
-    assert "no step is called 'e'; they are a, b, c, d" in toy.run("--only", "e", status=1)
+    assert "no step is called 'e'; they are a, b, c, d" in toy.run("--only", "e", status=2)
 
 
 def test_a_seed_of_the_command_line_is_another_run(toy: Toy) -> None:
@@ -169,18 +170,18 @@ def test_a_seed_of_the_command_line_is_another_run(toy: Toy) -> None:
 def test_what_can_be_known_to_fail_fails_before_any_work(toy: Toy) -> None:
     toy.add("d", "checkpoint: org/model")
     toy.add("d", "cout: 4")
-    assert "d.yaml: unknown key `cout`; did you mean `count`?" in toy.run(status=1)
+    assert "d.yaml: unknown key `cout`; did you mean `count`?" in toy.run(status=2)
     assert toy.starts() == []
     (toy.folder / "tiny/d.yaml").write_text("output_dir: outputs/tiny/d\ninputs: [outputs/tiny/nobody/x.txt]\n")
-    assert "outputs/tiny/nobody is not there: no YAML of this scale makes it" in toy.run(status=1)
+    assert "outputs/tiny/nobody is not there: no YAML of this scale makes it" in toy.run(status=2)
     (toy.folder / "tiny/d.yaml").write_text("output_dir: outputs/tiny/c\n")
-    assert "d.yaml: its output_dir outputs/tiny/c is also that of c" in toy.run(status=1)
+    assert "d.yaml: its output_dir outputs/tiny/c is also that of c" in toy.run(status=2)
     (toy.folder / "tiny/d.yaml").write_text("count: 3\n")
-    assert "write `output_dir: outputs/tiny/d`" in toy.run(status=1)
+    assert "write `output_dir: outputs/tiny/d`" in toy.run(status=2)
     (toy.folder / "tiny/d.yaml").write_text("output_dir: outputs/tiny/d\ncount: 1\ncount: 2\n")
-    assert "the key `count` is given twice" in toy.run(status=1)
+    assert "the key `count` is given twice" in toy.run(status=2)
     (toy.folder / "tiny/d.yaml").rename(toy.folder / "tiny/dd.yaml")
-    assert "dd.yaml: no stage has this name; they are a, b, c, d" in toy.run(status=1)
+    assert "dd.yaml: no stage has this name; they are a, b, c, d" in toy.run(status=2)
     assert toy.starts() == []
 
 

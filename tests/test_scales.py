@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from data_prep import jobs, runs
+from data_prep import commands, jobs, runs
 from recipes import config
 from recipes.tools import check, pipeline
 from recipes.tools.steps import load_steps
@@ -63,7 +63,7 @@ def test_every_id_has_its_page_and_every_value_its_reason(path):
 @pytest.mark.parametrize("scale", BIG)
 def test_a_dry_run_prints_the_command_of_every_stage(scale, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
-    assert pipeline.main(["--scale", scale, "--dry-run"]) == 0
+    assert commands.run(pipeline.main, ["--scale", scale, "--dry-run"]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == f"python -m data_prep.rl_prompts --config recipes/configs/{scale}/rl_prompts.yaml"
     assert len(printed) == len(list((CONFIGS / scale).glob("*.yaml")))
@@ -77,13 +77,13 @@ def test_a_dry_run_prints_the_command_of_every_stage(scale, monkeypatch, capsys)
 
 def test_an_override_is_merged_where_it_can_be_typed_and_strict(here, capsys):
     command = ["--scale", "gpu-24gb", "--dry-run", "--override"]
-    assert pipeline.main([*command, str(OVERRIDE)]) == 0
+    assert commands.run(pipeline.main, [*command, str(OVERRIDE)]) == 0
     assert "recipes/r1_zero.py --config outputs/gpu-24gb/configs/r1_zero.yaml" in capsys.readouterr().out
     merged = runs.load_config(here / "outputs/gpu-24gb/configs/r1_zero.yaml")
     assert (merged["model_name_or_path"], merged["prompts_per_step"]) == ("Qwen/Qwen2.5-7B", 16)
     (here / "wrong.yaml").write_text("r1_zer: {max_steps: 3}\n", encoding="utf-8")
-    assert pipeline.main([*command, "wrong.yaml"]) == 1
-    assert "no YAML is called r1_zer" in capsys.readouterr().err
+    with pytest.raises(runs.ConfigError, match="no YAML is called r1_zer"):
+        pipeline.main([*command, "wrong.yaml"])
 
 
 def test_the_papers_hyper_parameters_to_the_letter():

@@ -4,7 +4,6 @@ Each stage asks the same, and more, at its start, where everything is loaded any
 `doctor: false` (`recipes.checks`). What happens once it trains is watched by `recipes.watch`.
 """
 
-import argparse
 import contextlib
 import io
 import logging
@@ -14,7 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
-from data_prep import jobs, publishing, runs
+from data_prep import commands, jobs, publishing, runs
 from data_prep.runs import ConfigError
 from recipes import checks, config, grpo, training
 from recipes.checks import Finding
@@ -94,21 +93,17 @@ def _only_parsing(processes: int = 1) -> Iterator[None]:
         yield
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str]) -> int:
     """Exit status 0: nothing found, 1: something."""
-    parser = argparse.ArgumentParser(prog="python -m recipes.tools.doctor", description=__doc__.split("\n\n")[0])
+    parser = commands.parser("recipes.tools.doctor", __doc__)
     parser.add_argument("--scale", default="cpu", help="a name in recipes/configs, or a path to a folder of YAMLs")
     parser.add_argument("--stage", help="only this one")
     parser.add_argument("--accelerate-config", type=Path, metavar="FILE", help="in place of the YAMLs' own")
     given = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     found, said = 0, set()
-    try:
-        todo = steps.load_steps(steps.scale_folder(given.scale), None, given.accelerate_config)
-        steps.require_names(todo, [given.stage] if given.stage else [])
-    except ConfigError as error:
-        print(f"error: {error}")
-        return 1
+    todo = steps.load_steps(steps.scale_folder(given.scale), None, given.accelerate_config)
+    steps.require_names(todo, [given.stage] if given.stage else [])
     too_big = {}
     try:
         with _only_parsing(), contextlib.redirect_stderr(io.StringIO()):
@@ -135,4 +130,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(commands.run(main))

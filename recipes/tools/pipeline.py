@@ -43,14 +43,14 @@ class PipelineError(runs.Stopped):
 
 def preflight(steps: list[Step], todo: list[Step], environment: dict[str, str]) -> None:
     """What can be known to fail before any work is done: missing inputs, a full disk, a YAML that its stage refuses.
-    Raises PipelineError."""
+    Raises runs.ConfigError, and PipelineError for the disk."""
     made = {step.output_dir for step in todo}
     makers = {step.output_dir: step.name for step in steps}
     for step in todo:
         for need in step.needs:
             if need not in made and not (need / "run.json").exists():
                 hint = f"run `--only {makers[need]}` first" if need in makers else "no YAML of this scale makes it"
-                raise PipelineError(f"{step.config}: {need} is not there: {hint}")
+                raise runs.ConfigError(f"{step.config}: {need} is not there: {hint}")
     free = shutil.disk_usage(Path.cwd()).free / 2**30
     if free < FREE_DISK_GB:
         raise PipelineError(f"{free:.1f} GB are free in {Path.cwd()}, {FREE_DISK_GB:.0f} GB are needed: make room")
@@ -59,7 +59,7 @@ def preflight(steps: list[Step], todo: list[Step], environment: dict[str, str]) 
     command = [sys.executable, "-m", "recipes.tools.check", *pairs]
     found = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if found.returncode:
-        raise PipelineError(found.stderr.strip().rpartition("error: ")[2])
+        raise runs.ConfigError(found.stderr.strip().rpartition("error: ")[2])
 
 
 class Child:
@@ -201,7 +201,7 @@ def locked(scale_dir: Path) -> Iterator[int]:
         yield file.fileno()
 
 
-def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser = commands.parser("recipes.tools.pipeline", __doc__)
     parser.add_argument("--scale", default="cpu", help="a name in recipes/configs, or a path to a folder of YAMLs")
     parser.add_argument("--dry-run", action="store_true", help="print the commands of what is not done, and stop")
@@ -249,17 +249,9 @@ def run(arguments: argparse.Namespace) -> None:
             report.main(["--scale", str(scale_dir)])
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Exit status: 0 done, 1 it could not start or a step failed, 130 interrupted."""
-
-    def start(argv: list[str]) -> None:
-        try:
-            run(parse_arguments(argv))
-        except (runs.ConfigError, runs.MissingRunError) as error:
-            raise PipelineError(str(error)) from error
-
-    return commands.run(start, argv)
+def main(argv: list[str]) -> None:
+    run(parse_arguments(argv))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(commands.run(main))

@@ -6,7 +6,6 @@ first change that would do. Memory is that of a micro batch in which every seque
 `benchmarks/plan.py` compares it with what processes take.
 """
 
-import argparse
 import json
 import math
 import sys
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from data_prep import runs
+from data_prep import commands, runs
 from recipes import config as settings_of
 from recipes.tools import check
 from recipes.tools.steps import Step, load_steps, scale_folder
@@ -511,24 +510,19 @@ def _short(number: float) -> str:
     return f"{number:.0f}"
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m recipes.tools.plan", description=__doc__.split("\n\n")[0])
+def main(argv: list[str]) -> None:
+    parser = commands.parser("recipes.tools.plan", __doc__)
     parser.add_argument("--scale", required=True, help="a name in recipes/configs, or a path to a folder of YAMLs")
     parser.add_argument("--gpus", type=int, help="in place of the processes in the accelerate configs")
     parser.add_argument("--gpu-memory", type=float, metavar="GB", help="of one GPU; of the machine, for a CPU")
     parser.add_argument("--override", type=Path, metavar="FILE", help="other values, by the name of the YAML")
     arguments = parser.parse_args(argv)
     folder = scale_folder(arguments.scale)
-    try:
-        steps = load_steps(folder, override=arguments.override)
-        size = arguments.gpu_memory or (80 if arguments.override else MEMORY.get(folder.name, 16))
-        for line in report(steps, arguments.gpus, size * GB):
-            print(line)
-    except runs.ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    steps = load_steps(folder, override=arguments.override)
+    size = arguments.gpu_memory or (80 if arguments.override else MEMORY.get(folder.name, 16))
+    for line in report(steps, arguments.gpus, size * GB):
+        print(line)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(commands.run(main))
