@@ -38,13 +38,14 @@ COMMANDS = {
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """A Parquet or JSONL file, or the ``split`` of a data set of the Hub. The first of ``columns`` is the question; all
-    are matched by n-grams, and a question of fewer than n words as a whole."""
+    """A Parquet or JSONL file, or the ``split`` of a data set or ``subset`` of the Hub. The first of ``columns`` is the
+    question; all are matched by n-grams, and a question of fewer than n words as a whole."""
 
     path: str
     columns: list[str] = field(default_factory=lambda: ["question", "answer"])
     id: str = "id"
     split: str = "test"
+    subset: str = ""
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def load(settings: Decontamination) -> Index:
     """Reads the evaluation sets. Raises FileNotFoundError and ValueError that name the set and what is missing."""
     index = Index(settings.n)
     for name, one in settings.sets.items():
-        for number, record in enumerate(_records(one)):
+        for number, record in enumerate(records(one)):
             missing = [column for column in one.columns if column not in record]
             if missing:
                 raise ValueError(f"{one.path}, row {number}: no column '{missing[0]}'; it has {', '.join(record)}")
@@ -88,7 +89,8 @@ def load(settings: Decontamination) -> Index:
     return index
 
 
-def _records(one: EvaluationSet) -> Iterator[dict[str, Any]]:
+def records(one: EvaluationSet) -> Iterator[dict[str, Any]]:
+    """What the set holds, column by name. Raises FileNotFoundError where it cannot be loaded."""
     if one.path.endswith(".parquet"):
         yield from read_parquet(one.path)
     elif one.path.endswith(".jsonl"):
@@ -102,7 +104,7 @@ def _records(one: EvaluationSet) -> Iterator[dict[str, Any]]:
         from datasets import load_dataset  # slow to import, and only needed for the Hub
 
         try:
-            yield from load_dataset(one.path, split=one.split)
+            yield from load_dataset(one.path, one.subset or None, split=one.split)
         except OSError as error:
             raise FileNotFoundError(f"{one.path}, split {one.split}: cannot be loaded ({error})") from error
 

@@ -108,6 +108,18 @@ def chat(prompt: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": prompt}]
 
 
+def boxed(problem: str) -> str:
+    """A problem of mathematics as the paper evaluates it (v2, Table 32)."""
+    return f"{problem} Please reason step by step, and put your final answer within \\boxed{{}}."
+
+
+def choice(question: str, options: list[str]) -> str:
+    """A multiple-choice question as the paper evaluates it (v2, Tables 18 and 29): the letter in a line of its own."""
+    listed = "\n".join(f"{letter}) {option}" for letter, option in zip("ABCD", options, strict=True))
+    form = "The last line of your response should be of the following format: 'ANSWER: $LETTER' (without quotes)."
+    return f"Answer this multiple-choice question step by step. {form}\n\n{question}\n\n{listed}"
+
+
 def few_shot(examples: list[dict[str, str]], question: str) -> str:
     """The walkthrough's pages: worked examples ({"question", "solution"}), then the question, for a base model."""
     pages = [f"Problem: {example['question']}\nSolution: {example['solution']}\n\n" for example in examples]

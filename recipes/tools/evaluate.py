@@ -166,18 +166,19 @@ def reasoning_figures(records: list[dict], style: str) -> dict[str, Any]:
     }
 
 
-def many_figures(records: list[dict]) -> dict[str, float | None]:
-    """pass@16 and cons@16 of problems with 16 samples each, with their standard errors."""
+def many_figures(records: list[dict], k: int = MANY) -> dict[str, float | None]:
+    """pass@k and cons@k of problems with k samples each, with their standard errors."""
     problems: dict[str, list[dict]] = {}
     for record in records:
         problems.setdefault(record["id"], []).append(record)
     passed, agreed = [], []
     for drawn in problems.values():
         correct = [record["correct"] for record in drawn]
-        passed.append([pass_at_k(len(drawn), sum(correct), MANY)])
+        passed.append([pass_at_k(len(drawn), sum(correct), k)])
         agreed.append([majority_vote([record["answer"] for record in drawn], correct)])
     (passes, passes_stderr), (votes, votes_stderr) = mean_and_stderr(passed), mean_and_stderr(agreed)
-    return {"pass@16": passes, "pass@16_stderr": passes_stderr, "cons@16": votes, "cons@16_stderr": votes_stderr}
+    found = {f"pass@{k}": passes, f"pass@{k}_stderr": passes_stderr}
+    return found | {f"cons@{k}": votes, f"cons@{k}_stderr": votes_stderr}
 
 
 def general_figures(helpful: list[dict], harmless: list[dict], lookalike: list[dict]) -> dict[str, Any]:

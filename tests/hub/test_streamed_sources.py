@@ -42,6 +42,24 @@ def read(name: str, revision: str = "") -> list[dict | str]:
     return [f"{one.file} {one.row} {one.reason}" if isinstance(one, Rejection) else one for one in found]
 
 
+GPQA = {"Question": "Which?", "Correct Answer": "this", "Record ID": "r"}
+GPQA |= {f"Incorrect Answer {number}": f"that {number}" for number in (1, 2, 3)}
+
+
+def read_suite(name: str) -> list[dict]:
+    from recipes.tools import suites
+
+    return suites.read(name, local="", seed=0)
+
+
+def test_a_benchmark_is_read_by_id_and_subset(hub: Hub, client: Callable) -> None:
+    publish(hub, "Idavidrein/gpqa", "1" * 40, {"gpqa_diamond": [GPQA] * 2, "gpqa_main": [GPQA] * 3})
+    first, second = client(read_suite, "gpqa_diamond")
+    assert first == second and ") this\n" in first["question"] + "\n" and first["id"] == "r"
+    with pytest.raises(FileNotFoundError, match="aime_2025: yentinglin/aime_2025, split train: cannot be loaded"):
+        client(read_suite, "aime_2025")
+
+
 def pinned(name: str) -> tuple[str, str]:
     from data_prep.sources import SOURCES
 
