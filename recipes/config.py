@@ -367,7 +367,8 @@ class _Parser(trl.TrlParser):
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    pass
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return super()._get_help_string(action) if action.default not in (None, []) else action.help
 
 
 def _explained(kind: type, name: str) -> str:

@@ -8,7 +8,7 @@ from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
-from data_prep import prompts, runs
+from data_prep import commands, prompts, runs
 from data_prep.rows import write_parquet
 from recipes.tools import figures, page, report
 
@@ -178,7 +178,7 @@ def test_what_cannot_be_drawn_is_an_error_and_the_results_stay(scale: Path, monk
 
 def test_a_scale_that_is_not_there_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as ended:
-        report.main(["--scale", str(tmp_path / "none")])
+        commands.run(report.main, ["--scale", str(tmp_path / "none")])
     assert ended.value.code == 2
     assert "none is not there: run `make r1`" in capsys.readouterr().err
 
