@@ -20,7 +20,9 @@ from recipes.tools import merge
 import bitsandbytes as bnb
 import peft.utils.transformers_weight_conversion as peft_conversion
 import torch
+from bitsandbytes.functional import QuantState, dequantize_4bit, dequantize_blockwise
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
@@ -33,6 +35,7 @@ from transformers.utils.quantization_config import QuantizationMethod
 
 METHOD = "nf4_experts"
 ADAPTER, PREFIX = "adapter_model.safetensors", "base_model.model."
+MOST = 2**31 - 1  # numbers that bitsandbytes dequantises at once
 WORDS = {"attention": r"attn|attention", "experts": r"expert|mlp|moe|feed_forward|ffn"}
 
 
@@ -48,29 +51,116 @@ class Expert(nn.Module):
         for name, size in zip(names, ((hidden, inner), (hidden, inner), (inner, hidden)), strict=True):
             self.add_module(name, nn.Linear(*size, bias=False))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        gate, up, down = (getattr(self, name) for name in self.names)
-        return down(self.apply_gate(torch.cat((gate(x), up(x)), dim=-1)))
-
 
 class Experts(nn.ModuleList):
-    """The routed experts of one layer; `routed` counts the tokens that each got while training."""
+    """The routed experts of one layer, multiplied together: one grouped product for each of an expert's three layers
+    and each matrix of its adapter. `routed` counts the tokens that each expert got while training; `watch`, where it
+    is set, is called with the name of a layer, its output for rows in order of experts, and the rows of each expert.
+    """
+
+    watch = None
 
     def __init__(self, experts: list[Expert]):
         super().__init__(experts)
-        self.num_experts, self.routed = len(experts), [0] * len(experts)
+        self.num_experts, self.routed = len(experts), torch.zeros(len(experts), dtype=torch.long, device="cpu")
+        self.stacks: dict[str, Stack] = {}
 
     def forward(self, hidden: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """Sum of the chosen experts' outputs. hidden: (tokens, size); chosen, weights: (tokens, experts per token)."""
-        order = chosen.flatten().argsort(stable=True)
+        flat = chosen.flatten()
+        order = flat.argsort(stable=True)
         tokens = order // chosen.shape[1]
-        counts = torch.bincount(chosen.flatten(), minlength=len(self)).tolist()
+        rows = torch.zeros(len(self), dtype=torch.long, device=flat.device).index_add_(0, flat, torch.ones_like(flat))
         if self.training and torch.is_grad_enabled():
-            self.routed = [before + now for before, now in zip(self.routed, counts, strict=True)]
-        parts = hidden[tokens].split(counts)
-        done = torch.cat([expert(part) for expert, part in zip(self, parts, strict=True) if len(part)])
-        done = (done * weights.flatten()[order, None]).to(hidden.dtype)
+            self.routed = self.routed.to(rows.device) + rows
+        gate, up, down = self[0].names
+        x = hidden[tokens]
+        inner = self[0].apply_gate(torch.cat([self.linear(name, x, rows) for name in (gate, up)], dim=-1))
+        done = (self.linear(down, inner, rows) * weights.flatten()[order, None]).to(hidden.dtype)
         return torch.zeros_like(hidden).index_add(0, tokens, done)
+
+    def linear(self, name: str, x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """One layer of every expert, adapter included, on rows in order of experts: (rows, inputs) -> (rows, outputs).
+        The adapter too is multiplied in the base's dtype; its weights stay as they are."""
+        stack, first = self.stack(name), getattr(self[0], name)
+        ends = rows.cumsum(0).to(torch.int32)
+        y = Frozen.apply(x.to(stack.dtype), ends, stack)
+        if isinstance(first, LoraLayer) and not first.disable_adapters:
+            for adapter in first.active_adapters:
+                a, b = (self.adapter(name, pair, adapter).to(stack.dtype) for pair in ("lora_A", "lora_B"))
+                short = -a.shape[1] % 8  # grouped products on GPUs want multiples of 16 bytes
+                a, b = nn.functional.pad(a, (0, 0, 0, short)), nn.functional.pad(b, (0, short))
+                low = nn.functional.grouped_mm(x.to(stack.dtype), a.transpose(1, 2), offs=ends)
+                y = y + first.scaling[adapter] * nn.functional.grouped_mm(low, b.transpose(1, 2), offs=ends)
+        if self.watch and y.requires_grad:
+            self.watch(name, y, rows)
+        return y.to(x.dtype)
+
+    def adapter(self, name: str, pair: str, adapter: str) -> torch.Tensor:
+        """One matrix of the adapters of all experts: (experts, outputs, inputs)."""
+        return torch.stack([getattr(getattr(expert, name), pair)[adapter].weight for expert in self])
+
+    def stack(self, name: str) -> "Stack":
+        layers = [getattr(expert, name) for expert in self]
+        layers = [getattr(layer, "base_layer", layer) for layer in layers]
+        if name not in self.stacks or not self.stacks[name].holds(layers[0]):  # moved to another device, say
+            self.stacks[name] = Stack(layers)
+        return self.stacks[name]
+
+
+class Stack:
+    """The NF4 weights of one layer of all experts in one piece, of which the layers' own become views."""
+
+    def __init__(self, layers: list[bnb.nn.Linear4bit]):
+        states = [layer.weight.quant_state for layer in layers]
+        one = states[0]
+        self.shape, self.dtype, self.block = (len(layers), *one.shape), layers[0].compute_dtype, one.blocksize
+        if one.shape.numel() % self.block:
+            raise ConfigError(f"load_in_4bit: an expert of {tuple(one.shape)} is no multiple of {self.block} numbers.")
+        self.packed = torch.stack([layer.weight.data for layer in layers])
+        # The scales are quantised too, in blocks that begin anew with every expert.
+        self.count, self.code, self.outer_block = one.absmax.numel(), one.state2.code, one.state2.blocksize
+        padding = (0, -self.count % self.outer_block)
+        self.scales = torch.stack([nn.functional.pad(state.absmax, padding) for state in states])
+        self.outer = torch.stack([state.state2.absmax for state in states])
+        self.offsets = torch.stack([state.offset for state in states])
+        for layer, packed, scales, outer in zip(layers, self.packed, self.scales, self.outer, strict=True):
+            layer.weight.data = packed
+            layer.weight.quant_state.absmax, layer.weight.quant_state.state2.absmax = scales[: self.count], outer
+
+    def holds(self, layer: bnb.nn.Linear4bit) -> bool:
+        """Whether a layer's weights are still the first of these."""
+        return layer.weight.data_ptr() == self.packed.data_ptr()
+
+    def dequantize(self) -> torch.Tensor:
+        """(experts, outputs, inputs), in the dtype to compute in."""
+        state = QuantState(self.outer.flatten(), code=self.code, blocksize=self.outer_block, dtype=torch.float32)
+        scales = dequantize_blockwise(self.scales.flatten(), state).view(len(self.scales), -1)[:, : self.count]
+        scales = scales + self.offsets[:, None]
+        at_once = max(1, MOST // (self.shape[1] * self.shape[2]))
+        made = []
+        for packed, scale in zip(self.packed.split(at_once), scales.split(at_once), strict=True):
+            # As one row: bitsandbytes 0.50's CPU kernel takes wrong scales where a row ends within a block.
+            numbers = (packed.numel() * 2,)
+            state = QuantState(scale.flatten(), numbers, None, self.block, "nf4", self.dtype)
+            made.append(dequantize_4bit(packed.flatten(), state).view(-1, *self.shape[1:]))
+        return made[0] if len(made) == 1 else torch.cat(made)
+
+
+class Frozen(torch.autograd.Function):
+    """Rows in order of experts times the experts' transposed NF4 weights, which are in 16 bits only while they are
+    multiplied: the backward pass dequantises them again."""
+
+    @staticmethod
+    def forward(ctx, x: torch.Tensor, ends: torch.Tensor, stack: Stack) -> torch.Tensor:
+        ctx.stack = stack
+        ctx.save_for_backward(ends)
+        return nn.functional.grouped_mm(x, stack.dequantize().transpose(1, 2), offs=ends)
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (ends,) = ctx.saved_tensors
+        return nn.functional.grouped_mm(gradient.contiguous(), ctx.stack.dequantize(), offs=ends), None, None
 
 
 def unfuse(model: PreTrainedModel) -> None:
@@ -155,6 +245,10 @@ class Quantizer(Bnb4BitHfQuantizer):
                 # On CPUs with AVX512-BF16, a forward pass in eval mode repacks the weight for inference, for good; the
                 # gradients of later steps are wrong. No issue is known for it.
                 module.support_avx512bf16_for_cpu = False
+        for module in model.modules():
+            if isinstance(module, Experts):
+                for name in module[0].names:
+                    module.stack(name)
         return model
 
 

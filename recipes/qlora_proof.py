@@ -111,6 +111,9 @@ class GradientCheck(TrainerCallback):
         self.layers = {
             name: module for name, module in model.named_modules() if isinstance(module, LoraLayer) and module.lora_A
         }
+        for path, module in model.named_modules():
+            if hasattr(module, "routed"):
+                module.watch = partial(self._watch_experts, path)
         for name, module in self.layers.items():
             self.hooks.append(module.register_forward_hook(partial(self._watch, name)))
             for pair in ("lora_A", "lora_B"):
@@ -121,6 +124,15 @@ class GradientCheck(TrainerCallback):
     def _watch(self, name, module, args, output):
         if output.requires_grad:
             output.register_hook(partial(self._note, name, "output"))
+
+    def _watch_experts(self, path, leaf, output, rows):
+        output.register_hook(partial(self._note_experts, path, leaf, rows))
+
+    def _note_experts(self, path, leaf, rows, gradient):
+        own = torch.repeat_interleave(torch.arange(len(rows), device=rows.device), rows)
+        reached = torch.zeros_like(rows).index_add(0, own, gradient.any(dim=1).long())
+        for number, any_ in enumerate(reached):
+            self._note(f"{path}.{number}.{leaf}", "output", any_)
 
     def _note(self, name, what, gradient):
         self.seen[name, what] = self.seen.get((name, what), False) | gradient.any()
@@ -155,6 +167,6 @@ class GradientCheck(TrainerCallback):
         if self.hooks and self.done:
             self._conclude()
         experts = [one for one in model.modules() if hasattr(one, "routed")]
-        idle = sum(one.routed.count(0) for one in experts)
+        idle = sum(int((one.routed == 0).sum()) for one in experts)
         self.figures |= {"experts": sum(map(len, experts)), "experts_never_routed_to": idle}
         logger.info("%(experts_never_routed_to)d of %(experts)d experts never got a token", self.figures)

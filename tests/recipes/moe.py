@@ -7,7 +7,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, set_seed
 
 SIZES = {
     "hidden_size": 64,
-    "intermediate_size": 96,
+    "intermediate_size": 128,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
@@ -18,7 +18,7 @@ SIZES = {
     "bos_token_id": 2,
 }
 LATENT = {
-    "moe_intermediate_size": 32,
+    "moe_intermediate_size": 64,
     "n_routed_experts": 8,
     "n_shared_experts": 1,
     "first_k_dense_replace": 1,
@@ -29,10 +29,10 @@ LATENT = {
     "v_head_dim": 16,
 }
 FAMILIES = {
-    "qwen3_moe": {"moe_intermediate_size": 32, "num_experts": 8, "head_dim": 16, "norm_topk_prob": True},
+    "qwen3_moe": {"moe_intermediate_size": 64, "num_experts": 8, "head_dim": 16, "norm_topk_prob": True},
     "deepseek_v3": LATENT | {"q_lora_rank": 32, "n_group": 2, "topk_group": 1},
     "deepseek_v2": LATENT | {"q_lora_rank": None, "n_group": 1, "topk_group": 1},
-    "qwen2_moe": {"moe_intermediate_size": 32, "num_experts": 8, "shared_expert_intermediate_size": 64},
+    "qwen2_moe": {"moe_intermediate_size": 64, "num_experts": 8, "shared_expert_intermediate_size": 64},
     "mixtral": {"num_local_experts": 8, "head_dim": 16},
     "olmoe": {"num_experts": 8},
 }

@@ -62,7 +62,7 @@ def test_every_expert_is_in_four_bits_and_every_router_is_not(family, tmp_path):
     rows = qlora_proof.table(qlora(moe.write(tmp_path / "base", family)))
     assert {dtype for kind, dtype in rows if kind in ("routed experts", "shared experts", "dense layers")} == {"nf4"}
     assert {dtype for kind, dtype in rows if kind in ("router", "embeddings", "head", "norms")} == {"float32"}
-    assert rows["routed experts", "nf4"]["numbers"] == 3 * 8 * 64 * (96 if family in ("mixtral", "olmoe") else 32) * (
+    assert rows["routed experts", "nf4"]["numbers"] == 3 * 8 * 64 * (128 if family in ("mixtral", "olmoe") else 64) * (
         1 if "deepseek" in family else 2
     )
     trained = {kind for (kind, _), row in rows.items() if row["trained"]}
