@@ -368,7 +368,7 @@ class _Parser(trl.TrlParser):
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        return super()._get_help_string(action) if action.default not in (None, []) else action.help
+        return action.help if action.default is None else super()._get_help_string(action)
 
 
 def _explained(kind: type, name: str) -> str:

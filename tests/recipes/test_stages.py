@@ -126,6 +126,18 @@ def test_a_token_budget_ends_training_and_its_schedule(run_stage):
     assert record["steps"] < 5
 
 
+def test_packed_rows_are_all_trained(run_stage, caplog):
+    """Every token of every row, as without packing, in fewer steps; and the doctor has nothing to say."""
+    one_epoch = SFT | {"num_train_epochs": 1, "batch_size": 2, "per_device_train_batch_size": 1, "save_steps": 100}
+    plain, packed = (
+        record_of(run_stage("cold_start_sft", one_epoch | {"packing": packing}, name=f"packing_{packing}"))
+        for packing in (False, True)
+    )
+    assert packed["completion_tokens_trained"] == plain["completion_tokens_trained"]
+    assert packed["steps"] < plain["steps"] / 3
+    assert [text for text in caplog.messages if text.startswith(("doctor:", "red flag"))] == []
+
+
 def test_two_phases_by_the_order_of_rows():
     reasoning, kinds = sums(10), [general("helpful", 4), general("harmless", 3)]
     args = all_scenarios_rl.AllScenariosArguments(general_share=0.5)
