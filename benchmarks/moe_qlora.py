@@ -57,9 +57,9 @@ class Peak:
         self.bytes = max(self.bytes, anonymous() - self.before)
 
 
-def write(folder: Path, experts: int, hidden: int, inner: int, layers: int) -> None:
-    """A random checkpoint in bfloat16, one file a layer, under the published names."""
-    config = Qwen3MoeConfig(
+def config_of(experts: int, hidden: int, inner: int, layers: int) -> Qwen3MoeConfig:
+    """A small Qwen3-MoE, top 8."""
+    return Qwen3MoeConfig(
         hidden_size=hidden,
         moe_intermediate_size=inner,
         num_hidden_layers=layers,
@@ -70,30 +70,43 @@ def write(folder: Path, experts: int, hidden: int, inner: int, layers: int) -> N
         head_dim=64,
         vocab_size=VOCABULARY,
         tie_word_embeddings=True,
-        architectures=["Qwen3MoeForCausalLM"],
-        dtype="bfloat16",
     )
+
+
+def write(folder: Path, config: Qwen3MoeConfig) -> None:
+    """A random checkpoint in bfloat16, one file a layer, all of the same numbers, under the published names."""
+    config.architectures, config.dtype = ["Qwen3MoeForCausalLM"], torch.bfloat16
     config.save_pretrained(folder)
     torch.manual_seed(0)
+    hidden, inner, size = config.hidden_size, config.moe_intermediate_size, config.head_dim
+    device = "cuda" if torch.cuda.is_available() else "cpu"
 
     def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, dtype=torch.bfloat16) * 0.02
+        return (torch.randn(shape, dtype=torch.bfloat16, device=device) * 0.02).cpu()
 
-    ends = {"model.embed_tokens.weight": normal(VOCABULARY, hidden), "model.norm.weight": torch.ones(hidden).bfloat16()}
+    ends = {
+        "model.embed_tokens.weight": normal(config.vocab_size, hidden),
+        "model.norm.weight": torch.ones(hidden).bfloat16(),
+    }
+    if not config.tie_word_embeddings:
+        ends["lm_head.weight"] = normal(config.vocab_size, hidden)
     weight_map = dict.fromkeys(ends, "model-ends.safetensors")
     save_file(ends, folder / "model-ends.safetensors", metadata={"format": "pt"})
-    for number in range(layers):
-        sizes = {"q": config.num_attention_heads, "k": config.num_key_value_heads, "v": config.num_key_value_heads}
-        layer = {f"self_attn.{one}_proj": normal(64 * heads, hidden) for one, heads in sizes.items()}
-        layer |= {"self_attn.o_proj": normal(hidden, hidden), "mlp.gate": normal(experts, hidden)}
-        layer |= {f"{one}_layernorm": torch.ones(hidden).bfloat16() for one in ("input", "post_attention")}
-        layer |= {f"self_attn.{one}_norm": torch.ones(64).bfloat16() for one in "qk"}
-        for expert in range(experts):
-            layer |= {f"mlp.experts.{expert}.{one}_proj": normal(inner, hidden) for one in ("gate", "up")}
-            layer[f"mlp.experts.{expert}.down_proj"] = normal(hidden, inner)
-        layer = {f"model.layers.{number}.{name}.weight": tensor for name, tensor in layer.items()}
-        weight_map |= dict.fromkeys(layer, f"model-{number}.safetensors")
-        save_file(layer, folder / f"model-{number}.safetensors", metadata={"format": "pt"})
+    heads = {"q": config.num_attention_heads, "k": config.num_key_value_heads, "v": config.num_key_value_heads}
+    layer = {f"self_attn.{one}_proj": normal(size * count, hidden) for one, count in heads.items()}
+    layer |= {
+        "self_attn.o_proj": normal(hidden, size * config.num_attention_heads),
+        "mlp.gate": normal(config.num_experts, hidden),
+    }
+    layer |= {f"{one}_layernorm": torch.ones(hidden).bfloat16() for one in ("input", "post_attention")}
+    layer |= {f"self_attn.{one}_norm": torch.ones(size).bfloat16() for one in "qk"}
+    for expert in range(config.num_experts):
+        layer |= {f"mlp.experts.{expert}.{one}_proj": normal(inner, hidden) for one in ("gate", "up")}
+        layer[f"mlp.experts.{expert}.down_proj"] = normal(hidden, inner)
+    for number in range(config.num_hidden_layers):
+        named = {f"model.layers.{number}.{name}.weight": tensor for name, tensor in layer.items()}
+        weight_map |= dict.fromkeys(named, f"model-{number}.safetensors")
+        save_file(named, folder / f"model-{number}.safetensors", metadata={"format": "pt"})
     index = {"metadata": {}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
 
@@ -153,7 +166,7 @@ def main() -> None:
         return
     for experts in args.experts:
         with tempfile.TemporaryDirectory() as folder:
-            write(Path(folder), experts, args.hidden, args.inner, args.layers)
+            write(Path(folder), config_of(experts, args.hidden, args.inner, args.layers))
             sizes = [path.stat().st_size for path in Path(folder).glob("*.safetensors")]
             print(f"{experts} experts: {sum(sizes) / 1e6:,.0f} MB in 16 bits, a layer {max(sizes) / 1e6:,.0f} MB")
             for way in WAYS:

@@ -64,6 +64,7 @@ class Experts(nn.ModuleList):
         super().__init__(experts)
         self.num_experts, self.routed = len(experts), torch.zeros(len(experts), dtype=torch.long, device="cpu")
         self.stacks: dict[str, Stack] = {}
+        self.pairs: dict[tuple[str, str, str], list[nn.Parameter]] = {}
 
     def forward(self, hidden: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """Sum of the chosen experts' outputs. hidden: (tokens, size); chosen, weights: (tokens, experts per token)."""
@@ -98,13 +99,16 @@ class Experts(nn.ModuleList):
 
     def adapter(self, name: str, pair: str, adapter: str) -> torch.Tensor:
         """One matrix of the adapters of all experts: (experts, outputs, inputs)."""
-        return torch.stack([getattr(getattr(expert, name), pair)[adapter].weight for expert in self])
+        first, key = getattr(getattr(self[0], name), pair)[adapter].weight, (name, pair, adapter)
+        if key not in self.pairs or self.pairs[key][0] is not first:  # thousands of look-ups for each token sampled
+            self.pairs[key] = [getattr(getattr(expert, name), pair)[adapter].weight for expert in self]
+        return torch.stack(self.pairs[key])
 
     def stack(self, name: str) -> "Stack":
-        layers = [getattr(expert, name) for expert in self]
-        layers = [getattr(layer, "base_layer", layer) for layer in layers]
-        if name not in self.stacks or not self.stacks[name].holds(layers[0]):  # moved to another device, say
-            self.stacks[name] = Stack(layers)
+        first = getattr(self[0], name)
+        if name not in self.stacks or not self.stacks[name].holds(getattr(first, "base_layer", first)):
+            layers = [getattr(expert, name) for expert in self]  # new, or moved to another device
+            self.stacks[name] = Stack([getattr(layer, "base_layer", layer) for layer in layers])
         return self.stacks[name]
 
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -368,3 +369,42 @@ def test_an_adapter_comes_back_exactly(tmp_path):
     again = qlora(parent)
     again.load_adapter(tmp_path / "checkpoint", "default")
     assert logits(again).equal(logits(model))
+
+
+def test_an_expert_s_pair_that_learns_nothing_stops_the_run(refuses, monkeypatch):
+    real = moe_qlora.Experts.adapter
+    cut = lambda self, name, pair, adapter: real(self, name, pair, adapter).detach()  # noqa: E731
+    monkeypatch.setattr(moe_qlora.Experts, "adapter", cut)
+    said = refuses("cold_start_sft", SFT | QLORA | {"model_name_or_path": base("qwen3_moe"), "max_steps": 5})
+    assert re.search(r"experts\.\d+\.\w+_proj is used, but its lora_B get no gradient", said)
+
+
+def test_all_experts_together_are_a_loop_over_them(tmp_path):
+    """Values and gradients, with an adapter that is not zero, and some experts without tokens."""
+    model = qlora(moe.write(tmp_path / "base", "qwen3_moe"))
+    train_a_little(model)
+    experts = model.get_base_model().model.layers[0].mlp.experts
+    hidden = torch.randn(6, 64, requires_grad=True)
+    chosen = torch.tensor([[0, 3], [3, 5], [0, 5], [3, 0], [5, 3], [3, 7]])
+    weights = torch.rand(6, 2)
+
+    def loop():
+        sums = []
+        for token, (numbers, shares) in enumerate(zip(chosen.tolist(), weights, strict=True)):
+            for number, share in zip(numbers, shares, strict=True):
+                gate, up, down = (getattr(experts[number], name) for name in experts[number].names)
+                x = hidden[token : token + 1]
+                sums.append(share * down(experts[number].apply_gate(torch.cat([gate(x), up(x)], dim=-1))))
+        return torch.cat(sums).view(6, 2, -1).sum(dim=1)
+
+    found = []
+    for call in (loop, lambda: experts(hidden, chosen, weights)):
+        model.zero_grad()
+        hidden.grad = None
+        out = call()
+        out.square().sum().backward()
+        trained = [one.grad if one.grad is not None else torch.zeros_like(one) for one in experts.parameters()
+                   if one.requires_grad]  # fmt: skip
+        found.append([out.detach(), hidden.grad.clone(), *(one.clone() for one in trained)])
+    for one, other in zip(*found, strict=True):
+        assert torch.allclose(one, other, atol=1e-4 * float(one.abs().max() + 1))

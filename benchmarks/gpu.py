@@ -1,0 +1,285 @@
+"""Stages of the scales for GPUs on one GPU, with random weights of the real shape: memory beside the plan, and time.
+
+    python -m benchmarks.gpu [--settings experts sft_1.5b ...] [--folder DIR]
+
+A stage runs by its own script and its scale's YAML, save for the steps, the length of a rollout and vLLM, which these
+settings leave out; a random policy answers as long as it may, so a rollout costs the most that it can. Nothing is
+saved. `experts` is one layer of Qwen3-30B-A3B in NF4: all experts multiplied together, beside a loop over them. DIR
+takes the weights (61 GB for Qwen3-30B-A3B).
+"""
+
+import argparse
+import contextlib
+import functools
+import importlib
+import json
+import os
+import runpy
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+sys.path.pop(0)  # the folder of this file, where others are called as our packages are
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks import moe_qlora as moe
+from data_prep import prompts, rows, runs
+from recipes import training
+from recipes.tokenizer import train_tokenizer
+from recipes.tools import plan
+from recipes.tools.steps import load_steps
+
+import torch
+import yaml
+from transformers import AutoConfig, AutoModelForCausalLM, TrainerCallback
+
+CONFIGS = runs.ROOT / "recipes/configs"
+QUICK = {"logging_steps": 1, "doctor": False, "disable_tqdm": True, "save_strategy": "no"}
+SFT = QUICK | {"max_steps": 3, "batch_size": 4, "per_device_train_batch_size": 1}
+GRPO = QUICK | {
+    "max_steps": 2,
+    "prompts_per_step": 4,
+    "generation_batch_size": 64,
+    "max_completion_length": 512,
+    "generation": "transformers",
+    "reward_funcs": ["format_reward"],
+}
+EXPERTS = {"lora_r": 8, "lora_alpha": 16}
+SETTINGS = {  # scale, stage, with the override for 80 GB, what departs from the YAML
+    "sft_1.5b": ("gpu-24gb", "cold_start_sft", False, SFT),
+    "grpo_1.5b": ("gpu-24gb", "r1_zero", False, GRPO),
+    "sft_7b": ("gpu-24gb", "cold_start_sft", True, SFT),
+    "grpo_7b": ("gpu-24gb", "r1_zero", True, GRPO),
+    "moe_sft_attention": ("moe-qlora", "cold_start_sft", False, SFT | {"lora_target_modules": ["attention"]}),
+    "moe_sft_r8": ("moe-qlora", "cold_start_sft", False, SFT | EXPERTS),
+    "moe_sft_r32": ("moe-qlora", "cold_start_sft", False, SFT),
+    "moe_grpo_r8": ("moe-qlora", "r1_zero", False, GRPO | EXPERTS | {"max_completion_length": 128}),
+}
+
+
+def prepare(folder: Path, name: str) -> Path:
+    """Random weights, rows as long as they may be, and the setting's YAML, in `folder` -> the YAML."""
+    scale, stage, override, given = SETTINGS[name]
+    settings = runs.load_config(CONFIGS / scale / f"{stage}.yaml")
+    if override:
+        settings |= runs.load_config(CONFIGS / scale / "overrides/80gb.yaml")[stage]
+    settings |= given
+    for key in [key for key in settings if key.startswith("vllm")]:
+        del settings[key]
+    words = [f"w{number:04d}" for number in range(4000)]
+    tokenizer = train_tokenizer([" ".join(words)], 4096)
+    base = folder / settings["model_name_or_path"].replace("/", "_")
+    if not base.exists():
+        for old in folder.glob("*_*"):  # one at a time fits
+            shutil.rmtree(old)
+        values = yaml.safe_load(plan.MODELS.read_text(encoding="utf-8"))[settings["model_name_or_path"]]["config"]
+        write(base, dict(values))
+        tokenizer.save_pretrained(base)
+        (base / "run.json").write_text(json.dumps({"fingerprint": "0"}), encoding="utf-8")
+    sft = stage == "cold_start_sft"
+    wanted = settings["max_length"] if sft else settings["max_prompt_length"]
+    row = {"kind": "reasoning", "domain": "math", "language": "en", "verifier": "math", "thinking": True, "answer": "1"}
+    row |= {"source": "benchmark", "license": "CC0"}
+    text = " ".join((words * 4)[: wanted * 2])
+    low, high = 0, len(text)
+    while high - low > 1:  # as long as fits
+        middle = (low + high) // 2
+        asked = (
+            training.as_messages("user", "q00") + training.as_messages("assistant", f"<think>{text[:middle]}</think>")
+            if sft
+            else prompts.r1_zero(text[:middle])
+        )
+        low, high = (middle, high) if training.count_tokens(asked, tokenizer) <= wanted - 2 else (low, middle)
+    found = []
+    for number in range(16):
+        question = f"q{number}" if sft else text[: low - 3] + f"{number:02d}"
+        said = {"completion": f"<think>{text[:low]}</think>"} if sft else {}
+        found.append(row | {"id": str(number), "question": question, "prompt": question} | said)
+    here = folder / name
+    rows.write_rows(here / "outputs/b/world/rows.parquet", found, sft=sft)
+    (here / "outputs/b/world/run.json").write_text(json.dumps({"fingerprint": "0"}), encoding="utf-8")
+    settings |= {"output_dir": f"outputs/b/{stage}", "model_name_or_path": str(base)}
+    path = here / "configs" / f"{stage}.yaml"
+    path.parent.mkdir()
+    path.write_text(yaml.safe_dump(settings | {"dataset": "outputs/b/world/rows.parquet"}), encoding="utf-8")
+    for linked in ("recipes", "accelerate_configs"):
+        (here / linked).symlink_to(runs.ROOT / linked)
+    return path
+
+
+def write(folder: Path, values: dict) -> None:
+    """A random checkpoint in bfloat16."""
+    config = AutoConfig.for_model(values.pop("model_type"), **values)
+    if config.model_type == "qwen3_moe":
+        moe.write(folder, config)
+        return
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
+
+
+class Clock(TrainerCallback):
+    """Seconds of each step, and bytes once the model is there."""
+
+    def __init__(self):
+        self.times, self.loaded = [], 0
+
+    def on_train_begin(self, *args, **kwargs):
+        self.loaded = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        self.times.append(time.perf_counter())
+
+    def on_step_end(self, *args, **kwargs):
+        torch.cuda.synchronize()
+        self.times.append(time.perf_counter())
+
+
+def measure(script: str, path: str) -> dict:
+    """What the stage takes, in this process. Bytes: `loading`, the peak until training begins; `loaded`, what is held
+    then; `allocated`, the peak of training; `taken`, what the process takes of the GPU in all."""
+    sys.argv = [script, "--config", path]
+    began, clock, real = time.perf_counter(), Clock(), training.callbacks
+    loading = []
+
+    def callbacks(*args, **kwargs):
+        loading.append(torch.cuda.max_memory_allocated())
+        return [*real(*args, **kwargs), clock]
+
+    training.callbacks = callbacks
+    training.save = lambda *args: None
+    training.Run.finish = lambda run: None
+    importlib.import_module(f"recipes.{Path(script).stem}")
+    runpy.run_path(script, run_name="__main__")
+    free, total = torch.cuda.mem_get_info()
+    other = total - free - torch.cuda.memory_reserved()
+    log = [
+        json.loads(line) for line in Path(runs.load_config(path)["output_dir"], "log.jsonl").read_text().splitlines()
+    ]
+    return {
+        "seconds_to_first_step": clock.times[0] - began,
+        "step_seconds": [b - a for a, b in zip(clock.times, clock.times[1:], strict=False)],
+        "loading": loading[0],
+        "loaded": clock.loaded,
+        "allocated": torch.cuda.max_memory_allocated(),
+        "taken": torch.cuda.max_memory_reserved() + other,
+        "log": json.loads(log[-1]),
+    }
+
+
+def compare(folder: Path, name: str) -> dict:
+    """One setting, beside its plan."""
+    path = prepare(folder, name)
+    with contextlib.chdir(path.parents[1]):
+        (stage,) = plan.stages(load_steps(path.parent))
+    gpu = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 80e9
+    expected = plan.memory(stage, gpu)
+    script = str(runs.ROOT / "recipes" / f"{path.stem}.py")
+    command = [sys.executable, "-m", "benchmarks.gpu", "--measure", script, str(path)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(runs.ROOT), os.environ.get("PYTHONPATH", "")])}
+    found = subprocess.run(command, cwd=path.parents[1], env=environment, check=True, stdout=subprocess.PIPE, text=True)
+    figures = json.loads(found.stdout.splitlines()[-1])
+    return figures | {"planned": expected.peak, "plan": str(expected), "tokens": stage.length}
+
+
+# One layer of experts
+
+
+def loop(experts, hidden: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """The same sum, an expert after the other, each by its own layers."""
+    order = chosen.flatten().argsort(stable=True)
+    tokens = order // chosen.shape[1]
+    counts = torch.bincount(chosen.flatten(), minlength=len(experts)).tolist()
+    parts, done = hidden[tokens].split(counts), []
+    for expert, part in zip(experts, parts, strict=True):
+        if len(part):
+            gate, up, down = (getattr(expert, name) for name in expert.names)
+            done.append(down(expert.apply_gate(torch.cat((gate(part), up(part)), dim=-1))))
+    done = (torch.cat(done) * weights.flatten()[order, None]).to(hidden.dtype)
+    return torch.zeros_like(hidden).index_add(0, tokens, done)
+
+
+def one_layer(folder: Path, device: str, values: dict | None = None) -> list[dict]:
+    """Seconds of a layer, by way, adapter, tokens and whether there is a backward pass."""
+    from recipes import moe_qlora
+
+    from peft import LoraConfig
+
+    known = yaml.safe_load(plan.MODELS.read_text(encoding="utf-8"))["Qwen/Qwen3-30B-A3B-Base"]["config"]
+    values = known | (values or {}) | {"num_hidden_layers": 1}
+    config = AutoConfig.for_model(values.pop("model_type"), **values)
+    moe.write(folder / "layer", config)
+    found = []
+    for rank in (0, 8):
+        model = moe_qlora.load(AutoModelForCausalLM, str(folder / "layer"), SimpleNamespace(), torch.bfloat16)
+        if rank:
+            lora = LoraConfig(r=rank, lora_alpha=16, task_type="CAUSAL_LM")
+            model = moe_qlora.adapt(model, lora, ["experts"]).get_base_model()
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.data = torch.randn_like(parameter, dtype=torch.float32) * 0.02
+        experts = model.model.layers[0].mlp.experts
+        ways = {"together": experts, "loop": functools.partial(loop, experts)}
+        for tokens, backward in ((16, False), (128, False), (4096, False), (4096, True)):
+            torch.manual_seed(0)
+            hidden = torch.randn(
+                tokens, config.hidden_size, device=device, dtype=torch.bfloat16, requires_grad=backward
+            )
+            scores = torch.randn(tokens, config.num_experts, device=device).softmax(-1)
+            weights, chosen = scores.topk(config.num_experts_per_tok)
+            outputs = {}
+            for way, call in ways.items():
+                times = []
+                for _ in range(5):
+                    _sync(device)
+                    began = time.perf_counter()
+                    with torch.set_grad_enabled(backward), torch.autocast(device, torch.bfloat16):
+                        outputs[way] = call(hidden, chosen, weights)
+                    if backward:
+                        outputs[way].float().square().sum().backward()
+                    _sync(device)
+                    times.append(time.perf_counter() - began)
+                row = {"rank": rank, "tokens": tokens, "backward": backward, "way": way}
+                found.append(row | {"seconds": statistics.median(times[1:])})
+            away = (outputs["together"] - outputs["loop"]).float().norm() / outputs["loop"].float().norm()
+            found[-2]["relative_difference"] = away.item()
+    return found
+
+
+def _sync(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--settings", nargs="+", default=["experts", *SETTINGS], choices=["experts", *SETTINGS])
+    parser.add_argument("--folder", type=Path, help="for the weights, instead of a temporary one")
+    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.measure:
+        print(json.dumps(measure(*arguments.measure)))
+        return
+    if not torch.cuda.is_available():
+        print("no GPU here: nothing is measured")
+        return
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as text:
+        print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}", flush=True)
+        for name in arguments.settings:
+            if name == "experts":
+                for row in one_layer(Path(text), "cuda"):
+                    print(json.dumps(row), flush=True)
+                continue
+            try:
+                row = compare(Path(text), name)
+            except subprocess.CalledProcessError as error:  # the others are still worth their time
+                print(f"{name}: failed, exit status {error.returncode}", flush=True)
+                continue
+            print(f"{name}: {json.dumps(row)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
