@@ -156,9 +156,7 @@ def measure(script: str, path: str) -> dict:
     runpy.run_path(script, run_name="__main__")
     free, total = torch.cuda.mem_get_info()
     other = total - free - torch.cuda.memory_reserved()
-    log = [
-        json.loads(line) for line in Path(runs.load_config(path)["output_dir"], "log.jsonl").read_text().splitlines()
-    ]
+    log = Path(runs.load_config(path)["output_dir"], "log.jsonl").read_text(encoding="utf-8").splitlines()
     return {
         "seconds_to_first_step": clock.times[0] - began,
         "step_seconds": [b - a for a, b in zip(clock.times, clock.times[1:], strict=False)],

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -103,10 +104,15 @@ def write(folder: Path, config: Qwen3MoeConfig) -> None:
     for expert in range(config.num_experts):
         layer |= {f"mlp.experts.{expert}.{one}_proj": normal(inner, hidden) for one in ("gate", "up")}
         layer[f"mlp.experts.{expert}.down_proj"] = normal(hidden, inner)
-    for number in range(config.num_hidden_layers):
+
+    def save(number: int) -> dict[str, str]:
         named = {f"model.layers.{number}.{name}.weight": tensor for name, tensor in layer.items()}
-        weight_map |= dict.fromkeys(named, f"model-{number}.safetensors")
         save_file(named, folder / f"model-{number}.safetensors", metadata={"format": "pt"})
+        return dict.fromkeys(named, f"model-{number}.safetensors")
+
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(save, range(config.num_hidden_layers)):
+            weight_map |= found
     index = {"metadata": {}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
 
