@@ -214,10 +214,15 @@ def memory(stage: Stage, gpu: float) -> Memory:
         gathered = 4 * trained  # DDP's buckets
     if not stage.rank and not zero and compute < stage.dtype and not shards:
         gathered += compute * total  # what autocast keeps of a forward pass
+    made = 0.0  # the 16-bit weights of one of a layer's three stacks of experts, while they are multiplied
+    if stage.nf4:
+        stacks = [inputs * outputs * count for name, inputs, outputs, count in s.linear if name == "expert"]
+        made = compute * min(stacks, default=0)
     tokens = stage.sequences * stage.length
     stream = 2 if zero or (shards and stage.bf16) else stage.dtype  # both compute with a copy in bfloat16
     a_layer = _a_layer(s, stream, compute) * tokens
     activations = (stream * s.hidden * tokens * s.layers + a_layer) if stage.checkpointing else a_layer * s.layers
+    activations += made
     logits = 0.0
     if not stage.scalar_head:
         tile = min(tokens, TILE[0]) * min(s.vocabulary, TILE[1])
@@ -226,7 +231,8 @@ def memory(stage: Stage, gpu: float) -> Memory:
     cached = 0.0
     if stage.rl and stage.generation == "transformers":
         local = stage.at_once / n
-        cached = local * stage.length * s.cached * compute + 3 * 4 * local * s.vocabulary + gathered * (stage.rank == 0)
+        cached = local * stage.length * s.cached * compute + 3 * 4 * local * s.vocabulary
+        cached += gathered * (stage.rank == 0) + made
     elif stage.generation == "vllm_colocate":
         cached = stage.vllm_share * gpu
     other = stage.rewards + (0 if stage.cpu else CONTEXT)
