@@ -68,8 +68,8 @@ NAMES = {  # of a checkpoint
 FIGURES = (  # column of the table, key in results.json
     ("pass@1", "pass@1"), ("T = 1", "pass@1_at_temperature_1"), ("pass@16", "pass@16"), ("cons@16", "cons@16"),
     ("format", "format_rate"), ("language", "language_consistency"), ("tokens", "mean_completion_tokens"),
-    ("helpful (0-3)", "helpful_score"), ("wins", "helpful_win_rate"), ("safe", "safe_rate"),
-    ("refuses harmless", "refusals_of_harmless"),
+    ("helpful, 0-3", "helpful_score"), ("wins", "helpful_win_rate"), ("safe", "safe_rate"),
+    ("refused", "refusals_of_harmless"),
 )  # fmt: skip
 # The paper's own: v2 tables 3, 8, 15 and 16, section E.4 and figure 1. AIME 2024 pass@1 and majority vote (of 16 for
 # R1-Zero, else of 64), MATH-500, GPQA Diamond, LiveCodeBench, AlpacaEval 2.0, ArenaHard.
@@ -143,7 +143,7 @@ def _lead(stages: dict[str, Stage], results: dict[str, Any]) -> str:
         (f"{shown.count(True)} of {len(shown)}", "of the paper's effects shown, of those measured"),
         (clock(results["wall_seconds"]) or "–", "minutes:seconds in all"),
         (f"{results['peak_rss_gb']:.1f} GB" if results["peak_rss_gb"] else "–", "memory at most"),
-        (f"{done} of {len(stages)}", "stages and data jobs done"),
+        (str(done), "stages and data jobs done"),
     ]
     unfinished = f'<p class="note">Not finished: {escape(", ".join(open_))}.</p>' if open_ else ""
     shown_tiles = "".join(f"<div><b>{value}</b>{escape(what)}</div>" for value, what in tiles)
