@@ -22,7 +22,7 @@ from urllib.parse import quote
 
 import rewards
 from data_prep import cold_start, commands, rows, runs
-from data_prep.filters import FILTERS, Candidate
+from data_prep.filters import FILTERS, Candidate, is_right
 from rewards.completion import INVISIBLE
 
 log = logging.getLogger(__name__)
@@ -123,10 +123,10 @@ class Review:
         """What the rewards and the job's filters say of the text as it stands, and what was found before."""
         record, row = self.now(id), self.rows[id.rpartition("-")[0]]
         text = cold_start.written(record)
-        correct = rewards.is_correct(text, row["answer"], row["verifier"], row["question"])
-        verdict = {True: "right", False: "wrong", None: "not for rules to judge"}[correct]
+        verdict = {True: "right", False: "wrong", None: "not for rules to judge"}[is_right(row, text)]
+        asked = f"Answer {row['answer']}" if row["answer"] else "Tests" if row.get("tests") else "Answer"
         share = rewards.language_consistency(record["reasoning"], row["language"])
-        found = [f"Answer {row['answer']}: {verdict}", f"Language: {share:.2f} of the reasoning is {row['language']}"]
+        found = [f"{asked}: {verdict}", f"Language: {share:.2f} of the reasoning is {row['language']}"]
         checks = [check for check in FILTERS if check.__name__ in self.thresholds.steps]
         failed = [(check.__name__, check(Candidate(row, text), self.thresholds)) for check in checks]
         found += [f"Fails {name}: {why}" for name, why in failed if why] or [f"Passes all {len(checks)} filters"]

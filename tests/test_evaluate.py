@@ -1,5 +1,6 @@
 """What an evaluation makes of generations, on a few that are worked by hand."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -49,6 +50,13 @@ def test_the_walkthroughs_completions_are_scored() -> None:
     assert figures["language_consistency"] == 1.0
     assert figures["answer_language"] is None
     assert (figures["n_problems"], figures["k"]) == (1, 4)
+
+
+def test_a_program_is_scored_by_its_rows_tests() -> None:
+    asked = row(verifier="code", answer="", tests=json.dumps({"inputs": ["2\n", "5\n"], "outputs": ["4\n", "10\n"]}))
+    texts = [f"<think>Double it.</think>\n```python\nprint(int(input()) {sign})\n```" for sign in ("* 2", "+ 2")]
+    records = [evaluate.score("think", "reasoning", asked, i, say(text)) for i, text in enumerate(texts)]
+    assert [record["correct"] for record in records] == [True, False]
 
 
 def test_language_is_looked_at_in_the_reasoning_and_in_the_summary() -> None:

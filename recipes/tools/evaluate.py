@@ -16,11 +16,12 @@ from statistics import fmean
 from typing import Any, Literal
 
 from data_prep import commands, prompts, publishing, runs
+from data_prep.filters import is_right
 from data_prep.rows import Row, load_rows, write_parquet
 from data_prep.sampling import Decoding, LocalModel, Sample
 from data_prep.world import general
 from recipes.tools.metrics import majority_vote, mean_and_stderr, pass_at_k
-from rewards import is_correct, is_well_formed, parse
+from rewards import is_well_formed, parse
 from rewards.accuracy import statements, unstated
 from rewards.language import count_words
 
@@ -127,7 +128,7 @@ def score(style: str, set_name: str, row: Row, index: int, sample: Sample) -> di
         "refused": None,
     }
     if row["kind"] == "reasoning":
-        record["correct"] = bool(is_correct(sample.text, row["answer"], row["verifier"], row["question"]))
+        record["correct"] = is_right(row, sample.text) is True
     elif row["kind"] == "helpful":
         record["helpful_score"] = general.helpful_score(row["question"], parts.summary)
         record["refused"] = general.is_refusal(parts.summary)
