@@ -9,11 +9,9 @@ takes the weights (61 GB for Qwen3-30B-A3B).
 """
 
 import argparse
-import contextlib
 import functools
 import importlib
 import json
-import os
 import runpy
 import shutil
 import statistics
@@ -28,15 +26,16 @@ sys.path.pop(0)  # the folder of this file, where others are called as our packa
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import moe_qlora as moe
-from data_prep import prompts, rows, runs
-from recipes import training
+from benchmarks.plan import WORDS, apart, planned, set_up
+from data_prep import runs
+from recipes import moe_qlora, training
 from recipes.tokenizer import train_tokenizer
 from recipes.tools import plan
-from recipes.tools.steps import load_steps
 
 import torch
 import yaml
-from transformers import AutoConfig, AutoModelForCausalLM, TrainerCallback
+from peft import LoraConfig
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, TrainerCallback
 
 CONFIGS = runs.ROOT / "recipes/configs"
 QUICK = {"logging_steps": 1, "doctor": False, "disable_tqdm": True, "save_strategy": "no"}
@@ -62,63 +61,35 @@ SETTINGS = {  # scale, stage, with the override for 80 GB, what departs from the
 }
 
 
+def shape(name: str, **other: int) -> PreTrainedConfig:
+    """The published config of a model, by the table of `recipes/tools/plan.py`."""
+    values = yaml.safe_load(plan.MODELS.read_text(encoding="utf-8"))[name]["config"] | other
+    return AutoConfig.for_model(values.pop("model_type"), **values)
+
+
 def prepare(folder: Path, name: str) -> Path:
     """Random weights, rows as long as they may be, and the setting's YAML, in `folder` -> the YAML."""
     scale, stage, override, given = SETTINGS[name]
     settings = runs.load_config(CONFIGS / scale / f"{stage}.yaml")
     if override:
         settings |= runs.load_config(CONFIGS / scale / "overrides/80gb.yaml")[stage]
-    settings |= given
-    for key in [key for key in settings if key.startswith("vllm")]:
-        del settings[key]
-    words = [f"w{number:04d}" for number in range(4000)]
-    tokenizer = train_tokenizer([" ".join(words)], 4096)
+    settings = {key: value for key, value in (settings | given).items() if not key.startswith("vllm")}
     base = folder / settings["model_name_or_path"].replace("/", "_")
     if not base.exists():
         for old in folder.glob("*_*"):  # one at a time fits
             shutil.rmtree(old)
-        values = yaml.safe_load(plan.MODELS.read_text(encoding="utf-8"))[settings["model_name_or_path"]]["config"]
-        write(base, dict(values))
-        tokenizer.save_pretrained(base)
-        (base / "run.json").write_text(json.dumps({"fingerprint": "0"}), encoding="utf-8")
-    sft = stage == "cold_start_sft"
-    wanted = settings["max_length"] if sft else settings["max_prompt_length"]
-    row = {"kind": "reasoning", "domain": "math", "language": "en", "verifier": "math", "thinking": True, "answer": "1"}
-    row |= {"source": "benchmark", "license": "CC0"}
-    text = " ".join((words * 4)[: wanted * 2])
-    low, high = 0, len(text)
-    while high - low > 1:  # as long as fits
-        middle = (low + high) // 2
-        asked = (
-            training.as_messages("user", "q00") + training.as_messages("assistant", f"<think>{text[:middle]}</think>")
-            if sft
-            else prompts.r1_zero(text[:middle])
-        )
-        low, high = (middle, high) if training.count_tokens(asked, tokenizer) <= wanted - 2 else (low, middle)
-    found = []
-    for number in range(16):
-        question = f"q{number}" if sft else text[: low - 3] + f"{number:02d}"
-        said = {"completion": f"<think>{text[:low]}</think>"} if sft else {}
-        found.append(row | {"id": str(number), "question": question, "prompt": question} | said)
-    here = folder / name
-    rows.write_rows(here / "outputs/b/world/rows.parquet", found, sft=sft)
-    (here / "outputs/b/world/run.json").write_text(json.dumps({"fingerprint": "0"}), encoding="utf-8")
-    settings |= {"output_dir": f"outputs/b/{stage}", "model_name_or_path": str(base)}
-    path = here / "configs" / f"{stage}.yaml"
-    path.parent.mkdir()
-    path.write_text(yaml.safe_dump(settings | {"dataset": "outputs/b/world/rows.parquet"}), encoding="utf-8")
-    for linked in ("recipes", "accelerate_configs"):
-        (here / linked).symlink_to(runs.ROOT / linked)
-    return path
+        write(base, shape(settings["model_name_or_path"]))
+        train_tokenizer([" ".join(WORDS)], 4096).save_pretrained(base)
+    wanted = settings["max_length"] if stage == "cold_start_sft" else settings["max_prompt_length"]
+    return set_up(folder / f"{name}.stage", stage, base, wanted, settings)
 
 
-def write(folder: Path, values: dict) -> None:
+def write(folder: Path, config: PreTrainedConfig) -> None:
     """A random checkpoint in bfloat16."""
-    config = AutoConfig.for_model(values.pop("model_type"), **values)
     if config.model_type == "qwen3_moe":
         moe.write(folder, config)
         return
-    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+    with torch.device("cuda"):
         AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
 
 
@@ -171,16 +142,8 @@ def measure(script: str, path: str) -> dict:
 def compare(folder: Path, name: str) -> dict:
     """One setting, beside its plan."""
     path = prepare(folder, name)
-    with contextlib.chdir(path.parents[1]):
-        (stage,) = plan.stages(load_steps(path.parent))
-    gpu = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 80e9
-    expected = plan.memory(stage, gpu)
-    script = str(runs.ROOT / "recipes" / f"{path.stem}.py")
-    command = [sys.executable, "-m", "benchmarks.gpu", "--measure", script, str(path)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(runs.ROOT), os.environ.get("PYTHONPATH", "")])}
-    found = subprocess.run(command, cwd=path.parents[1], env=environment, check=True, stdout=subprocess.PIPE, text=True)
-    figures = json.loads(found.stdout.splitlines()[-1])
-    return figures | {"planned": expected.peak, "plan": str(expected), "tokens": stage.length}
+    stage, expected = planned(path, torch.cuda.get_device_properties(0).total_memory)
+    return apart("benchmarks.gpu", path) | {"planned": expected.peak, "plan": str(expected), "tokens": stage.length}
 
 
 # One layer of experts
@@ -200,15 +163,9 @@ def loop(experts, hidden: torch.Tensor, chosen: torch.Tensor, weights: torch.Ten
     return torch.zeros_like(hidden).index_add(0, tokens, done)
 
 
-def one_layer(folder: Path, device: str, values: dict | None = None) -> list[dict]:
+def one_layer(folder: Path) -> list[dict]:
     """Seconds of a layer, by way, adapter, tokens and whether there is a backward pass."""
-    from recipes import moe_qlora
-
-    from peft import LoraConfig
-
-    known = yaml.safe_load(plan.MODELS.read_text(encoding="utf-8"))["Qwen/Qwen3-30B-A3B-Base"]["config"]
-    values = known | (values or {}) | {"num_hidden_layers": 1}
-    config = AutoConfig.for_model(values.pop("model_type"), **values)
+    config = shape("Qwen/Qwen3-30B-A3B-Base", num_hidden_layers=1)
     moe.write(folder / "layer", config)
     found = []
     for rank in (0, 8):
@@ -223,33 +180,27 @@ def one_layer(folder: Path, device: str, values: dict | None = None) -> list[dic
         ways = {"together": experts, "loop": functools.partial(loop, experts)}
         for tokens, backward in ((16, False), (128, False), (4096, False), (4096, True)):
             torch.manual_seed(0)
-            hidden = torch.randn(
-                tokens, config.hidden_size, device=device, dtype=torch.bfloat16, requires_grad=backward
-            )
-            scores = torch.randn(tokens, config.num_experts, device=device).softmax(-1)
+            hidden = torch.randn(tokens, config.hidden_size, device="cuda", dtype=torch.bfloat16)
+            hidden.requires_grad_(backward)
+            scores = torch.randn(tokens, config.num_experts, device="cuda").softmax(-1)
             weights, chosen = scores.topk(config.num_experts_per_tok)
             outputs = {}
             for way, call in ways.items():
                 times = []
                 for _ in range(5):
-                    _sync(device)
+                    torch.cuda.synchronize()
                     began = time.perf_counter()
-                    with torch.set_grad_enabled(backward), torch.autocast(device, torch.bfloat16):
+                    with torch.set_grad_enabled(backward), torch.autocast("cuda", torch.bfloat16):
                         outputs[way] = call(hidden, chosen, weights)
                     if backward:
                         outputs[way].float().square().sum().backward()
-                    _sync(device)
+                    torch.cuda.synchronize()
                     times.append(time.perf_counter() - began)
                 row = {"rank": rank, "tokens": tokens, "backward": backward, "way": way}
                 found.append(row | {"seconds": statistics.median(times[1:])})
             away = (outputs["together"] - outputs["loop"]).float().norm() / outputs["loop"].float().norm()
             found[-2]["relative_difference"] = away.item()
     return found
-
-
-def _sync(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
 
 
 def main() -> None:
@@ -268,7 +219,7 @@ def main() -> None:
         print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}", flush=True)
         for name in arguments.settings:
             if name == "experts":
-                for row in one_layer(Path(text), "cuda"):
+                for row in one_layer(Path(text)):
                     print(json.dumps(row), flush=True)
                 continue
             try:

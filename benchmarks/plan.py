@@ -8,6 +8,7 @@ process had with everything imported, the plan's figure for the same YAML, and h
 """
 
 import argparse
+import bisect
 import contextlib
 import importlib
 import json
@@ -17,12 +18,13 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 sys.path.pop(0)  # the folder of this file, where others are called as our packages are
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.moe_qlora import Peak
-from data_prep import rows
+from data_prep import prompts, rows, runs
 from recipes import training
 from recipes.tokenizer import train_tokenizer
 from recipes.tools import plan
@@ -30,9 +32,10 @@ from recipes.tools.steps import load_steps
 
 import torch
 import yaml
-from transformers import PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
 
 LENGTH = 512  # tokens of a row
+WORDS = [f"w{number:04d}" for number in range(4000)]
 CPU = {"use_cpu": True, "bf16": False, "dataloader_pin_memory": False, "disable_tqdm": True, "save_strategy": "no"}
 SFT = CPU | {
     "max_length": LENGTH,
@@ -84,43 +87,61 @@ def write_base(
     return tokenizer
 
 
-def prepare(folder: Path, name: str) -> Path:
-    """A model, rows and the setting's YAML in `folder` -> the YAML."""
-    stage, settings = SETTINGS[name]
-    words = " ".join(f"w{number:04d}" for number in range(4000))
-    tokenizer = write_base(folder / "outputs/b/base", [words], 4096, vocab_size=32768, hidden_size=640, layers=12)
+def fill(stage: str, tokenizer: PreTrainedTokenizerBase, wanted: int) -> list[rows.Row]:
+    """Rows for a stage, each as near to `wanted` tokens as whole words allow; a prompt only, but for SFT."""
     row = {"kind": "reasoning", "domain": "math", "language": "en", "verifier": "math", "thinking": True, "answer": "1"}
     row |= {"source": "benchmark", "license": "CC0"}
-    piece, wanted = words.split(), LENGTH if stage == "cold_start_sft" else GRPO["max_prompt_length"]
     found = []
     for number in range(16):
-        text = ""
-        for word in piece[number:]:  # as long as fits
-            longer = f"{text} {word}"
-            asked = plan_prompt(stage, longer)
-            if training.count_tokens(asked, tokenizer) > wanted - 2:
-                break
-            text = longer
+        words = [f" {word}" for word in (WORDS * 4)[number:]]
+
+        def length(count: int, words=words) -> int:
+            return training.count_tokens(as_counted(stage, "".join(words[:count])), tokenizer)
+
+        text = "".join(words[: bisect.bisect_right(range(len(words) + 1), wanted - 2, key=length) - 1])
         question = text if stage != "cold_start_sft" else f"q{number}"
         said = {"completion": f"<think>{text}</think>"} if stage == "cold_start_sft" else {}
         found.append(row | {"id": str(number), "question": question, "prompt": question} | said)
-    rows.write_rows(folder / "outputs/b/world/rows.parquet", found, sft=stage == "cold_start_sft")
-    path = folder / "configs" / f"{stage}.yaml"
-    path.parent.mkdir()
-    given = {"output_dir": f"outputs/b/{stage}", "model_name_or_path": "outputs/b/base"}
-    path.write_text(yaml.safe_dump(given | {"dataset": "outputs/b/world/rows.parquet"} | settings), encoding="utf-8")
-    for run in ("base", "world"):
-        (folder / f"outputs/b/{run}/run.json").write_text(json.dumps({"fingerprint": "0"}), encoding="utf-8")
-    return path
+    return found
 
 
-def plan_prompt(stage: str, text: str) -> str | list[dict]:
+def as_counted(stage: str, text: str) -> str | list[dict]:
     """The text as the stage's trainer will count it."""
     if stage == "cold_start_sft":
         return training.as_messages("user", "q00") + training.as_messages("assistant", f"<think>{text}</think>")
-    from data_prep import prompts
-
     return prompts.r1_zero(text)
+
+
+def set_up(folder: Path, stage: str, base: Path, wanted: int, settings: dict) -> Path:
+    """A stage's YAML and all that it names, in `folder`, on a base that is there already -> the YAML."""
+    found = fill(stage, AutoTokenizer.from_pretrained(base), wanted)
+    rows.write_rows(folder / "outputs/b/world/rows.parquet", found, sft=stage == "cold_start_sft")
+    path = folder / "configs" / f"{stage}.yaml"
+    path.parent.mkdir()
+    given = {"output_dir": f"outputs/b/{stage}", "dataset": "outputs/b/world/rows.parquet"}
+    path.write_text(yaml.safe_dump(settings | given | {"model_name_or_path": str(base)}), encoding="utf-8")
+    for run in (base, folder / "outputs/b/world"):
+        (run / "run.json").write_text(json.dumps({"fingerprint": "0"}), encoding="utf-8")
+    for linked in ("recipes", "accelerate_configs"):
+        (folder / linked).symlink_to(runs.ROOT / linked)
+    return path
+
+
+def planned(path: Path, gpu: float) -> tuple[plan.Stage, plan.Memory]:
+    """A stage as the plan sees it, and its memory on a GPU of `gpu` bytes, from its YAML alone."""
+    with contextlib.chdir(path.parents[1]):
+        (stage,) = plan.stages(load_steps(path.parent))
+    return stage, plan.memory(stage, gpu)
+
+
+def apart(module: str, path: Path) -> Any:
+    """What `python -m module --measure` prints of a stage, in a process of its own."""
+    script = str(runs.ROOT / "recipes" / f"{path.stem}.py")
+    command = [sys.executable, "-m", module, "--measure", script, str(path)]
+    search = os.pathsep.join([str(runs.ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONPATH": search, "MALLOC_ARENA_MAX": "1"}
+    found = subprocess.run(command, cwd=path.parents[1], env=environment, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(found.stdout.splitlines()[-1])
 
 
 def measure(script: str, path: str) -> int:
@@ -141,21 +162,15 @@ def main() -> None:
     if arguments.measure:
         print(json.dumps(measure(*arguments.measure)))
         return
-    root = plan.runs.ROOT
     for name in arguments.settings:
+        stage, settings = SETTINGS[name]
         with tempfile.TemporaryDirectory() as text:
-            folder = Path(text)
-            path = prepare(folder, name)
-            (folder / "recipes").symlink_to(root / "recipes")
-            (folder / "accelerate_configs").symlink_to(root / "accelerate_configs")
-            with contextlib.chdir(folder):
-                (stage,) = plan.stages(load_steps(path.parent))
-            expected = plan.memory(stage, 0)
-            script = str(root / "recipes" / f"{path.stem}.py")
-            command = [sys.executable, "-m", "benchmarks.plan", "--measure", script, str(path)]
-            environment = {**os.environ, "PYTHONPATH": str(root), "MALLOC_ARENA_MAX": "1"}
-            found = subprocess.run(command, cwd=folder, env=environment, check=True, stdout=subprocess.PIPE, text=True)
-            measured = int(found.stdout.splitlines()[-1])
+            base = Path(text, "outputs/b/base")
+            write_base(base, [" ".join(WORDS)], 4096, vocab_size=32768, hidden_size=640, layers=12)
+            wanted = LENGTH if stage == "cold_start_sft" else GRPO["max_prompt_length"]
+            path = set_up(Path(text), stage, base, wanted, settings)
+            _, expected = planned(path, 0)
+            measured = apart("benchmarks.plan", path)
             print(
                 f"{name}: measured {measured / 1e9:.2f} GB, planned {expected.peak / 1e9:.2f} GB "
                 f"({expected.peak / measured - 1:+.0%}): {expected}",

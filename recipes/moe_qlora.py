@@ -55,7 +55,7 @@ class Expert(nn.Module):
 class Experts(nn.ModuleList):
     """The routed experts of one layer, multiplied together: one grouped product for each of an expert's three layers
     and each matrix of its adapter. `routed` counts the tokens that each expert got while training; `watch`, where it
-    is set, is called with the name of a layer, its output for rows in order of experts, and the rows of each expert.
+    is set, is called with the name of a layer, its output for rows in order of experts, and where each expert's end.
     """
 
     watch = None
@@ -75,27 +75,28 @@ class Experts(nn.ModuleList):
         if self.training and torch.is_grad_enabled():
             self.routed = self.routed.to(rows.device) + rows
         gate, up, down = self[0].names
-        x = hidden[tokens]
-        inner = self[0].apply_gate(torch.cat([self.linear(name, x, rows) for name in (gate, up)], dim=-1))
-        done = (self.linear(down, inner, rows) * weights.flatten()[order, None]).to(hidden.dtype)
+        x, ends = hidden[tokens], rows.cumsum(0).to(torch.int32)
+        inner = self[0].apply_gate(torch.cat([self.linear(name, x, ends) for name in (gate, up)], dim=-1))
+        done = (self.linear(down, inner, ends) * weights.flatten()[order, None]).to(hidden.dtype)
         return torch.zeros_like(hidden).index_add(0, tokens, done)
 
-    def linear(self, name: str, x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    def linear(self, name: str, x: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
         """One layer of every expert, adapter included, on rows in order of experts: (rows, inputs) -> (rows, outputs).
-        The adapter too is multiplied in the base's dtype; its weights stay as they are."""
-        stack, first = self.stack(name), getattr(self[0], name)
-        ends = rows.cumsum(0).to(torch.int32)
-        y = Frozen.apply(x.to(stack.dtype), ends, stack)
+        `ends`: (experts,), after which row each one's end. The adapter too is multiplied in the base's dtype; its
+        weights stay as they are."""
+        stack, first, dtype = self.stack(name), getattr(self[0], name), x.dtype
+        x = x.to(stack.dtype)
+        y = Frozen.apply(x, ends, stack)
         if isinstance(first, LoraLayer) and not first.disable_adapters:
             for adapter in first.active_adapters:
                 a, b = (self.adapter(name, pair, adapter).to(stack.dtype) for pair in ("lora_A", "lora_B"))
                 short = -a.shape[1] % 8  # grouped products on GPUs want multiples of 16 bytes
                 a, b = nn.functional.pad(a, (0, 0, 0, short)), nn.functional.pad(b, (0, short))
-                low = nn.functional.grouped_mm(x.to(stack.dtype), a.transpose(1, 2), offs=ends)
+                low = nn.functional.grouped_mm(x, a.transpose(1, 2), offs=ends)
                 y = y + first.scaling[adapter] * nn.functional.grouped_mm(low, b.transpose(1, 2), offs=ends)
         if self.watch and y.requires_grad:
-            self.watch(name, y, rows)
-        return y.to(x.dtype)
+            self.watch(name, y, ends)
+        return y.to(dtype)
 
     def adapter(self, name: str, pair: str, adapter: str) -> torch.Tensor:
         """One matrix of the adapters of all experts: (experts, outputs, inputs)."""

@@ -111,11 +111,13 @@ class GradientCheck(TrainerCallback):
         self.layers = {
             name: module for name, module in model.named_modules() if isinstance(module, LoraLayer) and module.lora_A
         }
-        for path, module in model.named_modules():
-            if hasattr(module, "routed"):
-                module.watch = partial(self._watch_experts, path)
+        experts = {path: module for path, module in model.named_modules() if hasattr(module, "routed")}
+        for path, module in experts.items():
+            module.watch = partial(self._watch_experts, path)
+        self.experts = list(experts.values())
         for name, module in self.layers.items():
-            self.hooks.append(module.register_forward_hook(partial(self._watch, name)))
+            if not ROUTED.match(name):  # those are multiplied together, not called
+                self.hooks.append(module.register_forward_hook(partial(self._watch, name)))
             for pair in ("lora_A", "lora_B"):
                 self.hooks.append(
                     getattr(module, pair)["default"].weight.register_hook(partial(self._note, name, pair))
@@ -125,12 +127,12 @@ class GradientCheck(TrainerCallback):
         if output.requires_grad:
             output.register_hook(partial(self._note, name, "output"))
 
-    def _watch_experts(self, path, leaf, output, rows):
-        output.register_hook(partial(self._note_experts, path, leaf, rows))
+    def _watch_experts(self, path, leaf, output, ends):
+        output.register_hook(partial(self._note_experts, path, leaf, ends))
 
-    def _note_experts(self, path, leaf, rows, gradient):
-        own = torch.repeat_interleave(torch.arange(len(rows), device=rows.device), rows)
-        reached = torch.zeros_like(rows).index_add(0, own, gradient.any(dim=1).long())
+    def _note_experts(self, path, leaf, ends, gradient):
+        own = torch.searchsorted(ends, torch.arange(len(gradient), device=ends.device), right=True)
+        reached = torch.zeros_like(ends).index_add(0, own, gradient.any(dim=1).to(ends.dtype))
         for number, any_ in enumerate(reached):
             self._note(f"{path}.{number}.{leaf}", "output", any_)
 
@@ -153,6 +155,8 @@ class GradientCheck(TrainerCallback):
     def _conclude(self):
         for hook in self.hooks:
             hook.remove()
+        for module in self.experts:
+            module.watch = None
         self.hooks = []
         groups = {}  # the routed experts of a layer count as one: some of them may have no tokens yet
         for name in self.layers:
@@ -166,7 +170,6 @@ class GradientCheck(TrainerCallback):
     def on_train_end(self, args, state, control, model=None, **kwargs):
         if self.hooks and self.done:
             self._conclude()
-        experts = [one for one in model.modules() if hasattr(one, "routed")]
-        idle = sum(int((one.routed == 0).sum()) for one in experts)
-        self.figures |= {"experts": sum(map(len, experts)), "experts_never_routed_to": idle}
+        idle = sum(int((one.routed == 0).sum()) for one in self.experts)
+        self.figures |= {"experts": sum(map(len, self.experts)), "experts_never_routed_to": idle}
         logger.info("%(experts_never_routed_to)d of %(experts)d experts never got a token", self.figures)

@@ -88,19 +88,19 @@ class Sampler:
 
     def ask(self, name: str, rows: list[Row], n: int, seed: int, temperature: float, top_p: float) -> list[dict]:
         """n scored generations of each row, in order, as records of `generations.parquet`."""
-        asked = [self._prompt(row) for row in rows]
+        prompted = [asked(self.checkpoint.style, row) for row in rows]
         decoding = Decoding(self.settings.max_tokens, temperature=temperature, top_p=top_p)
-        samples = self.model.sample(asked, n, decoding, seed, self.store)
+        samples = self.model.sample(prompted, n, decoding, seed, self.store)
         return [
             score(self.checkpoint.style, name, row, index, sample)
             for row, drawn in commands.progress(zip(rows, samples, strict=True), "scoring", len(rows))
             for index, sample in enumerate(drawn)
         ]
 
-    def _prompt(self, row: Row) -> str | list[dict[str, str]]:
-        if self.checkpoint.style == "r1_zero":
-            return prompts.r1_zero(row["question"])
-        return [{"role": "user", "content": row["prompt"]}]
+
+def asked(style: str, row: Row) -> str | list[dict[str, str]]:
+    """A row's prompt in a checkpoint's style: the paper's template as text, else a chat."""
+    return prompts.r1_zero(row["question"]) if style == "r1_zero" else prompts.chat(row["prompt"])
 
 
 def score(style: str, set_name: str, row: Row, index: int, sample: Sample) -> dict[str, Any]:

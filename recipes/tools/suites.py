@@ -133,8 +133,7 @@ def build(config: Suites, output_dir: Path, **suites: list[Row]) -> dict[str, An
     results, generations, opening = {}, [], "<think>" * config.prefilled
     with open_model(config.checkpoint, config.sampler) as model:
         for name, rows in suites.items():
-            plain = config.style == "r1_zero"
-            asked = [prompts.r1_zero(row["question"]) if plain else prompts.chat(row["prompt"]) for row in rows]
+            asked = [evaluate.asked(config.style, row) for row in rows]
             k = config.answers(name)
             drawn = model.sample(asked, k, config.decoding, config.seed, output_dir / "samples")
             scored = [
@@ -143,9 +142,8 @@ def build(config: Suites, output_dir: Path, **suites: list[Row]) -> dict[str, An
                 for index, sample in enumerate(samples)
             ]
             results[name] = evaluate.reasoning_figures(scored, config.style) | evaluate.many_figures(scored, k)
-            generations += [
-                one | ({"question": ""} if SUITES[name].subset else {}) for one in scored
-            ]  # not to be shown
+            unshown = {"question": ""} if SUITES[name].subset else {}  # a gated set's questions are not to be shown
+            generations += [one | unshown for one in scored]
     write_parquet(output_dir / "generations.parquet", generations)
     runs.write_json(output_dir / "results.json", {"checkpoint": config.checkpoint, "suites": results})
     shown = table(config.checkpoint, results)

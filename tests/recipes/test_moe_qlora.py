@@ -408,3 +408,12 @@ def test_all_experts_together_are_a_loop_over_them(tmp_path):
         found.append([out.detach(), hidden.grad.clone(), *(one.clone() for one in trained)])
     for one, other in zip(*found, strict=True):
         assert torch.allclose(one, other, atol=1e-4 * float(one.abs().max() + 1))
+
+
+def test_only_the_first_steps_are_watched(run_stage, monkeypatch):
+    real, seen = qlora_proof.GradientCheck._note_experts, []
+    monkeypatch.setattr(qlora_proof.GradientCheck, "_note_experts", lambda *args: seen.append(args[1:3]) or real(*args))
+    run_stage("cold_start_sft", SFT | QLORA | {"model_name_or_path": base("qwen3_moe"), "max_steps": 5})
+    steps = qlora_proof.GradientCheck.steps
+    assert {seen.count(one) % steps for one in seen} == {0} and len(set(seen)) == 2 * 3  # of two layers three each
+    assert seen.count(seen[0]) // steps == SFT["batch_size"] // SFT["per_device_train_batch_size"]

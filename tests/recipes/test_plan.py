@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+from data_prep import commands
 from recipes.tools import plan
 
 import pytest
@@ -68,12 +69,14 @@ def test_a_plan_is_printed_for_a_scale_and_an_unknown_model_is_named(tmp_path, c
     for module, name in ((plan.check.jobs, "run"), (plan.settings_of, "parse")):  # brought back by the end
         monkeypatch.setattr(module, name, getattr(module, name))
     monkeypatch.setattr("sys.argv", [])
-    plan.main(["--scale", "moe-qlora"])
+    assert commands.run(plan.main, ["--scale", "moe-qlora"]) == 0
     printed = capsys.readouterr().out
     assert "Everything fits." in printed and " r1_zero " in printed
-    plan.main(["--scale", "moe-qlora", "--gpu-memory", "24"])
+    assert commands.run(plan.main, ["--scale", "moe-qlora", "--gpu-memory", "24"]) == 0
     assert "r1_zero (Qwen/Qwen3-30B-A3B-Base, 1 x no): write GPUs of 80 GB" in capsys.readouterr().out
     text = Path("recipes/configs/gpu-24gb/r1_zero.yaml").read_text(encoding="utf-8").replace("2.5-1.5B\n", "2.5-3B\n")
     (tmp_path / "r1_zero.yaml").write_text(text, encoding="utf-8")
-    with pytest.raises(plan.runs.ConfigError, match="Qwen/Qwen2.5-3B: "):
-        plan.main(["--scale", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        commands.run(plan.main, ["--scale", str(tmp_path)])
+    assert ended.value.code == 2
+    assert "Qwen/Qwen2.5-3B: " in capsys.readouterr().err
