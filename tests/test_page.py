@@ -132,7 +132,7 @@ def test_it_says_what_is_there_and_what_is_not_yet(html: str) -> None:
     text = said(html)
     assert "DeepSeek-R1 at the scale cpu-moe" in text
     assert "Not finished: Dev2: RL, Dev3: SFT." in text
-    assert "30 of 30 steps; reward 0.033 at step 1, 1.000 at step 30." in text
+    assert "R1-Zero 30 steps; reward 0.033 at step 1, 1.000 at step 30." in text
     assert "2 of 50 steps" in text  # the third was being written
     assert "cold-start data: direct: sampled seen 1,600 − incorrect 1,200 kept 400" in text
     assert "R1: RL Nothing is logged yet." in text

@@ -90,7 +90,8 @@ def curves(
             axes.set_ylim(-0.03, 1.03)  # whole markers at 0 and 1
         axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1, nbins=6)
         if len(series) > 1:
-            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3)
+            # its padding, in font sizes, is what the ticks and "step" take, however low the panel gets
+            axes.legend(loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=4, ncols=3)
 
     return panel
 
@@ -112,7 +113,7 @@ def bars(title: str, rows: Sequence[tuple[str, Sequence[tuple[float, float | Non
             axes.barh(places, lengths, high * 0.9, color=COLOURS[SERIES[at]], label=names[at],
                       xerr=errors if any(errors) else None, error_kw=whisker)  # fmt: skip
             for place, length, error in zip(places, lengths, errors, strict=True):
-                said = f"{length:.2f}" if top == 1 else f"{length:g}"
+                said = f"{length:.2f}" if top == 1 else f"{length:.1f}"
                 axes.text(length + error + top * 0.015, place, said, va="center", fontsize=8, color=COLOURS["muted"])
         axes.set_yticks(range(len(rows)), [label for label, _ in rows], color=COLOURS["ink"])
         axes.set(xlim=(0, top * 1.14), ylim=(len(rows) - 0.5, -0.5))
