@@ -56,12 +56,13 @@ NAMED = "name => { history.replaceState(null, '', '?reviewer=' + encodeURICompon
 CSS = """
 .bar { height: 0.5rem; border-radius: 4px; background: var(--border-color-primary); margin-bottom: 0.3rem; }
 .bar div { height: 100%; border-radius: 4px; background: var(--color-accent); }
-.passage { border: 1px solid var(--border-color-primary); border-radius: 8px; contain: paint;
+.block.passage { border: 1px solid var(--border-color-primary); border-radius: 8px; contain: paint;
   padding: 0.5rem 0.9rem !important; }
 .passage .md { overflow-x: auto; overflow-wrap: anywhere; }
-#buttons { position: sticky; bottom: 0; background: var(--body-background-fill); padding: 0.5rem 0; z-index: 2; }
-#buttons { gap: 0.5rem; }
-#buttons button { min-width: 5rem; padding: 0.5rem 0.3rem; font-size: 0.9rem; white-space: nowrap; }
+.gradio-container { overflow: clip !important; } /* hidden, as it is, nothing in it can stick */
+.buttons { position: sticky; bottom: 0; background: var(--body-background-fill); padding: 0.5rem 0; z-index: 50;
+  gap: 0.5rem; }
+.buttons button { min-width: 5rem; padding: 0.5rem 0.3rem; font-size: 0.9rem; }
 footer { display: none !important; }
 """
 
@@ -221,17 +222,21 @@ def page(review: Review, name: str):
         with gr.Group(visible=False) as editing:
             reasoning = gr.Textbox(label="Reasoning", lines=6, max_lines=30, elem_id="edit-reasoning")
             summary = gr.Textbox(label="Summary", lines=3, max_lines=20, elem_id="edit-summary")
-            save = gr.Button("Save and accept (Shift+Enter)", variant="primary", elem_id="save")
         with gr.Group(visible=False) as rejecting:
-            reason = gr.Textbox(label="Why is it rejected? (Enter)", max_lines=1, elem_id="reason")
+            reason = gr.Textbox(label="Why is it rejected?", max_lines=1, elem_id="reason")
         said = gr.Markdown(elem_id="said")
-        with gr.Row(elem_id="buttons"):
+        with gr.Row(elem_classes="buttons") as deciding:  # away while a text is written, which a click here would lose
             back = gr.Button("Back", elem_id="back")
             accept = gr.Button("Accept (a)", variant="primary", elem_id="accept")
             edit = gr.Button("Edit (e)", elem_id="edit")
             reject = gr.Button("Reject (r)", variant="stop", elem_id="reject")
             following = gr.Button("Next (n)", elem_id="next")
-            cancel = gr.Button("Cancel (Esc)", elem_id="cancel", visible=False)
+        with gr.Row(elem_classes="buttons", visible=False) as leaving:
+            save = gr.Button("Save and accept (Shift+Enter)", variant="primary", elem_id="save", visible=False)
+            confirm = gr.Button("Reject (Enter)", variant="stop", elem_id="confirm", visible=False)
+            cancel = gr.Button("Cancel (Esc)", elem_id="cancel")
+
+        modes = (deciding, editing, rejecting, leaving, save, confirm)
 
         def show(at: str, note: str = "") -> dict:
             done = review.progress()
@@ -244,7 +249,7 @@ def page(review: Review, name: str):
                 finished: f'<div class="bar"><div style="width: {share:.1%}"></div></div>{counts}',
                 said: literal(note),
                 reason: "",
-                **dict.fromkeys((editing, rejecting, cancel), gr.update(visible=False)),
+                **{one: gr.update(visible=one is deciding) for one in modes},
             }
             if not at:
                 end = f"Nothing is left here. `review: {review.file.name}` in the job's YAML takes the decisions in."
@@ -305,9 +310,7 @@ def page(review: Review, name: str):
             summary,
             reason,
             said,
-            editing,
-            rejecting,
-            cancel,
+            *modes,
         ]
         who = [id, reviewer, which]
         blocks.load(load, None, [*shown, reviewer, which])
@@ -320,9 +323,13 @@ def page(review: Review, name: str):
             event(
                 lambda *at: decide(*at[:3], "accept", reasoning=at[3], summary=at[4]), [*who, reasoning, summary], shown
             )
-        reason.submit(lambda *at: decide(*at[:3], "reject", reason=at[3]), [*who, reason], shown)
-        for button, group, box in ((edit, editing, "edit-reasoning"), (reject, rejecting, "reason")):
-            opened = {one: gr.update(visible=one in (group, cancel)) for one in (editing, rejecting, cancel)}
+        for event in (confirm.click, reason.submit):
+            event(lambda *at: decide(*at[:3], "reject", reason=at[3]), [*who, reason], shown)
+        for button, group, end, box in (
+            (edit, editing, save, "edit-reasoning"),
+            (reject, rejecting, confirm, "reason"),
+        ):
+            opened = {one: gr.update(visible=one in (group, leaving, end)) for one in modes}
             button.click(lambda opened=opened: opened, None, list(opened)).then(None, js=FOCUS % (box, box))
         cancel.click(show, id, shown)
     return blocks
