@@ -2,6 +2,8 @@
 
 import importlib
 import inspect
+import os
+import sys
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -51,11 +53,16 @@ def load_rewards(args: RLArguments) -> list[Callable]:
 
 def _reward(name: str, kwargs: dict, style: str) -> Callable:
     module, _, member = name.rpartition(".")
+    if os.getcwd() not in sys.path:  # a script's own folder is in it, not the one where it is started
+        sys.path.append(os.getcwd())
     try:
         reward = getattr(importlib.import_module(module) if module else rewards, member)
-    except (ImportError, AttributeError):
+    except (ImportError, AttributeError) as error:
         known = ", ".join(sorted(one for one in rewards.__all__ if one.lower().endswith("reward")))
-        raise ConfigError(f"reward_funcs: there is no '{name}'. Write one of {known}, or a dotted path.") from None
+        raise ConfigError(
+            f"reward_funcs: there is no '{name}' ({error}). Write one of {known}, or a dotted path to one that is "
+            f"installed or lies in {os.getcwd()}."
+        ) from None
     kind = reward if inspect.isclass(reward) else type(reward)
     if kind is types.FunctionType:
         if kwargs:

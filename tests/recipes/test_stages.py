@@ -2,10 +2,14 @@
 
 import errno
 import json
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import recipes
 import rewards
 from data_prep import rows, runs
 from data_prep.rows import read_parquet
@@ -14,6 +18,7 @@ from recipes.tools.merge import merge
 
 import pytest
 import torch
+import yaml
 from conftest import CORPUS, CPU, GRPO, LORA, SFT, general, log_of, record_of, sums
 from peft import PeftModel
 from safetensors.torch import load_file
@@ -60,6 +65,23 @@ def test_the_walkthroughs_rewards_give_its_advantages(run_stage, here):
     found = read_parquet(folder / "completions/completions_00001.parquet")
     assert [row["reward"] for row in found] == pytest.approx([0.1, 1.1, 1.0, 0.1])
     assert [row["advantage"] for row in found] == pytest.approx([-0.863, 0.954, 0.773, -0.863], abs=5e-4)
+
+
+@pytest.mark.slow
+def test_the_readmes_own_model_rows_and_reward_train(here):
+    readme = Path(recipes.__file__).parents[1].joinpath("README.md").read_text(encoding="utf-8")
+    for name, code in re.findall(r"^```python\n# (my_\w+\.py)\n(.*?)^```$", readme, re.M | re.S):
+        (here / name).write_text(code, encoding="utf-8")
+    subprocess.run([sys.executable, "my_rows.py"], check=True)
+    (own,) = [block for block in re.findall(r"^```yaml\n(.*?)^```$", readme, re.M | re.S) if "my_rows" in block]
+    settings = GRPO | yaml.safe_load(own) | {"output_dir": "outputs/t/own", "model_name_or_path": BASE, "max_steps": 2}
+    (here / "own.yaml").write_text(yaml.safe_dump(settings))
+    script = Path(recipes.__file__).with_name("r1_zero.py")
+    subprocess.run([sys.executable, script, "--config", "own.yaml"], check=True)
+    log = log_of(Path("outputs/t/own"))
+    assert len(log) == 2 and {f"rewards/{name}/mean" for name in ("accuracy_reward", "brevity")} <= log[0].keys()
+    said = read_parquet(Path("outputs/t/own/completions/completions_00001.parquet"))
+    assert all(re.search(r"What is \d \* \d\?", row["prompt"]) for row in said)
 
 
 def test_reinforcement_learning_raises_its_reward(run_stage, here):
