@@ -1,5 +1,6 @@
-"""Cards for the Hub, computed from rows and from the records of runs: of rows of the contract, of other records, of a
-model. What nothing tells (who curates it, whom to write to) is given, or the card says that it is not stated.
+"""Cards for the Hub, of rows of the contract, of other records, of a model: computed from rows and records of runs.
+
+What nothing tells (who curates it, whom to write to) is given, or the card says that it is not stated.
 
 `python -m data_prep.cards --config <yaml>` reads the Parquet files of a finished data job and writes ``README.md``
 (the card) and ``stats.json``. Lengths, languages and e-mail addresses are measured on every k-th row. A model's card

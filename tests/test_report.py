@@ -1,5 +1,6 @@
 """The report over evaluations that are written here by hand."""
 
+import io
 import json
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from data_prep.rows import write_parquet
 from recipes.tools import report
 
 import pytest
+from rich.console import Console
 
 
 def write_evaluation(scale: Path, name: str, correct: list[float], helpful: list[int] | None = None, **figures) -> None:
@@ -112,6 +114,14 @@ def test_ci_names_the_effect_that_is_missing(scale: Path, tmp_path: Path, capsys
     assert lines[1] == "missing: R1 does not refuse harmless look-alikes: 0.1000, but must be at most 0.0500"
     assert lines[2] == "missing: Distilling beats RL on a small model: not measured"
     assert lines[3].startswith("missing: R2 is better: there is no such effect; they are R1-Zero's pass@1, ")
+
+
+def test_what_a_run_prints_fits_a_terminal(scale: Path) -> None:
+    write_evaluation(scale, "reasoning_rl_no_language", [1, 1, 1, 1])
+    printed = io.StringIO()
+    report.show(build(scale), Console(width=80, file=printed))
+    assert "…" not in printed.getvalue()
+    assert printed.getvalue().count("\nreasoning_rl_no_language ") == 3
 
 
 def test_an_unfinished_evaluation_is_no_evaluation(scale: Path) -> None:

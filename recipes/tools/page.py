@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from data_prep import prompts, runs
+from data_prep import commands, prompts, runs
 from recipes.tools import disk, figures
 from recipes.tools.disk import Stage, read_stage, shorten
 from recipes.tools.evaluate import GROUP, WALKTHROUGH
@@ -97,12 +97,13 @@ def write(scale_dir: Path, results: dict[str, Any]) -> Path:
     evaluations = {name: read_stage(scale_dir / f"evaluate_{name}") for name in NAMES}
     measured = {name: results["checkpoints"].get(name) or results["ablations"].get(name) or {} for name in NAMES}
     scorers = stages["reward_models"].record or {}
+    drawn = commands.progress(rl, "drawing", unit="stage")
     sections = [
         ("map", "Stages", _map(report, stages, measured)),
         ("checkpoints", "Checkpoints", _checkpoints(report, measured)),
         ("effects", "The paper's effects", _effects(results)),
         ("question", WALKTHROUGH, _question(evaluations)),
-        ("rl", "Reinforcement learning", "".join(_rl_stage(report, stage) for stage in rl)),
+        ("rl", "Reinforcement learning", "".join(_rl_stage(report, stage) for stage in drawn)),
         ("reward-models", "Reward models", _reward_models(report, scorers, results["reward_models_over_training"])),
         ("distillation", "Distillation and RL", _distillation(report, scale_dir, measured)),
         ("funnels", "Data", charts(list(_funnels(stages.values())), "two")),

@@ -37,12 +37,16 @@ FIGURES = (
     "refusals_of_harmless_stderr", "n_harmless", "completion_tokens_trained", "pass@16_stderr", "cons@16_stderr",
 )  # fmt: skip
 YARDSTICK = "sft_stage_2"  # the win rate is against it
-SHOWN = (
-    ("pass@1", "pass@1"), ("±", "pass@1_stderr"), ("T=1", "pass@1_at_temperature_1"), ("pass@16", "pass@16"),
-    ("cons@16", "cons@16"), ("format", "format_rate"), ("language", "language_consistency"),
-    ("tokens", "mean_completion_tokens"), ("helpful", "helpful_score"), ("wins", "helpful_win_rate"),
-    ("safe", "safe_rate"), ("refused", "refusals_of_harmless"),
-)  # fmt: skip
+SHOWN = {  # a table each, of at most 80 columns
+    "Reasoning": (
+        ("pass@1", "pass@1"), ("±", "pass@1_stderr"), ("T=1", "pass@1_at_temperature_1"), ("pass@16", "pass@16"),
+        ("cons@16", "cons@16"), ("tokens", "mean_completion_tokens"),
+    ),
+    "Form, help and harm": (
+        ("format", "format_rate"), ("language", "language_consistency"), ("helpful", "helpful_score"),
+        ("wins", "helpful_win_rate"), ("safe", "safe_rate"), ("refused", "refusals_of_harmless"),
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -193,17 +197,19 @@ def write_results(scale_dir: Path) -> dict[str, Any]:
 
 def show(results: dict[str, Any], console: Console) -> None:
     """The checkpoints, their answers and the effects, as tables."""
-    table = Table("checkpoint", title=f"Checkpoints at the scale {results['scale']}", box=None, pad_edge=False)
-    for title, _ in SHOWN:
-        table.add_column(title, justify="right")
-    for name, figures in (results["checkpoints"] | results["ablations"]).items():
-        if figures["pass@1"] is not None:
-            table.add_row(name, *(_number(figures[key]) for _, key in SHOWN))
-    console.print(table)
+    measured = (results["checkpoints"] | results["ablations"]).items()
+    for what, shown in SHOWN.items():
+        table = Table("checkpoint", title=f"{what}, at the scale {results['scale']}", box=None, pad_edge=False)
+        for title, _ in shown:
+            table.add_column(title, justify="right")
+        for name, figures in measured:
+            if figures["pass@1"] is not None:
+                table.add_row(name, *(_number(figures[key]) for _, key in shown))
+        console.print(table)
+        console.print()
     answers = Table("checkpoint", "answers “What is 2 + 3 * 4?” with", box=None, pad_edge=False)
     for name, text in results["answers"].items():
         answers.add_row(name, Text(" ".join(text.split()) or "(nothing)"))
-    console.print()
     console.print(answers)
     effects = Table("effect", "aim", "figure", "±", "", title="What the paper reports", box=None, pad_edge=False)
     for effect in results["effects"]:
@@ -213,7 +219,7 @@ def show(results: dict[str, Any], console: Console) -> None:
     console.print(effects)
     if results["wall_seconds"] is not None:
         console.print(
-            f"\n{results['wall_seconds'] / 60:.1f} minutes, at most {results['peak_rss_gb']:.2f} GB of memory. "
+            f"\n{results['wall_seconds'] / 60:.1f} minutes, at most {results['peak_rss_gb']:.2f} GB of memory"
         )
 
 
