@@ -60,7 +60,7 @@ def test_every_id_has_its_page_and_every_value_its_reason(path):
                 assert line.split(":")[0] in plain, line
 
 
-@pytest.mark.parametrize("scale", BIG)
+@pytest.mark.parametrize("scale", [*BIG, "full"])
 def test_a_dry_run_prints_the_command_of_every_stage(scale, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     assert commands.run(pipeline.main, ["--scale", scale, "--dry-run"]) == 0

@@ -106,7 +106,7 @@ def test_what_cannot_be_read_is_named(local, monkeypatch, capsys):
 
 
 def test_the_yaml_is_the_papers_protocol():
-    found = runs.settings(suites.Suites, ROOT / "recipes/configs/full/suites.yaml")
+    found = runs.settings(suites.Suites, ROOT / "recipes/configs/suites.yaml")
     assert {name: found.answers(name) for name in found.suites} == {
         "aime_2024": 64, "aime_2025": 64, "math_500": 16, "gpqa_diamond": 64,
     }  # fmt: skip

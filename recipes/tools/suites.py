@@ -1,6 +1,6 @@
 """Measures a model on AIME 2024 and 2025, MATH-500 and GPQA Diamond, by the paper's protocol (D.1).
 
-    python -m recipes.tools.suites --config recipes/configs/full/suites.yaml
+    python -m recipes.tools.suites --config recipes/configs/suites.yaml
 
 At most 32,768 tokens, temperature 0.6, top-p 0.95, k answers a problem (64, MATH-500 16): pass@1 as their mean with its
 standard error, cons@k as the majority's answer. The table puts the paper's and open-r1's figures beside ours. Every
