@@ -10,7 +10,7 @@ from pathlib import Path
 
 from data_prep import commands, prompts, runs
 from data_prep.rows import write_parquet
-from recipes.tools import figures, page, report
+from recipes.tools import disk, figures, page, report
 
 import browser
 import pytest
@@ -151,6 +151,22 @@ def test_completions_keep_what_they_can_be_filtered_by(html: str) -> None:
     assert chosen["text"] == " <answer> 3 </answer>"
     assert {one["step"] for one in found if one["stage"] == "reasoning_rl"} == {1, 2}  # the third is half a file
     assert sum(one["stage"] == "evaluate_base" for one in found) == 8
+
+
+def test_every_kind_of_prompt_of_a_step_comes_to_be_shown(tmp_path: Path) -> None:
+    for step in (1, 2):
+        said = [("What is 1 + 2?", "accuracy_reward"), ("Hello!", "helpfulness_reward")]
+        records = [
+            {"step": step, "prompt": [{"role": "user", "content": asked}], "completion": "3", name: 1.0, "advantage": 0.0}
+            for asked, name in said
+            for _ in range(16)
+        ]
+        write_parquet(tmp_path / "r1" / "completions" / f"completions_{step:05d}.parquet", records)
+    names = [name for _, name in said]
+    (tmp_path / "r1" / "log.jsonl").write_text(json.dumps({f"rewards/{name}/mean": 1.0 for name in names}) + "\n")
+    shown = disk.choose([disk.read_stage(tmp_path / "r1")], [])
+    assert [one["question"] for one in shown] == ["What is 1 + 2?"] * 16 + ["Hello!"] * 16
+    assert [shown[at]["right"] for at in (0, 16)] == [True, None]
 
 
 def test_a_long_run_of_long_completions_stays_within_its_limits(tmp_path: Path) -> None:

@@ -98,18 +98,22 @@ def evenly(items: Sequence[Any], count: int) -> list[Any]:
 
 
 def choose(rl: Sequence[Stage], evaluations: Iterable[Stage]) -> list[dict[str, Any]]:
-    """At most MOST completions, a fair share of each stage: whole groups at steps spread over a training, and one
-    sample each of held-out prompts. `right` is None for what has no right answer."""
+    """At most MOST completions, a fair share of each stage: a whole group at each of the steps spread over a training,
+    one after the other of a step's groups, and one sample each of held-out prompts. `right` is None for what has no
+    right answer."""
     tested = [stage for stage in evaluations if stage.record]
     share = MOST // max(3 * len(rl) + len(tested), 1)
     found: list[dict[str, Any]] = []
     for stage in rl:
         config = (stage.record or {}).get("config", {})
         weights = dict(zip(stage.rewards, config.get("reward_weights") or [], strict=False))
-        for path in evenly(stage.completions, 3 * share // GROUP_SHOWN):
-            rows = read_completions(path)
-            group = [row for row in rows if row["prompt"] == rows[0]["prompt"]][:GROUP_SHOWN]
-            found += [_trained(stage, row, weights) for row in group]
+        for number, path in enumerate(evenly(stage.completions, 3 * share // GROUP_SHOWN)):
+            groups: dict[str, list[dict[str, Any]]] = {}
+            for row in read_completions(path):
+                groups.setdefault(prompt_text(row["prompt"]), []).append(row)
+            if groups:  # in RL for all scenarios the first of each step are reasoning
+                group = list(groups.values())[number % len(groups)][:GROUP_SHOWN]
+                found += [_trained(stage, row, weights) for row in group]
     for stage in tested:
         rows = pq.read_table(
             stage.folder / "generations.parquet",
