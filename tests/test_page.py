@@ -156,8 +156,9 @@ def test_completions_keep_what_they_can_be_filtered_by(html: str) -> None:
 def test_every_kind_of_prompt_of_a_step_comes_to_be_shown(tmp_path: Path) -> None:
     for step in (1, 2):
         said = [("What is 1 + 2?", "accuracy_reward"), ("Hello!", "helpfulness_reward")]
+        shared = {"step": step, "completion": "3", "advantage": 0.0}
         records = [
-            {"step": step, "prompt": [{"role": "user", "content": asked}], "completion": "3", name: 1.0, "advantage": 0.0}
+            shared | {"prompt": [{"role": "user", "content": asked}], name: 1.0}
             for asked, name in said
             for _ in range(16)
         ]
