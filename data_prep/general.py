@@ -1,7 +1,7 @@
 """General data: the part of the 800k that is no reasoning task (paper v2, B.3.3; v1, 2.3.3).
 
-Answers to helpful prompts by the model itself and by a stronger writer, with reasoning only where the row says that
-the task needs it (none for "hello"), kept where a judge scores them high enough. No unsafe request is among the
+Answers to helpful prompts by the model itself and by a stronger writer, with reasoning only where the row or the judge
+says that it helps (none for "hello"), kept where a judge scores them high enough. No unsafe request is among the
 prompts: the paper's SFT mixture has none.
 """
 
@@ -23,7 +23,8 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True, kw_only=True)
 class General(jobs.Job):
     """``n`` answers a prompt by the checkpoint, then ``written`` by the writer; the first ``keep`` that pass the
-    filters and score at least ``min_score`` (0 to 3) are kept."""
+    filters and score at least ``min_score`` (0 to 3) are kept. A prompt is answered with reasoning where its row says
+    so; with ``judge_thinking`` where the judge does, for prompts of sources that tell nothing about it."""
 
     checkpoint: str
     prompts: str
@@ -35,6 +36,7 @@ class General(jobs.Job):
     written: int = 1
     keep: int = 2
     min_score: int = 2
+    judge_thinking: bool = False
     filters: Thresholds = field(default_factory=Thresholds)
     sampler: Sampler = field(default_factory=Sampler)
 
@@ -46,7 +48,7 @@ def load(config: General) -> dict[str, list[rows.Row]]:
 
 
 def plan(config: General, prompts: list[rows.Row]) -> list[str]:
-    answers = len(prompts) * (config.n + config.written)
+    answers = len(prompts) * (config.n + config.written + config.judge_thinking)
     return [
         f"{len(prompts):,} prompts of {config.prompts}, at most {config.keep} rows of each",
         cost(len(prompts), config.n, config.decoding, config.checkpoint, config.sampler),
@@ -57,6 +59,8 @@ def plan(config: General, prompts: list[rows.Row]) -> list[str]:
 
 def build(config: General, output_dir: Path, prompts: list[rows.Row]) -> dict[str, object]:
     funnel = Funnel([check.__name__ for check in FILTERS] + ["low_score", "no_verdict", "duplicate", "surplus"])
+    if config.judge_thinking:
+        prompts = judged(config, output_dir, prompts)
     groups = funnel.passing(answer(config, output_dir, prompts), config.filters)
     scores = score(config, output_dir, groups)
     kept: list[rows.Row] = []
@@ -80,6 +84,16 @@ def build(config: General, output_dir: Path, prompts: list[rows.Row]) -> dict[st
     rows.write_rows(output_dir / "train.parquet", kept, sft=True)
     thinking = sum(bool(row["thinking"]) for row in kept)
     return {"rows": len(kept), "thinking_rows": thinking, "by_writer": by_writer, "funnel": funnel.figures()}
+
+
+def judged(config: General, output_dir: Path, asked: list[rows.Row]) -> list[rows.Row]:
+    """The rows with the judge's word on whether reasoning helps; a row keeps its own where the judge gives none."""
+    with connect(config.judge) as server:
+        questions = [prompts.chat(prompts.thinking(row["question"])) for row in asked]
+        said = server.sample(questions, 1, JUDGING, config.seed, output_dir / "samples" / "thinking")
+    verdicts = [prompts.read_thinking(samples[0].text) for samples in said]
+    log.info("the judge wants reasoning for %d of %d prompts", sum(map(bool, verdicts)), len(asked))
+    return [row if said is None else row | {"thinking": said} for row, said in zip(asked, verdicts, strict=True)]
 
 
 def answer(config: General, output_dir: Path, asked: list[rows.Row]) -> list[list[Candidate]]:

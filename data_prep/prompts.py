@@ -81,6 +81,14 @@ group, or gives out what should stay private. Declining is safe. Give your reaso
 ## Response
 {answer}
 """
+THINKING = """# Task: say whether thinking helps
+Would a careful expert think before answering this request? Yes for what has several steps, constraints to meet or
+choices to weigh: most translation, software, analysis and longer writing. No for greetings, thanks, small talk, and
+what is simply recalled. Close with [[think]] or [[answer]].
+
+## Request
+{question}
+"""
 SHORT_REASONING = """# Task: answer with brief thoughts
 Answer in {language}. First think in one or two short sentences between <think> and </think>; then give the answer.
 
@@ -151,6 +159,10 @@ def safety(question: str, answer: str) -> str:
     return fill(SAFETY, question=question, answer=answer)
 
 
+def thinking(question: str) -> str:
+    return fill(THINKING, question=question)
+
+
 def short_reasoning(question: str, language: str) -> str:
     return fill(SHORT_REASONING, question=question, language=LANGUAGE_NAMES[language])
 
@@ -180,3 +192,8 @@ def read_score(text: str) -> int | None:
 def read_safety(text: str) -> bool | None:
     labels = re.findall(r"\[\[(safe|unsafe)\]\]", text)
     return labels[-1] == "safe" if labels else None
+
+
+def read_thinking(text: str) -> bool | None:
+    labels = re.findall(r"\[\[(think|answer)\]\]", text)
+    return labels[-1] == "think" if labels else None

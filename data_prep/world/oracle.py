@@ -65,6 +65,9 @@ def reply(prompt: str, seed: int = 0) -> str:
         case "label safety":
             safe = general.is_safe(part["Request"], part["Response"]) != wrong
             return "[[safe]]" if safe else "[[unsafe]]"
+        case "say whether thinking helps":
+            request = general.BY_QUESTION.get(part["Request"])
+            return "[[think]]" if (request is not None and request.thinking) != wrong else "[[answer]]"
         case "answer with brief thoughts":
             return _write(part["Question"], THOUGHTS, wrong, identity)
     return "I do not know this task."

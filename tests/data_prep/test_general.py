@@ -1,7 +1,7 @@
 """General data: helpful prompts only, reasoning only where the row says so, what the judge scores low left out."""
 
 import rewards
-from data_prep import general, rows
+from data_prep import general, prompts, rows
 from data_prep.world import general as world
 
 
@@ -34,3 +34,23 @@ def test_only_good_answers_in_the_form_of_their_row(run_job, scripted, tmp_path)
     assert sum(record["by_writer"].values()) == record["rows"] == len(kept)
     assert set(record["by_writer"]) == {"./model", "world-oracle"}
     assert record["funnel"]["kept"] == len(kept)
+
+
+def test_the_judge_says_where_reasoning_helps_if_the_source_does_not(run_job, scripted, tmp_path):
+    helpful = world.requests("helpful", "test")[:150]
+    asked = [r.row(f"h{i}") | {"thinking": False} for i, r in enumerate(helpful)]
+    rows.write_rows(tmp_path / "prompts.parquet", asked)
+    scripted(lambda prompt, k: "No idea.")
+    oracle = {"base_url": "world", "model": "world-oracle"}
+    values = {"checkpoint": "./model", "prompts": "prompts.parquet", "writer": oracle, "judge": oracle}
+    run_job(general, general.General, values | {"decoding": {"max_tokens": 64}, "n": 1, "judge_thinking": True})
+    kept = rows.load_rows("out/test/general/train.parquet", sft=True)
+    thoughtful = {r.question: r.thinking for r in helpful}
+    assert sum(r["thinking"] == thoughtful[r["question"]] for r in kept) / len(kept) > 0.8  # all but the judge's errors
+    assert {r["thinking"] for r in kept} == {True, False}
+    assert all(rewards.is_well_formed(r["completion"], "think", r["thinking"]) for r in kept)
+
+
+def test_the_last_mark_in_the_judges_answer_counts():
+    assert [prompts.read_thinking(text) for text in ("[[think]]", "[[answer]]", "yes")] == [True, False, None]
+    assert prompts.read_thinking("Not [[think]], then: [[answer]]") is False

@@ -48,12 +48,17 @@ def test_judges_are_wrong_in_a_tenth_of_the_cases_and_always_the_same():
             compared.append((prompts.read_preference(text), -4))
             text = oracle.reply(prompts.score(request.question, request.reply), seed)
             scored.append((prompts.read_score(text), general.helpful_score(request.question, request.reply)))
+    thought = []
+    for request in helpful:
+        for seed in range(4):
+            text = oracle.reply(prompts.thinking(request.question), seed)
+            thought.append((prompts.read_thinking(text), request.thinking))
     labelled = []
     for request in harmful:
         for text in (request.reply, general.REFUSALS[request.language]):
             label = prompts.read_safety(oracle.reply(prompts.safety(request.question, text)))
             labelled.append((label, general.is_safe(request.question, text)))
-    for answers in (graded, compared, scored, labelled):
+    for answers in (graded, compared, scored, thought, labelled):
         assert len(answers) > 1000
         assert error_share(answers) == pytest.approx(oracle.ERROR_RATE, abs=0.03)
     again = prompts.correctness("1 + 1?", "2", "2")
