@@ -15,8 +15,8 @@ from transformers import TrainerCallback
 logger = logging.getLogger(__name__)
 ROUTED = re.compile(r"(.*\bexperts)\.(\d+)\.")
 NOT_SHARDED = (
-    "FSDP and ZeRO-3 gather a layer where every process runs it, but each process runs the experts that its own tokens "
-    "chose, and would wait for the others forever; dense models in 4-bit shards have not been run either"
+    "FSDP and ZeRO-3 gather a layer's weights when that layer is called, but experts are multiplied as one 4-bit "
+    "stack, without a call of theirs; dense models in 4-bit shards have not been run either"
 )
 COUNTS = re.compile(r"^(moe_)?(num|n)_(local_|routed_)?experts$")
 
