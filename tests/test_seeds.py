@@ -35,6 +35,12 @@ def test_a_bound_is_four_deviations_from_the_mean_on_the_side_of_failure():
     assert len(report.missing_effects(result(0.09, 0.07), found)) == 2
 
 
+def test_rates_that_never_varied_leave_room_for_the_next_run():
+    bounds = seeds.bounds(seeds.spread([result(1.0, 0.0), result(1.0, 0.0)]))
+    assert bounds["RL raises"] == {"at_least": pytest.approx(0.98)}
+    assert bounds["refusals"] == {"at_most": pytest.approx(0.02)}
+
+
 def test_only_what_every_seed_has_shown_gets_a_bound():
     effects = seeds.spread([result(0.4, 0.01, None), result(0.1, 0.02, 0.1, reproduced=False)])
     assert set(seeds.bounds(effects)) == {"refusals"}
