@@ -25,6 +25,7 @@ def test_a_bound_is_four_deviations_from_the_mean_on_the_side_of_failure():
         "aim": "at least 0.2 above base",
         "mean": pytest.approx(0.5),
         "sd": pytest.approx(0.1),
+        "lowest": 0.4,
         "shown": 3,
         "runs": 3,
     }
@@ -39,6 +40,12 @@ def test_rates_that_never_varied_leave_room_for_the_next_run():
     bounds = seeds.bounds(seeds.spread([result(1.0, 0.0), result(1.0, 0.0)]))
     assert bounds["RL raises"] == {"at_least": pytest.approx(0.98)}
     assert bounds["refusals"] == {"at_most": pytest.approx(0.02)}
+
+
+def test_a_gain_that_every_run_had_may_not_be_gone():
+    bounds = seeds.bounds(seeds.spread([result(0.1, 0.0), result(0.3, 0.0)]))
+    assert bounds["RL raises"] == {"at_least": 0.0}
+    assert seeds.bounds(seeds.spread([result(-0.1, 0.0), result(0.1, 0.0)]))["RL raises"]["at_least"] < -0.5
 
 
 def test_only_what_every_seed_has_shown_gets_a_bound():
