@@ -153,6 +153,15 @@ def test_completions_keep_what_they_can_be_filtered_by(html: str) -> None:
     assert sum(one["stage"] == "evaluate_base" for one in found) == 8
 
 
+def test_completions_without_a_log_are_a_page(tmp_path: Path) -> None:
+    """As a stage leaves it that was cut off before its first checkpoint, and has just begun again."""
+    write_rl(tmp_path / "scale" / "r1_zero", 2, 30)
+    (tmp_path / "scale" / "r1_zero" / "log.jsonl").write_text("")
+    assert report.main(["--scale", str(tmp_path / "scale")]) == 0
+    built = (tmp_path / "scale" / "report" / "index.html").read_text(encoding="utf-8")
+    assert "R1-Zero Nothing is logged yet." in said(built)
+
+
 def test_every_kind_of_prompt_of_a_step_comes_to_be_shown(tmp_path: Path) -> None:
     for step in (1, 2):
         said = [("What is 1 + 2?", "accuracy_reward"), ("Hello!", "helpfulness_reward")]

@@ -124,6 +124,13 @@ def test_what_a_run_prints_fits_a_terminal(scale: Path) -> None:
     assert printed.getvalue().count("\nreasoning_rl_no_language ") == 3
 
 
+def test_no_answer_gives_the_terminal_a_command(scale: Path) -> None:
+    write_evaluation(scale, "reasoning_rl", [1], walkthrough="\x1b[2J\x9b31m \x00\u202e[bold] 14")
+    printed = io.StringIO()
+    report.show(build(scale), Console(width=160, file=printed))
+    assert "[U+001B][2J[U+009B]31m [U+0000][U+202E][bold] 14" in printed.getvalue()
+
+
 def test_an_unfinished_evaluation_is_no_evaluation(scale: Path) -> None:
     (scale / "evaluate_r1" / "run.json").unlink()
     assert build(scale)["checkpoints"]["r1"]["pass@1"] is None

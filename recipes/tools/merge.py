@@ -160,7 +160,10 @@ class Adapter:
 
     def __init__(self, folder: str | Path, model: PreTrainedModel):
         self.file = Path(folder) / "adapter_model.safetensors"
-        self.config = json.loads((Path(folder) / "adapter_config.json").read_text(encoding="utf-8"))
+        path = Path(folder) / "adapter_config.json"
+        if not path.is_file():
+            raise ConfigError(f"{folder}: holds no LoRA adapter (there is no {path.name}); name the folder of one")
+        self.config = json.loads(path.read_text(encoding="utf-8"))
         odd = [key for key in ("use_dora", "fan_in_fan_out", "lora_bias") if self.config.get(key)]
         if self.config["peft_type"] != "LORA" or odd or self.config.get("bias", "none") != "none":
             raise ConfigError(f"{folder}: not a plain LoRA adapter ({', '.join(odd)}); merge it with PEFT.")

@@ -295,7 +295,7 @@ def _rl_stage(report: Path, stage: Stage) -> str:
     )
     panels = [figures.curves(title, series, "reward", *more) for title, series, *more in lines if any(series.values())]
     name = escape(_title(stage.name))
-    if not panels:
+    if not stage.log:  # completions of a try that was cut off may be there
         return f"<h3>{name}</h3><p>Nothing is logged yet.</p>"
     first, last = stage.log[0], stage.log[-1]
     pictures = charts(figures.draw(report / stage.name, panels))

@@ -8,6 +8,7 @@ status is 1 where an effect is missing.
 
 import contextlib
 import json
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import Any
 from data_prep import commands, runs
 from recipes.tools import curves, page
 from recipes.tools.metrics import paired_difference, win_rate
+from rewards.completion import INVISIBLE
 
 import pyarrow.parquet as pq
 from rich.console import Console
@@ -209,7 +211,7 @@ def show(results: dict[str, Any], console: Console) -> None:
         console.print()
     answers = Table("checkpoint", "answers “What is 2 + 3 * 4?” with", box=None, pad_edge=False)
     for name, text in results["answers"].items():
-        answers.add_row(name, Text(" ".join(text.split()) or "(nothing)"))
+        answers.add_row(name, Text(printable(" ".join(text.split())) or "(nothing)"))
     console.print(answers)
     effects = Table("effect", "aim", "figure", "±", "", title="What the paper reports", box=None, pad_edge=False)
     for effect in results["effects"]:
@@ -221,6 +223,11 @@ def show(results: dict[str, Any], console: Console) -> None:
         console.print(
             f"\n{results['wall_seconds'] / 60:.1f} minutes, at most {results['peak_rss_gb']:.2f} GB of memory"
         )
+
+
+def printable(text: str) -> str:
+    """A model's text for a terminal, where a control character would be a command: each by its name."""
+    return re.sub(f"[{INVISIBLE}\\x00-\\x1f\\x7f-\\x9f]", lambda sign: f"[U+{ord(sign.group()):04X}]", text)
 
 
 def _number(value: float | None) -> str:

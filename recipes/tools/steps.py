@@ -90,7 +90,8 @@ def load_steps(
     found = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
     targets = dict(STAGES) | {name: "recipes/distill.py" for name in found if name.startswith(STUDENT)}
     if not found:
-        raise runs.ConfigError(f"{folder}: no such scale (a folder with a YAML a stage)")
+        scales = ", ".join(sorted(path.name for path in (runs.ROOT / "recipes" / "configs").iterdir() if path.is_dir()))
+        raise runs.ConfigError(f"{folder}: no such scale; write one of {scales}, or the path of a folder of YAMLs")
     if override:
         found = _overridden(found, override)
     if strangers := found.keys() - targets.keys() - {EVALUATE}:
