@@ -75,7 +75,10 @@ class Review:
     """
 
     def __init__(self, file: Path, decisions: Path):
-        settings = runs.settings(cold_start.ColdStart, runs.read(file.parent)["config"], str(file.parent / "run.json"))
+        record = runs.read(file.parent)
+        if not file.is_file():
+            raise ValueError(f"{file}: no such file; data_prep.cold_start writes review.jsonl into its output_dir")
+        settings = runs.settings(cold_start.ColdStart, record["config"], str(file.parent / "run.json"))
         asked = [row for row in rows.load_rows(settings.prompts) if row["kind"] == "reasoning"]
         self.rows = {row["id"]: row for row in asked}
         self.thresholds = settings.rewritten

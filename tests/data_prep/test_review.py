@@ -186,6 +186,10 @@ def test_a_file_that_is_no_cold_starts_is_named(tmp_path):
     (tmp_path / "review.jsonl").write_text("")
     with pytest.raises(runs.MissingRunError, match="has not been run"):
         review.Review(tmp_path / "review.jsonl", tmp_path / "decisions.jsonl")
+    (tmp_path / "review.jsonl").unlink()
+    runs.finish(tmp_path, "a", config={"learning_rate": 1.0})  # another stage's folder
+    with pytest.raises(ValueError, match="review.jsonl: no such file"):
+        review.Review(tmp_path / "review.jsonl", tmp_path / "decisions.jsonl")
 
 
 @pytest.mark.parametrize(

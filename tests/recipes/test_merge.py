@@ -169,6 +169,8 @@ def test_what_does_not_fit_is_refused(tmp_path):
         merge(parent, folder, tmp_path / "merged")
     with pytest.raises(ConfigError, match="is the parent itself"):
         merge(other, folder, other)
+    with pytest.raises(ConfigError, match="holds no LoRA adapter"):
+        merge(parent, parent, tmp_path / "merged")
     with pytest.raises(ConfigError, match="not a plain LoRA adapter .use_dora."):
         merge(parent, adapter(parent, tmp_path / "dora", ["q_proj"], use_dora=True), tmp_path / "merged")
     (parent / "model.safetensors").rename(parent / "weights.safetensors")
