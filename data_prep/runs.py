@@ -357,6 +357,8 @@ def _read_json(path: Path) -> dict[str, Any] | None:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
+    except ValueError as error:  # not of ours, which are written whole
+        raise ConfigError(f"{path} cannot be read ({error}): delete it, and its run is made again") from None
 
 
 @contextlib.contextmanager

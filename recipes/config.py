@@ -396,5 +396,7 @@ def parse(*classes: type, argv: list[str] | None = None) -> tuple:
             if getattr(getattr(rewards, name, None), "whole_groups", False):
                 parsed[1].require_whole_groups(name)
     except ValueError as error:  # ours, argparse's, and what the trainers' own settings refuse
+        if "use_cpu" in str(error):  # the libraries' message is about precision
+            error = "no GPU is visible; train on one, or write `use_cpu: true` and `bf16: false`"
         raise ConfigError(f"{path or 'command line'}: {error}") from None
     return parsed

@@ -162,3 +162,9 @@ def test_a_forgotten_run_starts_afresh() -> None:
     runs.finish(folder, "one")
     runs.forget(folder)
     assert runs.begin(folder, "one") == "fresh"
+
+
+def test_a_record_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text('{"fingerprint": "a", "sta')  # as a disk that failed may have it
+    with pytest.raises(runs.ConfigError, match=r"run\.json cannot be read .*: delete it"):
+        runs.read(tmp_path)

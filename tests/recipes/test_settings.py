@@ -10,6 +10,7 @@ from recipes import all_scenarios_rl, base, config, distill, r1_zero, reasoning_
 from recipes.config import GRPOConfig, PolicyArguments, RewardConfig, SFTConfig, parse
 
 import pytest
+import torch
 import yaml
 from conftest import CPU, GRPO, SFT
 
@@ -56,6 +57,13 @@ def test_sft_and_reward_model_defaults_are_the_papers(tmp_path):
     scorer = RewardConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False)
     assert (scorer.learning_rate, scorer.num_train_epochs, scorer.max_length) == (6e-6, 1, 8192)
     assert scorer.gradient_accumulation_steps * scorer.per_device_train_batch_size == 256
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_yaml_for_a_gpu_says_that_there_is_none():
+    path = REPOSITORY / "recipes/configs/gpu-24gb/r1_zero.yaml"
+    with pytest.raises(ConfigError, match=r"r1_zero.yaml: no GPU is visible.*`use_cpu: true`"):
+        parse(*CLASSES["r1_zero"], argv=["--config", str(path)])
 
 
 def test_every_unprinted_default_has_its_reason():
