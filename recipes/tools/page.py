@@ -98,12 +98,13 @@ def write(scale_dir: Path, results: dict[str, Any]) -> Path:
     measured = {name: results["checkpoints"].get(name) or results["ablations"].get(name) or {} for name in NAMES}
     scorers = stages["reward_models"].record or {}
     drawn = commands.progress(rl, "drawing", unit="stage")
+    lines = '<p class="note">Pale: each step. Bold: the mean of the steps around it.</p>' if rl else ""
     sections = [
         ("map", "Stages", _map(report, stages, measured)),
         ("checkpoints", "Checkpoints", _checkpoints(report, measured)),
         ("effects", "The paper's effects", _effects(results)),
         ("question", WALKTHROUGH, _question(evaluations)),
-        ("rl", "Reinforcement learning", "".join(_rl_stage(report, stage) for stage in drawn)),
+        ("rl", "Reinforcement learning", lines + "".join(_rl_stage(report, stage) for stage in drawn)),
         ("reward-models", "Reward models", _reward_models(report, scorers, results["reward_models_over_training"])),
         ("distillation", "Distillation and RL", _distillation(report, scale_dir, measured)),
         ("funnels", "Data", charts(list(_funnels(stages.values())), "two")),
