@@ -145,8 +145,10 @@ def json_lines(path: str | Path) -> Iterator[tuple[int, Row | str]]:
             for number, line in enumerate(file):
                 try:
                     record = json.loads(line)
+                    if b"\\ud" in line.lower() or b"\xed" in line:
+                        json.dumps(record, ensure_ascii=False).encode()  # half a surrogate pair could not be written
                     yield number, record if isinstance(record, dict) else f"a {type(record).__name__}, not an object"
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:
                     yield number, f"not JSON ({error})"
     except (OSError, EOFError) as error:
         yield number + 1, f"not readable on ({error})"

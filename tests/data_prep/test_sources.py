@@ -280,6 +280,19 @@ def test_broken_files_cost_only_what_cannot_be_read(tmp_path, row):
     assert refused[-1].reason.startswith("unreadable: not readable to 19 (")
 
 
+@pytest.mark.parametrize(
+    "line",
+    [b"[" * 100_000, b'{"id": "\\uD800"}', b'{"id": "\xed\xa0\x80"}', b'{"id": ' + b"9" * 5000 + b"}"],
+    ids=["deep", "half a pair, escaped", "half a pair", "a long number"],
+)
+def test_a_line_that_no_reader_could_take_costs_only_itself(line, tmp_path, row):
+    smile = row(id="q1", question="Is 😀 worth 14?")
+    (tmp_path / "a.jsonl").write_bytes(line + b"\n" + json.dumps(smile).encode() + b"\n")
+    kept, refused = read(Wanted("rows", str(tmp_path / "a.jsonl")))
+    assert [one["question"] for one in kept] == [smile["question"]]
+    assert [(one.row, one.reason.partition(":")[0]) for one in refused] == [(0, "unreadable")]
+
+
 def test_own_rows_keep_their_tests_and_completions(tmp_path, row):
     tests = [{"input": "1", "output": "2"}]
     written = row(verifier="code", domain="code", answer="", tests=tests, completion="<think>a b</think>\n```1```")
