@@ -173,10 +173,12 @@ class Adapter:
         self.names, self.whole = {}, {}  # by their name in the model: as they are in the file
         for key in list(self.tensors.keys()):
             module, _, pair = key.removeprefix("base_model.model.").partition(".lora_")
-            if pair.startswith("A"):
+            if pair.startswith("A."):
                 self.names[rename(f"{module}.weight").removesuffix(".weight")] = key.partition(".lora_")[0]
             elif not pair:
                 self.whole[module] = key
+            elif not pair.startswith("B."):
+                raise ConfigError(f"{folder}: {key} is of no linear layer; merge it with PEFT.")
 
     def parts(self, name: str, shape: list[int]) -> list[Part]:
         """What is added to the parent's tensor that the model calls `name`."""
@@ -305,8 +307,8 @@ def _begin(source: Parent, added: Adapter | None, output: Path, dtype: str) -> N
     output.mkdir(parents=True, exist_ok=True)
     progress = output / PROGRESS
     if not progress.is_file() or progress.read_text(encoding="utf-8") != digest.hexdigest():
-        for old in output.glob("model*.safetensors*"):
-            old.unlink()
+        for old in {*output.glob("model*.safetensors*"), *(output / name for name in source.files())}:
+            old.unlink(missing_ok=True)
         progress.write_text(digest.hexdigest(), encoding="utf-8")
 
 

@@ -133,6 +133,17 @@ def test_a_killed_merge_of_something_else_is_begun_anew(sharded, tmp_path, monke
     assert all(one[name].equal(other[name]) for name in one)
 
 
+def test_files_of_any_name_are_written_anew_by_another_merge(tmp_path):
+    parent = moe.write(tmp_path / "base", "qwen3_moe")
+    (parent / "model.safetensors").rename(parent / "weights-1.safetensors")
+    weight_map = dict.fromkeys(load_file(parent / "weights-1.safetensors"), "weights-1.safetensors")
+    (parent / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    for name in ("one", "other"):
+        merge(parent, adapter(parent, tmp_path / name, ["q_proj"]), tmp_path / "merged", dtype="float32")
+        merge(parent, tmp_path / name, tmp_path / f"merged_{name}", dtype="float32")
+        assert logits(tmp_path / "merged").equal(logits(tmp_path / f"merged_{name}"))
+
+
 def test_fp8_as_deepseek_publishes_it_becomes_16_bits_by_the_command(tmp_path):
     """Blocks of 32 x 32 with a scale each, and edges that fill none; the scales lie in another file."""
     parent = moe.write(tmp_path / "base", "deepseek_v3", dtype="bfloat16", intermediate_size=112)
@@ -173,6 +184,8 @@ def test_what_does_not_fit_is_refused(tmp_path):
         merge(parent, parent, tmp_path / "merged")
     with pytest.raises(ConfigError, match="not a plain LoRA adapter .use_dora."):
         merge(parent, adapter(parent, tmp_path / "dora", ["q_proj"], use_dora=True), tmp_path / "merged")
+    with pytest.raises(ConfigError, match=r"embed_tokens.lora_embedding_A is of no linear layer"):
+        merge(parent, adapter(parent, tmp_path / "words", ["q_proj", "embed_tokens"]), tmp_path / "merged")
     (parent / "model.safetensors").rename(parent / "weights.safetensors")
     with pytest.raises(ConfigError, match=r"no model.safetensors and no model.safetensors.index.json"):
         merge(parent, None, tmp_path / "merged")
