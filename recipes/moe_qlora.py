@@ -36,7 +36,8 @@ from transformers.utils.quantization_config import QuantizationMethod
 METHOD = "nf4_experts"
 ADAPTER, PREFIX = "adapter_model.safetensors", "base_model.model."
 MOST = 2**31 - 1  # numbers that bitsandbytes dequantises at once
-WORDS = {"attention": r"attn|attention", "experts": r"expert|mlp|moe|feed_forward|ffn"}
+# Of attention without what chooses its tokens (DeepSeek-V3.2's indexer): like a router's, its choice has no gradient.
+WORDS = {"attention": r"^(?!.*\bindexer\b).*(attn|attention)", "experts": r"expert|mlp|moe|feed_forward|ffn"}
 
 
 # Experts as linear layers
@@ -172,7 +173,7 @@ def unfuse(model: PreTrainedModel) -> None:
     """Replace stacked experts by `Experts`, on the meta device. Raises ConfigError for experts of another form."""
     names = merge.expert_names(model)
     for path, module in list(model.named_modules()):
-        stacked = [name for name, one in module.named_parameters(recurse=False) if one.ndim > 2]
+        stacked = [name for name, one in module.named_parameters(recurse=False) if sum(n > 1 for n in one.shape) > 2]
         if not stacked or isinstance(module, nn.modules.conv._ConvNd):
             continue
         usual = getattr(module, "is_concatenated", False) and not module.is_transposed and not module.has_bias

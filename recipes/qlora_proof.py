@@ -47,7 +47,7 @@ def kind_of(name: str, chosen_by: list[str]) -> str:
         return "router"
     kinds = {
         "routed experts": ROUTED.pattern,
-        "shared experts": "shared_expert",
+        "shared experts": "shared_expert|shared_mlp",
         "norms": "norm",
         "attention": "attn|attention",
         "embeddings": "embed|wte",
@@ -164,7 +164,10 @@ class GradientCheck(TrainerCallback):
             groups.setdefault(one[1] if one else name, []).append(name)
         for group, names in groups.items():
             if not self.reached.intersection(names):
-                raise ConfigError(f"load_in_4bit: after {self.done} steps no gradient has reached {group}.")
+                raise ConfigError(
+                    f"load_in_4bit: after {self.done} steps no gradient has reached {group}. If none ever can, name "
+                    "other layers in lora_target_modules."
+                )
         logger.info("%d of %d LoRA pairs have had a gradient", len(self.reached), len(self.layers))
 
     def on_train_end(self, args, state, control, model=None, **kwargs):

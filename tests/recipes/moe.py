@@ -36,13 +36,22 @@ FAMILIES = {
     "mixtral": {"num_local_experts": 8, "head_dim": 16},
     "olmoe": {"num_experts": 8},
 }
+# Of the same form, and not named in README: other names in the checkpoint, other attention, other routers.
+OTHERS = {
+    "ernie4_5_moe": {"moe_intermediate_size": 64, "moe_num_experts": 8, "moe_k": 2, "moe_num_shared_experts": 1},
+    "granitemoeshared": {"num_local_experts": 8, "shared_intermediate_size": 64},
+    "jamba": {"num_experts": 8, "use_mamba_kernels": False, "mamba_d_state": 8, "attn_layer_period": 2}
+    | {"attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1},
+    "kimi_linear": LATENT | {"num_experts": 8, "layer_types": ["linear_attention", "full_attention"]},
+    "deepseek_v32": FAMILIES["deepseek_v3"] | {"index_n_heads": 2, "index_head_dim": 32, "index_topk": 16},
+}
 GPT_OSS = {"num_local_experts": 8, "head_dim": 16, "layer_types": ["full_attention", "sliding_attention"]}
 
 
 def write(folder: Path, family: str, vocab: int = 320, dtype: str = "float32", stacked: bool = False, **more) -> Path:
     """A random checkpoint, its experts apart as they are published, or `stacked` as transformers holds them."""
     set_seed(0)
-    sizes = SIZES | {"vocab_size": vocab} | FAMILIES.get(family, GPT_OSS) | more
+    sizes = SIZES | {"vocab_size": vocab} | (FAMILIES | OTHERS).get(family, GPT_OSS) | more
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes))
     for name, parameter in model.named_parameters():
         if parameter.ndim > 1 and "embed" not in name:

@@ -97,7 +97,11 @@ def test_plain_peft_loads_the_adapter_on_the_16_bit_base_and_the_merge_agrees(fa
     assert (adapted - before).abs().max() > 1
 
 
-@pytest.mark.parametrize("family", moe.FAMILIES)
+def dequantised(layer: bnb.nn.Linear4bit) -> torch.Tensor:
+    return bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+
+
+@pytest.mark.parametrize("family", [*moe.FAMILIES, *moe.OTHERS])
 def test_gradients_are_those_of_the_dequantised_model(family, tmp_path):
     """The same numbers in full precision, in transformers' own stacked form, under the adapter's sums."""
     parent = moe.write(tmp_path / "base", family)
@@ -109,8 +113,9 @@ def test_gradients_are_those_of_the_dequantised_model(family, tmp_path):
     for name, module in model.get_base_model().named_modules():
         if hasattr(module, "lora_A"):
             a, b = (getattr(module, f"lora_{one}")["default"].weight for one in "AB")
-            weight = bnb.functional.dequantize_4bit(module.base_layer.weight.data, module.base_layer.weight.quant_state)
-            changes[name] = (weight + 2 * b.detach() @ a.detach(), a, b)
+            changes[name] = (dequantised(module.base_layer) + 2 * b.detach() @ a.detach(), a, b)
+        elif isinstance(module, bnb.nn.Linear4bit) and not name.endswith("base_layer"):
+            wanted[f"{name}.weight"].data.copy_(dequantised(module))
     leaves = moe_qlora.merge.expert_names(reference)
     with torch.no_grad():
         for name, (weight, _, _) in changes.items():
@@ -136,6 +141,14 @@ def test_gradients_are_those_of_the_dequantised_model(family, tmp_path):
             continue
         assert torch.allclose(a.grad, 2 * b.T @ full, atol=1e-5), name
         assert torch.allclose(b.grad, 2 * full @ a.T, atol=1e-5), name
+
+
+def test_what_chooses_tokens_gets_no_adapter_unless_it_is_named(tmp_path):
+    """DeepSeek-V3.2's indexer: its choice has no gradient, as the checks of a run would find after three steps."""
+    parent = moe.write(tmp_path / "base", "deepseek_v32")
+    for targets, any_ in ((None, False), (["attention"], False), (["wq_b"], True)):
+        adapted = [name for name, _ in qlora(parent, targets).named_parameters() if ".lora_A" in name]
+        assert adapted and any("indexer" in name for name in adapted) is any_
 
 
 # The recipes
