@@ -59,8 +59,9 @@ def plan(config: General, prompts: list[rows.Row]) -> list[str]:
 
 def build(config: General, output_dir: Path, prompts: list[rows.Row]) -> dict[str, object]:
     funnel = Funnel([check.__name__ for check in FILTERS] + ["low_score", "no_verdict", "duplicate", "surplus"])
+    undecided = 0
     if config.judge_thinking:
-        prompts = judged(config, output_dir, prompts)
+        prompts, undecided = judged(config, output_dir, prompts)
     groups = funnel.passing(answer(config, output_dir, prompts), config.filters)
     scores = score(config, output_dir, groups)
     kept: list[rows.Row] = []
@@ -82,18 +83,20 @@ def build(config: General, output_dir: Path, prompts: list[rows.Row]) -> dict[st
                 texts.add(candidate.text)
     log.info("%d answers, %d kept, by writer %s; dropped: %s", funnel.seen, len(kept), by_writer, funnel.dropped)
     rows.write_rows(output_dir / "train.parquet", kept, sft=True)
-    thinking = sum(bool(row["thinking"]) for row in kept)
-    return {"rows": len(kept), "thinking_rows": thinking, "by_writer": by_writer, "funnel": funnel.figures()}
+    figures = {"thinking_rows": sum(bool(row["thinking"]) for row in kept), "thinking_undecided": undecided}
+    return {"rows": len(kept), **figures, "by_writer": by_writer, "funnel": funnel.figures()}
 
 
-def judged(config: General, output_dir: Path, asked: list[rows.Row]) -> list[rows.Row]:
-    """The rows with the judge's word on whether reasoning helps; a row keeps its own where the judge gives none."""
+def judged(config: General, output_dir: Path, asked: list[rows.Row]) -> tuple[list[rows.Row], int]:
+    """The rows with the judge's word on whether reasoning helps, and of how many it gave none: they keep their own."""
     with connect(config.judge) as server:
         questions = [prompts.chat(prompts.thinking(row["question"])) for row in asked]
         said = server.sample(questions, 1, JUDGING, config.seed, output_dir / "samples" / "thinking")
     verdicts = [prompts.read_thinking(samples[0].text) for samples in said]
-    log.info("the judge wants reasoning for %d of %d prompts", sum(map(bool, verdicts)), len(asked))
-    return [row if said is None else row | {"thinking": said} for row, said in zip(asked, verdicts, strict=True)]
+    wanted, undecided = verdicts.count(True), verdicts.count(None)
+    log.info("the judge wants reasoning for %d of %d prompts, and says nothing of %d", wanted, len(asked), undecided)
+    found = [row if said is None else row | {"thinking": said} for row, said in zip(asked, verdicts, strict=True)]
+    return found, undecided
 
 
 def answer(config: General, output_dir: Path, asked: list[rows.Row]) -> list[list[Candidate]]:

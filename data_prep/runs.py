@@ -123,6 +123,8 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return value
+    if isinstance(value, int | float) and not value >= 0:
+        raise ConfigError(f"{where} is {value!r}; write a number that is not below 0")
     if origin in (typing.Union, types.UnionType):
         options = [option for option in arguments if option is not types.NoneType]
         if value is not None and len(options) == 1:

@@ -59,6 +59,15 @@ class Decoding:
     top_p: float = 1.0
     top_k: int = 0
 
+    def __post_init__(self) -> None:
+        _at_least_1(self, "max_tokens")
+
+
+def _at_least_1(settings: object, *keys: str) -> None:
+    for key in keys:
+        if getattr(settings, key) < 1:
+            raise ValueError(f"`{key}` is {getattr(settings, key)}; write at least 1")
+
 
 JUDGING = Decoding(max_tokens=1024, temperature=0.0)  # chosen: a verdict, and what leads to it
 
@@ -316,6 +325,7 @@ class ServerSettings:
     failures: int = 0
 
     def __post_init__(self) -> None:
+        _at_least_1(self, "concurrency", "attempts")
         if self.api_key_variable and not os.environ.get(self.api_key_variable):
             raise ValueError(f"the environment variable {self.api_key_variable} is not set; {self.base_url} wants it")
 
@@ -347,7 +357,7 @@ class Server:
             finally:
                 if self.faults:
                     log.warning("%s: tried again after %s", self.settings.base_url, dict(self.faults))
-        return [samples[at : at + n] for at in range(0, len(samples), n)]
+        return [samples[at * n : (at + 1) * n] for at in range(len(prompts))]
 
     def _payload(self, prompt: Prompt, decoding: Decoding, seed: int) -> dict:
         asked = {"prompt": prompt} if isinstance(prompt, str) else {"messages": prompt}
@@ -413,9 +423,10 @@ class Server:
                 if response.is_error:
                     raise ServerError(f"{url}: status {response.status_code}: {response.text[:200]}")
                 choice, usage = response.json()["choices"][0], response.json().get("usage") or {}
-                text = choice["text"] if "prompt" in payload else _said(choice["message"])
+                text = (choice["text"] if "prompt" in payload else _said(choice["message"])) or ""
+                text.encode()  # what is no text, or has half a surrogate pair, could not be written
                 return Sample(
-                    text or "",
+                    text,
                     "length" if choice.get("finish_reason") == "length" else "stop",
                     usage.get("prompt_tokens", 0),
                     usage.get("completion_tokens", 0),
@@ -441,8 +452,8 @@ def _open(store: Path | None) -> sqlite3.Connection:
     path = store / "requests.sqlite"
     try:
         return _prepared(sqlite3.connect(path))
-    except sqlite3.OperationalError:
-        raise
+    except sqlite3.OperationalError as error:
+        raise OSError(f"{path}: {error}") from None  # a full disk, or another process at the same work
     except sqlite3.DatabaseError as error:
         log.warning("%s: %s; it is put aside as requests.broken, and its requests are made again", path, error)
         path.replace(store / "requests.broken")
@@ -485,6 +496,7 @@ class Sampler:
     server: ServerSettings | None = None
 
     def __post_init__(self) -> None:
+        _at_least_1(self, "batch_size")
         if (self.kind == "server") != (self.server is not None):
             raise ValueError("`sampler: server` and `sampler: kind: server` go together; write both or neither")
         if self.vllm and self.kind != "vllm":

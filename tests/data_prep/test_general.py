@@ -51,6 +51,21 @@ def test_the_judge_says_where_reasoning_helps_if_the_source_does_not(run_job, sc
     assert all(rewards.is_well_formed(r["completion"], "think", r["thinking"]) for r in kept)
 
 
+def test_a_judge_that_says_nothing_changes_nothing_and_is_counted(run_job, scripted, tmp_path, monkeypatch):
+    helpful = world.requests("helpful", "test")[:6]
+    rows.write_rows(tmp_path / "prompts.parquet", [r.row(f"h{i}") for i, r in enumerate(helpful)])
+    scripted(lambda prompt, k: "No idea.")
+    monkeypatch.setattr(prompts, "read_thinking", lambda text: None)
+    oracle = {"base_url": "world", "model": "world-oracle"}
+    values = {"checkpoint": "./model", "prompts": "prompts.parquet", "writer": oracle, "judge": oracle}
+    values |= {"decoding": {"max_tokens": 64}, "n": 0, "written": 2, "judge_thinking": True}
+    record = run_job(general, general.General, values)
+    assert (record["thinking_undecided"], record["funnel"]["seen"]) == (6, 12)
+    kept = rows.load_rows("out/test/general/train.parquet", sft=True)
+    told = {r.question: r.thinking for r in helpful}
+    assert all(row["thinking"] == told[row["question"]] for row in kept)
+
+
 def test_the_last_mark_in_the_judges_answer_counts():
     assert [prompts.read_thinking(text) for text in ("[[think]]", "[[answer]]", "yes")] == [True, False, None]
     assert prompts.read_thinking("Not [[think]], then: [[answer]]") is False

@@ -50,6 +50,7 @@ def job(tmp_path, monkeypatch, row):
     [
         ({"sed": 1}, "unknown key `sed`; did you mean `seed`?"),
         ({"count": "many"}, "`count` is 'many'; write a value of type int"),
+        ({"count": -1}, "`count` is -1; write a number that is not below 0"),
         ({"source": "other.parquet"}, "other.parquet: no such file"),
         ({"source": "outputs/cpu/world/rows.parquet"}, "outputs/cpu/world has not been run"),
     ],

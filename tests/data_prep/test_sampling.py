@@ -8,7 +8,7 @@ import threading
 import time
 import types
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -192,6 +192,9 @@ def server(faults, delay=0.0):
                 self.connection.close()
                 return
             status = fault if isinstance(fault, int) else 200
+            other = {"number": 5, "torn": "\ud800"}.get(fault)
+            if other:
+                data = json.dumps({"choices": [{"text": other, "message": {"content": other}}]}).encode()
             data = {"garbage": b"<html>busy</html>", "empty": b'{"choices": []}', "list": b"[1]"}.get(fault, data)
             self.send_response(status)
             if status == 429:
@@ -213,7 +216,9 @@ def server(faults, delay=0.0):
         listening.server_close()
 
 
-@pytest.mark.parametrize("fault", [429, 500, 503, 408, "cut", "garbage", "list", "empty", "half", "silent"])
+@pytest.mark.parametrize(
+    "fault", [429, 500, 503, 408, "cut", "garbage", "list", "empty", "half", "silent", "number", "torn"]
+)
 def test_faults_that_pass_are_tried_again(fault, caplog):
     with server([fault, fault]) as (settings, log):
         asked = Server(settings)
@@ -257,6 +262,15 @@ def test_another_revision_is_asked_again_and_a_broken_store_is_put_aside(tmp_pat
         Server(settings).sample(["x"], 1, DECODING, seed=5, store=tmp_path)
         assert len(log) == 4
     assert "put aside as requests.broken" in caplog.text
+
+
+def test_a_store_that_another_process_has_is_named(tmp_path):
+    with (
+        closing(sampling._open(tmp_path)) as held,
+        pytest.raises(OSError, match=r"requests.sqlite: database is locked"),
+    ):
+        held.execute("insert into answers values ('a', 'b')")
+        Server(ServerSettings("http://127.0.0.1:9/v1", "m")).sample(["x"], 1, DECODING, seed=5, store=tmp_path)
 
 
 def test_a_reasoning_that_the_server_splits_off_is_put_back():
@@ -304,6 +318,24 @@ def test_a_key_that_is_not_set_is_named_before_any_work(monkeypatch):
     settings = ServerSettings("https://judge.example/v1", "m", api_key_variable="JUDGE_KEY")
     assert Server(settings).headers == {"Authorization": "Bearer secret"}
     assert "secret" not in repr(settings)  # settings go into run.json
+
+
+@pytest.mark.parametrize(
+    ("make", "key"),
+    [
+        (lambda: ServerSettings("world", "m", concurrency=0), "concurrency"),
+        (lambda: ServerSettings("world", "m", attempts=0), "attempts"),
+        (lambda: Sampler(batch_size=0), "batch_size"),
+        (lambda: Decoding(max_tokens=0), "max_tokens"),
+    ],
+)
+def test_what_would_ask_nothing_is_refused(make, key):
+    with pytest.raises(ValueError, match=f"`{key}` is 0; write at least 1"):
+        make()
+
+
+def test_no_samples_may_be_asked_for():
+    assert Server(ServerSettings("http://127.0.0.1:9/v1", "m")).sample(["a", "b"], 0, DECODING, seed=0) == [[], []]
 
 
 def test_the_world_is_served_on_demand():
