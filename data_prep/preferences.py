@@ -14,7 +14,7 @@ import itertools
 import logging
 import random
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import rewards
@@ -23,6 +23,7 @@ from data_prep.filters import Funnel
 from data_prep.sampling import JUDGING, Decoding, Sample, Sampler, Server, ServerSettings, connect, cost, open_model
 
 log = logging.getLogger(__name__)
+AGAIN = replace(JUDGING, temperature=0.7)  # chosen: at 0, to ask again would bring the same answer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,16 +116,17 @@ def judge_pairs(
     for row, first, second in drawn:
         shown = [rewards.parse(text).summary for text in (first, second)]
         questions += [prompts.chat(prompts.preference(row["question"], *side)) for side in (shown, shown[::-1])]
-    answers = server.sample(questions, config.queries // 2, JUDGING, config.seed, store / "verdicts")
+    answers = server.sample(questions, config.queries // 2, AGAIN, config.seed, store / "verdicts")
     funnel = Funnel(["no_verdict", "too_close", "length"], seen=len(drawn))
     pairs: list[rows.Row] = []
     for (row, first, second), straight, swapped in zip(drawn, answers[::2], answers[1::2], strict=True):
-        verdicts = [prompts.read_preference(answer.text) for answer in straight]
-        verdicts += [None if v is None else -v for v in (prompts.read_preference(a.text) for a in swapped)]
-        readable = [verdict for verdict in verdicts if verdict is not None]
-        difference = sum(readable) / max(len(readable), 1)
-        if not readable:
-            funnel.drop("no_verdict", row, straight[0].text[:200])
+        sides = [[prompts.read_preference(answer.text) for answer in side] for side in (straight, swapped)]
+        readable = [[points for points in side if points is not None] for side in sides]
+        # Each side counts alike: verdicts on one order alone would be what the judge thinks of the first place too.
+        one, other = (sum(side) / max(len(side), 1) for side in readable)
+        difference = (one - other) / 2
+        if not all(readable):
+            funnel.drop("no_verdict", row, (straight if not readable[0] else swapped)[0].text[:200])
         elif abs(difference) <= config.min_difference:
             funnel.drop("too_close", row, f"a mean difference of {difference:g}")
         else:

@@ -60,10 +60,11 @@ class Decoding:
     top_k: int = 0
 
     def __post_init__(self) -> None:
-        _at_least_1(self, "max_tokens")
+        at_least_1(self, "max_tokens")
 
 
-def _at_least_1(settings: object, *keys: str) -> None:
+def at_least_1(settings: object, *keys: str) -> None:
+    """Raises ValueError for a key of the settings that is below 1."""
     for key in keys:
         if getattr(settings, key) < 1:
             raise ValueError(f"`{key}` is {getattr(settings, key)}; write at least 1")
@@ -325,7 +326,7 @@ class ServerSettings:
     failures: int = 0
 
     def __post_init__(self) -> None:
-        _at_least_1(self, "concurrency", "attempts")
+        at_least_1(self, "concurrency", "attempts")
         if self.api_key_variable and not os.environ.get(self.api_key_variable):
             raise ValueError(f"the environment variable {self.api_key_variable} is not set; {self.base_url} wants it")
 
@@ -496,7 +497,7 @@ class Sampler:
     server: ServerSettings | None = None
 
     def __post_init__(self) -> None:
-        _at_least_1(self, "batch_size")
+        at_least_1(self, "batch_size")
         if (self.kind == "server") != (self.server is not None):
             raise ValueError("`sampler: server` and `sampler: kind: server` go together; write both or neither")
         if self.vllm and self.kind != "vllm":

@@ -29,6 +29,7 @@ class Judge:
         self.verdicts, self.asked = iter(verdicts), []
 
     def sample(self, questions, n, decoding, seed, store):
+        assert n == 1 or decoding.temperature > 0  # or it would say the same n times
         self.asked += [question[0]["content"] for question in questions]
         return [[Sample(next(self.verdicts), "stop", 0, 0) for _ in range(n)] for _ in questions]
 
@@ -41,6 +42,8 @@ class Judge:
         (["[[A>B]]", "[[A>B]]", "[[B>A]]", "[[A>B]]"], None),  # 1.0 is not more than 1
         (["[[B>>A]]", "[[B>A]]", "[[A>>B]]", "[[A=B]]"], ("bad", 2.5)),
         (["nonsense", "[[A>>B]]", "", "[[B>>A]]"], ("good", 4.0)),
+        (["[[A>>B]]", "[[A>>B]]", "nonsense", ""], None),  # perhaps it likes the first, too
+        (["[[A>>B]]", "[[A>>B]]", "[[A=B]]", ""], ("good", 2.0)),  # both orders count alike
         (["nonsense"] * 4, None),
     ],
 )

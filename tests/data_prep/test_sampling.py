@@ -13,6 +13,7 @@ from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from data_prep import sampling
+from data_prep.rl_prompts import PassRate
 from data_prep.sampling import Decoding, LocalModel, Sampler, Server, ServerError, ServerSettings, open_model
 
 import pytest
@@ -327,6 +328,7 @@ def test_a_key_that_is_not_set_is_named_before_any_work(monkeypatch):
         (lambda: ServerSettings("world", "m", attempts=0), "attempts"),
         (lambda: Sampler(batch_size=0), "batch_size"),
         (lambda: Decoding(max_tokens=0), "max_tokens"),
+        (lambda: PassRate("m", Decoding(8), n=0), "n"),
     ],
 )
 def test_what_would_ask_nothing_is_refused(make, key):
