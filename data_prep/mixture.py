@@ -49,6 +49,8 @@ class Mixture(jobs.Job):
     distributed = True
 
     def __post_init__(self) -> None:
+        if not self.sources:
+            raise ValueError("`sources` is empty; write the Parquet or JSONL files of rows to mix")
         if self.total < 1:
             raise ValueError(f"`total` is {self.total}; write the number of rows, 804745 for the paper's")
         if not 0 <= self.near_duplicates <= 1:
@@ -213,7 +215,7 @@ def _figures(kept, dropped, config, wanted, available, left, columns, causes, le
     seen: Counter[str] = Counter()
     for path in sorted(kept.glob("*.json")):
         seen.update(json.loads(path.read_bytes()))
-    total = seen.pop("seen")
+    total = seen.pop("seen", 0)
     if total - seen.total() != len(left):
         lost = total - seen.total() - len(left)
         raise engine.EngineError(f"{kept} lacks {lost} of the rows that were kept; delete {kept.parent}, run again")

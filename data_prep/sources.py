@@ -307,6 +307,8 @@ class Wanted:
 
 def checked(wanted: list[Wanted], traces: bool, limit: int = 0) -> list[Wanted]:
     """The sources, of each at most ``limit`` records (0: as they say). Raises what is wrong before anything is read."""
+    if not wanted:
+        raise ValueError(f"`sources` is empty; write `- name: ...` with rows or one of {', '.join(SOURCES)}")
     labels = [one.label for one in wanted]
     for one in wanted:
         if labels.count(one.label) > 1:

@@ -204,6 +204,16 @@ def test_when_no_row_is_left_the_list_says_why(mix, sft, tmp_path, caplog):
         mix("a.parquet", exclude_non_commercial=True)
     assert "no rows to write" in caplog.messages[-1]
     assert [record["why"] for record in dropped()] == ["cc-by-nc-4.0"] * 2
+    pq.write_table(pq.read_table("a.parquet")[:0], "none.parquet")
+    with pytest.raises(AssertionError):
+        mix("none.parquet")
+    assert "no rows to write" in caplog.messages[-1]
+
+
+def test_a_mixture_of_nothing_is_refused(mix, capsys):
+    with pytest.raises(SystemExit):
+        mix()
+    assert "`sources` is empty; write the Parquet or JSONL files" in capsys.readouterr().err
 
 
 def test_filters_drop_rows_and_count_them(mix, sft, tmp_path):

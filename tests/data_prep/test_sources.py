@@ -338,6 +338,7 @@ def test_a_source_without_a_usable_record_ends_the_job(run_job, tmp_path, caplog
 @pytest.mark.parametrize(
     ("wanted", "told"),
     [
+        ([], "`sources` is empty; write `- name: ...`"),
         ([{"name": "sciqq"}], "source 'sciqq' is not known; write rows or one of"),
         ([{"name": "rows"}], "has no `local`"),
         ([{"name": "sciq"}], "sciq has no traces"),
