@@ -76,14 +76,20 @@ def load(settings: Decontamination) -> Index:
     """Reads the evaluation sets. Raises FileNotFoundError and ValueError that name the set and what is missing."""
     index = Index(settings.n)
     for name, one in settings.sets.items():
+        number = -1
         for number, record in enumerate(records(one)):
             missing = [column for column in one.columns if column not in record]
             if missing:
                 raise ValueError(f"{one.path}, row {number}: no column '{missing[0]}'; it has {', '.join(record)}")
             texts = [record[column] for column in one.columns]
+            if not isinstance(texts[0], str):
+                wrong = f"column '{one.columns[0]}' is {type(texts[0]).__name__}, must be text"
+                raise ValueError(f"{one.path}, row {number}: {wrong}; name another in `columns`, or mend the row")
             for at, text in enumerate(texts):
                 if isinstance(text, str):
                     index.add(name, str(record.get(one.id, number)), text, question=at == 0)
+        if number < 0:
+            raise ValueError(f"{one.path}: holds nothing; name another path, or leave the set '{name}' out")
     if settings.stop_list:
         index.stop(Path(settings.stop_list).read_text(encoding="utf-8").splitlines())
     return index

@@ -182,6 +182,12 @@ def test_what_is_wrong_with_a_set_is_named(tmp_path):
     (tmp_path / "aime.jsonl").write_text('{"question": "x", "answer": ""}\n{"question"')
     with pytest.raises(ValueError, match=r"aime\.jsonl, row 1: not JSON"):
         decontaminate.load(settings)
+    (tmp_path / "aime.jsonl").write_text('{"question": [{"role": "user"}], "answer": ""}\n')
+    with pytest.raises(ValueError, match=r"aime\.jsonl, row 0: column 'question' is list, must be text"):
+        decontaminate.load(settings)
+    (tmp_path / "aime.jsonl").write_text("")
+    with pytest.raises(ValueError, match=r"aime\.jsonl: holds nothing"):
+        decontaminate.load(settings)
     (tmp_path / "aime.jsonl").unlink()
     with pytest.raises(FileNotFoundError, match=r"aime\.jsonl"):
         decontaminate.load(settings)
