@@ -23,8 +23,13 @@ COUNTS = re.compile(r"^(moe_)?(num|n)_(local_|routed_)?experts$")
 
 def expert_counts(config) -> list[str]:
     """The keys by which a model's config says that it is a mixture of experts; [] for a dense model."""
-    values = config.to_dict()
-    return [key for key, value in values.items() if COUNTS.search(key) and isinstance(value, int) and value > 1]
+    found = []
+    for key, value in (config if isinstance(config, dict) else config.to_dict()).items():
+        if isinstance(value, dict):  # DBRX's are in its ffn_config
+            found += [f"{key}.{one}" for one in expert_counts(value)]
+        elif COUNTS.search(str(key)) and isinstance(value, int) and value > 1:
+            found.append(key)
+    return found
 
 
 def routers(model: nn.Module) -> list[str]:

@@ -22,7 +22,7 @@ from conftest import CORPUS, CPU, GRPO, SFT, log_of, record_of
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file
 from test_settings import CLASSES, REPOSITORY, VARIANTS
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 QLORA = {"load_in_4bit": True, "lora_r": 4, "lora_alpha": 8}
 IDS = torch.arange(3, 67).view(2, 32)
@@ -328,6 +328,12 @@ def test_an_expert_in_16_bits_a_trainable_router_and_no_adapter_are_refused(tmp_
     model.requires_grad_(False)
     with pytest.raises(ConfigError, match="nothing is trainable"):
         qlora_proof.check(model)
+
+
+def test_a_config_within_the_config_tells_of_experts_too():
+    dbrx = AutoConfig.for_model("dbrx", ffn_config={"moe_num_experts": 8, "moe_top_k": 2})
+    assert qlora_proof.expert_counts(dbrx) == ["ffn_config.moe_num_experts"]
+    assert qlora_proof.expert_counts(AutoConfig.for_model("qwen3")) == []
 
 
 def test_a_mixture_whose_experts_were_not_found_is_refused(tmp_path, monkeypatch):
