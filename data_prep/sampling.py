@@ -169,6 +169,8 @@ class LocalModel(Batched):
         self.tokenizer = AutoTokenizer.from_pretrained(checkpoint, padding_side="left", **pinned)
         dtype = "auto" if self.device == "cuda" else torch.float32
         self.model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype, **pinned).to(self.device).eval()
+        if getattr(self.model.config, "output_router_logits", False):
+            self.model.config.output_router_logits = False  # left by SFT of a mixture of experts; it fails on a cache
         self.identity = _identity(checkpoint, getattr(self.model.config, "_commit_hash", None))
         self.limit = getattr(self.model.config, "max_position_embeddings", sys.maxsize)
         ends = self.model.generation_config.eos_token_id

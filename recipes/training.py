@@ -210,6 +210,13 @@ class Resumable:
     completion_tokens_trained = 0
     _local_tokens = 0
 
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if getattr(self.model.config, "output_router_logits", False):
+            # TRL sets it, and asks in each call as well. Left in the config, whoever samples from the checkpoint would
+            # compute a balancing loss too, which fails on a cache.
+            self.model.config.output_router_logits = False
+
     def count(self, mask: torch.Tensor) -> None:
         """Count the tokens of a micro batch, while training."""
         if self.model.training:

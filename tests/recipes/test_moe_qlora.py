@@ -10,6 +10,7 @@ import rewards
 from data_prep import runs
 from data_prep.rows import write_parquet
 from data_prep.runs import ConfigError
+from data_prep.sampling import Decoding, LocalModel
 from recipes import moe_qlora, qlora_proof, training
 from recipes.config import parse
 from recipes.tools.merge import merge
@@ -253,13 +254,19 @@ def test_one_key_says_what_is_adapted(targets, kinds, tmp_path):
     assert torch.allclose(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "merged")), logits(adapted), atol=1e-4)
 
 
-def test_a_base_can_be_a_mixture_of_experts(run_stage):
+@pytest.mark.parametrize("more", [QLORA, {}])
+def test_a_base_can_be_a_mixture_of_experts(more, run_stage):
     folder = run_stage(
         "base", CORPUS | {"num_experts": 4, "moe_intermediate_size": 32, "max_steps": 2, "logging_steps": 1}
     )
     model = AutoModelForCausalLM.from_pretrained(folder)
     assert (model.config.model_type, model.config.num_experts, model.config.num_experts_per_tok) == ("qwen3_moe", 4, 2)
     assert log_of(folder)[0]["aux_loss"] > 0  # its router learns
+    assert not model.config.output_router_logits  # whoever samples from it would fail
+    config = json.loads((folder / "config.json").read_text()) | {"output_router_logits": True}
+    (folder / "config.json").write_text(json.dumps(config))  # as TRL leaves it
+    assert LocalModel(str(folder)).sample(["one", "and two"], 1, Decoding(max_tokens=2), 0)
+    run_stage("r1_zero", GRPO | more | {"model_name_or_path": str(folder), "max_steps": 1}, name="rl")
 
 
 @pytest.mark.parametrize("stage", [*CLASSES, *VARIANTS])
