@@ -1,14 +1,16 @@
 """General data: the part of the 800k that is no reasoning task (paper v2, B.3.3; v1, 2.3.3).
 
 Answers to helpful prompts by the model itself and by a stronger writer, with reasoning only where the row or the judge
-says that it helps (none for "hello"), kept where a judge scores them high enough. No unsafe request is among the
-prompts: the paper's SFT mixture has none.
+says that it helps (none for "hello"), kept where a judge scores them high enough. The paper names writing, factual QA,
+self-cognition, translation and software engineering, and no shares. No unsafe request is among the prompts: its SFT
+mixture has none.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -24,7 +26,9 @@ log = logging.getLogger(__name__)
 class General(jobs.Job):
     """``n`` answers a prompt by the checkpoint, then ``written`` by the writer; the first ``keep`` that pass the
     filters and score at least ``min_score`` (0 to 3) are kept. A prompt is answered with reasoning where its row says
-    so; with ``judge_thinking`` where the judge does, for prompts of sources that tell nothing about it."""
+    so; with ``judge_thinking`` where the judge does, for prompts of sources that tell nothing about it. It then says of
+    what kind the task is, too: with ``tasks``, shares such as ``{writing: 3, translation: 1}``, it is asked of all
+    prompts, and ``count`` are taken in these proportions, or what there is."""
 
     checkpoint: str
     prompts: str
@@ -37,31 +41,49 @@ class General(jobs.Job):
     keep: int = 2
     min_score: int = 2
     judge_thinking: bool = False
+    tasks: dict[str, int] = field(default_factory=dict)
     filters: Thresholds = field(default_factory=Thresholds)
     sampler: Sampler = field(default_factory=Sampler)
+
+    def __post_init__(self) -> None:
+        if unknown := ", ".join(set(self.tasks) - set(prompts.TASKS)):
+            raise ValueError(f"`tasks`: {unknown} is not known; write shares of {', '.join(prompts.TASKS)}")
+        if self.tasks and not (sum(self.tasks.values()) and self.judge_thinking and self.count):
+            raise ValueError("`tasks`: the judge tells them; write `judge_thinking: true`, `count`, and their shares")
 
 
 def load(config: General) -> dict[str, list[rows.Row]]:
     config.sampler.require(config.checkpoint)
     helpful = [row for row in rows.load_rows(config.prompts) if row["kind"] == "helpful"]
-    return {"prompts": jobs.choose(helpful, config.limit or config.count, config.seed)}
+    return {"prompts": jobs.choose(helpful, config.limit or (0 if config.tasks else config.count), config.seed)}
 
 
 def plan(config: General, prompts: list[rows.Row]) -> list[str]:
-    answers = len(prompts) * (config.n + config.written + config.judge_thinking)
+    chosen = min(len(prompts), config.count or len(prompts))
+    judgements = len(prompts) * config.judge_thinking + chosen * (config.n + config.written)
+    shares = ", ".join(f"{count:,} {task}" for task, count in quotas(config, chosen).items())
     return [
-        f"{len(prompts):,} prompts of {config.prompts}, at most {config.keep} rows of each",
-        cost(len(prompts), config.n, config.decoding, config.checkpoint, config.sampler),
-        cost(len(prompts), config.written, config.decoding, f"the writer {config.writer.model}"),
-        cost(answers, 1, JUDGING, f"the judge {config.judge.model}"),
+        f"{len(prompts):,} prompts of {config.prompts}" + (f", of which {shares}" if shares else ""),
+        f"{chosen:,} of them answered, at most {config.keep} rows of each",
+        cost(chosen, config.n, config.decoding, config.checkpoint, config.sampler),
+        cost(chosen, config.written, config.decoding, f"the writer {config.writer.model}"),
+        cost(judgements, 1, JUDGING, f"the judge {config.judge.model}"),
     ]
+
+
+def quotas(config: General, total: int) -> dict[str, int]:
+    """Prompts a kind of task; none where the config divides nothing."""
+    return jobs.scaled(config.tasks, total) if config.tasks else {}
 
 
 def build(config: General, output_dir: Path, prompts: list[rows.Row]) -> dict[str, object]:
     funnel = Funnel([check.__name__ for check in FILTERS] + ["low_score", "no_verdict", "duplicate", "surplus"])
-    undecided = 0
+    figures: dict[str, object] = {}
+    task_of: dict[str, str] = {}
     if config.judge_thinking:
-        prompts, undecided = judged(config, output_dir, prompts)
+        prompts, task_of, figures["thinking_undecided"] = judged(config, output_dir, prompts)
+    if config.tasks:
+        prompts, figures["tasks_short"] = divided(config, prompts, task_of)
     groups = funnel.passing(answer(config, output_dir, prompts), config.filters)
     scores = score(config, output_dir, groups)
     kept: list[rows.Row] = []
@@ -83,20 +105,38 @@ def build(config: General, output_dir: Path, prompts: list[rows.Row]) -> dict[st
                 texts.add(candidate.text)
     log.info("%d answers, %d kept, by writer %s; dropped: %s", funnel.seen, len(kept), by_writer, funnel.dropped)
     rows.write_rows(output_dir / "train.parquet", kept, sft=True)
-    figures = {"thinking_rows": sum(bool(row["thinking"]) for row in kept), "thinking_undecided": undecided}
+    if task_of:
+        figures["by_task"] = dict(Counter(task_of[row["question"]] for row in kept))
+    figures["thinking_rows"] = sum(bool(row["thinking"]) for row in kept)
     return {"rows": len(kept), **figures, "by_writer": by_writer, "funnel": funnel.figures()}
 
 
-def judged(config: General, output_dir: Path, asked: list[rows.Row]) -> tuple[list[rows.Row], int]:
-    """The rows with the judge's word on whether reasoning helps, and of how many it gave none: they keep their own."""
+def judged(config: General, output_dir: Path, asked: list[rows.Row]) -> tuple[list[rows.Row], dict[str, str], int]:
+    """The rows with the judge's word on whether reasoning helps, the kind of each question's task ("other" where it
+    names none), and on how many rows it said nothing: they keep their own ``thinking``."""
     with connect(config.judge) as server:
-        questions = [prompts.chat(prompts.thinking(row["question"])) for row in asked]
-        said = server.sample(questions, 1, JUDGING, config.seed, output_dir / "samples" / "thinking")
+        questions = [prompts.chat(prompts.task(row["question"])) for row in asked]
+        said = server.sample(questions, 1, JUDGING, config.seed, output_dir / "samples" / "tasks")
     verdicts = [prompts.read_thinking(samples[0].text) for samples in said]
+    kinds = [prompts.read_task(samples[0].text) or "other" for samples in said]
     wanted, undecided = verdicts.count(True), verdicts.count(None)
     log.info("the judge wants reasoning for %d of %d prompts, and says nothing of %d", wanted, len(asked), undecided)
     found = [row if said is None else row | {"thinking": said} for row, said in zip(asked, verdicts, strict=True)]
-    return found, undecided
+    return found, dict(zip((row["question"] for row in asked), kinds, strict=True)), undecided
+
+
+def divided(config: General, asked: list[rows.Row], task_of: dict[str, str]) -> tuple[list[rows.Row], dict[str, int]]:
+    """``count`` rows by the shares of ``tasks``, in their order, and how many of each kind there were too few."""
+    left = quotas(config, min(config.count, len(asked)))
+    taken = []
+    for row in asked:
+        if left.get(task_of[row["question"]], 0):
+            left[task_of[row["question"]]] -= 1
+            taken.append(row)
+    short = {task: count for task, count in left.items() if count}
+    if short:
+        log.warning("too few prompts of %s", ", ".join(f"{task} ({count} missing)" for task, count in short.items()))
+    return taken, short
 
 
 def answer(config: General, output_dir: Path, asked: list[rows.Row]) -> list[list[Candidate]]:

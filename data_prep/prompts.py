@@ -81,10 +81,13 @@ group, or gives out what should stay private. Declining is safe. Give your reaso
 ## Response
 {answer}
 """
-THINKING = """# Task: say whether thinking helps
-Would a careful expert think before answering this request? Yes for what has several steps, constraints to meet or
-choices to weigh: most translation, software, analysis and longer writing. No for greetings, thanks, small talk, and
-what is simply recalled. Close with [[think]] or [[answer]].
+TASKS = ("writing", "questions", "self-cognition", "translation", "software", "other")  # the paper's kinds, B.3.3
+TASK = """# Task: say what is asked for, and whether thinking helps
+What does this request ask for: writing; an answer to questions of fact; self-cognition, which is about the assistant
+itself; translation; software, that is code to write, mend or explain; or other? And would a careful expert think before
+answering it? Yes for what has several steps, constraints to meet or choices to weigh: most translation, software,
+analysis and longer writing. No for greetings, thanks, small talk, and what is simply recalled. Close with one of
+[[writing]], [[questions]], [[self-cognition]], [[translation]], [[software]], [[other]], then [[think]] or [[answer]].
 
 ## Request
 {question}
@@ -159,8 +162,8 @@ def safety(question: str, answer: str) -> str:
     return fill(SAFETY, question=question, answer=answer)
 
 
-def thinking(question: str) -> str:
-    return fill(THINKING, question=question)
+def task(question: str) -> str:
+    return fill(TASK, question=question)
 
 
 def short_reasoning(question: str, language: str) -> str:
@@ -192,6 +195,12 @@ def read_score(text: str) -> int | None:
 def read_safety(text: str) -> bool | None:
     labels = re.findall(r"\[\[(safe|unsafe)\]\]", text)
     return labels[-1] == "safe" if labels else None
+
+
+def read_task(text: str) -> str | None:
+    """One of `TASKS`."""
+    labels = re.findall(rf"\[\[({'|'.join(TASKS)})\]\]", text)
+    return labels[-1] if labels else None
 
 
 def read_thinking(text: str) -> bool | None:

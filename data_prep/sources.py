@@ -159,7 +159,8 @@ def _logiqa(record: dict) -> dict[str, Any]:
 
 
 # Parts of tulu-3 by what their names in its column `source` hold: other domains, and requests that are no help.
-TULU_ELSEWHERE = ("math", "gsm", "algebra", "code", "wildguard", "wildjailbreak", "coconot")
+TULU_ELSEWHERE = ("math", "gsm", "algebra", "personahub_code", "wildguard", "wildjailbreak", "coconot")
+TULU_LICENSES = {"no_robots": "cc-by-nc-4.0", "evol_codealpaca": "apache-2.0"}  # of other parts the mixture's
 
 
 def _tulu(record: dict) -> dict[str, Any]:
@@ -167,7 +168,7 @@ def _tulu(record: dict) -> dict[str, Any]:
     for name in TULU_ELSEWHERE:
         if name in part:
             raise Refused(f"part: {name} is no general data")
-    license = "cc-by-nc-4.0" if "no_robots" in part else "odc-by"
+    license = next((license for name, license in TULU_LICENSES.items() if name in part), "odc-by")
     question = _two(record["messages"])[0]
     return {"question": question, "source_id": record["id"], "license": license} | _GENERAL
 

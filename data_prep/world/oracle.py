@@ -25,6 +25,7 @@ from data_prep.world.problems import LANGUAGES, Step, write_reasoning, write_sum
 ERROR_RATE = 0.10
 OFFER_RATE = 0.25  # of written replies offer more help
 THOUGHTS = {"en": "I look for the word that means the same.", "zh": "我想一个意思一样的词。"}
+TASKS = {"translation": "translation", "writing": "writing", "fact": "questions"}
 EQUATION = re.compile(r"(\d+) ([-+*]) (\d+) = (\d+)")
 CHOICE = re.compile(r"= \d+ \(([AB])\)")
 CLOSING = re.compile(r"(?:The answer is|答案是) ?(.+?)(?:\.|。)?\s*$")
@@ -65,9 +66,10 @@ def reply(prompt: str, seed: int = 0) -> str:
         case "label safety":
             safe = general.is_safe(part["Request"], part["Response"]) != wrong
             return "[[safe]]" if safe else "[[unsafe]]"
-        case "say whether thinking helps":
+        case "say what is asked for, and whether thinking helps":
             request = general.BY_QUESTION.get(part["Request"])
-            return "[[think]]" if (request is not None and request.thinking) != wrong else "[[answer]]"
+            kind = TASKS.get(request.topic if request else "", "other")
+            return f"[[{kind}]] " + ("[[think]]" if (kind == "translation") != wrong else "[[answer]]")
         case "answer with brief thoughts":
             return _write(part["Question"], THOUGHTS, wrong, identity)
     return "I do not know this task."

@@ -1,8 +1,17 @@
 """General data: helpful prompts only, reasoning only where the row says so, what the judge scores low left out."""
 
+from collections import Counter
+
 import rewards
 from data_prep import general, prompts, rows
+from data_prep.runs import ConfigError
 from data_prep.world import general as world
+
+import pytest
+
+
+def read():
+    return rows.load_rows("out/test/general/train.parquet", sft=True)
 
 
 def test_only_good_answers_in_the_form_of_their_row(run_job, scripted, tmp_path):
@@ -66,6 +75,43 @@ def test_a_judge_that_says_nothing_changes_nothing_and_is_counted(run_job, scrip
     assert all(row["thinking"] == told[row["question"]] for row in kept)
 
 
+def test_the_mix_is_by_the_judges_kinds_and_what_is_missing_is_told(run_job, scripted, tmp_path):
+    helpful = world.requests("helpful", "train")
+    rows.write_rows(tmp_path / "prompts.parquet", [r.row(f"h{i}") for i, r in enumerate(helpful)])
+    replies = {r.question: r.reply for r in helpful}
+    scripted(lambda prompt, k: replies[prompt[0]["content"]])
+    oracle = {"base_url": "world", "model": "world-oracle"}
+    values = {"checkpoint": "./model", "prompts": "prompts.parquet", "writer": oracle, "judge": oracle}
+    values |= {"decoding": {"max_tokens": 64}, "n": 0, "written": 1, "min_score": 0, "judge_thinking": True}
+    values |= {"count": 100, "tasks": {"writing": 2, "translation": 2, "self-cognition": 1}}
+    assert run_job(general, general.General, values, "--dry-run") == {}
+    record = run_job(general, general.General, values)
+    assert record["tasks_short"] == {"self-cognition": 20}  # nothing takes their place
+    assert record["funnel"]["seen"] == 80
+    topics = Counter(r.topic for r in helpful if r.question in {row["question"] for row in read()})
+    assert record["by_task"] == {"writing": topics["writing"], "translation": topics["translation"]}
+    assert min(record["by_task"].values()) > 30
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"tasks": {"poems": 1}}, "poems is not known; write shares of writing, questions"),
+        ({"tasks": {"writing": 1}}, "write `judge_thinking: true`"),
+        ({"tasks": {"writing": 0}, "judge_thinking": True, "count": 5}, "and their shares"),
+        ({"tasks": {"writing": 1}, "judge_thinking": True}, "`count`"),
+    ],
+)
+def test_shares_that_cannot_be_are_refused(wrong, said, run_job, scripted, capsys):
+    oracle = {"base_url": "world", "model": "world-oracle"}
+    values = {"checkpoint": "./model", "prompts": "prompts.parquet", "writer": oracle, "judge": oracle}
+    with pytest.raises((SystemExit, ConfigError), match=None) as refused:
+        run_job(general, general.General, values | {"decoding": {"max_tokens": 64}} | wrong)
+    assert said in str(refused.value) + capsys.readouterr().err
+
+
 def test_the_last_mark_in_the_judges_answer_counts():
+    assert prompts.read_task("[[writing]], or rather [[software]] [[think]]") == "software"
+    assert prompts.read_task("[[poem]] [[think]]") is None
     assert [prompts.read_thinking(text) for text in ("[[think]]", "[[answer]]", "yes")] == [True, False, None]
     assert prompts.read_thinking("Not [[think]], then: [[answer]]") is False

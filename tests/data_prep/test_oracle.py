@@ -51,8 +51,9 @@ def test_judges_are_wrong_in_a_tenth_of_the_cases_and_always_the_same():
     thought = []
     for request in helpful:
         for seed in range(4):
-            text = oracle.reply(prompts.thinking(request.question), seed)
+            text = oracle.reply(prompts.task(request.question), seed)
             thought.append((prompts.read_thinking(text), request.thinking))
+            assert (prompts.read_task(text) == "translation") == request.thinking
     labelled = []
     for request in harmful:
         for text in (request.reply, general.REFUSALS[request.language]):

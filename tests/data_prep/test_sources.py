@@ -218,7 +218,7 @@ def changed(name, **changes):
         ("medmcqa", changed("medmcqa", opa="Femur"), "options: "),
         ("logiqa2", changed("logiqa2", answer=4), "gold: `answer` is 4"),
         ("openr1-math-220k", changed("openr1-math-220k", question_type="proof"), "proof: "),
-        ("tulu-3", changed("tulu-3", source="ai2-adapt-dev/personahub_code_v2"), "part: code"),
+        ("tulu-3", changed("tulu-3", source="ai2-adapt-dev/personahub_code_v2"), "part: personahub_code"),
         ("tulu-3", changed("tulu-3", messages=MESSAGES * 2), "turns: ['user', 'assistant', 'user', 'assistant']"),
         ("tulu-3", changed("tulu-3", messages=MESSAGES[::-1]), "turns: ['assistant', 'user']"),
         ("openthoughts3", changed("openthoughts3", domain="cooking"), "domain: 'cooking' is not one of"),
