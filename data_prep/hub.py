@@ -98,9 +98,10 @@ def push(repository: Repository, files: Files, message: str, branch: str = "main
     additions = {path: CommitOperationAdd(path, source) for path, source in sources.items()}  # reads each file once
 
     def attempt() -> str:
-        if branch != "main":
+        # Looked for rather than `exist_ok`, for which any 409 says that the branch is there.
+        if branch != "main" and branch not in {one.name for one in api.list_repo_refs(**named).branches}:
             first = api.list_repo_commits(**named)[-1].commit_id
-            api.create_branch(**named, branch=branch, revision=first, exist_ok=True)
+            api.create_branch(**named, branch=branch, revision=first)
         head = api.repo_info(**named, revision=branch).sha
         there = _listing(api, repository, head)
         missing = [addition for path, addition in additions.items() if not _same(addition, there.get(path))]

@@ -63,6 +63,7 @@ PLACES = (
     "resolve", "download",
 )  # fmt: skip
 FINAL = (401, 403, 404)
+FAULTS = (*FINAL, 408, 409, 412, 429, 500, 503, "cut", "lost", "slow")
 
 
 def wait_for_answers(seconds: int) -> None:
@@ -81,7 +82,7 @@ def impatient(client: Callable, request: pytest.FixtureRequest) -> Iterator[None
     client(wait_for_answers, 10)
 
 
-@pytest.mark.parametrize("fault", [*FINAL, 408, 409, 412, 429, 500, 503, "cut", "lost", "slow"])
+@pytest.mark.parametrize("fault", FAULTS)
 def test_each_fault_in_each_place(
     hub: Hub, client: Callable, impatient: None, tmp_path: Path, mixture: Path, fault: str | int
 ) -> None:
@@ -103,6 +104,35 @@ def test_each_fault_in_each_place(
         assert len(hub.repo("datasets", name).commits) == 2, where
         if fault == 429 and place not in ("head", "create"):  # which the client asks again at once
             assert max(waits, default=0) >= 7, where
+
+
+BRANCH = ("info", "tree", "refs", "commits", "branch", "preupload", "batch", "upload", "verify", "commit")
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_each_fault_while_a_checkpoint_goes_to_its_branch(
+    hub: Hub, client: Callable, impatient: None, tmp_path: Path, mixture: Path, fault: str | int
+) -> None:
+    name, state = f"me/branches-{fault}", tmp_path / "checkpoint"
+    assert client(tiny.run_push, tmp_path, "outputs/t/mixture", "--hub-model-id", name, "--check", "model")[0] == 0
+    state.mkdir()
+    for number, place in enumerate(BRANCH):
+        where = f"{fault} in {place}"
+        (state / "optimizer.pt").write_bytes(bytes([number]) * 100)  # anew: what the Hub has is not uploaded again
+        (state / "trainer_state.json").write_text(json.dumps({"global_step": number}))
+        hub.fail(place, fault)
+        said, waits = client(tiny.push_branch, state, name, f"checkpoint-{number}")
+        assert hub.faults == [], f"{where}: never met"
+        if fault in FINAL:
+            assert (str(fault) in said or "404" in said) and waits == [], where
+            said, waits = client(tiny.push_branch, state, name, f"checkpoint-{number}")
+        assert said == "", where
+        there = hub.files("models", name, f"checkpoint-{number}")
+        assert {path: there[path] for path in ("optimizer.pt", "trainer_state.json")} == {
+            path.name: path.read_bytes() for path in state.iterdir()
+        }, where
+    assert hub.repo("models", name).branches.keys() == {"main", *(f"checkpoint-{n}" for n in range(len(BRANCH)))}
+    assert len(hub.repo("models", name).commits) == 1 + len(BRANCH)  # its first, and one a branch
 
 
 @pytest.mark.parametrize(

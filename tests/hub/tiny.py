@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+from collections.abc import Iterator
 from pathlib import Path
 
 from hub_server import WRITER
@@ -44,31 +45,53 @@ def logits(name: str, **more) -> list[float]:
         return model(inputs["input_ids"]).logits[0, -1].tolist()
 
 
+@contextlib.contextmanager
+def no_waiting() -> Iterator[list[float]]:
+    """Long sleeps are noted instead of slept."""
+    import time
+
+    waits: list[float] = []
+    sleep, time.sleep = time.sleep, lambda seconds: waits.append(seconds) if seconds >= 0.5 else sleep(seconds)
+    try:
+        yield waits
+    finally:
+        time.sleep = sleep
+
+
+def push_branch(folder: str | Path, name: str, branch: str) -> tuple[str, list[float]]:
+    """A checkpoint's files to a branch, as `--checkpoints` sends them; returns what went wrong and the waits."""
+    from data_prep import hub
+
+    files = {path.name: path for path in Path(folder).iterdir()}
+    with no_waiting() as waits:
+        try:
+            hub.push(hub.Repository(name, "model"), files, "a checkpoint", branch=branch)
+        except hub.HubError as error:
+            return str(error), waits
+    return "", waits
+
+
 def run_push(cwd: str | Path, *arguments: str, token: str | None = WRITER) -> tuple[int, str, list[float]]:
     """`python -m data_prep.push` in this process; returns its exit status, its log, and how long it would have waited
     each time that it did."""
     import logging
     import os
-    import time
 
     from data_prep import commands, push
 
     os.chdir(cwd)
     os.environ.pop("HF_TOKEN", None)
     os.environ.update({"HF_TOKEN": token} if token else {})
-    waits: list[float] = []
     text = io.StringIO()
     handler = logging.StreamHandler(text)
     logging.getLogger().addHandler(handler)
     logging.getLogger().setLevel(logging.INFO)
-    sleep, time.sleep = time.sleep, lambda seconds: waits.append(seconds) if seconds >= 0.5 else sleep(seconds)
     try:
-        with contextlib.redirect_stderr(text):
+        with contextlib.redirect_stderr(text), no_waiting() as waits:
             status = commands.run(push.main, list(arguments))
     except SystemExit as ended:
         status = ended.code
     finally:
-        time.sleep = sleep
         logging.getLogger().removeHandler(handler)
         os.environ["HF_TOKEN"] = WRITER
     return status, text.getvalue(), waits
