@@ -112,13 +112,14 @@ class Watch(TrainerCallback):
             return
         grads = {name: one.grad for name, one in model.named_parameters() if one.requires_grad}
         still = {name for name, grad in grads.items() if grad is None or not grad.any()}
+        unused = {name for name in still if "experts." in name}  # no token yet: `qlora_proof` asks for one of a layer's
         if broken := [name for name in grads.keys() - still if not torch.isfinite(grads[name]).all()]:
             self._say("nan", f"gradients of {len(broken)} tensors are not finite", "the weights are lost", FLAGS[3][3])
         if len(still) == len(grads):  # in RL, that of groups that are all right
             self._flag("no gradient", not self.names, "no gradient", "nothing is learnt", "rows that teach something")
             return
         self.done += 1
-        self.unmoved = still if self.unmoved is None else self.unmoved & still
+        self.unmoved = still - unused if self.unmoved is None else self.unmoved & still
         if self.done == FIRST and self.unmoved:
             some = ", ".join(sorted(self.unmoved)[:3])
             text = (

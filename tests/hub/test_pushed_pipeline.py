@@ -8,7 +8,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import tiny
+import yaml
 from hub_server import Hub
+from tiny_run import SCALE
 
 pytestmark = pytest.mark.slow
 
@@ -30,6 +32,26 @@ def score_of(name: str) -> float:
 
     model = AutoModelForSequenceClassification.from_pretrained(name)
     return model(**AutoTokenizer.from_pretrained(name)("What is 2 + 3?", return_tensors="pt")).logits.item()
+
+
+def test_every_kind_of_stage_and_job_pushes_by_its_own_yaml(
+    hub: Hub, client: Callable, environment: dict[str, str], outputs: Path
+) -> None:
+    """Each is done, so that its command does nothing but push."""
+    here = outputs.parents[1]
+    for target in ("recipes/r1_zero.py", "recipes/sft_stage_2.py", "recipes/reward_models.py", "data_prep.mixture"):
+        name = Path(target).stem if target.endswith(".py") else target.split(".")[-1]
+        settings = yaml.safe_load((SCALE / f"{name}.yaml").read_text())
+        settings |= {"push_to_hub": True, "hub_model_id": f"me/own-{name}"}
+        status, log = tiny.command(here, environment, target, settings)
+        assert status == 0 and "is done already" in log, log
+    for name in ("r1_zero", "sft_stage_2"):
+        assert client(tiny.logits, f"me/own-{name}") == client(tiny.logits, str(outputs / name))
+    for name in ("helpfulness", "harmlessness"):
+        assert client(score_of, f"me/own-reward_models-{name}") == client(
+            score_of, str(outputs / "reward_models" / name)
+        )
+    assert client(contract_rows, "me/own-mixture") == pq.read_table(outputs / "mixture" / "train.parquet").to_pylist()
 
 
 def contract_rows(name: str) -> list[dict]:

@@ -2,8 +2,6 @@
 
 import io
 import json
-import subprocess
-import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,12 +11,10 @@ from data_prep import rows
 import pyarrow.parquet as pq
 import pytest
 import tiny
-import yaml
 from hub_server import WRITER, Hub
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).resolve().parents[2]
 SFT = {
     "model_name_or_path": "outputs/t/base",
     "dataset": "outputs/t/mixture/train.parquet",
@@ -45,21 +41,6 @@ def here(tmp_path: Path, client: Callable) -> Path:
     rows.write_rows(mixture / "train.parquet", tiny.sums(40), sft=True)
     client(tiny.save_model, str(tiny.save_run(tmp_path, "base", {"vocab_size": 260}, inputs=[])))
     return tmp_path
-
-
-def command(folder: Path, environment: dict[str, str], target: str, settings: dict, **changes: str) -> tuple[int, str]:
-    """A stage or job by its own command; returns its exit status and what it said."""
-    name = settings["output_dir"].split("/")[-1]
-    (folder / f"{name}.yaml").write_text(yaml.safe_dump(settings))
-    words = [str(ROOT / target)] if target.endswith(".py") else ["-m", target]
-    done = subprocess.run(
-        [sys.executable, *words, "--config", f"{name}.yaml"],
-        cwd=folder,
-        env=environment | {"PYTHONPATH": str(ROOT)} | changes,
-        capture_output=True,
-        text=True,
-    )
-    return done.returncode, done.stdout + done.stderr
 
 
 def adapter_logits(name: str) -> list[float]:
@@ -95,14 +76,14 @@ def test_an_adapter_and_its_checkpoints_load_from_the_hub_alone(
     settings |= {"hub_strategy": "all_checkpoints"}
 
     # Its base is nowhere to be had, which is said before any training.
-    status, log = command(here, environment, "recipes/cold_start_sft.py", settings)
+    status, log = tiny.command(here, environment, "recipes/cold_start_sft.py", settings)
     assert status == 2 and "python -m data_prep.push outputs/t/base --hub-model-id" in log, log
     assert not (here / "outputs/t/sft/log.jsonl").exists()
 
     # A push that fails leaves a run that is done, and its last words finish it.
     assert client(tiny.run_push, here, "outputs/t/base", "--hub-model-id", "me/stage-base")[0] == 0
     hub.fail("commit", 403)
-    status, log = command(here, environment, "recipes/cold_start_sft.py", settings)
+    status, log = tiny.command(here, environment, "recipes/cold_start_sft.py", settings)
     assert status == 1, log
     last = log.strip().splitlines()[-1]
     assert last == "python -m data_prep.push --hub-model-id me/stage outputs/t/sft --checkpoints"
@@ -110,7 +91,7 @@ def test_an_adapter_and_its_checkpoints_load_from_the_hub_alone(
     before = (here / "outputs/t/sft/model.safetensors").stat().st_mtime_ns
 
     # The same stage, asked again, pushes only.
-    status, again = command(here, environment, "recipes/cold_start_sft.py", settings)
+    status, again = tiny.command(here, environment, "recipes/cold_start_sft.py", settings)
     assert status == 0, again
     assert (here / "outputs/t/sft/model.safetensors").stat().st_mtime_ns == before
     merged = client(tiny.logits, str(here / "outputs/t/sft"))

@@ -2,9 +2,12 @@
 
 import contextlib
 import io
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import yaml
 from hub_server import WRITER
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -95,6 +98,21 @@ def run_push(cwd: str | Path, *arguments: str, token: str | None = WRITER) -> tu
         logging.getLogger().removeHandler(handler)
         os.environ["HF_TOKEN"] = WRITER
     return status, text.getvalue(), waits
+
+
+def command(folder: Path, environment: dict[str, str], target: str, settings: dict, **changes: str) -> tuple[int, str]:
+    """A stage or job by its own command; returns its exit status and what it said."""
+    name = settings["output_dir"].split("/")[-1]
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump(settings))
+    words = [str(ROOT / target)] if target.endswith(".py") else ["-m", target]
+    done = subprocess.run(
+        [sys.executable, *words, "--config", f"{name}.yaml"],
+        cwd=folder,
+        env=environment | {"PYTHONPATH": str(ROOT)} | changes,
+        capture_output=True,
+        text=True,
+    )
+    return done.returncode, done.stdout + done.stderr
 
 
 def save_run(folder: Path, stage: str, config: dict, **record) -> Path:
