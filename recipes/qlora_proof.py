@@ -3,6 +3,7 @@
 import logging
 import re
 from collections import Counter
+from collections.abc import Iterable
 from functools import partial
 
 from data_prep.runs import ConfigError
@@ -100,6 +101,17 @@ def check(model: nn.Module) -> None:
         raise ConfigError(f"load_in_4bit: by {', '.join(many)} this is a mixture of experts, but none were found.")
 
 
+def unreached(names: Iterable[str], reached: Iterable[str]) -> list[str]:
+    """The names that are not among `reached`. A layer's routed experts count as one: some may have no tokens yet."""
+    units = {_unit(name) for name in reached}
+    return [name for name in names if _unit(name) not in units]
+
+
+def _unit(name: str) -> str:
+    experts = ROUTED.match(name)
+    return experts[1] if experts else name
+
+
 class GradientCheck(TrainerCallback):
     """Stops training where a LoRA pair learns nothing: over the first steps that have a gradient at all, wherever one
     reaches the output of an adapted layer, its B has one too, and its A once B is not zero any more.
@@ -163,16 +175,11 @@ class GradientCheck(TrainerCallback):
         for module in self.experts:
             module.watch = None
         self.hooks = []
-        groups = {}  # the routed experts of a layer count as one: some of them may have no tokens yet
-        for name in self.layers:
-            one = ROUTED.match(name)
-            groups.setdefault(one[1] if one else name, []).append(name)
-        for group, names in groups.items():
-            if not self.reached.intersection(names):
-                raise ConfigError(
-                    f"load_in_4bit: after {self.done} steps no gradient has reached {group}. If none ever can, name "
-                    "other layers in lora_target_modules."
-                )
+        if missing := unreached(self.layers, self.reached):
+            raise ConfigError(
+                f"load_in_4bit: after {self.done} steps no gradient has reached {_unit(missing[0])}. If none ever can, "
+                "name other layers in lora_target_modules."
+            )
         logger.info("%d of %d LoRA pairs have had a gradient", len(self.reached), len(self.layers))
 
     def on_train_end(self, args, state, control, model=None, **kwargs):

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from data_prep.runs import ConfigError
 from recipes import checks
 from recipes.checks import Finding
+from recipes.qlora_proof import unreached
 
 import numpy
 import torch
@@ -112,19 +113,16 @@ class Watch(TrainerCallback):
             return
         grads = {name: one.grad for name, one in model.named_parameters() if one.requires_grad}
         still = {name for name, grad in grads.items() if grad is None or not grad.any()}
-        unused = {name for name in still if "experts." in name}  # no token yet: `qlora_proof` asks for one of a layer's
         if broken := [name for name in grads.keys() - still if not torch.isfinite(grads[name]).all()]:
             self._say("nan", f"gradients of {len(broken)} tensors are not finite", "the weights are lost", FLAGS[3][3])
         if len(still) == len(grads):  # in RL, that of groups that are all right
             self._flag("no gradient", not self.names, "no gradient", "nothing is learnt", "rows that teach something")
             return
         self.done += 1
-        self.unmoved = still - unused if self.unmoved is None else self.unmoved & still
-        if self.done == FIRST and self.unmoved:
-            some = ", ".join(sorted(self.unmoved)[:3])
-            text = (
-                f"{len(self.unmoved)} of {len(grads)} trainable tensors have had no gradient in {FIRST} steps ({some})"
-            )
+        self.unmoved = still if self.unmoved is None else self.unmoved & still
+        if self.done == FIRST and (never := unreached(sorted(self.unmoved), grads.keys() - self.unmoved)):
+            some = ", ".join(never[:3])
+            text = f"{len(never)} of {len(grads)} trainable tensors have had no gradient in {FIRST} steps ({some})"
             self._say("still", text, "they stay as they are, without a word", "targets that the forward pass uses")
 
     def on_step_end(self, args, state, control, **kwargs):

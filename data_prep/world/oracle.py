@@ -69,7 +69,8 @@ def reply(prompt: str, seed: int = 0) -> str:
         case "say what is asked for, and whether thinking helps":
             request = general.BY_QUESTION.get(part["Request"])
             kind = TASKS.get(request.topic if request else "", "other")
-            return f"[[{kind}]] " + ("[[think]]" if (kind == "translation") != wrong else "[[answer]]")
+            thinking = (request is not None and request.thinking) != wrong
+            return f"[[{kind}]] [[{'think' if thinking else 'answer'}]]"
         case "answer with brief thoughts":
             return _write(part["Question"], THOUGHTS, wrong, identity)
     return "I do not know this task."

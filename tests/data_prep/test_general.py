@@ -9,6 +9,10 @@ from data_prep.world import general as world
 
 import pytest
 
+ORACLE = {"base_url": "world", "model": "world-oracle"}
+VALUES = {"checkpoint": "./model", "prompts": "prompts.parquet", "writer": ORACLE, "judge": ORACLE}
+VALUES |= {"decoding": {"max_tokens": 64}}
+
 
 def read():
     return rows.load_rows("out/test/general/train.parquet", sft=True)
@@ -29,10 +33,8 @@ def test_only_good_answers_in_the_form_of_their_row(run_job, scripted, tmp_path)
         return f"<think>{thought[languages[question]]}</think>\n{'No idea.' if k else replies[question]}"
 
     scripted(say)
-    oracle = {"base_url": "world", "model": "world-oracle"}
-    values = {"checkpoint": "./model", "prompts": "prompts.parquet", "writer": oracle, "judge": oracle}
-    record = run_job(general, general.General, values | {"decoding": {"max_tokens": 64}, "n": 2, "written": 1})
-    kept = rows.load_rows("out/test/general/train.parquet", sft=True)
+    record = run_job(general, general.General, VALUES | {"n": 2, "written": 1})
+    kept = read()
     assert {r["kind"] for r in kept} == {"helpful"}
     assert {r["thinking"] for r in kept} == {True, False}
     assert all(rewards.is_well_formed(r["completion"], "think", r["thinking"]) for r in kept)
@@ -50,10 +52,8 @@ def test_the_judge_says_where_reasoning_helps_if_the_source_does_not(run_job, sc
     asked = [r.row(f"h{i}") | {"thinking": False} for i, r in enumerate(helpful)]
     rows.write_rows(tmp_path / "prompts.parquet", asked)
     scripted(lambda prompt, k: "No idea.")
-    oracle = {"base_url": "world", "model": "world-oracle"}
-    values = {"checkpoint": "./model", "prompts": "prompts.parquet", "writer": oracle, "judge": oracle}
-    run_job(general, general.General, values | {"decoding": {"max_tokens": 64}, "n": 1, "judge_thinking": True})
-    kept = rows.load_rows("out/test/general/train.parquet", sft=True)
+    run_job(general, general.General, VALUES | {"n": 1, "judge_thinking": True})
+    kept = read()
     thoughtful = {r.question: r.thinking for r in helpful}
     assert sum(r["thinking"] == thoughtful[r["question"]] for r in kept) / len(kept) > 0.8  # all but the judge's errors
     assert {r["thinking"] for r in kept} == {True, False}
@@ -65,12 +65,10 @@ def test_a_judge_that_says_nothing_changes_nothing_and_is_counted(run_job, scrip
     rows.write_rows(tmp_path / "prompts.parquet", [r.row(f"h{i}") for i, r in enumerate(helpful)])
     scripted(lambda prompt, k: "No idea.")
     monkeypatch.setattr(prompts, "read_thinking", lambda text: None)
-    oracle = {"base_url": "world", "model": "world-oracle"}
-    values = {"checkpoint": "./model", "prompts": "prompts.parquet", "writer": oracle, "judge": oracle}
-    values |= {"decoding": {"max_tokens": 64}, "n": 0, "written": 2, "judge_thinking": True}
+    values = VALUES | {"n": 0, "written": 2, "judge_thinking": True}
     record = run_job(general, general.General, values)
     assert (record["thinking_undecided"], record["funnel"]["seen"]) == (6, 12)
-    kept = rows.load_rows("out/test/general/train.parquet", sft=True)
+    kept = read()
     told = {r.question: r.thinking for r in helpful}
     assert all(row["thinking"] == told[row["question"]] for row in kept)
 
@@ -80,9 +78,7 @@ def test_the_mix_is_by_the_judges_kinds_and_what_is_missing_is_told(run_job, scr
     rows.write_rows(tmp_path / "prompts.parquet", [r.row(f"h{i}") for i, r in enumerate(helpful)])
     replies = {r.question: r.reply for r in helpful}
     scripted(lambda prompt, k: replies[prompt[0]["content"]])
-    oracle = {"base_url": "world", "model": "world-oracle"}
-    values = {"checkpoint": "./model", "prompts": "prompts.parquet", "writer": oracle, "judge": oracle}
-    values |= {"decoding": {"max_tokens": 64}, "n": 0, "written": 1, "min_score": 0, "judge_thinking": True}
+    values = VALUES | {"n": 0, "written": 1, "min_score": 0, "judge_thinking": True}
     values |= {"count": 100, "tasks": {"writing": 2, "translation": 2, "self-cognition": 1}}
     assert run_job(general, general.General, values, "--dry-run") == {}
     record = run_job(general, general.General, values)
@@ -103,10 +99,8 @@ def test_the_mix_is_by_the_judges_kinds_and_what_is_missing_is_told(run_job, scr
     ],
 )
 def test_shares_that_cannot_be_are_refused(wrong, said, run_job, scripted, capsys):
-    oracle = {"base_url": "world", "model": "world-oracle"}
-    values = {"checkpoint": "./model", "prompts": "prompts.parquet", "writer": oracle, "judge": oracle}
-    with pytest.raises((SystemExit, ConfigError), match=None) as refused:
-        run_job(general, general.General, values | {"decoding": {"max_tokens": 64}} | wrong)
+    with pytest.raises((SystemExit, ConfigError)) as refused:
+        run_job(general, general.General, VALUES | wrong)
     assert said in str(refused.value) + capsys.readouterr().err
 
 

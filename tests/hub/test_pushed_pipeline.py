@@ -39,8 +39,8 @@ def test_every_kind_of_stage_and_job_pushes_by_its_own_yaml(
 ) -> None:
     """Each is done, so that its command does nothing but push."""
     here = outputs.parents[1]
-    for target in ("recipes/r1_zero.py", "recipes/sft_stage_2.py", "recipes/reward_models.py", "data_prep.mixture"):
-        name = Path(target).stem if target.endswith(".py") else target.split(".")[-1]
+    scripts = {name: f"recipes/{name}.py" for name in ("r1_zero", "sft_stage_2", "reward_models")}
+    for name, target in (scripts | {"mixture": "data_prep.mixture"}).items():
         settings = yaml.safe_load((SCALE / f"{name}.yaml").read_text())
         settings |= {"push_to_hub": True, "hub_model_id": f"me/own-{name}"}
         status, log = tiny.command(here, environment, target, settings)

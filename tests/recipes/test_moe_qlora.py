@@ -398,6 +398,13 @@ def test_an_adapter_comes_back_exactly(tmp_path):
     assert logits(again).equal(logits(model))
 
 
+def test_a_layers_routed_experts_count_as_one_where_gradients_are_looked_for():
+    names = [f"layers.{n}.mlp.experts.{one}.up_proj.lora_A" for n in range(2) for one in range(2)]
+    names += ["layers.0.mlp.shared_experts.up_proj.lora_A", "layers.0.mlp.experts.gate_up_proj"]
+    assert qlora_proof.unreached(names, [names[1]]) == names[2:]
+    assert qlora_proof.unreached(names, names) == []
+
+
 def test_an_expert_s_pair_that_learns_nothing_stops_the_run(refuses, monkeypatch):
     real = moe_qlora.Experts.adapter
     cut = lambda self, name, pair, adapter: real(self, name, pair, adapter).detach()  # noqa: E731
