@@ -10,7 +10,7 @@ import time
 
 from rewards import AccuracyReward, accuracy_reward, is_correct
 from rewards.equality import ALGEBRA
-from rewards.workers import WorkerPool, WorkersUnavailable, pool
+from rewards.workers import MAX_RSS_MB, WorkerPool, WorkersUnavailable, pool
 
 import pytest
 
@@ -352,6 +352,15 @@ def test_a_late_task_is_killed_and_the_others_are_done():
     assert workers.killed == 1
     assert time.perf_counter() - start < 300
     workers.close()
+
+
+def test_a_worker_of_a_large_process_is_kept():
+    """The kernel counts a parent's peak as the peak of what it starts, so a trainer's workers look as large as it."""
+    ballast = b"x" * ((MAX_RSS_MB + 100) << 20)
+    workers = WorkerPool("builtins:eval", workers=1)
+    pids = {pid for _, pid in workers.map(["__import__('os').getpid()"] * 5)}
+    workers.close()
+    assert len(ballast) and len(pids) == 1
 
 
 def test_workers_that_cannot_start_are_an_error_and_not_a_wrong_answer():
