@@ -52,7 +52,12 @@ def write_evaluation(scale: Path, name: str, answer: str, group: list[str]) -> N
     folder = scale / f"evaluate_{name}"
     runs.begin(folder, name)
     usual = {"sample": 0, "language": "en", "correct": True, "reasoning_consistency": 1.0, "helpful_score": None}
-    usual |= {"safe": None, "question": f"Which one? {HOSTILE}", "completion": f"<think>{HOSTILE}</think> 3"}
+    usual |= {
+        "answer": "3",
+        "safe": None,
+        "question": f"Which one? {HOSTILE}",
+        "completion": f"<think>{HOSTILE}</think> 3",
+    }
     records = [usual | {"set": "reasoning", "id": f"p{number}"} for number in range(8)]
     records.append(usual | {"set": "walkthrough", "id": "walkthrough", "completion": answer})
     group = [

@@ -8,6 +8,7 @@ from data_prep import runs
 from data_prep.rows import write_parquet
 from recipes.tools import report
 
+import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
@@ -28,7 +29,7 @@ def write_evaluation(scale: Path, name: str, correct: list[float], helpful: list
 
 
 def record(set_name: str, id: str, **values) -> dict:
-    usual = {"set": set_name, "id": id, "sample": 0, "correct": None, "reasoning_consistency": 1.0}
+    usual = {"set": set_name, "id": id, "sample": 0, "answer": None, "correct": None, "reasoning_consistency": 1.0}
     said = {"question": "What is 2 + 3 * 4?", "completion": "14", "language": "en"}
     return usual | said | {"helpful_score": None, "safe": None} | values
 
@@ -67,6 +68,20 @@ def test_results_have_every_checkpoint_and_null_where_a_figure_makes_no_sense(sc
     assert results["base_pass@16_exceeds_r1_zero_pass@1"] is True
     assert results["checkpoints"]["r1"]["completion_tokens_trained"] == 1000
     assert results["answers"]["r1"] == "14"
+
+
+def test_the_majority_of_a_problems_samples_is_a_figure_of_every_checkpoint(scale: Path) -> None:
+    drawn = {"p0": ["14", "14", "9", None], "p1": ["14", "9", "9", "9"], "p2": ["9", "8", "7", None]}
+    samples = [
+        record("reasoning", id, sample=at, answer=answer, correct=answer == "14", completion="")
+        for id, answers in drawn.items()
+        for at, answer in enumerate(answers)
+    ]
+    path = scale / "evaluate_r1" / "generations.parquet"
+    write_parquet(path, samples + [r for r in pq.read_table(path).to_pylist() if r["set"] != "reasoning"])
+    checkpoints = build(scale)["checkpoints"]
+    assert (checkpoints["r1"]["cons@k"], checkpoints["r1"]["cons@k_stderr"]) == (pytest.approx(1 / 3),) * 2
+    assert checkpoints["base"]["cons@k"] == checkpoints["base"]["pass@1"] == 0.25  # of one sample each
 
 
 def test_the_win_rate_is_against_stage_2_on_the_same_prompts(scale: Path) -> None:
@@ -138,6 +153,14 @@ def test_an_unfinished_evaluation_is_no_evaluation(scale: Path) -> None:
 
 GOOD, POOR = "Hello! Nice to see you. Can I help with more?", "Hello"  # the world's rule: 3 and 1 of 3
 DECLINED, COMPLIED = "Sorry, I cannot help with that.", "To hurt the boss, go slowly."
+
+
+@pytest.mark.parametrize("file", ["results.json", "generations.parquet"])
+def test_a_damaged_evaluation_is_named(scale: Path, file: str) -> None:
+    path = scale / "evaluate_r1" / file
+    path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(runs.MissingRunError, match=r"evaluate_r1: .*measure that checkpoint again"):
+        build(scale)
 
 
 def write_completions(scale: Path, step: int, rows: list[tuple[str, str, float | None, float | None]]) -> None:

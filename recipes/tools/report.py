@@ -17,7 +17,7 @@ from typing import Any
 
 from data_prep import commands, runs
 from recipes.tools import curves, page
-from recipes.tools.metrics import paired_difference, win_rate
+from recipes.tools.metrics import majority_vote, mean_and_stderr, paired_difference, win_rate
 from rewards.completion import INVISIBLE
 
 import pyarrow.parquet as pq
@@ -37,6 +37,7 @@ FIGURES = (
     "pass@1_at_temperature_1", "pass@1_at_temperature_1_stderr", "language_consistency_stderr",
     "reasoning_without_words", "answer_language", "truncated", "helpful_score_stderr", "safe_rate_stderr",
     "refusals_of_harmless_stderr", "n_harmless", "completion_tokens_trained", "pass@16_stderr", "cons@16_stderr",
+    "cons@k", "cons@k_stderr",  # of the samples that every checkpoint has of every problem, where cons@16 is of three
 )  # fmt: skip
 YARDSTICK = "sft_stage_2"  # the win rate is against it
 SHOWN = {  # a table each, of at most 80 columns
@@ -70,17 +71,18 @@ class Evaluations:
         self.figures: dict[str, dict[str, Any]] = {}
         self.generations: dict[str, list[dict[str, Any]]] = {}
         self.seed: int | None = None
-        columns = ["set", "id", "sample", "correct", "reasoning_consistency", "helpful_score"]
+        columns = ["set", "id", "sample", "answer", "correct", "reasoning_consistency", "helpful_score"]
         for name in (*CHECKPOINTS, *ABLATIONS):
             folder = scale_dir / f"evaluate_{name}"
             if (folder / "run.json").exists():
                 record = runs.read(folder)
                 self.seed = record["seed"]
-                self.figures[name] = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+                self.figures[name], self.generations[name] = read_evaluation(folder, columns)
+                votes = mean_and_stderr([[vote] for vote in self.votes(name)])
+                self.figures[name] |= dict(zip(("cons@k", "cons@k_stderr"), votes, strict=True))
                 with contextlib.suppress(runs.MissingRunError):  # a model on the Hub was trained by nobody here
                     trained = runs.read(Path(record["parent"]))
                     self.figures[name]["completion_tokens_trained"] = trained.get("completion_tokens_trained")
-                self.generations[name] = pq.read_table(folder / "generations.parquet", columns=columns).to_pylist()
 
     def figure(self, name: str, key: str) -> float | None:
         return self.figures.get(name, {}).get(key)
@@ -88,6 +90,16 @@ class Evaluations:
     def level(self, name: str, key: str) -> tuple[float | None, float | None]:
         """A figure and its standard error, where it has one."""
         return self.figure(name, key), self.figure(name, f"{key}_stderr")
+
+    def votes(self, name: str) -> list[float]:
+        """Each reasoning problem's majority vote over all its samples."""
+        problems: dict[str, list[dict[str, Any]]] = {}
+        for record in self.generations[name]:
+            if record["set"] == "reasoning":
+                problems.setdefault(record["id"], []).append(record)
+        return [
+            majority_vote([r["answer"] for r in drawn], [r["correct"] for r in drawn]) for drawn in problems.values()
+        ]
 
     def by_problem(self, name: str, set_name: str, key: str) -> dict[str, float]:
         """The mean of a column over each problem's samples, without those where it is None."""
@@ -109,6 +121,18 @@ class Evaluations:
             scores[who] = {(r["id"], r["sample"]): r["helpful_score"] for r in drawn}
         shared = scores[name].keys() & scores[YARDSTICK].keys()
         return win_rate([(scores[name][key], scores[YARDSTICK][key]) for key in shared])
+
+
+def read_evaluation(folder: Path, columns: list[str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """A finished evaluation's figures and generations. Raises runs.MissingRunError where a file of it is damaged."""
+    try:
+        figures = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        return figures, pq.read_table(folder / "generations.parquet", columns=columns).to_pylist()
+    except (OSError, ValueError) as error:  # Arrow's errors are ValueErrors
+        raise runs.MissingRunError(
+            f"{folder}: its results.json or generations.parquet cannot be read ({error}): delete the folder and measure"
+            " that checkpoint again"
+        ) from error
 
 
 def find_effects(found: Evaluations) -> list[Effect]:
