@@ -9,6 +9,7 @@ import tiny_run
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fail-on-skip", action="store_true", help="a skipped test fails the session, as CI wants it")
+    parser.addoption("--outputs", type=Path, help="outputs/SCALE of a whole run, to be pushed in place of a tiny one")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

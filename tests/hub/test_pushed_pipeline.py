@@ -16,9 +16,10 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def outputs(whole: Path, tmp_path: Path) -> Path:
-    """A copy of `outputs/tiny` of the session's one run of the pipeline."""
-    return shutil.copytree(whole / "outputs" / "tiny", tmp_path / "outputs" / "tiny")
+def outputs(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A copy of `outputs/tiny` of the session's one run of the pipeline, or of the run that --outputs names."""
+    made = request.config.getoption("--outputs") or request.getfixturevalue("whole") / "outputs" / "tiny"
+    return shutil.copytree(made, tmp_path / "outputs" / made.name)
 
 
 def rows_of(name: str, config: str, streaming: bool) -> list[dict]:
