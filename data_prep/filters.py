@@ -68,6 +68,10 @@ class Candidate:
     def of(cls, row: Row, sample: Sample, generator: str) -> Candidate:
         return cls(row, sample.text.strip(), sample.finish, sample.completion_tokens, generator)
 
+    @functools.cached_property
+    def reasoning(self) -> str | None:
+        return rewards.parse(self.text).reasoning
+
 
 def empty(candidate: Candidate, thresholds: Thresholds) -> str | None:
     return None if candidate.text else "no text"
@@ -110,7 +114,7 @@ def incorrect(candidate: Candidate, thresholds: Thresholds) -> str | None:
 
 def mixed_language(candidate: Candidate, thresholds: Thresholds) -> str | None:
     """Reads the reasoning; where there is none, the whole text, unless it is a general answer, which may quote."""
-    reasoning = rewards.parse(candidate.text).reasoning
+    reasoning = candidate.reasoning
     if reasoning is None:
         if candidate.row["kind"] != "reasoning":
             return None
@@ -160,8 +164,7 @@ def long_paragraph(candidate: Candidate, thresholds: Thresholds) -> str | None:
 
 def code_block(candidate: Candidate, thresholds: Thresholds) -> str | None:
     """A fenced block in the reasoning; in the code domain they belong there."""
-    reasoning = rewards.parse(candidate.text).reasoning or ""
-    fenced = candidate.row["domain"] != "code" and FENCE.search(reasoning)
+    fenced = candidate.row["domain"] != "code" and FENCE.search(candidate.reasoning or "")
     return "a code block in the reasoning" if fenced else None
 
 

@@ -163,8 +163,8 @@ def best(group: list[Candidate], keep: int, funnel: Funnel) -> list[Candidate]:
             funnel.drop("duplicate", candidate.row, "the same text as another sample of the prompt")
 
     def merit(candidate: Candidate) -> tuple[float, int]:
-        reasoning = rewards.parse(candidate.text).reasoning or ""
-        return -rewards.language_consistency(reasoning, candidate.row["language"]), candidate.completion_tokens
+        purity = rewards.language_consistency(candidate.reasoning or "", candidate.row["language"])
+        return -purity, candidate.completion_tokens
 
     ranked = sorted((c for c in group if distinct[c.text] is c), key=merit)
     for candidate in ranked[keep:]:
