@@ -21,7 +21,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-sys.path.pop(0)  # the folder of this file, which is called as the package is
+if __name__ == "__main__":  # not the folder of this file, where others are called as our packages are
+    sys.path[0] = str(Path(__file__).parents[1])
 
 from data_prep import mixture, rows
 from data_prep.decontaminate import Index

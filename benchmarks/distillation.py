@@ -22,8 +22,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-if __name__ == "__main__":
-    sys.path.pop(0)  # the folder of this file, which has a rewards.py
+if __name__ == "__main__":  # not the folder of this file, where others are called as our packages are
+    sys.path[0] = str(Path(__file__).parents[1])
 
 from data_prep import runs
 from recipes.tools import pipeline

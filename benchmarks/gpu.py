@@ -22,8 +22,8 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-sys.path.pop(0)  # the folder of this file, where others are called as our packages are
-sys.path.insert(0, str(Path(__file__).parents[1]))
+if __name__ == "__main__":  # not the folder of this file, where others are called as our packages are
+    sys.path[0] = str(Path(__file__).parents[1])
 
 from benchmarks import moe_qlora as moe
 from benchmarks.plan import WORDS, apart, planned, set_up

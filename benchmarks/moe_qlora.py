@@ -19,7 +19,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
-sys.path.pop(0)  # the folder of this file, where others are called as our packages are
+if __name__ == "__main__":  # not the folder of this file, where others are called as our packages are
+    sys.path[0] = str(Path(__file__).parents[1])
 
 from recipes import moe_qlora, qlora_proof
 from recipes.tools.merge import merge

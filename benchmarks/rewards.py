@@ -17,7 +17,8 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-sys.path.pop(0)  # the folder of this file, which is called as the package is
+if __name__ == "__main__":  # not the folder of this file, where others are called as our packages are
+    sys.path[0] = str(Path(__file__).parents[1])
 
 from rewards import accuracy_reward, format_reward, language_consistency, language_consistency_reward
 from rewards.accuracy import grade

@@ -24,8 +24,8 @@ from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
 
-sys.path.pop(0)  # the folder of this file, where others are called as our packages are
-sys.path.insert(0, str(Path(__file__).parents[1]))
+if __name__ == "__main__":  # not the folder of this file, where others are called as our packages are
+    sys.path[0] = str(Path(__file__).parents[1])
 
 from benchmarks.plan import CPU, write_base
 from data_prep import prompts

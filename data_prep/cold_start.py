@@ -230,7 +230,7 @@ def _jsonl(path: str | Path) -> Iterator[dict | str]:
         for line in file:
             try:
                 record = json.loads(line)
-            except json.JSONDecodeError as error:
+            except (json.JSONDecodeError, RecursionError) as error:
                 yield f"not JSON ({error})"
             else:
                 yield record if isinstance(record, dict) else f"a {type(record).__name__}, no object"

@@ -112,6 +112,11 @@ def _unit(name: str) -> str:
     return experts[1] if experts else name
 
 
+def _ask(answers: dict[str | tuple, torch.Tensor]) -> dict[str | tuple, bool]:
+    """The answers of a GPU, all at once: one at a time, tens of thousands take seconds."""
+    return dict(zip(answers, torch.stack(list(answers.values())).tolist(), strict=True)) if answers else {}
+
+
 class GradientCheck(TrainerCallback):
     """Stops training where a LoRA pair learns nothing: over the first steps that have a gradient at all, wherever one
     reaches the output of an adapted layer, its B has one too, and its A once B is not zero any more.
@@ -122,7 +127,8 @@ class GradientCheck(TrainerCallback):
     steps = 3
 
     def __init__(self, figures: dict):
-        self.figures, self.seen, self.reached, self.done, self.hooks = figures, {}, set(), 0, []
+        self.figures, self.reached, self.done, self.hooks = figures, set(), 0, []
+        self.seen, self.rows = {}, {}
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         self.layers = {
@@ -145,27 +151,33 @@ class GradientCheck(TrainerCallback):
             output.register_hook(partial(self._note, name, "output"))
 
     def _watch_experts(self, path, leaf, output, ends):
-        output.register_hook(partial(self._note_experts, path, leaf, ends))
+        if f"{path}.0.{leaf}" in self.layers:  # experts without an adapter have a gradient too
+            output.register_hook(partial(self._note_experts, path, leaf, ends))
 
     def _note_experts(self, path, leaf, ends, gradient):
         own = torch.searchsorted(ends, torch.arange(len(gradient), device=ends.device), right=True)
-        reached = torch.zeros_like(ends).index_add(0, own, gradient.any(dim=1).to(ends.dtype))
-        for number, any_ in enumerate(reached):
-            self._note(f"{path}.{number}.{leaf}", "output", any_)
+        reached = torch.zeros_like(ends).index_add(0, own, gradient.any(dim=1).to(ends.dtype)).bool()
+        self.rows[path, leaf] = self.rows.get((path, leaf), False) | reached
 
     def _note(self, name, what, gradient):
         self.seen[name, what] = self.seen.get((name, what), False) | gradient.any()
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        if not self.hooks or not any(self.seen.values()):
+        if not self.hooks:
             return
-        now = {name for (name, what), any_ in self.seen.items() if what == "output" and any_}
-        for name in sorted(now):
-            needs = ["lora_B"] + ["lora_A"] * bool(self.layers[name].lora_B["default"].weight.any())
-            if missing := [what for what in needs if not self.seen.get((name, what), False)]:
+        seen = {key for key, any_ in _ask(self.seen).items() if any_}
+        now = {name for name, what in seen if what == "output"}
+        for (path, leaf), row in self.rows.items():
+            now |= {f"{path}.{number}.{leaf}" for number, any_ in enumerate(row.tolist()) if any_}
+        if not seen | now:
+            return
+        learned = _ask({name: self.layers[name].lora_B["default"].weight.any() for name in sorted(now)})
+        for name, any_ in learned.items():
+            needs = ["lora_B"] + ["lora_A"] * any_
+            if missing := [what for what in needs if (name, what) not in seen]:
                 raise ConfigError(f"load_in_4bit: {name} is used, but its {' and '.join(missing)} get no gradient.")
         self.reached |= now
-        self.seen, self.done = {}, self.done + 1
+        self.seen, self.rows, self.done = {}, {}, self.done + 1
         if self.done == self.steps:
             self._conclude()
 

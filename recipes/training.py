@@ -127,10 +127,14 @@ def load_model(kind: type, name: str, tokenizer: PreTrainedTokenizerBase, args: 
     )
     if args.load_in_4bit:
         return moe_qlora.adapt(model, lora, args.lora_target_modules)
+    hint = f"Write names of linear layers: {', '.join(LINEAR)}."
     try:
-        return get_peft_model(model, lora)
+        adapted = get_peft_model(model, lora)
     except ValueError as error:
-        raise ConfigError(f"lora_target_modules: {error} Write names of linear layers: {', '.join(LINEAR)}.") from error
+        raise ConfigError(f"lora_target_modules: {error} {hint}") from error
+    if any(".lora_embedding_" in name for name, _ in adapted.named_parameters()):
+        raise ConfigError(f"lora_target_modules: an embedding's adapter could not be merged. {hint}")
+    return adapted
 
 
 def align(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -458,12 +462,20 @@ def steps_for_budget(trainer: SFTTrainer, budget: int) -> int:
 
 
 def require_disk(trainer) -> None:
-    """Raises ConfigError when the disk cannot hold the checkpoints of this run."""
-    weights = sum(p.numel() * p.element_size() for p in trainer.model.parameters())
-    adam = 2 * sum(p.numel() * p.element_size() for p in trainer.model.parameters() if p.requires_grad)
-    reference = weights if getattr(trainer, "ref_model", None) is not None else 0
+    """Raises ConfigError when the disk cannot hold the checkpoints of this run, of an adapter that alone, and the plain
+    model that it leaves."""
+    sizes = {True: 0, False: 0}
+    for parameter in trainer.model.parameters():
+        state = getattr(parameter, "quant_state", None)  # 4 bits here, 16 in the model that is left
+        sizes[parameter.requires_grad] += 2 * state.shape.numel() if state else parameter.nbytes
+    trained, adapter = sizes[True], is_peft_model(trainer.model)
+    weights = trained if adapter else sum(sizes.values())
+    reference = (
+        weights if getattr(trainer, "ref_model", None) or (adapter and "ref" in trainer.model.peft_config) else 0
+    )
     kept = (trainer.args.save_total_limit or 1) + 1  # one more while the next is being written
-    needed = kept * (weights + adam + reference) + weights
+    kept *= trainer.args.save_strategy != "no"
+    needed = kept * (weights + 2 * trained + reference) + sum(sizes.values())
     free = shutil.disk_usage(trainer.args.output_dir).free
     if needed > free:
         raise ConfigError(

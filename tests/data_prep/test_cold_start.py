@@ -137,6 +137,7 @@ def test_a_wrong_edit_is_refused_by_file_record_and_reason(built, capsys):
     ("name", "content", "told"),
     [
         ("a.jsonl", b'{"id": "r1-0", ', "record 1: not JSON"),
+        ("a.jsonl", b"[" * 100_000, "record 1: not JSON"),
         ("a.jsonl", b'{"id": "r1-0"}', "record 1: no `question`"),
         ("a.jsonl", b"[1]", "record 1: a list, no object"),
         ("a.jsonl", json.dumps(dict.fromkeys(cold_start.REVIEWED, 1)).encode(), "record 1: `id` is 1; write text"),

@@ -195,6 +195,12 @@ FAULTS = {
     "wrapped conversations": (SFT_1, TUNING | {"packing": True, "packing_strategy": "wrapped"}, None, "wrapped for"),
     "prompts with a loss": (SFT_1, TUNING | {"completion_only_loss": False}, None, "prompts are trained too"),
     "an adapter of nothing": ("distill", TUNING | LORA | {"lora_target_modules": ["atention"]}, None, "lora_target"),
+    "an adapter of the embeddings": (
+        "distill",
+        TUNING | LORA | {"lora_target_modules": ["embed_tokens"]},
+        None,
+        "lora_target_modules: an embedding",
+    ),
     "no token for the Hub": (SFT_1, TUNING | HUB, None, "HF_TOKEN is not set"),
     "a reward of other rows": (ZERO, RL | {"reward_funcs": ["trl.rewards.accuracy_reward"]}, None, "fails on known"),
     "a reward for what is wrong": (

@@ -180,6 +180,16 @@ def test_sft_and_grpo_learn_in_every_pair_and_leave_plain_checkpoints(family, ru
         assert (logits(merged) - logits(adapted)).abs().mean() < 0.05  # rounded to bfloat16
 
 
+@pytest.mark.parametrize("family", ["qwen3_moe", "deepseek_v3"])
+@pytest.mark.parametrize("word", ["attention", "experts"])
+def test_an_adapter_of_either_part_alone_learns(family, word, run_stage):
+    settings = SFT | QLORA | {"model_name_or_path": base(family), "lora_target_modules": [word], "max_steps": 4}
+    folder = run_stage("cold_start_sft", settings)
+    names = load_file(folder / "adapter/adapter_model.safetensors")
+    assert names and all((".self_attn." in name) is (word == "attention") for name in names)
+    assert record_of(folder)["experts_never_routed_to"] < record_of(folder)["experts"]
+
+
 @pytest.mark.parametrize("script", ["r1_zero", "distill"])
 def test_a_crash_changes_nothing(script, run_stage, monkeypatch):
     settings = (

@@ -312,6 +312,15 @@ def test_a_full_disk_is_said_before_any_work(refuses, monkeypatch):
     assert "the disk has 0.0 GB free" in refuses("cold_start_sft", SFT)
 
 
+def test_the_disk_must_hold_what_will_be_written_and_no_more(run_stage, refuses, monkeypatch):
+    """A checkpoint of an adapter is the adapter; without checkpoints only the model is left."""
+    model = Path(BASE, "model.safetensors").stat().st_size
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=6 * model))
+    assert "GB of checkpoints" in refuses("cold_start_sft", SFT | {"max_steps": 1}, name="full")
+    for name, settings in (("adapter", LORA), ("no_checkpoints", {"save_strategy": "no"})):
+        run_stage("cold_start_sft", SFT | {"max_steps": 1} | settings, name=name)
+
+
 def test_a_disk_that_fills_up_is_said(caplog):
     def stage():
         raise OSError(errno.ENOSPC, "No space left on device", "model.safetensors")
