@@ -296,6 +296,13 @@ def test_a_rate_that_breaks_the_policy_is_a_red_flag(run_stage, caplog):
     assert re.search(r"red flag at step [1-5]: (kl|entropy|grad_norm) is", caplog.text)
 
 
+@pytest.mark.parametrize("able", [False, True])
+def test_bfloat16_is_for_cpus_that_have_it(able, run_stage, caplog, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": able})
+    run_stage("cold_start_sft", TUNING | {"bf16": True, "max_steps": 1})
+    assert ("Write bf16: false" in caplog.text) is not able
+
+
 def test_other_versions_than_the_pins_are_named(monkeypatch):
     monkeypatch.setattr("importlib.metadata.version", lambda name: "0.1")
     assert "trl 0.1 for " in str(next(checks.versions()))
