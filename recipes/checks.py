@@ -124,9 +124,8 @@ def of_settings(args: Any, config: Any) -> Iterator[Finding]:
     if not config.use_cpu and not torch.cuda.is_available():
         yield NO_GPU
     if config.use_cpu and config.bf16 and not torch.cpu.get_capabilities().get("avx512_bf16", False):
-        yield Finding(
-            "bf16 on a CPU without products in bfloat16", "each takes many times as long", "bf16: false", False
-        )
+        why = "each takes tens of times as long"
+        yield Finding("bf16 on a CPU without products in bfloat16", why, "bf16: false", stops=False)
     if not 0 < config.learning_rate < 1:
         yield Finding(f"learning_rate: {config.learning_rate}", "nothing is learnt, or all lost", "the paper's: no key")
     if config.max_steps <= 0 and config.num_train_epochs <= 0:
