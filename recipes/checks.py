@@ -23,6 +23,7 @@ from data_prep.prompts import R1_ZERO_PREFIX
 from data_prep.rows import Row
 from data_prep.runs import ConfigError
 from recipes import qlora_proof
+from recipes.muon import product_dtype
 from rewards.accuracy import gold_of
 from rewards.completion import ANSWER, THINK, prompt_text
 
@@ -123,7 +124,7 @@ def of_settings(args: Any, config: Any) -> Iterator[Finding]:
     """Values that parse and cannot teach anything."""
     if not config.use_cpu and not torch.cuda.is_available():
         yield NO_GPU
-    if config.use_cpu and config.bf16 and not torch.cpu.get_capabilities().get("avx512_bf16", False):
+    if config.use_cpu and config.bf16 and product_dtype(torch.device("cpu")) != torch.bfloat16:
         why = "each takes tens of times as long"
         yield Finding("bf16 on a CPU without products in bfloat16", why, "bf16: false", stops=False)
     if not 0 < config.learning_rate < 1:

@@ -468,14 +468,13 @@ def require_disk(trainer) -> None:
     for parameter in trainer.model.parameters():
         state = getattr(parameter, "quant_state", None)  # 4 bits here, 16 in the model that is left
         sizes[parameter.requires_grad] += 2 * state.shape.numel() if state else parameter.nbytes
-    trained, adapter = sizes[True], is_peft_model(trainer.model)
-    weights = trained if adapter else sum(sizes.values())
-    reference = (
-        weights if getattr(trainer, "ref_model", None) or (adapter and "ref" in trainer.model.peft_config) else 0
+    trained, left = sizes[True], sum(sizes.values())
+    weights = trained if is_peft_model(trainer.model) else left
+    has_reference = getattr(trainer, "ref_model", None) is not None or "ref" in getattr(
+        trainer.model, "peft_config", ()
     )
-    kept = (trainer.args.save_total_limit or 1) + 1  # one more while the next is being written
-    kept *= trainer.args.save_strategy != "no"
-    needed = kept * (weights + 2 * trained + reference) + sum(sizes.values())
+    kept = 0 if trainer.args.save_strategy == "no" else (trainer.args.save_total_limit or 1) + 1  # one is being written
+    needed = kept * (weights * (1 + has_reference) + 2 * trained) + left
     free = shutil.disk_usage(trainer.args.output_dir).free
     if needed > free:
         raise ConfigError(
