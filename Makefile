@@ -48,7 +48,7 @@ COMMANDS = $(shell grep -l '^if __name__' data_prep/*.py data_prep/*/__main__.py
 help:  ## this list
 	@sed -nE 's/^([a-z0-9]+):[^#]*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 	@echo; echo "Each of these explains itself with --help (stages: python FILE, all others: python -m MODULE):"
-	@for file in $(filter-out %/guard.py,$(COMMANDS)); do \
+	@for file in $(COMMANDS); do \
 	  name=$$file; case $$file in recipes/tools/*|data_prep/*) name=$${file%.py}; name=$${name%/__main__}; name=$${name//\//.};; esac; \
 	  printf '%s\t%s\n' "$$name" "$$(sed -n '1s/"""//gp' "$$file")"; done | expand -t 34
 

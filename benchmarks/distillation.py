@@ -198,7 +198,7 @@ def work(steps: list[Step], folder: Path) -> None:
     todo = [step for step in steps if step.name not in done]
     session = pipeline.Session(folder, afresh=False)
     with pipeline.locked(folder) as lock, PlainView(steps, done) as view:
-        pipeline.work(todo, pipeline.CPU_JOBS, view, session, pipeline.child_environment(on_cpu=True), lock)
+        pipeline.work(todo, pipeline.CPU_JOBS, view, session, True, lock)
 
 
 def run(options: argparse.Namespace) -> None:

@@ -1,6 +1,6 @@
 """The pipeline tool, through its command, over four data jobs that do next to nothing: a <- b, c <- d.
 
-The tool, its guard, the jobs' runner and the records are the real ones; only the list of stages is another.
+The tool, what starts its children, the jobs' runner and the records are real; only the list of stages is another.
 """
 
 import json
@@ -188,7 +188,7 @@ def test_what_can_be_known_to_fail_fails_before_any_work(toy: Toy) -> None:
 def test_a_full_disk_is_said_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline, "FREE_DISK_GB", 1e9)
     with pytest.raises(pipeline.PipelineError, match="1000000000 GB are needed: make room"):
-        pipeline.preflight([], [], dict(os.environ))
+        pipeline.preflight([], [], Path())
 
 
 def test_the_first_failure_stops_all_and_says_how_to_go_on(toy: Toy) -> None:

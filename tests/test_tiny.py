@@ -3,7 +3,9 @@ once killed again and again, which has to end with the same bytes and the same l
 """
 
 import json
+import os
 import random
+import shlex
 import shutil
 import subprocess
 import sys
@@ -87,6 +89,21 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes_and_losses(whole: Pa
         assert first.read_bytes() == second.read_bytes(), name
     for name in ("r1_zero", "cold_start_sft"):
         assert log_of(tmp_path, name) == log_of(whole, name)
+
+
+def test_a_command_typed_by_hand_makes_the_same_bytes(whole: Path, tmp_path: Path) -> None:
+    for name in ("world", "base"):
+        shutil.copytree(whole / "outputs" / "tiny" / name, tmp_path / "outputs" / "tiny" / name)
+    command = run(tmp_path, "--only", "r1_zero", "--dry-run").strip()
+    assert command.startswith("accelerate launch ")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    found = subprocess.run(
+        shlex.split(command), cwd=tmp_path, env=os.environ | {"PATH": path}, capture_output=True, text=True
+    )
+    assert found.returncode == 0, found.stderr
+    first, second = (folder / "outputs/tiny/r1_zero/model.safetensors" for folder in (whole, tmp_path))
+    assert first.read_bytes() == second.read_bytes()
+    assert log_of(tmp_path, "r1_zero") == log_of(whole, "r1_zero")
 
 
 def test_a_mistyped_key_of_the_last_stage_fails_before_any_work(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 def of_step(step: steps.Step) -> Iterator[Finding | str]:
     """All of one YAML. Raises ConfigError where its stage or job refuses it."""
-    if not step.target.endswith(".py"):
+    if not step.trains:
         with _only_parsing():
             check.check(step.target, str(step.config))
         return

@@ -14,7 +14,6 @@ import os
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -22,18 +21,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from data_prep import commands, runs
-from recipes.tools import report
+from recipes.tools import children, report
 from recipes.tools.steps import Step, dependents, find_done, load_steps, require_names, scale_folder
 from recipes.tools.view import LiveView, PlainView
 
 import psutil
 
-CPU_SCALES = ("cpu", "tiny")
-# On two cores two processes of one thread each do about twice the work of one process: at toy size a second thread in
-# one process makes it slower, not faster.
+# Two steps of one thread each do more than one of two threads, which is 1.5 times as fast as with one. More threads
+# than cores are the worst: they wait for each other by spinning.
 CPU_JOBS = 2
 FREE_DISK_GB = 2.0  # the scale `cpu` writes under 1 GB
-GUARD = Path(__file__).with_name("guard.py")
 LOG_TAIL, LOG_WIDTH = 20, 240  # lines, characters
 
 
@@ -41,7 +38,7 @@ class PipelineError(runs.Stopped):
     """The pipeline cannot start or go on; the message says why and what to do."""
 
 
-def preflight(steps: list[Step], todo: list[Step], environment: dict[str, str]) -> None:
+def preflight(steps: list[Step], todo: list[Step], scale_dir: Path) -> None:
     """What can be known to fail before any work is done: missing inputs, a full disk, a YAML that its stage refuses.
     Raises runs.ConfigError, and PipelineError for the disk."""
     made = {step.output_dir for step in todo}
@@ -56,46 +53,30 @@ def preflight(steps: list[Step], todo: list[Step], environment: dict[str, str]) 
         raise PipelineError(f"{free:.1f} GB are free in {Path.cwd()}, {FREE_DISK_GB:.0f} GB are needed: make room")
     # An evaluation's YAML was read when the steps were listed.
     pairs = [word for step in todo if not step.evaluates for word in (step.target, str(step.config))]
-    command = [sys.executable, "-m", "recipes.tools.check", *pairs]
-    found = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    if found.returncode:
-        raise runs.ConfigError(found.stderr.strip().rpartition("error: ")[2])
+    log = scale_dir / "logs" / "check.log"
+    process = children.start(("python", "-m", "recipes.tools.check", *pairs), log, child_environment(None))
+    process.join()
+    if process.exitcode:
+        raise runs.ConfigError(log.read_text(encoding="utf-8").strip().rpartition("error: ")[2])
 
 
 class Child:
-    """A step at work: the documented command under the guard, its output in the step's log."""
+    """A step at work: the documented command, its output in the step's log."""
 
     def __init__(self, step: Step, environment: dict[str, str], lock: int):
         self.step = step
         self.started = time.monotonic()
         self.fingerprint = step.fingerprint()
-        step.log.parent.mkdir(parents=True, exist_ok=True)
-        with step.log.open("wb") as log:
-            log.write(f"$ {shlex.join(step.command)}\n".encode())
-            log.flush()
-            self.process = subprocess.Popen(
-                [sys.executable, "-S", str(GUARD), *step.command],
-                stdin=subprocess.PIPE,  # held open by us alone; the guard ends its group when it closes
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                start_new_session=True,
-                pass_fds=(lock,),  # so the scale stays locked until the guard, too, is gone
-            )
+        # The scale stays locked until the child, too, is gone.
+        self.process = children.start(step.command, step.log, environment, lock)
 
     @property
     def seconds(self) -> float:
         return time.monotonic() - self.started
 
-    def end(self) -> None:
-        """Kill what is left of the child and of all that it started."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-
     def require_success(self) -> None:
         """Raises PipelineError, with the end of the log, when the ended child has not made its run."""
-        code = self.process.returncode
+        code = self.process.exitcode
         if code:
             wrong = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
         elif not runs.is_done(self.step.output_dir, self.fingerprint):
@@ -150,9 +131,7 @@ class Session:
         temporary.replace(self.path)
 
 
-def work(
-    todo: list[Step], jobs: int, view: LiveView | PlainView, session: Session, environment: dict[str, str], lock: int
-) -> None:
+def work(todo: list[Step], jobs: int, view: LiveView | PlainView, session: Session, on_cpu: bool, lock: int) -> None:
     """Run the steps, `jobs` side by side, each after what it needs. Raises PipelineError for the first that fails, and
     leaves no child behind, however it ends."""
     waiting, running = list(todo), []
@@ -161,13 +140,14 @@ def work(
         while waiting or running:
             for step in [step for step in waiting if not any(need in unfinished for need in step.needs)]:
                 if len(running) < jobs:
+                    alone = not running and dependents(waiting, step.name) == waiting
                     waiting.remove(step)
-                    running.append(Child(step, environment, lock))
+                    running.append(Child(step, child_environment((jobs if alone else 1) if on_cpu else None), lock))
                     view.started(step)
             time.sleep(0.2)
             session.measure()
-            for child in [child for child in running if child.process.poll() is not None]:
-                child.end()
+            for child in [child for child in running if child.process.exitcode is not None]:
+                children.end(child.process)
                 running.remove(child)
                 child.require_success()
                 unfinished.discard(child.step.output_dir)
@@ -175,14 +155,15 @@ def work(
             view.update([(child.step, child.seconds) for child in running])
     finally:
         for child in running:
-            child.end()
+            children.end(child.process)
         session.save()
 
 
-def child_environment(on_cpu: bool) -> dict[str, str]:
-    """The children's environment: `python` and `accelerate` are those beside this interpreter."""
+def child_environment(threads: int | None) -> dict[str, str]:
+    """A child's environment: `python` and `accelerate` are those beside this interpreter."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    return os.environ | {"PATH": path, "PYTHONUNBUFFERED": "1"} | ({"OMP_NUM_THREADS": "1"} if on_cpu else {})
+    more = {"PATH": path, "PYTHONUNBUFFERED": "1"} | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+    return os.environ | more
 
 
 @contextlib.contextmanager
@@ -219,8 +200,8 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
 def run(arguments: argparse.Namespace) -> None:
     """Raises PipelineError, runs.ConfigError or runs.MissingRunError with what stands in the way."""
     folder = scale_folder(arguments.scale)
-    on_cpu = folder.name in CPU_SCALES
     steps = load_steps(folder, arguments.seed, arguments.accelerate_config, arguments.override)
+    on_cpu = all(step.settings.get("use_cpu") for step in steps if step.trains)
     require_names(steps, [*(arguments.only or []), *([arguments.start] if arguments.start else [])])
     again = dependents(steps, arguments.start) if arguments.start else []
     chosen = [step for step in steps if not arguments.only or step.name in arguments.only]
@@ -233,16 +214,17 @@ def run(arguments: argparse.Namespace) -> None:
         for step in chosen:
             print(f"# done: {step.name}" if step.name in done else shlex.join(step.command))
         return
-    environment = child_environment(on_cpu)
     scale_dir = steps[0].output_dir.parent
     with locked(scale_dir) as lock:
         if todo:
-            preflight(steps, todo, environment)
+            if on_cpu and any(step.trains or step.evaluates for step in todo):
+                children.hold_libraries()
+            preflight(steps, todo, scale_dir)
             for step in again:
                 runs.forget(step.output_dir)
             session = Session(scale_dir, afresh=not finished)
             with (LiveView if sys.stdout.isatty() else PlainView)(chosen, done) as view:
-                work(todo, arguments.jobs or (CPU_JOBS if on_cpu else 1), view, session, environment, lock)
+                work(todo, arguments.jobs or (CPU_JOBS if on_cpu else 1), view, session, on_cpu, lock)
         else:
             print(f"nothing to do: {len(chosen)} steps are done")
         if any(step.evaluates for step in steps):

@@ -325,7 +325,7 @@ def stages(steps: list[Step], gpus: int | None = None) -> Iterator[Stage]:
     check.stop_scripts_after_parsing()
     by_output = {str(step.output_dir): step for step in steps}
     for step in steps:
-        if step.target.endswith(".py"):
+        if step.trains:
             yield _stage(step, by_output, gpus)
 
 
@@ -436,7 +436,7 @@ def _rows(step: Step, by_output: dict[str, Step]) -> list[int]:
 
 def _made(source: str, by_output: dict[str, Step]) -> int:
     job = by_output.get(str(Path(*Path(source).parts[:3])))
-    if job is None or job.target.endswith(".py"):
+    if job is None or job.trains:
         return 0
     (found,) = check.check(job.target, str(job.config))
     if job.name == "cold_start":
@@ -457,7 +457,7 @@ def sampled(steps: list[Step]) -> Iterator[tuple[str, int, int]]:
     prompts = next((check.check(s.target, str(s.config))[0].total for s in steps if s.name == "rl_prompts"), 0)
     shares = {"rl_prompts": 80 / 158, "rejection_sampling": 80 / 158, "general": 66 / 158}  # Table 4's, by kind
     for step in steps:
-        if step.target.endswith(".py") or step.evaluates:
+        if step.trains or step.evaluates:
             continue
         (job,) = check.check(step.target, str(step.config))
         if step.name == "rl_prompts" and job.pass_rate:

@@ -65,6 +65,11 @@ class Step:
         return runs.inputs(self.settings)
 
     @property
+    def trains(self) -> bool:
+        """Is it a recipe, which `accelerate launch` starts, rather than a module?"""
+        return self.target.endswith(".py")
+
+    @property
     def evaluates(self) -> bool:
         """Does it measure a checkpoint, rather than make something?"""
         return self.target == EVALUATION

@@ -1,0 +1,117 @@
+"""How the pipeline starts its steps: each in a process group of its own, which ends when the pipeline does.
+
+A step that is one process on a CPU is forked from a process that holds the libraries already: that saves the ten
+seconds of their import in each of 28 steps. Nothing of this project is in that process, so a step runs the code that
+lies on the disk when it starts. Any other step is the command itself, below such a fork.
+"""
+
+import atexit
+import contextlib
+import multiprocessing
+import os
+import runpy
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+from functools import partial
+from multiprocessing import reduction
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+LIBRARIES = (
+    "torch",
+    "datasets",
+    "peft",
+    "accelerate.commands.launch",
+    "trl.trainer.grpo_trainer",
+    "trl.trainer.sft_trainer",
+    "trl.trainer.reward_trainer",
+)
+OURS = ("recipes", "data_prep", "rewards")
+_server = multiprocessing.get_context("forkserver")
+
+
+def hold_libraries() -> None:
+    """Let what `start` starts from now on have the libraries. Takes their import's time, at the first start."""
+    _server.set_forkserver_preload(list(LIBRARIES))
+
+
+def start(command: tuple[str, ...], log: Path, environment: dict[str, str], lock: int | None = None):
+    """Start `accelerate launch ...` or `python -m ...`, output to `log`, begun anew. It holds the file descriptor
+    `lock` for as long as it lives. -> its multiprocessing.Process."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.write_text(f"$ {shlex.join(command)}\n", encoding="utf-8")
+    process = _server.Process(target=_work, args=(command, log, environment, lock and _Descriptor(lock)))
+    process.start()
+    return process
+
+
+def end(process: ForkServerProcess) -> None:
+    """Kill what is left of the process and of all that it started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.kill()  # it has no group yet in its first moment
+    process.join()
+
+
+class _Descriptor:
+    """A file descriptor that goes along to the child."""
+
+    def __init__(self, number: int):
+        self.number = number
+
+    def __reduce__(self):
+        return _detach, (reduction.DupFd(self.number),)
+
+
+def _detach(sent) -> int:
+    return sent.detach()
+
+
+def _work(command: tuple[str, ...], log: Path, environment: dict[str, str], lock: int | None) -> None:
+    """The child."""
+    os.setsid()
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.stdout.reconfigure(line_buffering=True)
+    threading.Thread(target=_end_with_pipeline, daemon=True).start()
+    os.environ.clear()
+    os.environ.update(environment)
+    if "torch" in sys.modules and (run := _here(command)):
+        try:
+            run()
+        finally:
+            atexit._run_exitfuncs()  # which multiprocessing's children skip before Python 3.13
+    else:
+        raise SystemExit(subprocess.run(command, stdin=subprocess.DEVNULL).returncode)
+
+
+def _end_with_pipeline() -> None:
+    multiprocessing.parent_process().join()
+    os.killpg(0, signal.SIGKILL)
+
+
+def _here(command: tuple[str, ...]) -> partial | None:
+    """What runs the command in this process, as a new interpreter would; None if it is not one process on a CPU."""
+    if command[0] == "accelerate":
+        from accelerate.commands import launch
+        from accelerate.utils.launch import prepare_simple_launcher_cmd_env
+
+        args, *_ = launch._validate_launch_command(launch.launch_command_parser().parse_args(command[2:]))
+        if not args.use_cpu or args.num_processes > 1:
+            return None
+        (_, *sys.argv), environment = prepare_simple_launcher_cmd_env(args)
+        os.environ.update(environment)
+        sys.path[0] = str(Path(sys.argv[0]).absolute().parent)
+        run = partial(runpy.run_path, sys.argv[0], run_name="__main__")
+    else:  # python -m
+        sys.argv = list(command[2:])
+        run = partial(runpy.run_module, sys.argv[0], run_name="__main__", alter_sys=True)
+    for name in [name for name in sys.modules if name.partition(".")[0] in OURS]:
+        del sys.modules[name]  # the pipeline's own, which this function was found in
+    if threads := os.environ.get("OMP_NUM_THREADS"):
+        sys.modules["torch"].set_num_threads(int(threads))
+    return run
