@@ -59,11 +59,13 @@ def main() -> None:
     )
     training.align(model, tokenizer)
     run.figures["parameters"] = model.num_parameters()
+    # All texts at once; TRL's own way, text by text, takes half a minute.
+    tokens = tokenizer([text + tokenizer.eos_token for text in texts])["input_ids"]
     optimizer = MuonWithAdamW(model, run.config.learning_rate, run.config.weight_decay)
     trainer = training.SFTTrainer(
         model,
         args=run.config,
-        train_dataset=Dataset.from_dict({"text": texts}),
+        train_dataset=Dataset.from_dict({"input_ids": tokens, "labels": tokens}),
         processing_class=tokenizer,
         optimizers=(optimizer, None),
     )
