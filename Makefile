@@ -41,7 +41,7 @@ lint: $(STAMP)  ## ruff, lint and format
 bench: $(STAMP)  ## the benchmarks, one after the other; NAME=rewards ARGS="--completions 500" for one
 	$(if $(ARGS),$(if $(NAME),,$(error ARGS are of one benchmark: write NAME=... as well)))
 	set -e; for name in $(or $(NAME),$(basename $(notdir $(wildcard benchmarks/*.py)))); do echo "$$name"; \
-	  OMP_NUM_THREADS=1 $(BIN)/python "benchmarks/$$name.py" $(ARGS); done
+	  OMP_NUM_THREADS=1 $(BIN)/python -m "benchmarks.$$name" $(ARGS); done
 
 COMMANDS = $(shell grep -l '^if __name__' data_prep/*.py data_prep/*/__main__.py recipes/*.py recipes/tools/*.py)
 

@@ -1,6 +1,6 @@
 """How fast the data jobs that need no model are, on made documents of 10 kB.
 
-    python benchmarks/data_prep.py [--rows 4000] [--tasks 0] [--keep FOLDER]
+    python -m benchmarks.data_prep [--rows 4000] [--tasks 0] [--keep FOLDER]
 
 First decontamination on one core: ours, and open-r1's rule, once for one evaluation set and once as its script goes
 over five. Then the whole path by its own command, `python -m data_prep.mixture`: read, filters with the language check,
@@ -20,9 +20,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-
-if __name__ == "__main__":  # not the folder of this file, where others are called as our packages are
-    sys.path[0] = str(Path(__file__).parents[1])
 
 from data_prep import mixture, rows
 from data_prep.decontaminate import Index

@@ -1,6 +1,6 @@
 """Distillation against RL on the same small base, by completion tokens with a gradient (v1, section 4.1).
 
-    python benchmarks/distillation.py [--scale cpu] [--seeds 2] [--rates 0.5 1 2] [--token-budget N] [--dry-run]
+    python -m benchmarks.distillation [--scale cpu] [--seeds 2] [--rates 0.5 1 2] [--token-budget N] [--dry-run]
 
 Needs what `make r1` makes: the student's base, the prompts, the distillation set. For each learning rate (factors of
 the YAMLs' own) and seed it trains distillation with 1/4, 1/2 and all of the YAML's token budget, in runs of their own
@@ -22,11 +22,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-if __name__ == "__main__":  # not the folder of this file, where others are called as our packages are
-    sys.path[0] = str(Path(__file__).parents[1])
-
 from data_prep import runs
-from recipes.tools import pipeline
+from recipes.tools import children, pipeline
 from recipes.tools.metrics import mean_and_stderr
 from recipes.tools.steps import Step, load_steps, require_names, shown
 from recipes.tools.view import PlainView
@@ -196,6 +193,7 @@ def work(steps: list[Step], folder: Path) -> None:
     """Do those that are not done. Raises PipelineError for one that fails, MissingRunError for a missing input."""
     done = {step.name for step in steps if runs.is_done(step.output_dir, step.fingerprint())}
     todo = [step for step in steps if step.name not in done]
+    children.hold_libraries()
     session = pipeline.Session(folder, afresh=False)
     with pipeline.locked(folder) as lock, PlainView(steps, done) as view:
         pipeline.work(todo, pipeline.CPU_JOBS, view, session, True, lock)

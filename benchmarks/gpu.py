@@ -22,9 +22,6 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-if __name__ == "__main__":  # not the folder of this file, where others are called as our packages are
-    sys.path[0] = str(Path(__file__).parents[1])
-
 from benchmarks import moe_qlora as moe
 from benchmarks.plan import WORDS, apart, planned, set_up
 from data_prep import runs

@@ -19,9 +19,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
-if __name__ == "__main__":  # not the folder of this file, where others are called as our packages are
-    sys.path[0] = str(Path(__file__).parents[1])
-
 from recipes import moe_qlora, qlora_proof
 from recipes.tools.merge import merge
 
@@ -177,7 +174,16 @@ def main() -> None:
             sizes = [path.stat().st_size for path in Path(folder).glob("*.safetensors")]
             print(f"{experts} experts: {sum(sizes) / 1e6:,.0f} MB in 16 bits, a layer {max(sizes) / 1e6:,.0f} MB")
             for way in WAYS:
-                command = [sys.executable, __file__, "--measure", folder, way, "--steps", str(args.steps)]
+                command = [
+                    sys.executable,
+                    "-m",
+                    "benchmarks.moe_qlora",
+                    "--measure",
+                    folder,
+                    way,
+                    "--steps",
+                    str(args.steps),
+                ]
                 command += ["--merge"] * args.merge
                 done = subprocess.run(command, check=True, capture_output=True, text=True)
                 found = json.loads(done.stdout.splitlines()[-1])

@@ -20,9 +20,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-if __name__ == "__main__":  # not the folder of this file, where others are called as our packages are
-    sys.path[0] = str(Path(__file__).parents[1])
-
 from benchmarks.moe_qlora import Peak
 from data_prep import prompts, rows, runs
 from recipes import training

@@ -11,14 +11,10 @@ completions with distinct answers are graded, one in fifty of them by a worker.
 import argparse
 import os
 import random
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-
-if __name__ == "__main__":  # not the folder of this file, where others are called as our packages are
-    sys.path[0] = str(Path(__file__).parents[1])
 
 from rewards import accuracy_reward, format_reward, language_consistency, language_consistency_reward
 from rewards.accuracy import grade

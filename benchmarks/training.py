@@ -14,7 +14,6 @@ import argparse
 import contextlib
 import logging
 import random
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -23,9 +22,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
-
-if __name__ == "__main__":  # not the folder of this file, where others are called as our packages are
-    sys.path[0] = str(Path(__file__).parents[1])
 
 from benchmarks.plan import CPU, write_base
 from data_prep import prompts

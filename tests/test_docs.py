@@ -113,7 +113,6 @@ def reads_only(monkeypatch):
     def run(words: list[str]) -> str | None:
         """What is wrong with a Python command, None where it is understood."""
         monkeypatch.setattr(sys, "argv", words)
-        monkeypatch.setattr(sys, "path", list(sys.path))  # benchmarks change it
         try:
             if words[0].endswith(".py"):
                 runpy.run_path(words[0], run_name="__main__")
@@ -150,7 +149,7 @@ def python_command(words: list[str]) -> list[str] | None:
         assert set(asked) <= goals().keys(), f"make {asked}: there is {', '.join(goals())}"
         arguments = shlex.split(given.get("ARGS", ""))
         if "bench" in asked and "NAME" in given:
-            return [f"benchmarks/{given['NAME']}.py", *arguments]
+            return [f"benchmarks.{given['NAME']}", *arguments]
         settings = [word for key in ("scale", "seed") if (v := given.get(key.upper())) for word in (f"--{key}", v)]
         return [goals()[asked[0]], *settings, *arguments] if asked and goals()[asked[0]] else ["make"]
     if words[:1] == ["python"]:

@@ -87,9 +87,9 @@ def tiny(here: Path) -> Path:
 
 
 def bench(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
-    script = runs.ROOT / "benchmarks" / "distillation.py"
-    command = [sys.executable, str(script), "--scale", str(SCALE), "--token-budget", str(BUDGET), *arguments]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    module = ("-m", "benchmarks.distillation")
+    command = [sys.executable, *module, "--scale", str(SCALE), "--token-budget", str(BUDGET), *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(runs.ROOT)}
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
 
 
