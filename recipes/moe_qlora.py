@@ -169,6 +169,21 @@ class Frozen(torch.autograd.Function):
         return nn.functional.grouped_mm(gradient.contiguous(), ctx.stack.dequantize(), offs=ends), None, None
 
 
+class Uneven(bnb.nn.Linear4bit):
+    """A layer whose rows end within a block of numbers that share a scale: on a CPU with AVX512, bitsandbytes 0.50's
+    kernel takes other blocks' scales there, so it is dequantised as one row. Its weight in full is kept for the
+    backward pass: such layers are small models'."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.device.type != "cpu":
+            return super().forward(x)
+        state, dtype = self.weight.quant_state, self.compute_dtype
+        scales = dequantize_blockwise(state.absmax, state.state2) + state.offset
+        flat = QuantState(scales, (state.shape.numel(),), None, state.blocksize, state.quant_type, dtype)
+        weight = dequantize_4bit(self.weight.data.flatten(), flat).view(state.shape)
+        return nn.functional.linear(x.to(dtype), weight, None if self.bias is None else self.bias.to(dtype)).to(x.dtype)
+
+
 def unfuse(model: PreTrainedModel) -> None:
     """Replace stacked experts by `Experts`, on the meta device. Raises ConfigError for experts of another form."""
     names = merge.expert_names(model)
@@ -251,6 +266,8 @@ class Quantizer(Bnb4BitHfQuantizer):
                 # On CPUs with AVX512-BF16, a forward pass in eval mode repacks the weight for inference, for good; the
                 # gradients of later steps are wrong. No issue is known for it.
                 module.support_avx512bf16_for_cpu = False
+                if module.in_features % module.weight.quant_state.blocksize:
+                    module.__class__ = Uneven
         for module in model.modules():
             if isinstance(module, Experts):
                 for name in module[0].names:
