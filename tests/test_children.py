@@ -1,14 +1,29 @@
-"""How the pipeline starts its steps: forked where one process on a CPU does the work, else by the command itself."""
+"""How the pipeline starts its steps: forked where one process on a CPU does the work, else by the command itself.
 
+Each in a process of its own, as the pipeline is: multiprocessing has one fork server for each, begun at its first use.
+"""
+
+import subprocess
+import sys
 from pathlib import Path
-
-from recipes.tools import children, pipeline
 
 import pytest
 import yaml
 
 pytestmark = pytest.mark.slow
 
+START = """
+import sys
+from pathlib import Path
+from recipes.tools import children, pipeline
+children.hold_libraries()
+for command in {commands}:
+    process = children.start(tuple(command), Path("log.txt"), pipeline.child_environment({threads}))
+    process.join()
+    print(process.exitcode, Path("log.txt").read_text())
+    if (then := Path("then.py")).exists():
+        then.rename("job.py")
+"""
 SCRIPT = """
 import sys
 import torch
@@ -19,35 +34,34 @@ raise SystemExit(7)
 """
 
 
-def said_by(folder: Path, processes: int) -> tuple[str, int]:
+def said_by(folder: Path, *commands: list[str], threads: int | None = None) -> str:
+    driver = START.format(commands=commands, threads=threads)
+    return subprocess.run([sys.executable, "-c", driver], cwd=folder, check=True, capture_output=True, text=True).stdout
+
+
+def launch(folder: Path, processes: int) -> list[str]:
     (folder / "script.py").write_text(SCRIPT)
     (folder / "sibling.py").touch()
     settings = {"use_cpu": True, "num_processes": processes, "num_machines": 1, "machine_rank": 0}
     settings |= {"distributed_type": "MULTI_CPU" if processes > 1 else "NO", "mixed_precision": "no"}
     (folder / "accelerate.yaml").write_text(yaml.safe_dump(settings))
-    command = ("accelerate", "launch", "--config_file", f"{folder}/accelerate.yaml", f"{folder}/script.py", "--a", "b")
-    process = children.start(command, folder / "log.txt", pipeline.child_environment(1))
-    process.join()
-    return (folder / "log.txt").read_text(), process.exitcode
+    return ["accelerate", "launch", "--config_file", f"{folder}/accelerate.yaml", f"{folder}/script.py", "--a", "b"]
 
 
 def test_one_process_is_forked_and_many_are_started_by_the_command(tmp_path: Path) -> None:
-    children.hold_libraries()
-    log, code = said_by(tmp_path, 1)
-    assert log.startswith(f"$ accelerate launch --config_file {tmp_path}/accelerate.yaml {tmp_path}/script.py --a b\n")
+    log = said_by(tmp_path, launch(tmp_path, 1), threads=1)
+    assert log.startswith(f"7 $ accelerate launch --config_file {tmp_path}/accelerate.yaml {tmp_path}/script.py --a b")
     assert f"run as ['{tmp_path}/script.py', '--a', 'b'] 1 {tmp_path}/sibling.py" in log
     assert "libraries were there: True" in log
-    assert code == 7
-    log, code = said_by(tmp_path, 2)
+    log = said_by(tmp_path, launch(tmp_path, 2), threads=1)
+    assert log.startswith("1 ")
     assert f"run as ['{tmp_path}/script.py', '--a', 'b'] 1" in log
     assert "libraries were there: False" in log
-    assert code == 1
 
 
-def test_the_code_is_the_one_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(tmp_path)
-    log = tmp_path / "log.txt"
-    for answer in ("first", "second"):
-        (tmp_path / "job.py").write_text(f"import sys; print('{answer}', sys.argv[1:])")
-        children.start(("python", "-m", "job", answer), log, pipeline.child_environment(None)).join()
-        assert f"{answer} ['{answer}']" in log.read_text()
+def test_the_code_is_the_one_on_the_disk(tmp_path: Path) -> None:
+    (tmp_path / "job.py").write_text("import sys; print('first', sys.argv[1:])")
+    (tmp_path / "then.py").write_text("import sys; print('second', sys.argv[1:])")
+    command = ["python", "-m", "job"]
+    log = said_by(tmp_path, [*command, "a"], [*command, "b"])
+    assert log == "0 $ python -m job a\nfirst ['a']\n\n0 $ python -m job b\nsecond ['b']\n\n"
