@@ -145,7 +145,10 @@ def run_stage(here, monkeypatch) -> Callable[..., Path]:
         config.write_text(yaml.safe_dump({"output_dir": str(folder)} | settings), encoding="utf-8")
         path = Path(recipes.__file__).with_name(f"{script}.py")
         monkeypatch.setattr(sys, "argv", [str(path), "--config", str(config), *argv])
-        training.launch(importlib.import_module(f"recipes.{script}").main)
+        try:
+            training.launch(importlib.import_module(f"recipes.{script}").main)
+        finally:
+            torch.set_float32_matmul_precision("highest")  # the base stage lowers it, for its process
         return folder
 
     return run
