@@ -184,6 +184,7 @@ def test_every_kind_of_prompt_of_a_step_comes_to_be_shown(tmp_path: Path) -> Non
     assert [shown[at]["right"] for at in (0, 16)] == [True, None]
 
 
+@pytest.mark.slow
 def test_a_long_run_of_long_completions_stays_within_its_limits(tmp_path: Path) -> None:
     write_rl(tmp_path / "full" / "r1_zero", 130, 1000, said="wait, " * 700)
     assert report.main(["--scale", str(tmp_path / "full")]) == 0

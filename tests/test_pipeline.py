@@ -114,6 +114,7 @@ def toy(tmp_path: Path) -> Toy:
     return Toy(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_second_run_does_nothing_and_a_changed_yaml_redoes_its_step_and_what_depends_on_it(toy: Toy) -> None:
     toy.run()
     assert toy.starts() == ["a", "b", "c", "d"]
@@ -127,6 +128,7 @@ def test_a_second_run_does_nothing_and_a_changed_yaml_redoes_its_step_and_what_d
     assert toy.starts() == ["c", "d"]
 
 
+@pytest.mark.slow
 def test_changed_code_redoes_the_step(toy: Toy) -> None:
     toy.run()
     toy.starts()
@@ -145,6 +147,7 @@ def test_dry_run_prints_commands_that_can_be_copied(toy: Toy) -> None:
     assert toy.run("--dry-run", "--seed", "7").splitlines()[0] == "# done: a"
 
 
+@pytest.mark.slow
 def test_only_and_from(toy: Toy) -> None:
     assert "outputs/tiny/a is not there: run `--only a` first" in toy.run("--only", "b", status=2)
     toy.run("--only", "a")
@@ -156,6 +159,7 @@ def test_only_and_from(toy: Toy) -> None:
     assert "no step is called 'e'; they are a, b, c, d" in toy.run("--only", "e", status=2)
 
 
+@pytest.mark.slow
 def test_a_seed_of_the_command_line_is_another_run(toy: Toy) -> None:
     toy.run()
     first = toy.bytes()
@@ -167,6 +171,7 @@ def test_a_seed_of_the_command_line_is_another_run(toy: Toy) -> None:
     assert toy.bytes() != first
 
 
+@pytest.mark.slow
 def test_what_can_be_known_to_fail_fails_before_any_work(toy: Toy) -> None:
     toy.add("d", "checkpoint: org/model")
     toy.add("d", "cout: 4")
@@ -203,6 +208,7 @@ def test_the_first_failure_stops_all_and_says_how_to_go_on(toy: Toy) -> None:
     assert not (toy.folder / "outputs/tiny/c/run.json").exists()
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_it_ends_with_the_same_bytes(toy: Toy, tmp_path: Path) -> None:
     toy.run()
     uninterrupted = toy.bytes()
@@ -231,6 +237,7 @@ def test_ctrl_c_ends_the_children_too(toy: Toy) -> None:
     wait_until(lambda: not children_in(toy.folder), "a child outlived the pipeline")
 
 
+@pytest.mark.slow
 def test_two_pipelines_never_work_in_one_folder(toy: Toy) -> None:
     toy.add("a", "pause: 20")
     first = toy.start()
@@ -240,6 +247,7 @@ def test_two_pipelines_never_work_in_one_folder(toy: Toy) -> None:
     first.communicate(timeout=20)
 
 
+@pytest.mark.slow
 def test_time_and_memory_of_all_calls_are_kept(toy: Toy) -> None:
     toy.run("--only", "a")
     toy.run()

@@ -110,6 +110,7 @@ def test_effects_are_paired_and_the_missing_ones_listed_with_their_figure(scale:
     assert "R1 is harmless" not in missing
 
 
+@pytest.mark.slow
 def test_ci_names_the_effect_that_is_missing(scale: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     path = tmp_path / "thresholds.json"
     met = {"RL alone raises pass@1": {"at_least": 0.4}, "R1 is harmless": {"at_least": 0.9, "at_most": 1.0}}

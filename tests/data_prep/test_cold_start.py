@@ -52,6 +52,7 @@ def built(run_job, scripted, tmp_path):
     return lambda **changes: run_job(cold_start, ColdStart, settings(**changes))
 
 
+@pytest.mark.slow
 def test_three_ways_and_their_counts(built):
     record = built()
     kept = rows.load_rows("out/test/cold_start/train.parquet", sft=True)
@@ -86,6 +87,7 @@ def save(records, kind):
     return f"edited.{kind}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["jsonl", "csv"])
 def test_a_review_is_exported_and_comes_back(built, kind, caplog):
     built()
@@ -119,6 +121,7 @@ WRONG_EDITS = [
 ]
 
 
+@pytest.mark.slow
 def test_a_wrong_edit_is_refused_by_file_record_and_reason(built, capsys):
     built()
     made = Path("out/test/cold_start/train.parquet").read_bytes()

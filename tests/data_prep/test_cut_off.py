@@ -43,6 +43,7 @@ def files(folder):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", JOBS)
 def test_the_same_command_ends_with_the_same_bytes(name, run_job, scripted, tmp_path, monkeypatch):
     module, settings, values = JOBS[name]

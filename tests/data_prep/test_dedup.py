@@ -33,6 +33,7 @@ def test_prompts_are_compared_without_case_spacing_and_width(row, one, other, sa
     assert (dedup.prompt_hash(row(prompt=one)) == dedup.prompt_hash(row(prompt=other))) == same
 
 
+@pytest.mark.slow
 def test_a_file_of_the_shape_of_dapo_17k_comes_out_as_its_prompts(tmp_path):
     rng = random.Random(0)
     prompts = [f"{' '.join(rng.choices(WORDS, k=20))} {number}" for number in range(17_398)]

@@ -94,12 +94,14 @@ def slurm(tmp_path):
     return {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
 
 
+@pytest.mark.slow
 def test_slurm_ends_with_the_bytes_of_the_local_run(job, slurm):
     local = made(job("out/test/local", workers=1), "out/test/local")
     process = job("out/test/slurm", "--engine", "slurm", env=slurm, tasks=2, partition="cpu", sbatch={"account": "us"})
     assert made(process, "out/test/slurm") == local
 
 
+@pytest.mark.slow
 def test_a_job_that_shares_nothing_out_is_one_task_with_the_same_bytes(row, slurm, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rows.write_rows("own.parquet", [row(id=f"q{number}", question=f"Question {number}?") for number in range(30)])
@@ -116,6 +118,7 @@ def test_a_job_that_shares_nothing_out_is_one_task_with_the_same_bytes(row, slur
     assert found[0][0].keys() == {"reasoning.parquet", "contaminated.jsonl"}
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_the_same_command_goes_on(job, tmp_path):
     """A limit on the size of files stands in for the disk: what is written past it fails in the same way."""
     local = made(job("out/test/local", workers=1), "out/test/local")

@@ -73,6 +73,7 @@ def test_a_judge_that_says_nothing_changes_nothing_and_is_counted(run_job, scrip
     assert all(row["thinking"] == told[row["question"]] for row in kept)
 
 
+@pytest.mark.slow
 def test_the_mix_is_by_the_judges_kinds_and_what_is_missing_is_told(run_job, scripted, tmp_path):
     helpful = world.requests("helpful", "train")
     rows.write_rows(tmp_path / "prompts.parquet", [r.row(f"h{i}") for i, r in enumerate(helpful)])

@@ -271,12 +271,14 @@ def finish(values, **changes):
     return {path.name: path.read_bytes() for path in made if path.suffix != ".json"}
 
 
+@pytest.mark.slow
 def test_neither_tasks_nor_workers_change_a_byte(small_shards):
     one = finish(small_shards, tasks=1)
     assert len(one) > 3
     assert finish(small_shards | {"output_dir": "out/test/b"}, tasks=5, executor={"workers": 2}) == one
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_the_same_command_ends_with_the_same_bytes(small_shards):
     whole = finish(small_shards | {"output_dir": "out/test/whole"}, tasks=6)
     for seconds in (0.6, 1.0, 1.4, 1.8):

@@ -107,6 +107,7 @@ def test_programs_are_graded_by_their_tests(run_job, scripted, row, tmp_path):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_the_same_command_ends_with_the_same_bytes(checkpoint, row, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     half = [{"verifier": "judge"} if i % 2 else {} for i in range(60)]

@@ -217,6 +217,7 @@ def server(faults, delay=0.0):
         listening.server_close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fault", [429, 500, 503, 408, "cut", "garbage", "list", "empty", "half", "silent", "number", "torn"]
 )
@@ -265,6 +266,7 @@ def test_another_revision_is_asked_again_and_a_broken_store_is_put_aside(tmp_pat
     assert "put aside as requests.broken" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_store_that_another_process_has_is_named(tmp_path):
     with (
         closing(sampling._open(tmp_path)) as held,

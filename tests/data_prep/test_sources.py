@@ -382,6 +382,7 @@ def test_commercial_use_is_read_from_the_licence():
     assert not rows.commercial("cc-by-nc-sa-4.0")
 
 
+@pytest.mark.slow
 def test_killed_in_a_source_the_same_command_ends_with_the_same_bytes(tmp_path):
     """Whatever stands in the folder under its own name is whole; what was being written is written again."""
     names = ("deepmath-103k", "openthoughts-114k", "tulu-3")

@@ -164,6 +164,7 @@ def test_a_folder_comes_back_byte_by_byte(hub: Hub, client: Callable, tmp_path: 
         assert found == content | {"b.txt": changed}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_data_set_comes_back_row_by_row(hub: Hub, client: Callable, streaming: bool) -> None:
     if ("datasets", "me/rows") not in hub.repos:
@@ -174,6 +175,7 @@ def test_a_data_set_comes_back_row_by_row(hub: Hub, client: Callable, streaming:
     assert client(fetch_dataset, "me/rows", "two", "test", streaming) == rows[:4]
 
 
+@pytest.mark.slow
 def test_a_model_and_an_adapter_answer_as_before(hub: Hub, client: Callable, tmp_path: Path) -> None:
     folder = str(tmp_path / "model")
     client(send_model, folder, "me/model")
@@ -183,6 +185,7 @@ def test_a_model_and_an_adapter_answer_as_before(hub: Hub, client: Callable, tmp
     assert merged != client(tiny.logits, folder)
 
 
+@pytest.mark.slow
 def test_trl_pushes_its_checkpoints_and_with_them_a_token_that_it_was_given(
     hub: Hub, client: Callable, tmp_path: Path
 ) -> None:
@@ -196,6 +199,7 @@ def test_trl_pushes_its_checkpoints_and_with_them_a_token_that_it_was_given(
         assert any(WRITER.encode() in archive.read(name) for name in archive.namelist())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("status", "seen"), [(401, 401), (403, 403), (409, 409), (412, 412)])
 def test_datasets_own_push_gives_up_at_once(hub: Hub, client: Callable, status: int, seen: int) -> None:
     """Also where it means to try again: the reason for our own retry."""
@@ -203,6 +207,7 @@ def test_datasets_own_push_gives_up_at_once(hub: Hub, client: Callable, status: 
     assert client(send_rows, f"me/refused-{status}") == seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("place", "fault", "end"),
     [

@@ -82,6 +82,7 @@ def impatient(client: Callable, request: pytest.FixtureRequest) -> Iterator[None
     client(wait_for_answers, 10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 def test_each_fault_in_each_place(
     hub: Hub, client: Callable, impatient: None, tmp_path: Path, mixture: Path, fault: str | int
@@ -109,6 +110,7 @@ def test_each_fault_in_each_place(
 BRANCH = ("info", "tree", "refs", "commits", "branch", "preupload", "batch", "upload", "verify", "commit")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 def test_each_fault_while_a_checkpoint_goes_to_its_branch(
     hub: Hub, client: Callable, impatient: None, tmp_path: Path, mixture: Path, fault: str | int
@@ -165,6 +167,7 @@ def test_what_is_not_finished_is_not_pushed(hub: Hub, client: Callable, tmp_path
     assert "is not finished" in log
 
 
+@pytest.mark.slow
 def test_it_waits_longer_and_longer_and_then_says_how_to_go_on(
     hub: Hub, client: Callable, tmp_path: Path, mixture: Path
 ) -> None:
@@ -234,6 +237,7 @@ def run_snippet(name: str) -> str:
     return printed.getvalue()
 
 
+@pytest.mark.slow
 def test_a_models_card_says_where_it_comes_from_and_what_it_can_do(
     hub: Hub, client: Callable, tmp_path: Path, sft: Path
 ) -> None:

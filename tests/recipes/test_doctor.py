@@ -224,6 +224,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_planted_fault_is_found(name, run_stage, caplog, capfd, monkeypatch):
     script, settings, plant, said = FAULTS[name]

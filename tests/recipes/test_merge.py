@@ -144,6 +144,7 @@ def test_files_of_any_name_are_written_anew_by_another_merge(tmp_path):
         assert logits(tmp_path / "merged").equal(logits(tmp_path / f"merged_{name}"))
 
 
+@pytest.mark.slow
 def test_fp8_as_deepseek_publishes_it_becomes_16_bits_by_the_command(tmp_path):
     """Blocks of 32 x 32 with a scale each, and edges that fill none; the scales lie in another file."""
     parent = moe.write(tmp_path / "base", "deepseek_v3", dtype="bfloat16", intermediate_size=112)

@@ -84,6 +84,7 @@ def test_stacked_and_published_checkpoints_are_the_same_model(family, tmp_path):
     assert logits(qlora(apart)).equal(logits(qlora(stacked)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stacked", [False, True])
 @pytest.mark.parametrize("family", moe.FAMILIES)
 def test_plain_peft_loads_the_adapter_on_the_16_bit_base_and_the_merge_agrees(family, stacked, tmp_path):
@@ -140,7 +141,9 @@ def test_rows_that_end_within_a_block_of_numbers_are_dequantised_right(tmp_path)
         assert torch.allclose(b.grad, 2 * full @ a.T, atol=1e-5), name
 
 
-@pytest.mark.parametrize("family", [*moe.FAMILIES, *moe.OTHERS])
+@pytest.mark.parametrize(
+    "family", [*moe.FAMILIES, *(pytest.param(other, marks=pytest.mark.slow) for other in moe.OTHERS)]
+)
 def test_gradients_are_those_of_the_dequantised_model(family, tmp_path):
     """The same numbers in full precision, in transformers' own stacked form, under the adapter's sums."""
     parent = moe.write(tmp_path / "base", family)
@@ -218,6 +221,7 @@ def test_sft_and_grpo_learn_in_every_pair_and_leave_plain_checkpoints(family, ru
         assert (logits(merged) - logits(adapted)).abs().mean() < 0.05  # rounded to bfloat16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["qwen3_moe", "deepseek_v3"])
 @pytest.mark.parametrize("word", ["attention", "experts"])
 def test_an_adapter_of_either_part_alone_learns(family, word, run_stage):
@@ -228,6 +232,7 @@ def test_an_adapter_of_either_part_alone_learns(family, word, run_stage):
     assert record_of(folder)["experts_never_routed_to"] < record_of(folder)["experts"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", ["r1_zero", "distill"])
 def test_a_crash_changes_nothing(script, run_stage, monkeypatch):
     settings = (
@@ -252,6 +257,7 @@ def test_a_crash_changes_nothing(script, run_stage, monkeypatch):
     assert all(one[name].equal(other[name]) for name in one)
 
 
+@pytest.mark.slow
 def test_reward_models_become_plain_scorers(run_stage):
     folder = Path("outputs/t/preferences")
     asked = [{"prompt": f"helpful {number % 7}"} for number in range(20)]
@@ -303,6 +309,7 @@ def test_one_key_says_what_is_adapted(targets, kinds, tmp_path):
     assert torch.allclose(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "merged")), logits(adapted), atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [QLORA, {}])
 def test_a_base_can_be_a_mixture_of_experts(more, run_stage):
     folder = run_stage(

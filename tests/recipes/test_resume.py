@@ -49,6 +49,7 @@ def crash_at(monkeypatch):
     return arm
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", STAGES)
 def test_a_crash_changes_nothing(kind, run_stage, crash_at):
     script, settings = STAGES[kind]
@@ -64,6 +65,7 @@ def test_a_crash_changes_nothing(kind, run_stage, crash_at):
     assert record_of(resumed)["tries"] == 2
 
 
+@pytest.mark.slow
 def test_a_refreshed_reference_comes_back(run_stage, crash_at):
     """Refreshed after step 6, the reference is the policy that step 7 samples from, so KL is 0 there; after the refresh
     at step 3 a rollout is still under way, whose KL was measured from the reference before."""
@@ -78,6 +80,7 @@ def test_a_refreshed_reference_comes_back(run_stage, crash_at):
         assert min(kl[2], kl[3], kl[4], kl[5], kl[6], kl[8]) > 0
 
 
+@pytest.mark.slow
 def test_a_crash_after_the_last_step_changes_nothing(run_stage, monkeypatch):
     def save(trainer, args):
         if not Path("crashed").exists():
@@ -102,6 +105,7 @@ def test_saves_move_to_where_a_rollout_begins(run_stage, caplog):
     assert "step 3" in said[0] and "multiple of 2" in said[0]
 
 
+@pytest.mark.slow
 def test_half_written_checkpoints_do_not_count(run_stage, crash_at):
     straight = run_stage("r1_zero", GRPO, name="straight")
     crash_at(7)

@@ -27,6 +27,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 BASE = "outputs/t/base"
 
 
+@pytest.mark.slow
 def test_base_learns_and_the_student_takes_its_tokenizer(run_stage):
     teacher = run_stage("base", CORPUS, name="teacher")
     losses = [row["loss"] for row in log_of(teacher)]
@@ -94,6 +95,7 @@ def test_reinforcement_learning_raises_its_reward(run_stage, here):
     assert last > first + 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", [False, True])
 def test_the_reference_is_replaced_not_mixed(lora, run_stage, monkeypatch):
     """After a refresh the reference equals the policy bit for bit, and before it, it does not."""
@@ -202,6 +204,7 @@ def preferences(here) -> dict:
     }
 
 
+@pytest.mark.slow
 def test_reward_models_and_the_reinforcement_learning_that_uses_them(preferences, run_stage):
     scorers = run_stage("reward_models", preferences, name="reward_models")
     record = record_of(scorers)
@@ -243,6 +246,7 @@ def test_reward_models_and_the_reinforcement_learning_that_uses_them(preferences
     assert sorted(record_of(folder)["inputs"]) == [BASE, "outputs/t/reward_models", "outputs/t/world"]
 
 
+@pytest.mark.slow
 def test_reward_models_go_on_where_they_were_cut_off(preferences, run_stage):
     """Cut off in the second model: both end as they would have."""
     straight = run_stage("reward_models", preferences | {"save_steps": 4}, name="straight")

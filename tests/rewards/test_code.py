@@ -219,6 +219,7 @@ def test_piston_is_a_provider_like_the_embedded_one(piston, tests, program, shar
     assert share_passed(PistonSandbox(piston[0]), program, parse_tests(tests), False) == share
 
 
+@pytest.mark.slow
 def test_an_outage_of_piston_is_retried_and_a_wrong_setting_is_an_error(piston):
     url, replies = piston
     reward = CodeReward(piston_url=url)

@@ -79,6 +79,7 @@ SETS = st.lists(st.integers(-9, 9).map(str), min_size=2, max_size=3, unique=True
 ANSWERS = st.one_of(NUMBERS, POLYNOMIALS, PRODUCTS, TUPLES, SETS)
 
 
+@pytest.mark.slow
 @settings(max_examples=250, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.one_of(

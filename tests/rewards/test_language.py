@@ -28,6 +28,7 @@ SENTENCES = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("language", SENTENCES)
 def test_a_pure_text_scores_one_and_is_detected(language):
     assert language_consistency(SENTENCES[language], language) == 1.0

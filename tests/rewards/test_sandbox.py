@@ -209,6 +209,7 @@ def test_a_kernel_that_offers_too_little_is_refused_by_name(monkeypatch, tmp_pat
         SANDBOX.run("print(1)")
 
 
+@pytest.mark.slow
 def test_without_namespaces_the_other_layers_hold(monkeypatch, tmp_path):
     """As in a container that forbids them: nothing can be written, and every attack still fails."""
     jail = tmp_path / "jail.py"
