@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -54,7 +55,7 @@ def test_a_ray_cluster_that_loses_a_node_ends_with_the_bytes_of_the_local_run(jo
     pytest.importorskip("ray", reason="Ray is not installed")
     from ray.cluster_utils import Cluster
 
-    local = made(job("out/test/local", workers=1), "out/test/local")
+    local, before = made(job("out/test/local", workers=1), "out/test/local"), signal.getsignal(signal.SIGTERM)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     try:
         nodes = [cluster.add_node(num_cpus=1, wait=False) for _ in range(2)]
@@ -69,6 +70,7 @@ def test_a_ray_cluster_that_loses_a_node_ends_with_the_bytes_of_the_local_run(jo
         assert made(process, "out/test/ray") == local
     finally:
         cluster.shutdown()
+        signal.signal(signal.SIGTERM, before)  # Ray's own would stay, in every process forked from here too
 
 
 SBATCH = """#!/bin/bash
