@@ -51,12 +51,18 @@ class StageArguments:
         default="accelerate_configs/cpu.yaml",
         metadata={"help": "How the pipeline has `accelerate launch` start the processes; a stage itself ignores it."},
     )
+    threads: int = field(
+        default=1,
+        metadata={"help": "Of this stage on CPUs when the pipeline starts it; a stage itself heeds OMP_NUM_THREADS."},
+    )
     doctor: bool = field(default=True, metadata={"help": "Look for faults before training, and watch it."})
 
     def __post_init__(self):
         self.dtype = self.dtype or "float32"
         if self.dtype not in ("float32", "bfloat16"):
             raise ConfigError(f"dtype is {self.dtype!r}; write float32 or bfloat16.")
+        if self.threads < 1:
+            raise ConfigError(f"threads is {self.threads}; write 1 or more.")
 
 
 @dataclass

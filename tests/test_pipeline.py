@@ -19,7 +19,7 @@ import pytest
 
 JOB = '''
 """Writes its numbers one by one, going on from those that are there, and what its inputs hold."""
-import sys, time
+import os, sys, time
 from dataclasses import dataclass, field
 from pathlib import Path
 from data_prep import jobs
@@ -33,20 +33,27 @@ class Numbers:
     fail: bool = False
     seed: int = 0
     limit: int = 0
+    threads: int = 1
     checkpoint: str = ""
 
 def load(config):
     return {"rows": [Path(path).read_text() for path in config.inputs]}
 
+def tell(what):
+    with Path("threads.log").open("a") as log:
+        log.write(what + "\\n")
+
 def build(config, output_dir, rows):
     with Path("starts.log").open("a") as starts:
         starts.write(f"{output_dir.name}\\n")
+    tell(f"{output_dir.name} begins with {os.environ['OMP_NUM_THREADS']}")
     file = output_dir / "numbers.txt"
     have = len(file.read_text().splitlines()) if file.exists() else 0
     for number in range(have, config.count):
         time.sleep(config.pause)
         with file.open("a") as numbers:
             numbers.write(f"{config.seed} {number} {len(rows)}\\n")
+    tell(f"{output_dir.name} ends")
     if config.fail:
         raise RuntimeError("the disk is made of cheese")
     return {"count": config.count}
@@ -145,6 +152,16 @@ def test_dry_run_prints_commands_that_can_be_copied(toy: Toy) -> None:
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     subprocess.run(lines[0], shell=True, check=True, cwd=toy.folder, env=environment, capture_output=True)
     assert toy.run("--dry-run", "--seed", "7").splitlines()[0] == "# done: a"
+
+
+@pytest.mark.slow
+def test_a_step_has_the_threads_of_its_yaml_and_waits_for_them(toy: Toy) -> None:
+    toy.add("b", "threads: 2")
+    toy.add("c", "pause: 0.2")
+    toy.run()
+    begun = [f"{name} begins with {2 if name == 'b' else 1}" for name in "abcd"]
+    told = (toy.folder / "threads.log").read_text().splitlines()
+    assert told == [line for name, start in zip("abcd", begun, strict=True) for line in (start, f"{name} ends")]
 
 
 @pytest.mark.slow

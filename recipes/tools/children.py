@@ -1,8 +1,8 @@
 """How the pipeline starts its steps: each in a process group of its own, which ends when the pipeline does.
 
 A step that is one process on a CPU is forked from a process that holds the libraries already: that saves the ten
-seconds of their import in each of 28 steps. Nothing of this project is in that process, so a step runs the code that
-lies on the disk when it starts. Any other step is the command itself, below such a fork.
+seconds of their import in each of 28 steps. It runs the code of this project that lies on the disk when it starts. Any
+other step is the command itself, below such a fork.
 """
 
 import atexit
@@ -21,6 +21,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 LIBRARIES = (
+    "data_prep",  # first: it silences some of the others; a step imports it anew
     "torch",
     "datasets",
     "peft",

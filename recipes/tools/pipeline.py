@@ -27,8 +27,8 @@ from recipes.tools.view import LiveView, PlainView
 
 import psutil
 
-# Two steps of one thread each do more than one of two threads, which is 1.5 times as fast as with one. More threads
-# than cores are the worst: they wait for each other by spinning.
+# Two steps of one thread each do more than one of two threads, which is 1.5 times as fast as with one; so a step that
+# all others wait for says `threads: 2`. More threads than cores are the worst: they wait for each other by spinning.
 CPU_JOBS = 2
 FREE_DISK_GB = 2.0  # the scale `cpu` writes under 1 GB
 LOG_TAIL, LOG_WIDTH = 20, 240  # lines, characters
@@ -132,18 +132,18 @@ class Session:
 
 
 def work(todo: list[Step], jobs: int, view: LiveView | PlainView, session: Session, on_cpu: bool, lock: int) -> None:
-    """Run the steps, `jobs` side by side, each after what it needs. Raises PipelineError for the first that fails, and
-    leaves no child behind, however it ends."""
+    """Run the steps, each after what it needs, side by side while their threads are at most `jobs`. Raises
+    PipelineError for the first that fails, and leaves no child behind, however it ends."""
     waiting, running = list(todo), []
     unfinished = {step.output_dir for step in todo}
     try:
         while waiting or running:
             for step in [step for step in waiting if not any(need in unfinished for need in step.needs)]:
-                if len(running) < jobs:
-                    alone = not running and dependents(waiting, step.name) == waiting
-                    waiting.remove(step)
-                    running.append(Child(step, child_environment((jobs if alone else 1) if on_cpu else None), lock))
-                    view.started(step)
+                if running and sum(child.step.threads for child in running) + step.threads > jobs:
+                    break  # what nothing waits for does not overtake what waits for two threads
+                waiting.remove(step)
+                running.append(Child(step, child_environment(step.threads if on_cpu else None), lock))
+                view.started(step)
             time.sleep(0.2)
             session.measure()
             for child in [child for child in running if child.process.exitcode is not None]:

@@ -75,6 +75,11 @@ class Step:
         return self.target == EVALUATION
 
     @property
+    def threads(self) -> int:
+        """On CPUs. Told by its YAML, not by what else is at work: sums, and so bytes, can differ with their number."""
+        return self.settings.get("threads", 1)
+
+    @property
     def log(self) -> Path:
         """The child's output. Not in output_dir, which a stage empties when it begins afresh."""
         return self.output_dir.parent / "logs" / f"{self.name}.log"
