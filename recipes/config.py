@@ -49,12 +49,9 @@ class StageArguments:
     attn_implementation: str = field(default="sdpa", metadata={"help": "sdpa, eager or flash_attention_2."})
     accelerate_config: str = field(
         default="accelerate_configs/cpu.yaml",
-        metadata={"help": "How the pipeline has `accelerate launch` start the processes; a stage itself ignores it."},
+        metadata={"help": "How a pipeline starts its processes; a stage ignores it."},
     )
-    threads: int = field(
-        default=1,
-        metadata={"help": "Of this stage on CPUs when the pipeline starts it; a stage itself heeds OMP_NUM_THREADS."},
-    )
+    threads: int = field(default=1, metadata={"help": "OMP_NUM_THREADS in a pipeline on CPUs."})
     doctor: bool = field(default=True, metadata={"help": "Look for faults before training, and watch it."})
 
     def __post_init__(self):

@@ -13,12 +13,11 @@ import yaml
 pytestmark = pytest.mark.slow
 
 START = """
-import sys
 from pathlib import Path
 from recipes.tools import children, pipeline
 children.hold_libraries()
 for command in {commands}:
-    process = children.start(tuple(command), Path("log.txt"), pipeline.child_environment({threads}))
+    process = children.start(tuple(command), Path("log.txt"), pipeline.child_environment(1))
     process.join()
     print(process.exitcode, Path("log.txt").read_text())
     if (then := Path("then.py")).exists():
@@ -34,8 +33,8 @@ raise SystemExit(7)
 """
 
 
-def said_by(folder: Path, *commands: list[str], threads: int | None = None) -> str:
-    driver = START.format(commands=commands, threads=threads)
+def said_by(folder: Path, *commands: list[str]) -> str:
+    driver = START.format(commands=commands)
     return subprocess.run([sys.executable, "-c", driver], cwd=folder, check=True, capture_output=True, text=True).stdout
 
 
@@ -49,11 +48,11 @@ def launch(folder: Path, processes: int) -> list[str]:
 
 
 def test_one_process_is_forked_and_many_are_started_by_the_command(tmp_path: Path) -> None:
-    log = said_by(tmp_path, launch(tmp_path, 1), threads=1)
+    log = said_by(tmp_path, launch(tmp_path, 1))
     assert log.startswith(f"7 $ accelerate launch --config_file {tmp_path}/accelerate.yaml {tmp_path}/script.py --a b")
     assert f"run as ['{tmp_path}/script.py', '--a', 'b'] 1 {tmp_path}/sibling.py" in log
     assert "libraries were there: True" in log
-    log = said_by(tmp_path, launch(tmp_path, 2), threads=1)
+    log = said_by(tmp_path, launch(tmp_path, 2))
     assert log.startswith("1 ")
     assert f"run as ['{tmp_path}/script.py', '--a', 'b'] 1" in log
     assert "libraries were there: False" in log

@@ -191,7 +191,9 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--only", nargs="+", metavar="STEP", help="only these steps")
     parser.add_argument("--seed", type=int, help="in place of the YAMLs' seeds")
-    parser.add_argument("--jobs", type=int, help=f"steps side by side (default: {CPU_JOBS} at the CPU scales, else 1)")
+    parser.add_argument(
+        "--jobs", type=int, help=f"threads of the steps side by side (default: {CPU_JOBS} at the CPU scales, else 1)"
+    )
     parser.add_argument("--accelerate-config", type=Path, metavar="FILE", help="in place of the YAMLs' own")
     parser.add_argument("--override", type=Path, metavar="FILE", help="other values, by the name of the YAML")
     return parser.parse_args(argv)
