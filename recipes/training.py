@@ -18,7 +18,7 @@ from data_prep.rows import Row, load_rows, read_parquet
 from data_prep.runs import ConfigError, Stopped
 from recipes import checkpoints, checks, watch
 from recipes.config import LoraArguments, PolicyArguments, StageArguments, world_size
-from recipes.tools.merge import merge
+from recipes.tools import merge
 
 import torch
 import trl
@@ -97,8 +97,13 @@ def load_policy(run: "Run") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     args = run.args
     name = require_checkpoint(args.model_name_or_path)
     tokenizer = load_tokenizer(name, chat=getattr(args, "completion_style", "think") == "think")
-    longer = {} if args.max_position_embeddings is None else {"max_position_embeddings": args.max_position_embeddings}
-    return load_model(AutoModelForCausalLM, name, tokenizer, args, run.config, **longer), tokenizer
+    return load_model(AutoModelForCausalLM, name, tokenizer, args, run.config, **longer(args)), tokenizer
+
+
+def longer(args: StageArguments) -> dict[str, int]:
+    """What the stage changes in its parent's config."""
+    length = getattr(args, "max_position_embeddings", None)
+    return {} if length is None else {"max_position_embeddings": length}
 
 
 def load_model(kind: type, name: str, tokenizer: PreTrainedTokenizerBase, args: LoraArguments, config, **settings):
@@ -139,9 +144,7 @@ def load_model(kind: type, name: str, tokenizer: PreTrainedTokenizerBase, args: 
 
 def align(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Make the model stop at the tokenizer's end token and pad with its pad token, here and once it is saved."""
-    for config in filter(None, (model.config, getattr(model, "generation_config", None))):
-        config.eos_token_id, config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
-        config.bos_token_id = tokenizer.bos_token_id
+    merge.align(tokenizer, model.config, getattr(model, "generation_config", None))
 
 
 def read_rows(args: PolicyArguments, source: str | None = None, sft: bool = False) -> list[Row]:
@@ -497,7 +500,8 @@ def save(trainer, args: StageArguments) -> None:
             moe_qlora.save_adapter(model, folder / "adapter", args.model_name_or_path)
         else:
             model.save_pretrained(folder / "adapter", selected_adapters=["default"])
-        merge(args.model_name_or_path, folder / "adapter", folder, dtype=args.dtype)
+        trainer.processing_class.save_pretrained(folder / "adapter")
+        merge.merge(args.model_name_or_path, folder / "adapter", folder, args.dtype, **longer(args))
     if trainer.args.should_save:
         trainer.processing_class.save_pretrained(folder)
         (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle; run.json says the same in words

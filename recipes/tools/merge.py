@@ -2,8 +2,9 @@
 
 Works through the parent's files one by one, with the memory of one of them, and goes on where it was killed. The sum
 is computed in float32 and cast once at the end: added in bfloat16, the result differs from parent plus adapter by
-rounding, which in a mixture of experts can change which experts are chosen. Without --adapter, the parent is rewritten
-in --dtype; a parent in FP8, as DeepSeek-V3 is published, becomes a checkpoint that can be trained.
+rounding, which in a mixture of experts can change which experts are chosen. The tokenizer beside the adapter, if there
+is one, and its end token go with the result. Without --adapter, the parent is rewritten in --dtype; a parent in FP8, as
+DeepSeek-V3 is published, becomes a checkpoint that can be trained.
 """
 
 import ctypes
@@ -31,7 +32,9 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     GenerationConfig,
+    PreTrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
 )
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
@@ -237,8 +240,18 @@ class Adapter:
 # The merge
 
 
-def merge(parent: str | Path, adapter: str | Path | None, output: str | Path, dtype: str = "bfloat16") -> None:
-    """Write the checkpoint `parent` + `adapter`, weights in `dtype`, and the parent's tokenizer to `output`.
+def align(tokenizer: PreTrainedTokenizerBase, *configs: PreTrainedConfig | GenerationConfig | None) -> None:
+    """Make a model of these configs stop at the tokenizer's end token and pad with its pad token."""
+    for config in filter(None, configs):
+        config.eos_token_id, config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
+        config.bos_token_id = tokenizer.bos_token_id
+
+
+def merge(
+    parent: str | Path, adapter: str | Path | None, output: str | Path, dtype: str = "bfloat16", **settings
+) -> None:
+    """Write the checkpoint `parent` + `adapter`, weights in `dtype`, to `output`, with the adapter's tokenizer, else the
+    parent's, and the parent's config with `settings`.
 
     A tensor that a 16-bit parent keeps in float32 stays so. The adapter of a scorer makes a scorer. Raises ConfigError
     where the adapter has a part that the parent has not.
@@ -264,7 +277,7 @@ def merge(parent: str | Path, adapter: str | Path | None, output: str | Path, dt
             del tensors  # before the next file's are read
             partial.replace(output / name)
             logger.info("merged %s", output / name)
-    _finish(source, added, output, dtype)
+    _finish(source, added, output, {"dtype": dtype} | settings)
 
 
 def _plan(source: Parent, added: Adapter | None, rename: Callable[[str], str]) -> dict[str, list[Part]]:
@@ -312,7 +325,7 @@ def _begin(source: Parent, added: Adapter | None, output: Path, dtype: str) -> N
         progress.write_text(digest.hexdigest(), encoding="utf-8")
 
 
-def _finish(source: Parent, added: Adapter | None, output: Path, dtype: str) -> None:
+def _finish(source: Parent, added: Adapter | None, output: Path, settings: dict) -> None:
     """Write the index, if there are several files, and everything that is not a weight."""
     if (source.folder / SAFE_WEIGHTS_INDEX_NAME).is_file():
         weight_map, size = {}, 0
@@ -325,15 +338,21 @@ def _finish(source: Parent, added: Adapter | None, output: Path, dtype: str) -> 
     config = AutoConfig.from_pretrained(source.folder)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    config.dtype = dtype
+    config.update(settings)
     if added and added.config.get("task_type") == "SEQ_CLS":
-        config.num_labels = len(added.read_whole(dtype)["score.weight"])
+        config.num_labels = len(added.read_whole(settings["dtype"])["score.weight"])
         config.architectures = [AutoModelForSequenceClassification._model_mapping[type(config)].__name__]
-    config.save_pretrained(output)
+    generation = None
     if (source.folder / "generation_config.json").is_file():
-        GenerationConfig.from_pretrained(source.folder).save_pretrained(output)
-    if list(source.folder.glob("tokenizer*")):
-        AutoTokenizer.from_pretrained(source.folder).save_pretrained(output)
+        generation = GenerationConfig.from_pretrained(source.folder)
+    trained = added is not None and bool(list(added.file.parent.glob("tokenizer*")))
+    if trained or list(source.folder.glob("tokenizer*")):
+        tokenizer = AutoTokenizer.from_pretrained(added.file.parent if trained else source.folder)
+        tokenizer.save_pretrained(output)
+        if trained:
+            align(tokenizer, config, generation)
+    for one in filter(None, (config, generation)):
+        one.save_pretrained(output)
     (output / PROGRESS).unlink()
 
 

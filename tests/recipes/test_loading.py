@@ -1,5 +1,7 @@
 """Tokenizer, chat template, rows and rewards, as the trainers see them."""
 
+import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import rewards
@@ -8,9 +10,10 @@ from data_prep.runs import ConfigError
 from recipes import grpo, training
 from recipes.config import RLArguments, SFTConfig
 from recipes.tokenizer import TAGS
+from recipes.tools.merge import merge
 
 import pytest
-from conftest import CPU, GRPO, SFT, record_of, sums
+from conftest import CPU, GRPO, LORA, SFT, record_of, sums
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -62,14 +65,26 @@ def test_loss_falls_on_the_whole_completion_and_its_end(tokenizer, here):
         assert tokenizer.decode(prepared["input_ids"]) == f"<|user|>What is 2 + 3?<|assistant|>{SOLVED}<|end|>"
 
 
-def test_generation_stops_at_the_end_token(run_stage):
-    saved = run_stage("cold_start_sft", SFT | {"max_steps": 1})
+@pytest.mark.parametrize("kind", [{}, LORA], ids=["all weights", "LoRA"])
+def test_generation_stops_at_the_end_token(kind, run_stage, here):
+    """Of a base too that ended at another one, as those of the Hub do; and what the YAML changes in its config stays."""
+    base = Path("outputs/t/base")
+    for name in ("config.json", "generation_config.json"):
+        config = json.loads((base / name).read_text())
+        (base / name).write_text(json.dumps(config | {"eos_token_id": 7, "pad_token_id": 7}))
+    saved = run_stage("cold_start_sft", SFT | kind | {"max_steps": 1, "max_position_embeddings": 1024})
     model, tokenizer = AutoModelForCausalLM.from_pretrained(saved), AutoTokenizer.from_pretrained(saved)
     for config in (model.config, model.generation_config):
         assert config.eos_token_id == tokenizer.eos_token_id == tokenizer.convert_tokens_to_ids("<|end|>")
         assert config.pad_token_id == tokenizer.pad_token_id != tokenizer.eos_token_id
+    assert model.config.max_position_embeddings == 1024
     assert "generation" in tokenizer.chat_template
     assert not list(saved.glob("*.bin"))
+    if kind:
+        merge(base, saved / "adapter", "by_hand")
+        merged = AutoModelForCausalLM.from_pretrained("by_hand")
+        assert merged.config.eos_token_id == merged.generation_config.eos_token_id == tokenizer.eos_token_id
+        assert AutoTokenizer.from_pretrained("by_hand").chat_template == tokenizer.chat_template
 
 
 def test_prompts_in_both_styles(tokenizer, here):
