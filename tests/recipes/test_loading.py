@@ -67,7 +67,7 @@ def test_loss_falls_on_the_whole_completion_and_its_end(tokenizer, here):
 
 @pytest.mark.parametrize("kind", [{}, LORA], ids=["all weights", "LoRA"])
 def test_generation_stops_at_the_end_token(kind, run_stage, here):
-    """Of a base too that ended at another one, as those of the Hub do; and what the YAML changes in its config stays."""
+    """Of a base too that ended at another one, as the Hub's do; and what the YAML changes in its config stays."""
     base = Path("outputs/t/base")
     for name in ("config.json", "generation_config.json"):
         config = json.loads((base / name).read_text())
