@@ -250,8 +250,8 @@ def align(tokenizer: PreTrainedTokenizerBase, *configs: PreTrainedConfig | Gener
 def merge(
     parent: str | Path, adapter: str | Path | None, output: str | Path, dtype: str = "bfloat16", **settings
 ) -> None:
-    """Write the checkpoint `parent` + `adapter`, weights in `dtype`, to `output`; with the adapter's tokenizer, else the
-    parent's, and with `settings` in its config.
+    """Write the checkpoint `parent` + `adapter`, weights in `dtype`, to `output`, with the adapter's tokenizer, else
+    the parent's, and with `settings` in its config.
 
     A tensor that a 16-bit parent keeps in float32 stays so. The adapter of a scorer makes a scorer. Raises ConfigError
     where the adapter has a part that the parent has not.
