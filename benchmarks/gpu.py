@@ -166,7 +166,7 @@ def one_layer(folder: Path) -> list[dict]:
     moe.write(folder / "layer", config)
     found = []
     for rank in (0, 8):
-        model = moe_qlora.load(AutoModelForCausalLM, str(folder / "layer"), SimpleNamespace(), torch.bfloat16)
+        model, _ = moe_qlora.load(AutoModelForCausalLM, str(folder / "layer"), SimpleNamespace(), torch.bfloat16)
         if rank:
             lora = LoraConfig(r=rank, lora_alpha=16, task_type="CAUSAL_LM")
             model = moe_qlora.adapt(model, lora, ["experts"]).get_base_model()

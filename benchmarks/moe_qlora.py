@@ -124,7 +124,7 @@ def measure(folder: Path, way: str, steps: int, merged: bool) -> dict:
         if way == WAYS[0]:
             model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
         else:
-            model = moe_qlora.load(AutoModelForCausalLM, str(folder), SimpleNamespace(), torch.bfloat16)
+            model, _ = moe_qlora.load(AutoModelForCausalLM, str(folder), SimpleNamespace(), torch.bfloat16)
     words = {WAYS[1]: ["attention"], WAYS[2]: None}
     model = get_peft_model(model, lora) if way == WAYS[0] else moe_qlora.adapt(model, lora, words[way])
     rows = qlora_proof.table(model)

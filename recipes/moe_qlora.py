@@ -261,8 +261,10 @@ class Quantizer(Bnb4BitHfQuantizer):
 
     def _process_model_after_weight_loading(self, model, **kwargs):
         model = super()._process_model_after_weight_loading(model, **kwargs)
-        for module in model.modules():
+        for name, module in model.named_modules():
             if isinstance(module, bnb.nn.Linear4bit):
+                if getattr(module.weight, "quant_state", None) is None:
+                    raise ConfigError(f"model_name_or_path: the checkpoint has no {name}.weight; copy it again.")
                 # On CPUs with AVX512-BF16, a forward pass in eval mode repacks the weight for inference, for good; the
                 # gradients of later steps are wrong. No issue is known for it.
                 module.support_avx512bf16_for_cpu = False
@@ -296,8 +298,9 @@ class Nf4Config(BitsAndBytesConfig):
         self.quant_method = METHOD
 
 
-def load(kind: type, name: str, config, dtype: torch.dtype, **settings) -> PreTrainedModel:
-    """`kind.from_pretrained(name)` with every linear layer in NF4, save routers and heads.
+def load(kind: type, name: str, config, dtype: torch.dtype, **settings) -> tuple[PreTrainedModel, dict]:
+    """`kind.from_pretrained(name)`, and what it says of missing weights, with every linear layer in NF4, save routers
+    and heads.
 
     `config` is the trainer's. Raises ConfigError for what cannot be trained so.
     """
@@ -314,10 +317,10 @@ def load(kind: type, name: str, config, dtype: torch.dtype, **settings) -> PreTr
     if hasattr(config, "router_aux_loss_coef"):
         config.router_aux_loss_coef = 0.0  # left out, it would be the model's own
     unfuse(merge.skeleton(name))  # says what cannot be, before anything is read
-    merge.refuse_quantized(name, "load_in_4bit")
-    model = kind.from_pretrained(name, quantization_config=Nf4Config(dtype), dtype=dtype, **settings)
+    settings |= {"quantization_config": Nf4Config(dtype), "dtype": dtype}
+    model, info = kind.from_pretrained(name, output_loading_info=True, **settings)
     model.quantization_method = QuantizationMethod.BITS_AND_BYTES  # by it the libraries know how to move it
-    return model
+    return model, info
 
 
 # The adapter
@@ -356,11 +359,22 @@ def adapt(model: PreTrainedModel, config: LoraConfig, targets: list[str] | None)
                 f"lora_target_modules: '{target}' {'is a router, which stays frozen' if router else 'finds nothing'}. "
                 f"Write attention, experts, or some of {', '.join(known)}."
             )
-    chosen = set().union(*found.values())
-    # As one expression: a list of thousands of names would be compared with each of thousands of modules.
-    alike = {re.sub(r"\\\.\d+(?=\\\.)", r"\\.\\d+", re.escape(name)) for name in chosen}
-    config.target_modules = "|".join(sorted(alike))
+    config.target_modules = _expression(set().union(*found.values()), layers)
     return get_peft_model(model, config)
+
+
+def _expression(chosen: set[str], layers: list[str]) -> str:
+    """One expression for the chosen layers: PEFT would compare a list of thousands of names with each of thousands of
+    modules. Of routed experts, which are multiplied together, it takes all or none."""
+    alike, units = {}, {_unit(name) for name in chosen}
+    for name in layers:
+        alike.setdefault(re.sub(r"\.\d+(?=\.)", r".N", name), set()).add(_unit(name))
+    found = {pattern if members <= units else unit for pattern, members in alike.items() for unit in members & units}
+    return "|".join(sorted(re.escape(one).replace(r"\.N\.", r"\.\d+\.") for one in found))
+
+
+def _unit(name: str) -> str:
+    return ROUTED.sub(r"\1.N.", name)
 
 
 def _is(name: str, target: str) -> bool:
@@ -382,6 +396,13 @@ def save_adapter(model: PeftModel, folder: Path, parent: str) -> None:
         module, pair, rest = key.removeprefix(PREFIX).partition(".lora_")
         tensors[PREFIX + published.get(module, module) + pair + rest] = tensor
         modules |= {module} if pair else set()
+    for path in [key.rpartition(".lora_A")[0] for key in tensors if ROUTED.match(key) and ".lora_A" in key]:
+        expert, _, leaf = path.rpartition(".")
+        if leaf in leaves[:2]:  # then PEFT wants all three
+            a, b = (tensors[f"{path}.lora_{matrix}.weight"] for matrix in "AB")
+            for other, pair in ((leaves[0], (a, b)), (leaves[1], (a, b)), (leaves[2], (b.T, a.T))):
+                for matrix, one in zip("AB", pair, strict=True):
+                    tensors.setdefault(f"{expert}.{other}.lora_{matrix}.weight", torch.zeros(one.shape))
     if not merge.published_apart(skeleton):
         tensors = _stack(tensors, leaves)
     save_file(tensors, folder / ADAPTER, metadata={"format": "pt"})
@@ -390,7 +411,7 @@ def save_adapter(model: PeftModel, folder: Path, parent: str) -> None:
     alike = {module for module in modules - routed if module.rpartition(".")[2] in leaves}
     parameters = {".".join(module.split(".")[-2:]) + ".weight" for module in alike}
     if any(module.endswith(leaves[:2]) for module in routed):
-        parameters |= {"experts.gate_up_proj"}
+        parameters |= {"experts.gate_up_proj", "experts.down_proj"}
         config.rank_pattern = {r".*\.gate_up_proj": 2 * config.r}  # PEFT makes the pairs of gate and up into one
         config.alpha_pattern = {r".*\.gate_up_proj": 2 * config.lora_alpha}
     if any(module.endswith(leaves[2]) for module in routed):

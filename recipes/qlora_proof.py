@@ -9,6 +9,7 @@ from functools import partial
 from data_prep.runs import ConfigError
 
 import torch
+from accelerate.utils import reduce
 from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import TrainerCallback
@@ -117,6 +118,22 @@ def _ask(answers: dict[str | tuple, torch.Tensor]) -> dict[str | tuple, bool]:
     return dict(zip(answers, torch.stack(list(answers.values())).tolist(), strict=True)) if answers else {}
 
 
+def routed(model: nn.Module) -> list[list[int]]:
+    """For each layer the tokens that each of its 4-bit experts got while training, over all processes."""
+    return [reduce(module.routed.to(where), "sum").tolist() for module, where in _experts(model)]
+
+
+def go_on_counting(model: nn.Module, counts: list[list[int]]) -> None:
+    """Go on from what `routed` found before."""
+    for (module, _), row in zip(_experts(model), counts, strict=True):
+        module.routed = torch.tensor(row)
+
+
+def _experts(model: nn.Module) -> list[tuple[nn.Module, torch.device]]:
+    found = [module for module in model.modules() if hasattr(module, "routed")]
+    return [(module, next(module.parameters()).device) for module in found]
+
+
 class GradientCheck(TrainerCallback):
     """Stops training where a LoRA pair learns nothing: over the first steps that have a gradient at all, wherever one
     reaches the output of an adapted layer, its B has one too, and its A once B is not zero any more.
@@ -197,6 +214,6 @@ class GradientCheck(TrainerCallback):
     def on_train_end(self, args, state, control, model=None, **kwargs):
         if self.hooks and self.done:
             self._conclude()
-        idle = sum(int((one.routed == 0).sum()) for one in self.experts)
-        self.figures |= {"experts": sum(map(len, self.experts)), "experts_never_routed_to": idle}
+        counts = [tokens for layer in routed(model) for tokens in layer]
+        self.figures |= {"experts": len(counts), "experts_never_routed_to": counts.count(0)}
         logger.info("%(experts_never_routed_to)d of %(experts)d experts never got a token", self.figures)

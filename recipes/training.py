@@ -16,7 +16,7 @@ from pathlib import Path
 from data_prep import commands, publishing, runs
 from data_prep.rows import Row, load_rows, read_parquet
 from data_prep.runs import ConfigError, Stopped
-from recipes import checkpoints, checks, watch
+from recipes import checkpoints, checks, qlora_proof, watch
 from recipes.config import LoraArguments, PolicyArguments, StageArguments, world_size
 from recipes.tools import merge
 
@@ -111,14 +111,17 @@ def load_model(kind: type, name: str, tokenizer: PreTrainedTokenizerBase, args: 
     settings |= weights(args)
     if args.doctor:
         checks.tell(checks.of_tokenizer(tokenizer, args))
+    if args.use_peft:  # what cannot be merged at the end is refused before training
+        merge.refuse_quantized(name, "load_in_4bit" if args.load_in_4bit else "use_peft")
+        merge.Parent(name)
     if args.load_in_4bit:
         from recipes import moe_qlora  # brings bitsandbytes, which nobody else needs
 
-        model = moe_qlora.load(kind, name, config, **settings)
+        model, info = moe_qlora.load(kind, name, config, **settings)
     else:
         model, info = kind.from_pretrained(name, output_loading_info=True, **settings)
-        if args.doctor:
-            checks.tell(checks.of_loading(info, model, tokenizer))
+    if args.doctor:
+        checks.tell(checks.of_loading(info, model, tokenizer))
     align(model, tokenizer)
     if not args.use_peft:
         return model
@@ -242,6 +245,7 @@ class Resumable:
         self.args.save_total_limit = keep
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         self.save_more(folder)
+        routed = qlora_proof.routed(self.model)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             checkpoints.mark_complete(
@@ -249,6 +253,7 @@ class Resumable:
                 keep,
                 completion_tokens_trained=self.completion_tokens_trained,
                 total_train_tokens=getattr(self, "_total_train_tokens", 0),
+                routed=routed,
             )
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
@@ -261,6 +266,8 @@ class Resumable:
         record = checkpoints.record_of(Path(resume_from_checkpoint))
         self.completion_tokens_trained = record["completion_tokens_trained"]
         self._total_train_tokens = record["total_train_tokens"]
+        if self.accelerator.is_main_process:  # the sum over all processes
+            qlora_proof.go_on_counting(self.model, record["routed"])
         self.restore_more(Path(resume_from_checkpoint))
 
 

@@ -13,6 +13,7 @@ import json
 import logging
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -44,6 +45,8 @@ logger = logging.getLogger(__name__)
 PROGRESS = "merge.json"
 EXPERT = re.compile(r"(.*\bexperts)\.(\d+)\.(\w+)")
 SCALES = "_scale_inv"  # of an FP8 weight, by blocks
+KEPT = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]  # weights, configs, tokenizers and their templates
+PLAIN = (None, True, False, "gaussian", "eva")  # ways to begin an adapter that leave the parent's weights as they are
 
 
 def give_back_memory(done: int) -> None:
@@ -99,7 +102,8 @@ def refuse_quantized(name: str | Path, key: str) -> None:
     """Raises ConfigError where a checkpoint does not hold its weights in 16 or 32 bits."""
     held = getattr(AutoConfig.from_pretrained(str(name)), "quantization_config", None) or {}
     method = held.get("quant_method") if isinstance(held, dict) else held.quant_method
-    if method == "fp8":
+    blocks = held.get("weight_block_size") if isinstance(held, dict) else getattr(held, "weight_block_size", None)
+    if method == "fp8" and blocks:
         raise ConfigError(
             f"{key}: {name} is in FP8. Convert it once, with the memory of one of its files, and start from the "
             f"result: python -m recipes.tools.merge --parent {name} --output {Path(name).name}-bf16"
@@ -114,25 +118,32 @@ class Parent:
     def __init__(self, name: str | Path):
         self.folder = Path(name)
         if not self.folder.is_dir():
-            self.folder = Path(snapshot_download(str(name), allow_patterns=["*.safetensors", "*.json", "*.model"]))
+            self.folder = Path(snapshot_download(str(name), allow_patterns=KEPT))
         config = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
         self.fp8 = config.get("quantization_config") or {}
         if self.fp8.get("quant_method", "fp8") != "fp8":
             raise ConfigError(f"{name}: quantised by {self.fp8['quant_method']}; merge into the 16-bit checkpoint.")
+        if self.fp8 and len(self.fp8.get("weight_block_size") or ()) != 2:
+            raise ConfigError(f"{name}: in FP8 without weight_block_size; only blocks, as DeepSeek's, can be read.")
         self.dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
-        index = self.folder / SAFE_WEIGHTS_INDEX_NAME
-        if index.is_file():
-            self.file_of = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        elif (self.folder / SAFE_WEIGHTS_NAME).is_file():
+        self.index = self.folder / SAFE_WEIGHTS_INDEX_NAME
+        if (self.folder / SAFE_WEIGHTS_NAME).is_file():  # as transformers does: an index beside it is of no account
             with safe_open(self.folder / SAFE_WEIGHTS_NAME, "pt") as file:
-                self.file_of = dict.fromkeys(file.keys(), SAFE_WEIGHTS_NAME)
+                self.file_of, self.index = dict.fromkeys(file.keys(), SAFE_WEIGHTS_NAME), None
+        elif self.index.is_file():
+            self.file_of = json.loads(self.index.read_text(encoding="utf-8"))["weight_map"]
         else:
             raise ConfigError(f"{name}: no {SAFE_WEIGHTS_NAME} and no {SAFE_WEIGHTS_INDEX_NAME}; save it so first.")
+        if lost := sorted({file for file in self.file_of.values() if not (self.folder / file).is_file()}):
+            raise ConfigError(f"{name}: {', '.join(lost[:3])} of its index is not there; copy the checkpoint again.")
         self.keys = [key for key in self.file_of if not (self.fp8 and key.endswith(SCALES))]
         self._open = lru_cache(maxsize=2)(lambda file: safe_open(self.folder / file, "pt"))
 
     def files(self) -> list[str]:
         return sorted({self.file_of[key] for key in self.keys})
+
+    def is_scaled(self, key: str) -> bool:
+        return key + SCALES in self.file_of
 
     def shape(self, key: str) -> list[int]:
         return self._open(self.file_of[key]).get_slice(key).get_shape()
@@ -140,12 +151,14 @@ class Parent:
     def read(self, key: str) -> torch.Tensor:
         """The tensor as stored; FP8 times its scales, one for each block, in float32."""
         tensor = self._open(self.file_of[key]).get_tensor(key)
-        if key + SCALES not in self.file_of:
+        if not self.is_scaled(key):
+            if tensor.is_floating_point() and tensor.itemsize == 1:
+                raise ConfigError(f"{self.folder}: {key} is in FP8, but there is no {key}{SCALES} to multiply it with.")
             return tensor
         scales = self._open(self.file_of[key + SCALES]).get_tensor(key + SCALES).float()
         rows, columns = self.fp8["weight_block_size"]
-        scales = scales.repeat_interleave(rows, 0)[: tensor.shape[0]].repeat_interleave(columns, 1)
-        return tensor.float() * scales[:, : tensor.shape[1]]
+        scales = scales.repeat_interleave(rows, -2)[..., : tensor.shape[-2], :].repeat_interleave(columns, -1)
+        return tensor.float() * scales[..., : tensor.shape[-1]]
 
 
 class Part(NamedTuple):
@@ -167,7 +180,9 @@ class Adapter:
         if not path.is_file():
             raise ConfigError(f"{folder}: holds no LoRA adapter (there is no {path.name}); name the folder of one")
         self.config = json.loads(path.read_text(encoding="utf-8"))
-        odd = [key for key in ("use_dora", "fan_in_fan_out", "lora_bias") if self.config.get(key)]
+        unread = ("use_dora", "fan_in_fan_out", "lora_bias", "alora_invocation_tokens")
+        odd = [key for key in unread if self.config.get(key)]
+        odd += ["init_lora_weights"] if self.config.get("init_lora_weights") not in PLAIN else []
         if self.config["peft_type"] != "LORA" or odd or self.config.get("bias", "none") != "none":
             raise ConfigError(f"{folder}: not a plain LoRA adapter ({', '.join(odd)}); merge it with PEFT.")
         self.leaves, rename = expert_names(model), module_names(model)
@@ -203,6 +218,23 @@ class Adapter:
         rows = {gate: slice(middle), up: slice(middle, None)} if parameter == "gate_up_proj" else {down: slice(None)}
         apart = [((e, part), f"{path}.{e}.{leaf}") for e in range(shape[0]) for leaf, part in rows.items()]
         return [Part(where, one, one) for where, one in apart if one in self.names]
+
+    def check(self, plan: dict[str, list[Part]], source: Parent) -> None:
+        """Raises ConfigError where a pair of matrices has another size than what it is added to."""
+        experts = Counter((part.module, part.parameter) for parts in plan.values() for part in parts if not part.half)
+        for key, parts in plan.items():
+            whole = torch.empty(source.shape(key), device="meta")
+            for part in parts:
+                a, b = (self.tensors.get_slice(one).get_shape() for one in self._pair(part.module))
+                rank = self._setting("r", "rank_pattern", part.parameter)
+                count = 1 if part.expert is None else experts[part.module, part.parameter]
+                halves = 1 if part.half is None else 2
+                rows, columns = whole[part.where].shape
+                if (b[0], a[1], a[0], b[1]) != (halves * rows, columns, count * rank, count * rank):
+                    raise ConfigError(
+                        f"{self.file.parent}: {part.module} has matrices of {a} and {b} at rank {rank}, which do not "
+                        f"fit {key} of {source.folder}. Name the checkpoint that it was trained on."
+                    )
 
     def read_whole(self, dtype: str) -> dict[str, torch.Tensor]:
         """Tensors that were trained themselves, such as a scorer's head."""
@@ -291,6 +323,9 @@ def _plan(source: Parent, added: Adapter | None, rename: Callable[[str], str]) -
             f"{added.file.parent}: {len(left)} of its {len(added.names)} parts are not in {source.folder}, "
             f"such as {min(left)}. Name the checkpoint that it was trained on."
         )
+    if strange := added.whole.keys() - plan.keys() - {"score.weight"}:
+        raise ConfigError(f"{added.file.parent}: {min(strange)} is of no linear layer; merge it with PEFT.")
+    added.check(plan, source)
     replaced = set(added.whole) | ({"lm_head.weight"} if added.config.get("task_type") == "SEQ_CLS" else set())
     return {key: parts for key, parts in plan.items() if key not in replaced}
 
@@ -298,7 +333,7 @@ def _plan(source: Parent, added: Adapter | None, rename: Callable[[str], str]) -
 @torch.no_grad()
 def _sum(source: Parent, added: Adapter | None, key: str, parts: list[Part], dtype: str) -> torch.Tensor:
     tensor = source.read(key)
-    kept = tensor.dtype == torch.float32 and source.dtype != "float32" and not source.fp8
+    kept = tensor.dtype == torch.float32 and source.dtype != "float32" and not source.is_scaled(key)
     if not tensor.is_floating_point() or (kept and not parts):
         return tensor
     merged = tensor.to(getattr(torch, dtype), copy=True)
@@ -327,7 +362,7 @@ def _begin(source: Parent, added: Adapter | None, output: Path, dtype: str) -> N
 
 def _finish(source: Parent, added: Adapter | None, output: Path, settings: dict) -> None:
     """Write the index, if there are several files, and everything that is not a weight."""
-    if (source.folder / SAFE_WEIGHTS_INDEX_NAME).is_file():
+    if source.index:
         weight_map, size = {}, 0
         for name in source.files():
             with safe_open(output / name, "pt") as file:

@@ -13,6 +13,7 @@ from recipes.tools.merge import merge
 import moe
 import pytest
 import torch
+from huggingface_hub.utils import filter_repo_objects
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
@@ -150,6 +151,8 @@ def test_fp8_as_deepseek_publishes_it_becomes_16_bits_by_the_command(tmp_path):
     parent = moe.write(tmp_path / "base", "deepseek_v3", dtype="bfloat16", intermediate_size=112)
     small, scales, wanted = {}, {}, {}
     for key, tensor in load_file(parent / "model.safetensors").items():
+        if key.endswith("e_score_correction_bias"):
+            tensor = torch.rand(8)  # published in float32, among FP8 and bfloat16
         small[key] = wanted[key] = tensor
         if "_proj" in key:
             rows, columns = (-(-size // 32) for size in tensor.shape)
@@ -187,7 +190,68 @@ def test_what_does_not_fit_is_refused(tmp_path):
         merge(parent, adapter(parent, tmp_path / "dora", ["q_proj"], use_dora=True), tmp_path / "merged")
     with pytest.raises(ConfigError, match=r"embed_tokens.lora_embedding_A is of no linear layer"):
         merge(parent, adapter(parent, tmp_path / "words", ["q_proj", "embed_tokens"]), tmp_path / "merged")
+    with pytest.raises(ConfigError, match=r"not a plain LoRA adapter .init_lora_weights."):  # it changes the parent too
+        merge(parent, adapter(parent, tmp_path / "pissa", ["o_proj"], init_lora_weights="pissa"), tmp_path / "merged")
+    with pytest.raises(ConfigError, match=r"trainable_tokens_delta is of no linear layer"):
+        merge(
+            parent, adapter(parent, tmp_path / "tokens", ["q_proj"], trainable_token_indices=[3]), tmp_path / "merged"
+        )
+    wide = moe.write(tmp_path / "wide", "qwen3_moe", hidden_size=128)
+    with pytest.raises(ConfigError, match=r"matrices of \[4, 128\] and \[64, 4\] at rank 4, which do not fit"):
+        merge(parent, adapter(wide, tmp_path / "of_wide", ["q_proj"]), tmp_path / "merged")
+    many = moe.write(tmp_path / "many", "qwen3_moe", num_experts=16)
+    with pytest.raises(ConfigError, match=r"at rank 4, which do not fit model.layers.0.mlp.experts.0"):
+        merge(parent, adapter(many, tmp_path / "of_many", EXPERTS), tmp_path / "merged")
     (parent / "model.safetensors").rename(parent / "weights.safetensors")
     with pytest.raises(ConfigError, match=r"no model.safetensors and no model.safetensors.index.json"):
         merge(parent, None, tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
+
+
+def test_fp8_of_another_form_is_refused(tmp_path):
+    """One scale for each tensor, as others publish it: read without it, the weights would be noise."""
+    parent = moe.write(tmp_path / "base", "mixtral", dtype="bfloat16")
+    held = load_file(parent / "model.safetensors")
+    key = next(key for key in held if key.endswith("q_proj.weight"))
+    held |= {key: held[key].to(torch.float8_e4m3fn), f"{key}_scale": torch.ones(())}
+    save_file(held, parent / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((parent / "config.json").read_text())
+    for more, said in (({}, "in FP8 without weight_block_size"), ({"weight_block_size": [32, 32]}, f"no {key}_scale")):
+        (parent / "config.json").write_text(
+            json.dumps(config | {"quantization_config": {"quant_method": "fp8"} | more})
+        )
+        with pytest.raises(ConfigError, match=said):
+            merge(parent, None, tmp_path / "merged")
+    with pytest.raises(ConfigError, match="is in FP8. Convert it once"):
+        module.refuse_quantized(parent, "load_in_4bit")
+    (parent / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "fp8"}}))
+    with pytest.raises(ConfigError, match=r"is quantised already \(fp8\)"):
+        module.refuse_quantized(parent, "load_in_4bit")
+
+
+def test_one_file_goes_before_an_index_as_in_transformers_and_a_lost_file_is_named(sharded, tmp_path):
+    parent, folder = sharded
+    before = logits(parent)
+    lost = sorted(parent.glob("model-*.safetensors"))[1]
+    lost.rename(tmp_path / "elsewhere")
+    with pytest.raises(ConfigError, match=f"{lost.name} of its index is not there"):
+        merge(parent, folder, tmp_path / "merged")
+    save_file(
+        load_file(tmp_path / "one_file/model.safetensors"), parent / "model.safetensors", metadata={"format": "pt"}
+    )
+    merge(parent, None, tmp_path / "merged", dtype="float32")
+    assert sorted(path.name for path in (tmp_path / "merged").glob("model*")) == ["model.safetensors"]
+    assert logits(tmp_path / "merged").equal(before)
+
+
+def test_a_parent_of_the_hub_comes_with_all_of_its_tokenizer():
+    names = [
+        "model.safetensors",
+        "config.json",
+        "tokenizer.model",
+        "merges.txt",
+        "chat_template.jinja",
+        "x.bin",
+        "a.gguf",
+    ]
+    assert list(filter_repo_objects(names, allow_patterns=module.KEPT)) == names[:5]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import recipes
 from data_prep import runs
+from recipes import checkpoints
 
 import moe
 import pytest
@@ -38,4 +39,8 @@ def test_two_processes_train_one_adapter(here):
         assert done.returncode == 0, done.stderr[-3000:]
     one, two = (log_of(Path("outputs/t") / name) for name in ("one", "two"))
     assert [row["loss"] for row in two] == pytest.approx([row["loss"] for row in one], abs=2e-3)
+    key = "experts_never_routed_to"
     assert record_of(Path("outputs/t/two"))["experts"] == 8
+    assert record_of(Path("outputs/t/two"))[key] == record_of(Path("outputs/t/one"))[key]
+    one, two = (checkpoints.record_of(Path("outputs/t") / name / "checkpoint-3")["routed"] for name in ("one", "two"))
+    assert two == [pytest.approx(row, rel=0.05) for row in one]  # the tokens of both processes

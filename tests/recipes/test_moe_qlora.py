@@ -21,7 +21,7 @@ import pytest
 import torch
 from conftest import CORPUS, CPU, GRPO, SFT, log_of, record_of
 from peft import LoraConfig, PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_settings import CLASSES, REPOSITORY, VARIANTS
 from transformers import (
     AutoConfig,
@@ -45,7 +45,7 @@ def base(family: str) -> str:
 
 
 def qlora(folder: Path, targets: list[str] | None = None, **more) -> PeftModel:
-    model = moe_qlora.load(AutoModelForCausalLM, str(folder), SimpleNamespace(), torch.float32)
+    model, _ = moe_qlora.load(AutoModelForCausalLM, str(folder), SimpleNamespace(), torch.float32)
     return moe_qlora.adapt(model, LoraConfig(r=4, lora_alpha=8, task_type="CAUSAL_LM", **more), targets)
 
 
@@ -251,8 +251,14 @@ def test_a_crash_changes_nothing(script, run_stage, monkeypatch):
     with pytest.raises(RuntimeError, match="crash"):
         run_stage(script, settings, name="resumed")
     monkeypatch.setattr(training.Resumable, "count", real)
+    counted = []
+    go_on = qlora_proof.go_on_counting
+    monkeypatch.setattr(qlora_proof, "go_on_counting", lambda *args: counted.append(args[1]) or go_on(*args))
     resumed = run_stage(script, settings, name="resumed")
     assert log_of(resumed) == log_of(straight)
+    assert sum(map(sum, counted[0])) > 0  # tokens sent to experts before the crash
+    key = "experts_never_routed_to"
+    assert record_of(resumed)[key] == record_of(straight)[key]
     one, other = (load_file(folder / "adapter/adapter_model.safetensors") for folder in (straight, resumed))
     assert all(one[name].equal(other[name]) for name in one)
 
@@ -307,6 +313,73 @@ def test_one_key_says_what_is_adapted(targets, kinds, tmp_path):
     merge(parent, tmp_path / "adapter", tmp_path / "merged", dtype="float32")
     adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(parent), tmp_path / "adapter")
     assert torch.allclose(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "merged")), logits(adapted), atol=1e-4)
+
+
+@pytest.mark.parametrize("targets", [["q_proj", "up_proj"], ["gate_proj", "up_proj"], ["down_proj"], None])
+@pytest.mark.parametrize("family", ["qwen3_moe", "granitemoeshared"])
+def test_an_adapter_of_some_of_an_expert_s_layers_is_saved_whole(family, targets, tmp_path):
+    """In families published apart and stacked: nothing trained is lost, for PEFT and for the merge."""
+    parent = moe.write(tmp_path / "base", family)
+    model = qlora(parent, targets)
+    train_a_little(model)
+    moe_qlora.save_adapter(model, tmp_path / "adapter", str(parent))
+    merge(parent, tmp_path / "adapter", tmp_path / "merged", dtype="float32")
+    plain = AutoModelForCausalLM.from_pretrained(parent)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    for layer, experts in enumerate(module for module in model.modules() if isinstance(module, moe_qlora.Experts)):
+        before, after = (one.model.layers[layer] for one in (plain, merged))
+        stacks = {name: one for name, one in before.named_parameters() if one.ndim == 3}
+        after = dict(after.named_parameters())
+        for name, one in stacks.items():
+            change = after[name] - one
+            for number, expert in enumerate(experts):
+                halves = expert.names[2:] if "down" in name or "output" in name else expert.names[:2]
+                wanted = [delta(getattr(expert, half)) for half in halves]
+                assert torch.allclose(change[number], torch.cat(wanted), atol=1e-5)
+    adapted = logits(PeftModel.from_pretrained(plain, tmp_path / "adapter"))
+    assert torch.allclose(logits(merged), adapted, atol=1e-4)
+
+
+def delta(layer) -> torch.Tensor:
+    return (
+        layer.get_delta_weight("default")
+        if hasattr(layer, "lora_A")
+        else torch.zeros(layer.out_features, layer.in_features)
+    )
+
+
+def test_a_layer_named_by_its_number_is_the_only_one(tmp_path):
+    """But of routed experts, which are multiplied together, all of the layer."""
+    parent = moe.write(tmp_path / "base", "qwen3_moe", num_hidden_layers=3)
+    model = qlora(parent, ["layers.1.self_attn.q_proj", "layers.2.mlp.experts.3.up_proj"])
+    found = {name.partition(".lora_A")[0] for name, _ in model.named_parameters() if ".lora_A" in name}
+    experts = {f"base_model.model.model.layers.2.mlp.experts.{number}.up_proj" for number in range(8)}
+    assert found == experts | {"base_model.model.model.layers.1.self_attn.q_proj"}
+
+
+@pytest.mark.parametrize(
+    ("lost", "said"),
+    [
+        ("model.layers.1.mlp.gate.weight", "1 tensors are missing"),
+        ("model.layers.1.mlp.experts.3.up_proj.weight", "the checkpoint has no model.layers.1.mlp"),
+        ("model.layers.0.self_attn.k_proj.weight", "the checkpoint has no model.layers.0.self_attn.k_proj.weight"),
+    ],
+)
+def test_a_checkpoint_that_lacks_a_tensor_is_refused(lost, said, refuses):
+    file = Path(base("qwen3_moe")) / "model.safetensors"
+    held = load_file(file)
+    del held[lost]
+    save_file(held, file, metadata={"format": "pt"})
+    assert said in refuses("cold_start_sft", SFT | QLORA | {"model_name_or_path": str(file.parent)})
+
+
+@pytest.mark.parametrize("kind", [QLORA, {"use_peft": True}])
+def test_a_parent_that_the_merge_could_not_read_is_refused_before_training(kind, refuses):
+    file = Path(base("qwen3_moe")) / "model.safetensors"
+    torch.save(load_file(file), file.with_name("pytorch_model.bin"))
+    file.unlink()
+    said = refuses("cold_start_sft", SFT | kind | {"model_name_or_path": str(file.parent)})
+    assert "no model.safetensors and no model.safetensors.index.json" in said
 
 
 @pytest.mark.slow
