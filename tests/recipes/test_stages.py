@@ -69,7 +69,7 @@ def test_the_walkthroughs_rewards_give_its_advantages(run_stage, here):
 
 
 @pytest.mark.slow
-def test_the_readmes_own_model_rows_and_reward_train(here):
+def test_the_readmes_own_model_rows_and_reward_train(run_stage, here):
     readme = Path(recipes.__file__).parents[1].joinpath("README.md").read_text(encoding="utf-8")
     for name, code in re.findall(r"^```python\n# (my_\w+\.py)\n(.*?)^```$", readme, re.M | re.S):
         (here / name).write_text(code, encoding="utf-8")
@@ -83,6 +83,9 @@ def test_the_readmes_own_model_rows_and_reward_train(here):
     assert len(log) == 2 and {f"rewards/{name}/mean" for name in ("accuracy_reward", "brevity")} <= log[0].keys()
     said = read_parquet(Path("outputs/t/own/completions/completions_00001.parquet"))
     assert all(re.search(r"What is \d \* \d\?", row["prompt"]) for row in said)
+    subprocess.run([sys.executable, "my_sft_rows.py"], check=True)
+    record = record_of(run_stage("cold_start_sft", SFT | {"dataset": "my_sft_rows.parquet", "max_steps": 2}))
+    assert (record["rows"], record["rows_too_long"]) == (64, 0)
 
 
 def test_reinforcement_learning_raises_its_reward(run_stage, here):
