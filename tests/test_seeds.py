@@ -48,9 +48,9 @@ def test_a_gain_that_every_run_had_may_not_be_gone():
     assert seeds.bounds(seeds.spread([result(-0.1, 0.0), result(0.1, 0.0)]))["RL raises"]["at_least"] < -0.5
 
 
-def test_only_what_every_seed_has_shown_gets_a_bound():
+def test_what_every_seed_has_measured_gets_a_bound_shown_or_not():
     effects = seeds.spread([result(0.4, 0.01, None), result(0.1, 0.02, 0.1, reproduced=False)])
-    assert set(seeds.bounds(effects)) == {"refusals"}
+    assert set(seeds.bounds(effects)) == {"RL raises", "refusals"}
     assert [effect["shown"] for effect in effects] == [1, 2, 1]
     assert "| help | above sft | not measured | 1 of 2 |" in seeds.table(effects)
 
