@@ -370,7 +370,7 @@ def _expression(chosen: set[str], layers: list[str]) -> str:
     for name in layers:
         alike.setdefault(re.sub(r"\.\d+(?=\.)", r".N", name), set()).add(_unit(name))
     found = {pattern if members <= units else unit for pattern, members in alike.items() for unit in members & units}
-    return "|".join(sorted(re.escape(one).replace(r"\.N\.", r"\.\d+\.") for one in found))
+    return "|".join(sorted(re.sub(r"\\\.N(?=\\\.)", r"\\.\\d+", re.escape(one)) for one in found))
 
 
 def _unit(name: str) -> str:

@@ -120,7 +120,7 @@ def load_model(kind: type, name: str, tokenizer: PreTrainedTokenizerBase, args: 
         model, info = moe_qlora.load(kind, name, config, **settings)
     else:
         model, info = kind.from_pretrained(name, output_loading_info=True, **settings)
-    if args.doctor:
+    if args.doctor or args.load_in_4bit:  # there a router that is lacking would be a random one, and frozen
         checks.tell(checks.of_loading(info, model, tokenizer))
     align(model, tokenizer)
     if not args.use_peft:
@@ -140,7 +140,8 @@ def load_model(kind: type, name: str, tokenizer: PreTrainedTokenizerBase, args: 
         adapted = get_peft_model(model, lora)
     except ValueError as error:
         raise ConfigError(f"lora_target_modules: {error} {hint}") from error
-    if any(".lora_embedding_" in name for name, _ in adapted.named_parameters()):
+    tied = r"\blm_head\.lora_" if getattr(model.config, "tie_word_embeddings", False) else "^$"
+    if any(re.search(rf"\.lora_embedding_|{tied}", name) for name, _ in adapted.named_parameters()):
         raise ConfigError(f"lora_target_modules: an embedding's adapter could not be merged. {hint}")
     return adapted
 
@@ -263,12 +264,17 @@ class Resumable:
             # policy's own adapter, which lies in the checkpoint itself, as it was made.
             self.model.load_adapter(resume_from_checkpoint, "default", is_trainable=True)
             self.model.set_adapter("default")
-        record = checkpoints.record_of(Path(resume_from_checkpoint))
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        record = checkpoints.record_of(Path(checkpoint))  # here, since DeepSpeed does not pass through the above
         self.completion_tokens_trained = record["completion_tokens_trained"]
         self._total_train_tokens = record["total_train_tokens"]
         if self.accelerator.is_main_process:  # the sum over all processes
             qlora_proof.go_on_counting(self.model, record["routed"])
-        self.restore_more(Path(resume_from_checkpoint))
+        self.restore_more(Path(checkpoint))
 
 
 class SFTTrainer(Resumable, trl.SFTTrainer):

@@ -46,7 +46,8 @@ PROGRESS = "merge.json"
 EXPERT = re.compile(r"(.*\bexperts)\.(\d+)\.(\w+)")
 SCALES = "_scale_inv"  # of an FP8 weight, by blocks
 KEPT = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]  # weights, configs, tokenizers and their templates
-PLAIN = (None, True, False, "gaussian", "eva")  # ways to begin an adapter that leave the parent's weights as they are
+# Ways to begin an adapter that leave the parent's weights as they are.
+PLAIN = ("none", "true", "false", "gaussian", "eva", "orthogonal", "mica")
 
 
 def give_back_memory(done: int) -> None:
@@ -182,10 +183,11 @@ class Adapter:
         self.config = json.loads(path.read_text(encoding="utf-8"))
         unread = ("use_dora", "fan_in_fan_out", "lora_bias", "alora_invocation_tokens")
         odd = [key for key in unread if self.config.get(key)]
-        odd += ["init_lora_weights"] if self.config.get("init_lora_weights") not in PLAIN else []
+        odd += ["init_lora_weights"] if str(self.config.get("init_lora_weights")).lower() not in PLAIN else []
         if self.config["peft_type"] != "LORA" or odd or self.config.get("bias", "none") != "none":
             raise ConfigError(f"{folder}: not a plain LoRA adapter ({', '.join(odd)}); merge it with PEFT.")
         self.leaves, rename = expert_names(model), module_names(model)
+        self.transposed = any(getattr(module, "is_transposed", False) for module in model.modules())
         self.tensors = safe_open(self.file, "pt")
         self._read = lru_cache(maxsize=4)(lambda key: self.tensors.get_tensor(key).float())  # stacked ones serve many
         self.names, self.whole = {}, {}  # by their name in the model: as they are in the file
@@ -194,7 +196,8 @@ class Adapter:
             if pair.startswith("A."):
                 self.names[rename(f"{module}.weight").removesuffix(".weight")] = key.partition(".lora_")[0]
             elif not pair:
-                self.whole[module] = key
+                if not module.endswith(".base_layer.weight"):  # the frozen head, which PEFT saves beside its own pair
+                    self.whole[module] = key
             elif not pair.startswith("B."):
                 raise ConfigError(f"{folder}: {key} is of no linear layer; merge it with PEFT.")
 
@@ -212,7 +215,9 @@ class Adapter:
         path, _, parameter = module.rpartition(".")
         if len(shape) != 3 or parameter not in ("gate_up_proj", "down_proj"):
             return []
-        if stacked := self._stacked(path, *shape[1:]):
+        if stacked := self._stacked(path, *(shape[:0:-1] if self.transposed else shape[1:])):
+            if self.transposed:
+                raise ConfigError(f"{self.file.parent}: {name} is stored transposed; merge it with PEFT.")
             return [Part(expert, stacked, module, expert) for expert in range(shape[0])]
         middle = shape[1] // 2
         rows = {gate: slice(middle), up: slice(middle, None)} if parameter == "gate_up_proj" else {down: slice(None)}
@@ -273,10 +278,14 @@ class Adapter:
 
 
 def align(tokenizer: PreTrainedTokenizerBase, *configs: PreTrainedConfig | GenerationConfig | None) -> None:
-    """Make a model of these configs stop at the tokenizer's end token and pad with its pad token."""
+    """Make a model of these configs stop at the tokenizer's end token, if not there alone, and pad with its pad token.
+    What the tokenizer has not stays as it is."""
     for config in filter(None, configs):
-        config.eos_token_id, config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
-        config.bos_token_id = tokenizer.bos_token_id
+        for key in ("eos_token_id", "pad_token_id", "bos_token_id"):
+            held, own = getattr(config, key, None), getattr(tokenizer, key)
+            several = isinstance(held, list) and len(held) > 1
+            if own is not None and own not in (held if several else [held]):
+                setattr(config, key, own)
 
 
 def merge(
@@ -323,7 +332,7 @@ def _plan(source: Parent, added: Adapter | None, rename: Callable[[str], str]) -
             f"{added.file.parent}: {len(left)} of its {len(added.names)} parts are not in {source.folder}, "
             f"such as {min(left)}. Name the checkpoint that it was trained on."
         )
-    if strange := added.whole.keys() - plan.keys() - {"score.weight"}:
+    if strange := added.whole.keys() - plan.keys() - {"score.weight", "lm_head.weight"}:
         raise ConfigError(f"{added.file.parent}: {min(strange)} is of no linear layer; merge it with PEFT.")
     added.check(plan, source)
     replaced = set(added.whole) | ({"lm_head.weight"} if added.config.get("task_type") == "SEQ_CLS" else set())
@@ -374,6 +383,8 @@ def _finish(source: Parent, added: Adapter | None, output: Path, settings: dict)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     config.update(settings)
+    if added and "lm_head.weight" in added.whole:
+        config.tie_word_embeddings = False  # the head was trained by itself
     if added and added.config.get("task_type") == "SEQ_CLS":
         config.num_labels = len(added.read_whole(settings["dtype"])["score.weight"])
         config.architectures = [AutoModelForSequenceClassification._model_mapping[type(config)].__name__]

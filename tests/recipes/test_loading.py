@@ -87,6 +87,12 @@ def test_generation_stops_at_the_end_token(kind, run_stage, here):
         assert AutoTokenizer.from_pretrained("by_hand").chat_template == tokenizer.chat_template
 
 
+@pytest.mark.parametrize("target", ["embed_tokens", "lm_head"])
+def test_an_adapter_of_what_is_the_embedding_is_refused_before_training(target, refuses):
+    said = refuses("cold_start_sft", SFT | LORA | {"lora_target_modules": ["q_proj", target]})
+    assert "lora_target_modules: an embedding's adapter could not be merged. Write names of linear layers" in said
+
+
 def test_prompts_in_both_styles(tokenizer, here):
     run = SimpleNamespace(args=RLArguments(dataset="outputs/t/world/reasoning.parquet"), figures={})
     chat = grpo.load_prompts(run, tokenizer)

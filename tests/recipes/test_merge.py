@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 from data_prep.runs import ConfigError
 from recipes.tools import merge as module
@@ -16,7 +17,7 @@ import torch
 from huggingface_hub.utils import filter_repo_objects
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 IDS = torch.arange(3, 67).view(2, 32)
 EXPERTS = ["q_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -63,6 +64,40 @@ def test_linear_layers_are_merged_exactly_as_peft_does(tmp_path):
     by_peft = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(parent), folder).merge_and_unload()
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").state_dict()
     assert all(merged[name].equal(tensor) for name, tensor in by_peft.state_dict().items())
+
+
+@pytest.mark.parametrize("more", [{"init_lora_weights": "orthogonal"}, {"modules_to_save": ["lm_head"]}, {}])
+@pytest.mark.parametrize("tied", [False, True])
+def test_heads_and_ways_to_begin_are_merged_as_peft_does(more, tied, tmp_path):
+    parent = moe.write(tmp_path / "base", "qwen3_moe", tie_word_embeddings=tied)
+    targets = ["q_proj"] if more or tied else ["q_proj", "lm_head"]  # PEFT saves the frozen head beside its pair
+    folder = adapter(parent, tmp_path / "adapter", targets, **more)
+    if "modules_to_save" in more:
+        held = load_file(folder / "adapter_model.safetensors")
+        (head,) = (key for key in held if "lm_head" in key)
+        save_file(held | {head: held[head] + 1}, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    merge(parent, folder, tmp_path / "merged", dtype="float32")
+    by_peft = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(parent), folder)
+    with torch.no_grad():
+        assert torch.allclose(logits(tmp_path / "merged"), by_peft(IDS).logits, atol=1e-4)
+
+
+def test_a_list_of_end_tokens_stays_where_the_tokenizer_s_is_among_them():
+    config = GenerationConfig(eos_token_id=[1, 7], pad_token_id=0)
+    module.align(SimpleNamespace(eos_token_id=1, pad_token_id=None, bos_token_id=2), config, None)
+    assert (config.eos_token_id, config.pad_token_id, config.bos_token_id) == ([1, 7], 0, 2)
+    module.align(SimpleNamespace(eos_token_id=3, pad_token_id=4, bos_token_id=None), config)
+    assert (config.eos_token_id, config.pad_token_id, config.bos_token_id) == (3, 4, 2)
+
+
+def test_experts_that_are_stored_transposed_are_refused(tmp_path):
+    """gpt-oss: its down projections are square, so that the wrong way round would fit."""
+    parent = moe.write(tmp_path / "base", "gpt_oss", intermediate_size=64)
+    model = AutoModelForCausalLM.from_pretrained(parent)
+    config = LoraConfig(r=4, target_modules=["q_proj"], target_parameters=["experts.down_proj"])
+    get_peft_model(model, config).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ConfigError, match="experts.down_proj is stored transposed; merge it with PEFT"):
+        merge(parent, tmp_path / "adapter", tmp_path / "merged")
 
 
 def test_what_a_16_bit_parent_keeps_in_float32_stays_so(tmp_path):
