@@ -366,14 +366,14 @@ def adapt(model: PreTrainedModel, config: LoraConfig, targets: list[str] | None)
 def _expression(chosen: set[str], layers: list[str]) -> str:
     """One expression for the chosen layers: PEFT would compare a list of thousands of names with each of thousands of
     modules. Of routed experts, which are multiplied together, it takes all or none."""
-    alike, units = {}, {_unit(name) for name in chosen}
+    alike, units = {}, {_of_any_expert(name) for name in chosen}
     for name in layers:
-        alike.setdefault(re.sub(r"\.\d+(?=\.)", r".N", name), set()).add(_unit(name))
+        alike.setdefault(re.sub(r"\.\d+(?=\.)", r".N", name), set()).add(_of_any_expert(name))
     found = {pattern if members <= units else unit for pattern, members in alike.items() for unit in members & units}
     return "|".join(sorted(re.sub(r"\\\.N(?=\\\.)", r"\\.\\d+", re.escape(one)) for one in found))
 
 
-def _unit(name: str) -> str:
+def _of_any_expert(name: str) -> str:
     return ROUTED.sub(r"\1.N.", name)
 
 
@@ -392,17 +392,10 @@ def save_adapter(model: PeftModel, folder: Path, parent: str) -> None:
     rename, leaves = merge.module_names(skeleton), merge.expert_names(skeleton)
     published = {rename(key).removesuffix(".weight"): key.removesuffix(".weight") for key in source.keys}
     tensors, modules = {}, set()
-    for key, tensor in load_file(folder / ADAPTER).items():
+    for key, tensor in _whole(load_file(folder / ADAPTER), leaves).items():
         module, pair, rest = key.removeprefix(PREFIX).partition(".lora_")
         tensors[PREFIX + published.get(module, module) + pair + rest] = tensor
         modules |= {module} if pair else set()
-    for path in [key.rpartition(".lora_A")[0] for key in tensors if ROUTED.match(key) and ".lora_A" in key]:
-        expert, _, leaf = path.rpartition(".")
-        if leaf in leaves[:2]:  # then PEFT wants all three
-            a, b = (tensors[f"{path}.lora_{matrix}.weight"] for matrix in "AB")
-            for other, pair in ((leaves[0], (a, b)), (leaves[1], (a, b)), (leaves[2], (b.T, a.T))):
-                for matrix, one in zip("AB", pair, strict=True):
-                    tensors.setdefault(f"{expert}.{other}.lora_{matrix}.weight", torch.zeros(one.shape))
     if not merge.published_apart(skeleton):
         tensors = _stack(tensors, leaves)
     save_file(tensors, folder / ADAPTER, metadata={"format": "pt"})
@@ -411,7 +404,7 @@ def save_adapter(model: PeftModel, folder: Path, parent: str) -> None:
     alike = {module for module in modules - routed if module.rpartition(".")[2] in leaves}
     parameters = {".".join(module.split(".")[-2:]) + ".weight" for module in alike}
     if any(module.endswith(leaves[:2]) for module in routed):
-        parameters |= {"experts.gate_up_proj", "experts.down_proj"}
+        parameters |= {"experts.gate_up_proj"}
         config.rank_pattern = {r".*\.gate_up_proj": 2 * config.r}  # PEFT makes the pairs of gate and up into one
         config.alpha_pattern = {r".*\.gate_up_proj": 2 * config.lora_alpha}
     if any(module.endswith(leaves[2]) for module in routed):
@@ -419,6 +412,20 @@ def save_adapter(model: PeftModel, folder: Path, parent: str) -> None:
     config.target_modules = sorted({module.rpartition(".")[2] for module in modules - routed - alike})
     config.target_parameters = sorted(parameters)
     config.save_pretrained(folder)
+
+
+def _whole(tensors: dict[str, torch.Tensor], leaves: tuple[str, str, str]) -> dict[str, torch.Tensor]:
+    """With zeros for the layers that an expert's adapter lacks: where it has gate or up, PEFT wants all three."""
+    gate, up, down = leaves
+    whole = dict(tensors)
+    for key, a in tensors.items():
+        expert, _, leaf = key.partition(".lora_A.")[0].rpartition(".")
+        if ROUTED.match(key) and ".lora_A." in key and leaf in (gate, up):
+            b = tensors[f"{expert}.{leaf}.lora_B.weight"]
+            for other, first, second in ((gate, a, b), (up, a, b), (down, b.T, a.T)):
+                whole.setdefault(f"{expert}.{other}.lora_A.weight", torch.zeros(first.shape))
+                whole.setdefault(f"{expert}.{other}.lora_B.weight", torch.zeros(second.shape))
+    return whole
 
 
 def _stack(tensors: dict[str, torch.Tensor], leaves: tuple[str, str, str]) -> dict[str, torch.Tensor]:

@@ -120,18 +120,19 @@ def _ask(answers: dict[str | tuple, torch.Tensor]) -> dict[str | tuple, bool]:
 
 def routed(model: nn.Module) -> list[list[int]]:
     """For each layer the tokens that each of its 4-bit experts got while training, over all processes."""
-    return [reduce(module.routed.to(where), "sum").tolist() for module, where in _experts(model)]
+    found = _experts(model).values()
+    return [reduce(one.routed.to(next(one.parameters()).device), "sum").tolist() for one in found]
 
 
 def go_on_counting(model: nn.Module, counts: list[list[int]]) -> None:
     """Go on from what `routed` found before."""
-    for (module, _), row in zip(_experts(model), counts, strict=True):
+    for module, row in zip(_experts(model).values(), counts, strict=True):
         module.routed = torch.tensor(row)
 
 
-def _experts(model: nn.Module) -> list[tuple[nn.Module, torch.device]]:
-    found = [module for module in model.modules() if hasattr(module, "routed")]
-    return [(module, next(module.parameters()).device) for module in found]
+def _experts(model: nn.Module) -> dict[str, nn.Module]:
+    """The routed experts of each layer, by their path."""
+    return {path: module for path, module in model.named_modules() if hasattr(module, "routed")}
 
 
 class GradientCheck(TrainerCallback):
@@ -151,7 +152,7 @@ class GradientCheck(TrainerCallback):
         self.layers = {
             name: module for name, module in model.named_modules() if isinstance(module, LoraLayer) and module.lora_A
         }
-        experts = {path: module for path, module in model.named_modules() if hasattr(module, "routed")}
+        experts = _experts(model)
         for path, module in experts.items():
             module.watch = partial(self._watch_experts, path)
         self.experts = list(experts.values())

@@ -140,8 +140,9 @@ def load_model(kind: type, name: str, tokenizer: PreTrainedTokenizerBase, args: 
         adapted = get_peft_model(model, lora)
     except ValueError as error:
         raise ConfigError(f"lora_target_modules: {error} {hint}") from error
-    tied = r"\blm_head\.lora_" if getattr(model.config, "tie_word_embeddings", False) else "^$"
-    if any(re.search(rf"\.lora_embedding_|{tied}", name) for name, _ in adapted.named_parameters()):
+    tied = getattr(model.config, "tie_word_embeddings", False)
+    embeddings = (".lora_embedding_", ".lm_head.lora_") if tied else (".lora_embedding_",)
+    if any(part in name for name, _ in adapted.named_parameters() for part in embeddings):
         raise ConfigError(f"lora_target_modules: an embedding's adapter could not be merged. {hint}")
     return adapted
 
@@ -267,8 +268,6 @@ class Resumable:
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is None:
-            return
         record = checkpoints.record_of(Path(checkpoint))  # here, since DeepSpeed does not pass through the above
         self.completion_tokens_trained = record["completion_tokens_trained"]
         self._total_train_tokens = record["total_train_tokens"]

@@ -102,9 +102,9 @@ def module_names(model: PreTrainedModel) -> Callable[[str], str]:
 def refuse_quantized(name: str | Path, key: str) -> None:
     """Raises ConfigError where a checkpoint does not hold its weights in 16 or 32 bits."""
     held = getattr(AutoConfig.from_pretrained(str(name)), "quantization_config", None) or {}
-    method = held.get("quant_method") if isinstance(held, dict) else held.quant_method
-    blocks = held.get("weight_block_size") if isinstance(held, dict) else getattr(held, "weight_block_size", None)
-    if method == "fp8" and blocks:
+    held = held if isinstance(held, dict) else held.to_dict()
+    method = held.get("quant_method")
+    if method == "fp8" and held.get("weight_block_size"):
         raise ConfigError(
             f"{key}: {name} is in FP8. Convert it once, with the memory of one of its files, and start from the "
             f"result: python -m recipes.tools.merge --parent {name} --output {Path(name).name}-bf16"

@@ -1,6 +1,6 @@
-"""The whole pipeline at several seeds: how much each effect varies, and the bounds that CI holds an honest run to.
+"""The whole pipeline at several seeds: how much each effect varies, and the bounds that an honest run keeps to.
 
-    python -m recipes.tools.seeds --scale cpu --seeds 0 1 2 3 4 --thresholds .ci/thresholds.json
+    python -m recipes.tools.seeds --scale cpu --seeds 0 1 2 3 4 --thresholds bounds.json
 
 Each seed runs in outputs/<scale>_seeds/<seed>, as `python -m recipes.tools.pipeline --seed N` would; what is done is
 not done again. The table goes to stdout and, with every figure, to outputs/<scale>_seeds/seeds.json. A bound is the
