@@ -11,10 +11,13 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 # Another name, so made again, whenever the pins or the package's own metadata change.
 STAMP := .venv/installed-$(shell cat requirements.txt pyproject.toml | cksum | cut -d' ' -f1)
 
-.PHONY: r1 plan doctor report review test check lint bench help
+.PHONY: r1 runs plan doctor report review test check lint bench help
 
 r1: $(STAMP)  ## every stage at SCALE (default cpu), skipping what is done; SEED=1 ARGS="--from r1_zero"
 	$(BIN)/python -m recipes.tools.pipeline --scale $(SCALE) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+runs: $(STAMP)  ## the runs of SCALE, and those that were replaced; ARGS="--remove outputs/cpu/replaced/NAME"
+	$(BIN)/python -m recipes.tools.runs outputs/$(notdir $(SCALE)) $(ARGS)
 
 plan: $(STAMP)  ## what SCALE needs, stage by stage, before it runs; ARGS="--gpus 4 --gpu-memory 48"
 	$(BIN)/python -m recipes.tools.plan --scale $(SCALE) $(ARGS)

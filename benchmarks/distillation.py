@@ -191,7 +191,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
 
 def work(steps: list[Step], folder: Path) -> None:
     """Do those that are not done. Raises PipelineError for one that fails, MissingRunError for a missing input."""
-    done = {step.name for step in steps if runs.is_done(step.output_dir, step.fingerprint())}
+    done = {step.name for step in steps if step.look().kind == "done"}
     todo = [step for step in steps if step.name not in done]
     children.hold_libraries()
     session = pipeline.Session(folder, afresh=False)

@@ -228,7 +228,8 @@ def _histogram(shares: list[float]) -> dict[str, int]:
 
 # --- what the runs say ------------------------------------------------------------------------------------------------
 
-BOOKKEEPING = ("stage", "fingerprint", "versions", "seconds", "tries", "peak_rss_gb", "config", "seed", "inputs")
+BOOKKEEPING = ("stage", "id", "code", "versions", "seconds", "tries", "peak_rss_gb", "config", "seed", "inputs")
+NOT_SHOWN = ("settings", "defaults", "files", "runs", "modules", "models", "made")  # by which a run is known again
 
 
 def lineage(run: Path) -> list[dict[str, Any]]:
@@ -243,7 +244,7 @@ def lineage(run: Path) -> list[dict[str, Any]]:
         except runs.MissingRunError:
             log.warning("%s has no run.json: the card cannot tell how it was made", path)
             continue
-        figures = {name: value for name, value in record.items() if name not in BOOKKEEPING}
+        figures = {name: value for name, value in record.items() if name not in BOOKKEEPING + NOT_SHOWN}
         found[path] = {"run": path} | {name: record.get(name) for name in BOOKKEEPING} | {"figures": figures}
         waiting += record.get("inputs", [])
     return list(found.values())
@@ -322,7 +323,8 @@ def sections(config: Card, stats: dict[str, Any]) -> list[str]:
     completions = "reasoning" in stats["lengths"]
     intended = "supervised fine-tuning of a reasoning model" if completions else "reinforcement learning from rewards"
     made = [
-        r | {"rows": r["figures"].get("rows", ""), "fingerprint": str(r["fingerprint"])[:12]} for r in stats["runs"]
+        r | {"rows": r["figures"].get("rows", ""), "id": str(r["id"])[:12], "code": (r["code"] or {}).get("commit", "")}
+        for r in stats["runs"]
     ]
     parts = [
         f"# {config.title}",
@@ -356,9 +358,9 @@ def sections(config: Card, stats: dict[str, Any]) -> list[str]:
         "The data of DeepSeek-R1 are not published; these rows stand in for a part of them, made as its paper says.",
         "### Collection and processing",
         table(
-            ["run", "seed", "rows", "seconds", "tries", "peak GB", "config and code"],
+            ["run", "seed", "rows", "seconds", "tries", "peak GB", "run id", "code"],
             [
-                [r[name] for name in ("run", "seed", "rows", "seconds", "tries", "peak_rss_gb", "fingerprint")]
+                [r[name] for name in ("run", "seed", "rows", "seconds", "tries", "peak_rss_gb", "id", "code")]
                 for r in made
             ],
         ),

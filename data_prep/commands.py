@@ -13,6 +13,7 @@ import sys
 import traceback
 import typing
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from data_prep.runs import ConfigError, Stopped
 
@@ -20,6 +21,8 @@ from tqdm import tqdm
 
 log = logging.getLogger(__name__)
 DEBUG = "with an error, show where it came from"
+REDO = "where the run lies finished, or was made with other settings or inputs, move its folder aside and run it anew"
+OVERRIDE = "a YAML of other values, by the name of the YAML that they change"
 
 
 def parser(module: str, doc: str | None, epilog: str = "") -> argparse.ArgumentParser:
@@ -40,6 +43,17 @@ def keys(kind: type, indent: str = "  ") -> Iterator[str]:
         yield f"{indent}{field.name}: " + ("" if nested else name + default)
         for one in nested:
             yield from keys(one, indent + "  ")
+
+
+def defaults(kind: type) -> dict[str, Any]:
+    """The default of each key of a dataclass that has one."""
+    found = {}
+    for field in dataclasses.fields(kind):
+        if field.default_factory is not dataclasses.MISSING:
+            found[field.name] = field.default_factory()
+        elif field.default is not dataclasses.MISSING:
+            found[field.name] = field.default
+    return {key: dataclasses.asdict(value) if _is_settings(type(value)) else value for key, value in found.items()}
 
 
 def _is_settings(hint: object) -> bool:

@@ -1,5 +1,5 @@
-"""What the data jobs share: `python -m data_prep.<job> --config <yaml> [--seed N] [--dry-run] [--limit N]
-[--engine local|ray|slurm]`.
+"""What the data jobs share: `python -m data_prep.<job> --config <yaml> [--override FILE] [--seed N]
+[--dry-run] [--limit N] [--redo] [--engine local|ray|slurm]`.
 
 A job is a dataclass of settings, a function that loads and checks everything it reads, and one that does the work and
 returns its figures for run.json. All that can be wrong with settings and inputs is found before any work: one line on
@@ -71,6 +71,8 @@ def run(
         "keys of the YAML:\n" + "\n".join(commands.keys(settings)),
     )
     parser.add_argument("--config", required=True, type=Path, help="the job's YAML")
+    parser.add_argument("--override", type=Path, metavar="FILE", help=commands.OVERRIDE)
+    parser.add_argument("--redo", action="store_true", help=commands.REDO)
     parser.add_argument("--seed", type=int, help="instead of the YAML's")
     parser.add_argument("--dry-run", action="store_true", help="only check and say what would be done")
     parser.add_argument("--limit", type=int, help="take at most so many prompts; writes to <output_dir>_limit_<N>")
@@ -83,11 +85,12 @@ def run(
         logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs every request
         overrides = {"seed": args.seed, "limit": args.limit}
         try:
-            config = runs.settings(settings, args.config, **overrides)
+            raw = runs.load_config(args.config, args.override)
+            config = runs.settings(settings, raw, str(args.config), **overrides)
             if getattr(args, "engine", None):
                 config = dataclasses.replace(config, executor=dataclasses.replace(config.executor, kind=args.engine))
-            fingerprint = runs.fingerprint(script, args.config, overrides)
-            hub = publishing.read({} if args.limit else runs.load_config(args.config), str(args.config))
+            identity = runs.identify(script, raw, overrides, commands.defaults(settings))
+            hub = publishing.read({} if args.limit else raw, str(args.config))
             if not args.dry_run:
                 hub.check("dataset")
             loaded = load(config)
@@ -97,7 +100,7 @@ def run(
             if args.dry_run:
                 log.info("would build %s", work)
                 return 0
-            if runs.begin(output_dir, fingerprint) == "done":
+            if runs.begin(output_dir, identity, args.redo) == "done":
                 log.info("%s is done already", output_dir)
                 return hub.publish(output_dir)
         except ValueError as error:
@@ -113,7 +116,7 @@ def run(
             raise runs.Stopped(f"{error}; what is done is kept, the same command goes on") from error
         values = dataclasses.asdict(config)
         parents = [str(path) for path in runs.inputs(values)]
-        runs.finish(output_dir, fingerprint, config=values, seed=config.seed, inputs=parents, **figures)
+        runs.finish(output_dir, config=values, seed=config.seed, inputs=parents, **figures)
         log.info("built %s", output_dir)
         return hub.publish(output_dir)
 

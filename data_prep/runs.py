@@ -1,4 +1,4 @@
-"""What a run is: a folder that a stage or a data job owns, finished when its `run.json` is there.
+"""What a run is: a folder that a stage, a data job or an evaluation owns, finished when its `run.json` is there.
 
 `outputs/<scale>/<stage>/` holds whatever the stage writes, and two records of ours:
 
@@ -6,39 +6,38 @@
 - `run.json`, written last and in one rename: what was run, from what, with which code. A folder without it is
   unfinished.
 
-A run is known by its fingerprint: its settings, its code, and the fingerprints of the runs it reads. Any of them
-changes, and the run is done again. Nothing here imports torch, so asking what is left to do takes no time.
+A run is known by its settings and inputs (`data_prep.identity`). One process at a time works in a folder. What was
+trained is never deleted or overwritten: a run that was made otherwise stays, and `--redo` moves its folder to
+`replaced/` beside it. Nothing here imports torch, so asking what is left to do takes no time.
 """
 
-import ast
-import contextlib
 import dataclasses
 import difflib
-import functools
-import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import resource
-import shutil
 import sys
 import time
 import types
 import typing
-from collections.abc import Iterator, Mapping
+import uuid
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
+
+from data_prep import files, identity
+from data_prep.files import whole_file, write_json
+from data_prep.identity import OUTPUTS, PUBLISHING, ROOT, Identity
 
 import yaml
 
-ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("rewards", "data_prep", "recipes")
-OUTPUTS = "outputs/"
-# Keys of any YAML that say where a finished run goes; they change nothing in it. See data_prep.publishing.
-PUBLISHING = ("push_to_hub", "hub_model_id", "hub_private_repo", "hub_strategy")
-# Keys that name a file which people go on writing: its content counts in the fingerprint, not its name alone.
-EDITED = ("review",)
+__all__ = ["OUTPUTS", "PUBLISHING", "ROOT", "Identity", "whole_file", "write_json"]
 RECORDED_VERSIONS = ("torch", "trl", "transformers", "peft", "datasets", "accelerate")
+REPLACED = "replaced"  # the folder, beside a run's own, that old runs are moved to
+KEPT = (".safetensors", ".parquet")  # files that a finished run has promised
+PASSING = ("samples", "work", "completions")  # folders of which nothing is promised
 
 
 class ConfigError(ValueError):
@@ -51,6 +50,10 @@ class MissingRunError(FileNotFoundError):
 
 class Stopped(RuntimeError):
     """Work that was begun has ended before it was done. The message says why; the same command goes on."""
+
+
+class Busy(Stopped):
+    """Another process works in the run's folder. The message says which."""
 
 
 class EngineError(Stopped):
@@ -77,9 +80,17 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def load_config(path: Path) -> dict[str, Any]:
-    """The mapping that a YAML file holds. Raises ConfigError if there is no such file or it holds something else."""
+def load_config(path: Path, override: Path | None = None) -> dict[str, Any]:
+    """The mapping that a YAML file holds, with the values that the file `override` has under its name.
+
+    Raises ConfigError if there is no such file or it holds something else.
+    """
     path = Path(path)
+    if override:
+        values = load_config(override).get(path.stem)
+        if not isinstance(values, dict):
+            raise ConfigError(f"{override}: write `{path.stem}:` and `key: value` lines below it, for {path}")
+        return load_config(path) | values
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except FileNotFoundError:
@@ -103,9 +114,9 @@ def settings(kind: type, config: Path | Mapping[str, Any], where: str = "", **ov
     """
     if isinstance(config, str | os.PathLike):
         where, config = str(config), load_config(Path(config))
-        config = {key: value for key, value in config.items() if key not in PUBLISHING}
     values = dict(config) | {key: value for key, value in overrides.items() if value is not None}
     fields = {field.name: field for field in dataclasses.fields(kind) if field.init}
+    values = {key: value for key, value in values.items() if key in fields or key not in PUBLISHING}
     for key in values.keys() - fields.keys():
         near = difflib.get_close_matches(str(key), fields, n=1)
         hint = f"did you mean `{near[0]}`?" if near else f"the keys are {', '.join(fields)}"
@@ -123,7 +134,9 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return value
-    if isinstance(value, int | float) and not value >= 0:
+    if isinstance(value, int | float) and not math.isfinite(value):
+        raise ConfigError(f"{where} is {value!r}; write a finite number")
+    if isinstance(value, int) and value < 0 and hint is not float:  # a count, a size or a seed
         raise ConfigError(f"{where} is {value!r}; write a number that is not below 0")
     if origin in (typing.Union, types.UnionType):
         options = [option for option in arguments if option is not types.NoneType]
@@ -161,7 +174,7 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
     raise ConfigError(f"{where} is {value!r}; write a value of type {wanted}")
 
 
-# Fingerprints
+# A run's folder
 
 
 def inputs(config: Mapping[str, Any]) -> list[Path]:
@@ -169,167 +182,212 @@ def inputs(config: Mapping[str, Any]) -> list[Path]:
     `output_dir`. `outputs/cpu/world/corpus.parquet` names the run `outputs/cpu/world`.
     """
     own = str(config.get("output_dir", "")).rstrip("/")
-    found: dict[Path, None] = {}
-
-    def walk(value: Any) -> None:
-        if isinstance(value, Mapping):
-            for part in value.values():
-                walk(part)
-        elif isinstance(value, list | tuple):
-            for part in value:
-                walk(part)
-        elif isinstance(value, str | os.PathLike) and str(value).startswith(OUTPUTS):
-            run = Path(*Path(value).parts[:3])
-            if str(run) != own:
-                found[run] = None
-
-    walk({key: value for key, value in config.items() if key != "output_dir"})
-    return list(found)
+    texts = identity.texts({key: value for key, value in config.items() if key != "output_dir"})
+    found = dict.fromkeys(Path(*Path(text).parts[:3]) for text in texts if text.startswith(OUTPUTS))
+    return [run for run in found if str(run) != own]
 
 
-def fingerprint(script: Path, config: Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> str:
-    """What a run depends on, as 64 hex digits: its settings (YAML, then overrides from the command line; those that
-    are None are not given; `executor`, `doctor` and `PUBLISHING` say nothing of what it makes), the code of `script`
-    and of every module of ours that it imports, directly or not, the templates beside them, the fingerprints of its
-    inputs, and the content of the files of `EDITED`. Comments and layout of YAML and code do not count.
+def identify(
+    script: Path,
+    config: Path | Mapping[str, Any],
+    overrides: Mapping[str, Any] | None = None,
+    defaults: Mapping[str, Any] | None = None,
+) -> Identity:
+    """The identity of the run of `script` with a YAML, or its mapping, and what the command line adds (None: nothing).
 
     Raises MissingRunError when an input has not been run.
     """
     if isinstance(config, str | os.PathLike):
         config = load_config(Path(config))
-    values = dict(config) | {key: value for key, value in (overrides or {}).items() if value is not None}
-    for key in ("executor", "doctor", *PUBLISHING):
-        values.pop(key, None)
-    code = sources(script)
-    templates = sorted(path for folder in {path.parent for path in code} for path in folder.glob("*.jinja"))
-    parts = {
-        "settings": values,
-        "code": {_name(path): _code(path, path.stat().st_mtime_ns)[0] for path in code},
-        "templates": {_name(path): path.read_text(encoding="utf-8") for path in templates},
-        "inputs": {str(run): read(run)["fingerprint"] for run in inputs(values)},
-        "edited": [_hash(values[key]) for key in EDITED if os.path.isfile(values.get(key) or "")],
-    }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+    said = {key: value for key, value in (overrides or {}).items() if value is not None}
+    return identity.identify(dict(config) | said, script, _maker, defaults)
 
 
-def _hash(path: str) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+def _maker(path: Path) -> tuple[Path, str] | None:
+    """The finished run in whose folder a path lies, and its id."""
+    run = next((one for one in (path, *path.parents) if one.parts and (one / "run.json").is_file()), None)
+    if run is None and path.parts[:1] == (OUTPUTS.rstrip("/"),):
+        run = Path(*path.parts[:3])
+    if run is None:
+        return None
+    record = read(run)
+    return run, record.get("id") or record["fingerprint"]  # as runs were known before they had an id
 
 
-def sources(script: Path) -> list[Path]:
-    """The script's file and the files of all modules of this project that it imports, directly or not, sorted."""
-    waiting, seen = [Path(script).resolve()], set()
-    while waiting:
-        path = waiting.pop()
-        if path in seen:
-            continue
-        seen.add(path)
-        for module in _code(path, path.stat().st_mtime_ns)[1]:
-            waiting += _files(module)
-    return sorted(seen)
+@dataclasses.dataclass(frozen=True)
+class State:
+    """What lies in a run's folder for an identity. `kind`:
+
+    - "absent": nothing that was trained or finished;
+    - "unfinished": the same run, cut off;
+    - "done": the same run, finished, and all that it promised is there;
+    - "incomplete": the same run, finished, but `why` says what is missing;
+    - "changed": a finished run, or checkpoints of one, with the other settings or inputs that `why` names.
+
+    `older_code`: the version of our code that made a run that is done, where it is not today's; else "".
+    """
+
+    kind: Literal["absent", "unfinished", "done", "incomplete", "changed"]
+    why: tuple[str, ...] = ()
+    older_code: str = ""
 
 
-def _name(path: Path) -> str:
-    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
+def look(output_dir: Path, now: Identity) -> State:
+    """What lies in the folder."""
+    output_dir = Path(output_dir)
+    record, begun = _read_json(output_dir / "run.json"), _read_json(output_dir / "begun.json")
+    held = record or begun
+    if held is None:
+        return State("absent")
+    then = identity_of(held)
+    why = identity.changes(then, now, held.get("config") or {})
+    if record is None:
+        if "settings" not in held:
+            why = ["it was begun by an earlier version of this project, which did not record its settings"]
+        if why:
+            return State("changed", tuple(why)) if _is_trained(output_dir) else State("absent")
+        return State("unfinished")
+    if why:
+        return State("changed", tuple(why))
+    if lacks := lacking(output_dir, record):
+        return State("incomplete", (lacks,))
+    made = then.code.get("hash", "unknown")
+    return State("done", older_code="" if made == now.code["hash"] else then.code.get("commit") or made)
 
 
-@functools.lru_cache(maxsize=1024)
-def _code(path: Path, mtime_ns: int) -> tuple[str, tuple[str, ...]]:
-    """(hash of the code without comments, dotted names that it imports from this project)."""
-    tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
-    package = list(path.relative_to(ROOT).parent.parts) if path.is_relative_to(ROOT) else []
-    names: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            above = package[: len(package) - node.level + 1] if node.level else []
-            base = ".".join([*above, *([node.module] if node.module else [])])
-            names |= {base} | {f"{base}.{alias.name}" for alias in node.names}
-    own = sorted(name for name in names if name.split(".")[0] in PACKAGES)
-    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest(), tuple(own)
+def identity_of(held: Mapping[str, Any]) -> Identity:
+    """The identity that a record holds; empty where an earlier version of this project wrote it."""
+    return Identity(**{field.name: held.get(field.name) or {} for field in dataclasses.fields(Identity)})
 
 
-def _files(module: str) -> list[Path]:
-    """The files that `import module` runs: each package's `__init__.py` on the way, and the module's own."""
-    files, folder = [], ROOT
-    for part in module.split("."):
-        folder = folder / part
-        files += [path for path in (folder.with_suffix(".py"), folder / "__init__.py") if path.is_file()]
-    return files
+def _is_trained(output_dir: Path) -> bool:
+    """Whether an unfinished folder holds a checkpoint or a model."""
+    return any(next(output_dir.rglob(pattern), None) for pattern in ("checkpoint-*", "*.safetensors"))
 
 
-# A run's folder
+def begin(output_dir: Path, now: Identity, redo: bool = False) -> Literal["done", "resume", "fresh"]:
+    """Take the folder for this run, and hold it until the process ends.
 
+    "done": it is finished, do nothing. "resume": an earlier try was cut off, its files are there. "fresh": the folder
+    is empty, but for the `samples/` of the run that lay there: a sample is known by what it was drawn from.
 
-def begin(output_dir: Path, fingerprint: str) -> Literal["done", "resume", "fresh"]:
-    """Take the folder for the run with this fingerprint.
-
-    "done": it is finished, do nothing. "resume": an earlier try with this fingerprint was cut off, its files are
-    there. "fresh": what another fingerprint left in the folder is gone, save `samples/`: a sample is known by what
-    it was drawn from, so that a changed threshold throws none away.
-    Raises ValueError for a folder that holds files but is no run's.
+    With `redo`, what lies in the folder is moved aside, unless it is this run, unfinished. Without, that happens only
+    where nothing was trained or finished. Raises Busy while another process works there, and ConfigError, which names
+    what differs and what to do, for a folder that has to stay as it is.
     """
     output_dir = Path(output_dir)
-    if is_done(output_dir, fingerprint):
+    if who := files.hold(output_dir):
+        raise Busy(
+            f"{output_dir} is in use by {who}. Wait until that has ended, or end it, or write another output_dir"
+        )
+    found = look(output_dir, now)
+    begun = _read_json(output_dir / "begun.json")
+    if found.kind == "done" and not redo:
         return "done"
-    begun = _read_json(output_dir / "begun.json") or {}
-    if begun.get("fingerprint") == fingerprint:
+    if found.kind == "unfinished":
         for partial in output_dir.rglob(".*.partial"):
             partial.unlink(missing_ok=True)
         write_json(output_dir / "begun.json", begun | {"begun": time.time(), "tries": begun["tries"] + 1})
         return "resume"
-    if output_dir.is_dir():
-        _wipe(output_dir, keep="samples")
+    if found.kind in ("changed", "incomplete") and not redo:
+        raise ConfigError(refusal(output_dir, found))
+    there = [path for path in output_dir.glob("*") if not path.match(".begun.json.*.partial")]
+    if there and not begun and not (output_dir / "run.json").exists():
+        raise ConfigError(
+            f"output_dir: {output_dir} holds files but no begun.json, so it is no run's folder. Write another one."
+        )
+    aside = set_aside(output_dir) if there else None
     output_dir.mkdir(parents=True, exist_ok=True)
-    write_json(output_dir / "begun.json", {"fingerprint": fingerprint, "begun": time.time(), "tries": 1})
+    record = dataclasses.asdict(now) | {"id": uuid.uuid4().hex, "begun": time.time(), "tries": 1}
+    write_json(output_dir / "begun.json", record)
+    if aside and (aside / "samples").is_dir():
+        (aside / "samples").rename(output_dir / "samples")
+    if Path(OUTPUTS).is_dir():
+        write_json(identity.HASHES, identity.known_hashes())
     return "fresh"
 
 
-def _wipe(output_dir: Path, keep: str = "") -> None:
-    """Empty the folder but for a `begun.json` that is nobody's, so that a wipe cut short is wiped again."""
-    names = {path.name for path in output_dir.iterdir() if not path.match(".begun.json.*.partial")}
-    if names and not names & {"begun.json", "run.json"}:
-        raise ValueError(
-            f"{output_dir} holds files but no begun.json, so it is no run's folder: name another output_dir"
-        )
-    write_json(output_dir / "begun.json", {"fingerprint": None, "tries": 0})
-    (output_dir / "run.json").unlink(missing_ok=True)
-    for path in output_dir.iterdir():
-        if path.name in ("begun.json", keep):
-            continue
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+def refusal(output_dir: Path, found: State) -> str:
+    """Why a folder stays as it is, and the two ways on."""
+    scale = Path(output_dir).parent
+    finished = (Path(output_dir) / "run.json").exists()
+    if found.kind == "incomplete":
+        held = f"{output_dir} holds this run, finished, but {found.why[0]}. Copy it there again; or"
+    else:
+        what = "a finished run" if finished else "checkpoints of a run"
+        held = f"{output_dir} holds {what} with other settings or inputs: {'; '.join(found.why)}. It stays as it is. Or"
+    return (
+        f"{held} add `--redo`, which moves the folder to {scale / REPLACED}/ and runs this anew (runs that were made "
+        f"from it stay, and count as changed; `python -m recipes.tools.runs {scale}` lists them all, and removes what "
+        "was replaced); or write another output_dir."
+    ).replace("It stays as it is. Or add", "It stays as it is. Either add")
 
 
-def finish(output_dir: Path, fingerprint: str, **record: Any) -> None:
+def set_aside(output_dir: Path) -> Path:
+    """Move a run's folder to `replaced/` beside it, under a name with the time. Returns where it is now."""
+    folder = Path(os.path.realpath(output_dir))
+    name = f"{folder.name}-{time.strftime('%Y-%m-%dT%H-%M-%S')}"
+    aside = folder.parent / REPLACED / name
+    while aside.exists():
+        aside = aside.with_name(f"{aside.name}+")
+    aside.parent.mkdir(exist_ok=True)
+    folder.rename(aside)
+    files.log.info("what was in %s is in %s now", output_dir, aside)
+    return aside
+
+
+def finish(output_dir: Path, models: Iterable[str] = (), **record: Any) -> None:
     """Write `run.json`, in one rename: from then on the run is done.
 
-    Beside what the caller records (`config`, `parent`, `inputs`, `seed`, its own figures) it holds the stage's name,
-    versions, `seconds` of the try that finished it, `tries`, and `peak_rss_gb` of this process and its largest child.
+    `models` are the folders below output_dir ("": itself) that hold a model now. Raises Stopped where one of them lacks
+    config, tokenizer or weights. Beside what the caller records (`config`, `parent`, `inputs`, `seed`, its own figures)
+    it holds the run's id and identity, what it made, the stage's name, versions, `seconds` of the try that finished it,
+    `tries`, and `peak_rss_gb` of this process and its largest child.
     """
     output_dir = Path(output_dir)
-    begun = _read_json(output_dir / "begun.json") or {}
+    for name in models:
+        if fault := files.model_fault(output_dir / name):
+            raise Stopped(f"{output_dir / name} was to hold the trained model, but {fault}")
+    begun = {"id": uuid.uuid4().hex} | (_read_json(output_dir / "begun.json") or {})
     usage = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes on macOS, KiB on Linux
     found = {dist: _version(dist) for dist in RECORDED_VERSIONS}
     filled = {
         "stage": output_dir.name,
-        "fingerprint": fingerprint,
         "versions": {"python": sys.version.split()[0]} | {dist: version for dist, version in found.items() if version},
-        "seconds": round(time.time() - begun.get("begun", time.time()), 2),
-        "tries": begun.get("tries", 1),
+        "seconds": round(time.time() - begun.pop("begun", time.time()), 2),
+        "tries": begun.pop("tries", 1),
         "peak_rss_gb": round(sum(usage) * unit / 2**30, 3),
+        "models": list(models),
+        "made": {str(path.relative_to(output_dir)): path.stat().st_size for path in _promised(output_dir)},
     }
-    write_json(output_dir / "run.json", filled | record)
+    write_json(output_dir / "run.json", begun | filled | record)
 
 
-def forget(output_dir: Path) -> None:
-    """Make the run count as not begun: the next one with any fingerprint starts afresh."""
-    if Path(output_dir).is_dir():
-        _wipe(Path(output_dir))
+def _promised(output_dir: Path) -> list[Path]:
+    """The files of a run that count as its result."""
+    found = [path for path in output_dir.rglob("*") if path.suffix in KEPT and path.is_file()]
+    passing = [path.relative_to(output_dir).parts[0] for path in found]
+    return [
+        path
+        for path, part in zip(found, passing, strict=True)
+        if part not in PASSING and not part.startswith((".", "checkpoint-"))
+    ]
+
+
+def lacking(output_dir: Path, record: Mapping[str, Any]) -> str:
+    """What a finished run has promised and has not, in words; "" where all of it is there."""
+    output_dir = Path(output_dir)
+    for name in record.get("models") or ():
+        if fault := files.model_fault(output_dir / name):
+            return f"{name}: {fault}" if name else fault
+    for name, size in (record.get("made") or {}).items():
+        path = output_dir / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size:,} bytes instead of {size:,}"
+    return ""
 
 
 def _version(distribution: str) -> str | None:
@@ -337,11 +395,6 @@ def _version(distribution: str) -> str | None:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def is_done(output_dir: Path, fingerprint: str) -> bool:
-    """Is the run with this fingerprint finished?"""
-    return (_read_json(Path(output_dir) / "run.json") or {}).get("fingerprint") == fingerprint
 
 
 def read(run: Path) -> dict[str, Any]:
@@ -360,27 +413,6 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except ValueError as error:  # not of ours, which are written whole
-        raise ConfigError(f"{path} cannot be read ({error}): delete it, and its run is made again") from None
-
-
-@contextlib.contextmanager
-def whole_file(path: str | Path) -> Iterator[IO[bytes]]:
-    """A file to write into, which appears at ``path`` whole or not at all, whoever else writes the same one and also
-    when the machine stops. What a kill leaves of it is removed when the run begins again."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.uname().nodename}-{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file whole or not at all."""
-    with whole_file(path) as file:
-        file.write(json.dumps(content, ensure_ascii=False, indent=1, default=str).encode() + b"\n")
+        raise ConfigError(
+            f"{path} cannot be read ({error}): delete it, and the run goes on from what else is there"
+        ) from None

@@ -43,7 +43,8 @@ def schedule(
 ) -> list[Row]:
     """Rows in the order in which training meets them: `prompts_per_step` for each step, whole rollouts.
 
-    Every list is gone through in random order before any of its rows comes again.
+    Every list is gone through in random order before any of its rows comes again. With `num_iterations` above 1, the
+    steps of a rollout are gone through as often, and rows are laid out for the first time.
     """
     shuffle = random.Random(config.seed)
     rules, *others = (_forever(rows, shuffle) for rows in [reasoning, *general])
@@ -51,7 +52,10 @@ def schedule(
     mixed = round(config.prompts_per_step * args.general_share)
     first = config.max_steps - round(config.max_steps * args.mixed_phase)
     order = []
-    for step in range(-(-config.max_steps // config.rollout_window) * config.rollout_window):
+    window = config.rollout_window
+    for step in range(-(-config.max_steps // window) * window):
+        if step % window >= window // config.num_iterations:
+            continue
         count = mixed if step >= first else 0
         order += [next(rules) for _ in range(config.prompts_per_step - count)]
         order += [next(next(asked)) for _ in range(count)]

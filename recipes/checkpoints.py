@@ -66,6 +66,10 @@ class ExactSaves(TrainerCallback):
     def __init__(self, interval: int):
         self.interval, self.waiting, self.said = interval, False, False
 
+    def on_epoch_end(self, args, state, control, **kwargs):
+        """As at a step, for `save_strategy: epoch`. The step before has asked already where one was waiting."""
+        return self.on_step_end(args, state, control, **kwargs) if control.should_save else control
+
     def on_step_end(self, args, state, control, **kwargs):
         if control.should_training_stop:
             control.should_save = False

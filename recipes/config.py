@@ -6,6 +6,7 @@ reason. Scripts read their YAML with `parse`; the command line wins over it: `--
 
 import argparse
 import difflib
+import itertools
 import os
 import sys
 import types
@@ -16,12 +17,15 @@ from typing import ClassVar
 
 import rewards
 from data_prep import commands, publishing
+from data_prep.identity import NUMBER
 from data_prep.runs import ConfigError, load_config
 
 import trl
+import yaml
 
 # With these on its command line, a GPU's YAML can be read where there is none.
 WITHOUT_GPU = ("--use_cpu", "true", "--bf16", "false")
+FLAGS = ("--debug", "--redo")  # of a command, and no settings
 GENERATION = ("transformers", "vllm_colocate", "vllm_server")
 # Keys of TRL that another key of ours stands for.
 REPLACED = {
@@ -117,8 +121,8 @@ class RLArguments(PolicyArguments):
     )
     reward_kwargs: dict | None = field(default=None, metadata={"help": "Settings of rewards, by name in reward_funcs."})
     stop_when_all_wrong: int = field(
-        default=5,  # chosen: 2,560 completions of the paper's without a right one
-        metadata={"help": "Steps in a row without one right answer that end the run; 0: never."},
+        default=5,  # chosen: 40,960 completions of the paper's without a right one, and 2,560 where a step is a rollout
+        metadata={"help": "Rollouts in a row without one right answer that end the run; 0: never."},
     )
 
     def __post_init__(self):
@@ -184,6 +188,8 @@ class GRPOConfig(trl.GRPOConfig):
                 f"{self.prompts_per_step} x {self.num_generations}). Set it to {completions}, "
                 f"or to {completions} times the steps per rollout."
             )
+        if self.save_strategy == "best":
+            raise ConfigError("save_strategy: best would save amid a rollout, which cannot be resumed; write steps.")
         if self.generation not in GENERATION:
             raise ConfigError(f"generation is {self.generation!r}; write one of {', '.join(GENERATION)}.")
         self.use_vllm = self.generation != "transformers"
@@ -312,13 +318,39 @@ def _fits(value: object, kind: object) -> bool:
         return isinstance(value, dict)
     if kind is float:
         if isinstance(value, str):  # YAML reads 1e-4, without a point, as text
-            return value.replace("e", "", 1).replace("-", "", 2).replace(".", "", 1).isdigit()
+            return NUMBER.fullmatch(value) is not None
         return isinstance(value, int | float) and not isinstance(value, bool)
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool)
     if kind in (bool, str, type(None)):
         return isinstance(value, kind)
     return True  # enums and the like: the trainer's own check names them
+
+
+class _Files(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise ConfigError(message)
+
+
+def _files(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """(the files that --config and --override name, what else a command line says of settings)."""
+    parser = _Files(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", type=Path)
+    parser.add_argument("--override", type=Path)
+    return parser.parse_known_args([word for word in argv if word not in FLAGS])
+
+
+def given(argv: list[str]) -> tuple[str, dict]:
+    """(the file that --config names, or "command line"; the settings that are given there and on the command line)."""
+    files, words = _files(argv)
+    settings = load_config(files.config, files.override) if files.config else {}
+    for at, word in enumerate(words):
+        if word.startswith("--"):
+            key, is_whole, value = word.removeprefix("--").partition("=")
+            values = itertools.takewhile(lambda other: not other.startswith("--"), words[at + 1 :])
+            read = [yaml.safe_load(one) for one in ([value] if is_whole else values)] or [True]
+            settings[key.replace("-", "_")] = read if len(read) > 1 else read[0]
+    return str(files.config or "command line"), settings
 
 
 def _check(path: Path, config: dict, classes: tuple[type, ...]) -> None:
@@ -359,7 +391,10 @@ class _Parser(trl.TrlParser):
                 action.help = argparse.SUPPRESS
         trainer = next(one for one in self.dataclass_types[-1].__mro__ if one.__module__.startswith("trl"))
         page = trainer.__name__.removesuffix("Config").lower()
-        self.usage = f"%(prog)s --config FILE [--KEY VALUE ...] [--debug]\n\n--debug: {commands.DEBUG}"
+        self.usage = (
+            "%(prog)s --config FILE [--override FILE] [--KEY VALUE ...] [--redo] [--debug]\n"
+            f"--override: {commands.OVERRIDE}; --debug: {commands.DEBUG}\n--redo: {commands.REDO}"
+        )
         self.description = f"{sys.modules['__main__'].__doc__}\nEach option is a key of the YAML, too; here it wins."
         self.formatter_class = _Formatter
         self.epilog = (
@@ -389,17 +424,19 @@ def parse(*classes: type, argv: list[str] | None = None) -> tuple:
 
     Raises ConfigError, before anything is loaded, for a missing file, an unknown key, a wrong type or batch.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
-    path = Path(argv[argv.index("--config") + 1]) if "--config" in argv[:-1] else None
-    if path:
-        _check(path, load_config(path), classes)
+    files, words = _files(sys.argv[1:] if argv is None else list(argv))
+    parser = _Parser(classes, allow_abbrev=False)
+    if files.config:
+        config = load_config(files.config, files.override)
+        _check(files.config, config, classes)
+        parser.set_defaults_with_config(**config)
     try:
-        parsed = _Parser(classes).parse_args_and_config(argv)
+        parsed = parser.parse_args_into_dataclasses(words)
         for name in getattr(parsed[0], "reward_funcs", []):
             if getattr(getattr(rewards, name, None), "whole_groups", False):
                 parsed[1].require_whole_groups(name)
     except ValueError as error:  # ours, argparse's, and what the trainers' own settings refuse
         if "use_cpu" in str(error):  # the libraries' message is about precision
             error = "no GPU is visible; train on one, or write `use_cpu: true` and `bf16: false`"
-        raise ConfigError(f"{path or 'command line'}: {error}") from None
+        raise ConfigError(f"{files.config or 'command line'}: {error}") from None
     return parsed

@@ -17,12 +17,11 @@ from data_prep import commands, publishing, runs
 from data_prep.rows import Row, load_rows, read_parquet
 from data_prep.runs import ConfigError, Stopped
 from recipes import checkpoints, checks, qlora_proof, watch
-from recipes.config import LoraArguments, PolicyArguments, StageArguments, world_size
+from recipes.config import LoraArguments, PolicyArguments, StageArguments, given, world_size
 from recipes.tools import merge
 
 import torch
 import trl
-import yaml
 from accelerate.utils import broadcast_object_list, is_peft_model
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
@@ -335,8 +334,6 @@ def callbacks(trainer, args: StageArguments, budget: int | None = None) -> list[
 def launch(stage: Callable[[], None]) -> None:
     """Run a stage's `main` and end the process as every command does (`data_prep.commands`)."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    argv = sys.argv[1:]
-    sys.argv = [word for word in sys.argv if word != "--debug"]  # TRL's parser does not know it
 
     def main(_: list[str]) -> None:
         try:
@@ -350,7 +347,7 @@ def launch(stage: Callable[[], None]) -> None:
                 "training goes on from its last checkpoint."
             ) from error
 
-    if status := commands.run(main, argv):
+    if status := commands.run(main):
         raise SystemExit(status)
 
 
@@ -359,7 +356,7 @@ def start(args: StageArguments, config) -> "Run":
     Hub, if that is asked for."""
     run = Run(args, config)
     if run.done:
-        logger.info("%s is done already; delete it to run it again", run.output_dir)
+        logger.info("%s is done already; --redo runs it anew", run.output_dir)
         run.publish()
         raise SystemExit(0)
     if args.doctor:
@@ -376,19 +373,17 @@ class Run:
         self.args, self.config = args, config
         self.output_dir = Path(config.output_dir)
         self.figures: dict = {}
-        path, overrides = _command_line(sys.argv[1:])
-        self.settings = (runs.load_config(path) if path else {}) | overrides
-        self.hub = publishing.read(self.settings, str(path or "command line"))
+        self.models: list[str] = []  # folders below output_dir, once a model lies in them
+        where, self.settings = given(sys.argv[1:])
+        self.hub = publishing.read(self.settings, where)
         config.push_to_hub = False  # the trainers' own: it loses runs, and uploads a pickle of all settings
         state = [None]
         if config.distributed_state.is_main_process:
             base = getattr(args, "model_name_or_path", None) if getattr(args, "use_peft", False) else None
             self.hub.check("model", args.models, base)
-            self.fingerprint = runs.fingerprint(Path(sys.argv[0]), self.settings)
-            try:
-                state = [runs.begin(self.output_dir, self.fingerprint)]
-            except ValueError as error:
-                raise ConfigError(f"output_dir: {error}") from None
+            usual = commands.defaults(type(args)) | commands.defaults(type(config))
+            identity = runs.identify(Path(sys.argv[0]), self.settings, defaults=usual)
+            state = [runs.begin(self.output_dir, identity, redo="--redo" in sys.argv)]
         if config.world_size > 1:
             broadcast_object_list(state)
         self.done = state[0] == "done"
@@ -422,13 +417,14 @@ class Run:
         if commit := getattr(trainer.model.config, "_commit_hash", None):  # of a parent that came from the Hub
             self.figures["parent_revision"] = commit
         save(trainer, self.args)
+        self.models.append("" if folder == self.output_dir else str(folder.relative_to(self.output_dir)))
 
     def finish(self) -> None:
         """Write run.json, after which the stage counts as done; then push it, if that is asked for."""
         if self.config.distributed_state.is_main_process:
             runs.finish(
                 self.output_dir,
-                self.fingerprint,
+                self.models,
                 parent=getattr(self.args, "model_name_or_path", None),
                 inputs=[str(one) for one in runs.inputs(self.settings)],
                 config=asdict(self.args) | self.config.to_dict(),
@@ -453,20 +449,6 @@ def hardware() -> dict[str, str | int]:
     }
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     return found | ({"gpus of this machine": ", ".join(gpus)} if gpus else {})
-
-
-def _command_line(argv: list[str]) -> tuple[Path | None, dict]:
-    """(the file that --config names, the values that the command line adds to it)."""
-    path, values = None, {}
-    for word, following in zip(argv, [*argv[1:], "--"], strict=True):
-        if word.startswith("--"):
-            key, given, value = word.removeprefix("--").partition("=")
-            value = value if given else "true" if following.startswith("--") else following
-            if key == "config":
-                path = Path(value)
-            else:
-                values[key.replace("-", "_")] = yaml.safe_load(value)
-    return path, values
 
 
 def steps_for_budget(trainer: SFTTrainer, budget: int) -> int:

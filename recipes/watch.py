@@ -1,7 +1,7 @@
 """Watches a run while it trains: a small sample before the first step, then the red flags, said once each in the log.
 
-A run without one right answer in `stop_when_all_wrong` steps in a row is ended: it has nothing to learn from. One whose
-groups are all right has nothing left to learn, and goes on.
+A run without one right answer in `stop_when_all_wrong` rollouts in a row is ended: it has nothing to learn from. One
+whose groups are all right has nothing left to learn, and goes on.
 """
 
 import contextlib
@@ -135,6 +135,7 @@ class Watch(TrainerCallback):
         scored = getattr(self.trainer, "last_rewards", None)
         if scored is None:
             return
+        self.trainer.last_rewards = None  # several steps may share a rollout, which counts once
         size = self.trainer.num_generations
         rules = [i for i, name in enumerate(self.names) if "accuracy" in name or name == "code_reward"]
         total = (scored * self.trainer.reward_weights.to(scored.device)).nansum(1).view(-1, size)
@@ -146,12 +147,12 @@ class Watch(TrainerCallback):
         same = dead and total.max() == total.min() and not (rules and right)
         write = "questions of which some answers are right and some wrong (pass rate 0.2 to 0.8)"
         self._flag("dead", same, "all completions get the same reward", "nothing is learnt", write)
-        text = f"not one answer is right in {self.wrong} steps of {answered.numel()}"
+        text = f"not one answer is right in {self.wrong} rollouts of {answered.numel()}"
         many = self.wrong >= FIRST and self.wrong * answered.numel() >= ENOUGH
         self._flag("wrong", many, text, "no group teaches what is right", self._advice(), 1)
         if self.limit and self.wrong >= self.limit:
             raise ConfigError(
-                f"stop_when_all_wrong: not one answer was right in {self.wrong} steps, up to step "
+                f"stop_when_all_wrong: not one answer was right in {self.wrong} rollouts, up to step "
                 f"{state.global_step}. Nothing can be learnt from that. Write {self._advice()}; or "
                 "stop_when_all_wrong: 0, which never ends a run."
             )

@@ -28,6 +28,7 @@ WRONG = {
     "recipes/tools/pipeline.py": ["--scale", "nowhere/scale"],
     "recipes/tools/plan.py": ["--scale", "nowhere/scale"],
     "recipes/tools/report.py": ["--scale", "nowhere"],
+    "recipes/tools/runs.py": ["nowhere"],
     "recipes/tools/seeds.py": ["--scale", "nowhere/scale", "--seeds", "1", "2"],
 }
 

@@ -94,7 +94,7 @@ def commands(page: Path) -> Iterator[str]:
 
 @pytest.fixture
 def reads_only(monkeypatch):
-    """Commands stop once they have read what they were told: at the fingerprint of their settings, which all that has
+    """Commands stop once they have read what they were told: at the identity of their settings, which all that has
     a YAML asks for before any work, or, without a YAML, after their arguments."""
 
     def understood(*args, **kwargs):
@@ -109,7 +109,7 @@ def reads_only(monkeypatch):
         return found
 
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(runs, "fingerprint", understood)
+    monkeypatch.setattr(runs, "identify", understood)
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_only)
 
     def run(words: list[str]) -> str | None:

@@ -29,7 +29,7 @@ FUNNEL = {"seen": 1600, "dropped": {"incorrect": 1200, "mixed_language": 0}, "ke
 
 def write_rl(folder: Path, steps: int, max_steps: int, said: str = HOSTILE, size: int = 16) -> None:
     """What a stage leaves until `steps`: each step a Chinese group and an English one, every fourth answer right."""
-    runs.begin(folder, folder.name)
+    runs.begin(folder, runs.identify(Path(__file__), {}))
     (folder / "completions").mkdir()
     rows = []
     for step in range(1, steps + 1):
@@ -50,7 +50,7 @@ def write_rl(folder: Path, steps: int, max_steps: int, said: str = HOSTILE, size
 
 def write_evaluation(scale: Path, name: str, answer: str, group: list[str]) -> None:
     folder = scale / f"evaluate_{name}"
-    runs.begin(folder, name)
+    runs.begin(folder, runs.identify(Path(__file__), {}))
     usual = {"sample": 0, "language": "en", "correct": True, "reasoning_consistency": 1.0, "helpful_score": None}
     usual |= {
         "answer": "3",
@@ -67,7 +67,7 @@ def write_evaluation(scale: Path, name: str, answer: str, group: list[str]) -> N
     known = {"pass@1": 0.75, "pass@1_stderr": 0.01, "n_problems": 8, "k": 1, "walkthrough": answer}
     known |= {"cons@16": 0.9, "cons@16_stderr": 0.02} if name == "r1_zero" else {}
     (folder / "results.json").write_text(json.dumps(known))
-    runs.finish(folder, name, seed=5, parent=str(scale / name), config={"style": "r1_zero"})
+    runs.finish(folder, seed=5, parent=str(scale / name), config={"style": "r1_zero"})
 
 
 @pytest.fixture(scope="module")
@@ -75,9 +75,7 @@ def scale(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """R1-Zero is done and measured, Dev2 was cut off while it wrote, Dev3 has just begun, the rest is not there."""
     folder = tmp_path_factory.mktemp("page") / "outputs" / "cpu-moe"
     write_rl(folder / "r1_zero", 30, 30)
-    runs.finish(
-        folder / "r1_zero", "r1_zero", parent="outputs/cpu-moe/base", config={"reward_weights": [1.0, 1.0, 0.1]}
-    )
+    runs.finish(folder / "r1_zero", parent="outputs/cpu-moe/base", config={"reward_weights": [1.0, 1.0, 0.1]})
     write_evaluation(folder, "r1_zero", WALKTHROUGH[1], WALKTHROUGH)
     write_evaluation(folder, "base", HOSTILE, [HOSTILE] * 4)
     write_evaluation(folder, "student_distilled", "14", [])
@@ -85,12 +83,11 @@ def scale(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "bench").mkdir()
     found = {"distillation": {"1e-3": rows}, "rl": {"1e-4": rows}, "student_base": 0.1}
     (folder / "bench" / "distillation.json").write_text(json.dumps(found))
-    runs.begin(folder / "cold_start", "cold_start")
-    runs.finish(folder / "cold_start", "cold_start", rows=400, ways={"direct": {"sampled": FUNNEL}})
+    runs.finish(folder / "cold_start", rows=400, ways={"direct": {"sampled": FUNNEL}})
     write_rl(folder / "reasoning_rl", 3, 50)
     for path in (folder / "reasoning_rl" / "log.jsonl", *(folder / "reasoning_rl" / "completions").glob("*3.parquet")):
         path.write_bytes(path.read_bytes()[:-20])
-    runs.begin(folder / "sft_stage_2", "sft_stage_2")
+    runs.begin(folder / "sft_stage_2", runs.identify(Path(__file__), {}))
     (folder / "all_scenarios_rl" / "completions").mkdir(parents=True)
     assert report.main(["--scale", str(folder)]) == 0
     return folder

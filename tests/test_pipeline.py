@@ -6,6 +6,7 @@ The tool, what starts its children, the jobs' runner and the records are real; o
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -112,6 +113,11 @@ class Toy:
         log.unlink(missing_ok=True)
         return names
 
+    def everything(self) -> dict[Path, bytes]:
+        """What lies in the folders of the runs."""
+        found = (path for name in NEEDS for path in (self.folder / "outputs/tiny" / name).rglob("*"))
+        return {path: path.read_bytes() for path in found if path.is_file()}
+
     def bytes(self) -> dict[str, bytes]:
         return {name: (self.folder / f"outputs/tiny/{name}/numbers.txt").read_bytes() for name in NEEDS}
 
@@ -122,26 +128,76 @@ def toy(tmp_path: Path) -> Toy:
 
 
 @pytest.mark.slow
-def test_a_second_run_does_nothing_and_a_changed_yaml_redoes_its_step_and_what_depends_on_it(toy: Toy) -> None:
+def test_a_second_run_does_nothing_and_a_changed_yaml_stops_it_until_redo(toy: Toy) -> None:
     toy.run()
     assert toy.starts() == ["a", "b", "c", "d"]
     assert "nothing to do" in toy.run()
-    assert toy.starts() == []
     toy.add("c", "# a remark changes nothing")
-    toy.run()
-    assert toy.starts() == []
+    assert "nothing to do" in toy.run()
+    toy.add("c", "seed: 0")  # nor does a default, written out
+    assert "nothing to do" in toy.run()
+    before = toy.everything()
     toy.add("c", "count: 4")
-    toy.run()
+    said = toy.run(status=2)
+    assert said.startswith("error: outputs/tiny/c no longer fits: `count` was 3 and is 4 now. Nothing was started")
+    assert "moves c, and what was made from it (d), to outputs/tiny/replaced/" in said and said.count("\n") == 1
+    assert "# changed: c: `count` was 3 and is 4 now" in toy.run("--dry-run")
+    assert toy.everything() == before and toy.starts() == []
+    assert "--redo" in toy.run("--redo", "--dry-run")
+    toy.run("--redo")
     assert toy.starts() == ["c", "d"]
+    old = {path.name.partition("-2")[0]: path for path in (toy.folder / "outputs/tiny/replaced").iterdir()}
+    assert (old["c"] / "numbers.txt").read_text().count("\n") == 3 and (old["d"] / "run.json").is_file()
+    assert "nothing to do" in toy.run()
 
 
 @pytest.mark.slow
-def test_changed_code_redoes_the_step(toy: Toy) -> None:
+def test_what_older_code_made_is_named_and_made_again_when_asked(toy: Toy) -> None:
     toy.run()
     toy.starts()
     (toy.folder / "job_b.py").write_text(JOB.replace("the disk is", "the tape is"))
-    toy.run()
+    said = toy.run()
+    assert "1 runs were made by older code, and stay: b (" in said and "make r1 ARGS=--redo-code" in said
+    assert toy.starts() == []
+    toy.run("--redo-code")
     assert toy.starts() == ["b", "d"]
+    assert "older code" not in toy.run()
+
+
+@pytest.mark.slow
+def test_a_run_whose_input_is_gone_is_not_thrown_away(toy: Toy) -> None:
+    toy.run()
+    toy.starts()
+    shutil.rmtree(toy.folder / "outputs/tiny/a")
+    said = toy.run(status=2)
+    assert "outputs/tiny/b no longer fits: outputs/tiny/a will be made anew" in said
+    assert toy.starts() == []
+    toy.run("--only", "a")  # with the same content
+    assert toy.starts() == ["a"]
+    assert "nothing to do" in toy.run()
+
+
+@pytest.mark.slow
+def test_the_runs_of_a_scale_are_listed_and_replaced_ones_removed(toy: Toy) -> None:
+    toy.run()
+    toy.run("--from", "d")
+    (toy.folder / "outputs/tiny/a/numbers.txt").write_text("other\n")
+    command = [sys.executable, "-m", "recipes.tools.runs"]
+
+    def call(*arguments: str, status: int = 0) -> str:
+        done = subprocess.run([*command, *arguments], cwd=toy.folder, capture_output=True, text=True)
+        assert done.returncode == status, done.stderr
+        return done.stdout + done.stderr
+
+    lines = call("outputs/tiny").splitlines()
+    assert len(lines) == 6 and lines[1].endswith("done")
+    assert lines[2].endswith("changed: the content of outputs/tiny/a/numbers.txt has changed")
+    (old,) = (toy.folder / "outputs/tiny/replaced").iterdir()
+    assert lines[5].split()[0] == f"outputs/tiny/replaced/{old.name}" and lines[5].endswith("replaced")
+    assert "only replaced runs are removed" in call("--remove", "outputs/tiny/d", status=2)
+    assert (toy.folder / "outputs/tiny/d/run.json").is_file()
+    call("--remove", f"outputs/tiny/replaced/{old.name}")
+    assert not old.exists()
 
 
 def test_dry_run_prints_commands_that_can_be_copied(toy: Toy) -> None:
@@ -173,6 +229,7 @@ def test_only_and_from(toy: Toy) -> None:
     assert toy.starts() == ["b", "c", "d"]
     toy.run("--from", "b")
     assert toy.starts() == ["b", "d"]
+    assert len(list((toy.folder / "outputs/tiny/replaced").iterdir())) == 2
     assert "no step is called 'e'; they are a, b, c, d" in toy.run("--only", "e", status=2)
 
 
@@ -181,9 +238,9 @@ def test_a_seed_of_the_command_line_is_another_run(toy: Toy) -> None:
     toy.run()
     first = toy.bytes()
     toy.starts()
-    toy.run("--seed", "0")  # the default, but now it is given
-    toy.starts()
-    toy.run("--seed", "3")
+    assert "nothing to do" in toy.run("--seed", "0")  # the default, but now it is given
+    assert "outputs/tiny/a no longer fits: `seed` was 0 and is 3 now." in toy.run("--seed", "3", status=2)
+    toy.run("--seed", "3", "--redo")
     assert toy.starts() == ["a", "b", "c", "d"]
     assert toy.bytes() != first
 
@@ -229,7 +286,7 @@ def test_the_first_failure_stops_all_and_says_how_to_go_on(toy: Toy) -> None:
 def test_killed_at_random_moments_it_ends_with_the_same_bytes(toy: Toy, tmp_path: Path) -> None:
     toy.run()
     uninterrupted = toy.bytes()
-    toy.run("--from", "a", "--dry-run")
+    shutil.rmtree(toy.folder / "outputs")
     for name in NEEDS:
         toy.add(name, "pause: 0.2")
     chance = random.Random(0)

@@ -16,16 +16,14 @@ from rich.console import Console
 def write_evaluation(scale: Path, name: str, correct: list[float], helpful: list[int] | None = None, **figures) -> None:
     """An evaluation of one sample a problem."""
     folder = scale / f"evaluate_{name}"
-    runs.begin(folder, name)
     records = [record("reasoning", f"p{i}", correct=value == 1) for i, value in enumerate(correct)]
     records.append(record("walkthrough", "walkthrough", correct=True, completion="14"))
     records += [record("helpful", f"h{i}", helpful_score=value) for i, value in enumerate(helpful or [])]
     write_parquet(folder / "generations.parquet", records)
     known = {"pass@1": sum(correct) / len(correct), "walkthrough": "14", "n_harmless": 352}
     (folder / "results.json").write_text(json.dumps(known | figures))
-    runs.finish(folder, name, seed=5, parent=str(scale / name), config={"style": "r1_zero"})
-    runs.begin(scale / name, name)
-    runs.finish(scale / name, name, completion_tokens_trained=1000)
+    runs.finish(folder, seed=5, parent=str(scale / name), config={"style": "r1_zero"})
+    runs.finish(scale / name, completion_tokens_trained=1000)
 
 
 def record(set_name: str, id: str, **values) -> dict:

@@ -1,10 +1,15 @@
-"""The record of a run: settings, fingerprints, and who may use a folder."""
+"""The record of a run: settings, what decides whether it is done, and who may use a folder."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import data_prep.files
+import data_prep.identity
 from data_prep import runs
 
 import pytest
@@ -82,89 +87,261 @@ def test_inputs_are_the_runs_that_any_value_names() -> None:
     assert runs.inputs(config) == [Path("outputs/cpu/general"), Path("outputs/cpu/world")]
 
 
-def test_a_fingerprint_covers_settings_code_and_inputs_and_nothing_else() -> None:
-    script = Path("script.py")
-    script.write_text("x = 1  # one\n")
-    path = write("output_dir: outputs/a/b\nrate: 1\nsource: outputs/a/world/x.parquet\n")
+SCRIPT = Path("script.py")
+FOLDER = Path("outputs/a/b")
+
+
+def identity(settings: dict | None = None, defaults: dict | None = None) -> runs.Identity:
+    SCRIPT.write_text("x = 1\n")
+    return runs.identify(SCRIPT, {"output_dir": str(FOLDER)} | (settings or {}), defaults=defaults)
+
+
+def finish(settings: dict | None = None, defaults: dict | None = None, **record: object) -> None:
+    assert runs.begin(FOLDER, identity(settings, defaults)) == "fresh"
+    runs.finish(FOLDER, **record)
+
+
+def why(settings: dict | None = None, defaults: dict | None = None) -> list[str]:
+    """What has changed since the run in FOLDER."""
+    return list(runs.look(FOLDER, identity(settings, defaults)).why)
+
+
+def test_settings_decide_by_their_values() -> None:
+    finish({"rate": "1e-4", "names": ["a"], "judge": {"url": "x", "n": 1}}, {"rate": 0.1}, config={"seed": 0, "n": [1]})
+    same = {"rate": 1e-4, "names": "a", "judge": {"n": 1.0, "url": "x"}}
+    assert why(same) == []
+    assert why(same | {"rate": "1E-4", "push_to_hub": True, "doctor": False, "executor": {"kind": "ray"}}) == []
+    assert why(same | {"seed": 0, "n": 1}) == []  # what was in force anyway
+    assert why(same | {"limit": 3}, {"limit": 3}) == []  # a default, written out
+    assert why(same | {"rate": 2e-4}) == ["`rate` was 0.0001 and is 0.0002 now"]
+    assert why({key: same[key] for key in ("names", "judge")}) == ["`rate` was 0.0001 and is 0.1 now"]
+    assert why(same | {"seed": 1}) == ["`seed` was 0 and is 1 now"]
+    assert why(same | {"more": "x"}) == ['`more` was not set and is "x" now']
+
+
+def test_the_content_of_a_file_decides_and_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("rows.parquet").write_text("1")
+    Path("model").mkdir()
+    Path("model/config.json").write_text("{}")
+    Path("model/model.safetensors").write_text("w")
+    settings = {"deep": {"files": ["rows.parquet"]}, "model": "./model", "accelerate_config": "script.py"}
+    finish(settings)
+    stored = json.loads(Path("outputs/.hashes.json").read_text())
+    assert str(Path("rows.parquet").absolute()) in stored
+    Path("rows.parquet").touch()
+    SCRIPT.write_text("x = 2")  # how processes are started is no input
+    assert why(settings) == []
+    Path("rows.parquet").write_text("2")
+    Path("model/model.safetensors").write_text("v")
+    said = why(settings)
+    assert said[0] == "the content of rows.parquet has changed"
+    assert said[1].startswith("./model was made by run ")
+    Path("model/model.safetensors").write_text("w")
+    Path("rows.parquet").write_text("1")
+    assert why(settings) == []
+    monkeypatch.setattr("hashlib.file_digest", None)  # nothing is read again
+    assert why(settings) == []
+
+
+def test_an_input_is_known_by_the_run_that_made_it() -> None:
+    settings = {"model": "outputs/a/base", "rows": "outputs/a/base/rows.parquet"}
     with pytest.raises(
-        runs.MissingRunError, match="run `python -m recipes.tools.pipeline --scale a --only world` first"
+        runs.MissingRunError, match="run `python -m recipes.tools.pipeline --scale a --only base` first"
     ):
-        runs.fingerprint(script, path)
-    runs.begin(Path("outputs/a/world"), "first")
-    runs.finish(Path("outputs/a/world"), "first")
-    first = runs.fingerprint(script, path)
-    assert runs.fingerprint(script, path, {"seed": None}) == first
-    assert runs.fingerprint(script, runs.load_config(path)) == first
-    assert runs.fingerprint(script, path, {"seed": 1}) != first
-    assert runs.fingerprint(script, path, {"rate": 1}) == first
-    path.write_text("rate: 1  # a remark\nsource: outputs/a/world/x.parquet\noutput_dir: outputs/a/b\n")
-    script.write_text("# a remark\nx   =  1\n")
-    assert runs.fingerprint(script, path) == first
-    script.write_text("x = 2\n")
-    assert runs.fingerprint(script, path) != first
-    script.write_text("x = 1\n")
+        identity(settings)
+    Path("outputs/a/base").mkdir(parents=True)
+    Path("outputs/a/base/rows.parquet").write_text("1")
+    runs.finish(Path("outputs/a/base"))
+    first = runs.read(Path("outputs/a/base"))["id"]
+    finish(settings)
+    assert why(settings) == []
+    runs.finish(Path("outputs/a/base"))  # the same rows, another model
+    second = runs.read(Path("outputs/a/base"))["id"]
+    assert why(settings) == [f"outputs/a/base was made by run {first[:12]} and now holds run {second[:12]}"]
+
+
+def test_the_users_own_reward_decides_with_what_it_imports() -> None:
+    Path("my_rewards.py").write_text("import my_words\n\ndef brief(): ...\n")
+    Path("my_words.py").write_text("MANY = 40\n")
+    settings = {"reward_funcs": ["accuracy_reward", "my_rewards.brief", "rewards.format_reward"]}
+    finish(settings)
+    Path("my_rewards.py").write_text('"""Mine."""\nimport my_words  # of words\n\ndef brief(): ...\n')
+    assert why(settings) == []
+    Path("my_words.py").write_text("MANY = 50\n")
+    assert why(settings) == ["your module my_words.py has changed"]
+
+
+def test_our_own_code_is_recorded_and_does_not_decide() -> None:
+    finish()
+    made = json.loads((FOLDER / "run.json").read_text())["code"]["hash"]
+    now = identity()
+    assert runs.look(FOLDER, now) == runs.State("done")
+    SCRIPT.write_text('"""A docstring."""\nx = 1  # and a remark\n')
+    assert runs.identify(SCRIPT, {}).code["hash"] == made
+    SCRIPT.write_text("x = 2\n")
+    found = runs.look(FOLDER, runs.identify(SCRIPT, {"output_dir": str(FOLDER)}))
+    assert (found.kind, found.why) == ("done", ()) and found.older_code
     Path("chat.jinja").write_text("{{ messages }}")  # what a model is trained on follows from it
-    assert runs.fingerprint(script, path) != first
-    Path("chat.jinja").unlink()
-    runs.begin(Path("outputs/a/world"), "second")
-    runs.finish(Path("outputs/a/world"), "second")
-    assert runs.fingerprint(script, path) != first
+    SCRIPT.write_text("x = 1\n")
+    assert runs.identify(SCRIPT, {}).code["hash"] != made
 
 
 def test_code_counts_through_imports_also_inside_functions() -> None:
-    script = Path("script.py")
-    script.write_text("def f():\n    from recipes.tools.metrics import win_rate\n")
-    names = [str(path.relative_to(runs.ROOT)) for path in runs.sources(script) if path.is_relative_to(runs.ROOT)]
-    assert names == [
-        "data_prep/__init__.py",
-        "recipes/__init__.py",
-        "recipes/tools/__init__.py",
-        "recipes/tools/metrics.py",
-    ]
+    def version() -> str:
+        return runs.identify(SCRIPT, {}).code["hash"]
+
+    SCRIPT.write_text("def f():\n    from recipes.tools.metrics import win_rate\n")
+    one = version()
+    SCRIPT.write_text("def f():\n    from recipes.tools.metrics import pass_at_k\n")
+    assert version() != one  # the script itself
+    names = [path.name for path in data_prep.identity.closure_of_ours(SCRIPT)]
+    assert sorted(names) == ["__init__.py", "__init__.py", "__init__.py", "metrics.py", "script.py"]
 
 
-def test_a_folder_is_fresh_then_resumed_then_done_and_another_run_wipes_it() -> None:
-    folder = Path("outputs/a/b")
-    assert runs.begin(folder, "one") == "fresh"
-    (folder / "half.txt").write_text("half")
-    assert runs.begin(folder, "one") == "resume"
-    assert (folder / "half.txt").exists()
-    assert not runs.is_done(folder, "one")
-    runs.finish(folder, "one", figure=3)
-    assert runs.begin(folder, "one") == "done"
-    record = runs.read(folder)
-    assert (record["stage"], record["fingerprint"], record["figure"], record["tries"]) == ("b", "one", 3, 2)
-    assert runs.begin(folder, "two") == "fresh"
-    assert sorted(path.name for path in folder.iterdir()) == ["begun.json"]
+def test_a_folder_is_fresh_then_resumed_then_done() -> None:
+    assert runs.begin(FOLDER, identity()) == "fresh"
+    (FOLDER / "half.txt").write_text("half")
+    (FOLDER / ".rows.host-1.partial").write_text("half")
+    assert runs.begin(FOLDER, identity()) == "resume"
+    assert (FOLDER / "half.txt").exists() and not list(FOLDER.glob(".*.partial"))
+    assert runs.look(FOLDER, identity()).kind == "unfinished"
+    runs.finish(FOLDER, figure=3)
+    assert runs.begin(FOLDER, identity()) == "done"
+    record = runs.read(FOLDER)
+    assert (record["stage"], record["figure"], record["tries"]) == ("b", 3, 2)
 
 
-def test_a_wipe_that_was_cut_short_is_not_taken_for_the_old_run() -> None:
-    folder = Path("outputs/a/b")
-    runs.begin(folder, "one")
-    (folder / "half.txt").write_text("half")
-    (folder / "begun.json").write_text(json.dumps({"fingerprint": None, "tries": 0}))  # what a wipe leaves first
-    assert runs.begin(folder, "one") == "fresh"
-    assert not (folder / "half.txt").exists()
+@pytest.mark.parametrize("finished", [True, False])
+def test_what_was_trained_stays_until_redo_moves_it_aside(finished: bool) -> None:
+    runs.begin(FOLDER, identity({"rate": 1}))
+    for name in ("checkpoint-3/model.safetensors", "samples/one.parquet", "thesis.txt"):
+        (FOLDER / name).parent.mkdir(exist_ok=True)
+        (FOLDER / name).write_text(name)
+    if finished:
+        runs.finish(FOLDER)
+    before = {path: path.read_bytes() for path in FOLDER.rglob("*") if path.is_file()}
+    with pytest.raises(runs.ConfigError) as caught:
+        runs.begin(FOLDER, identity({"rate": 2}))
+    said = str(caught.value)
+    assert "a finished run" in said if finished else "checkpoints of a run" in said
+    assert "`rate` was 1 and is 2 now" in said and "`--redo`" in said and "another output_dir" in said
+    assert {path: path.read_bytes() for path in FOLDER.rglob("*") if path.is_file()} == before
+    assert runs.begin(FOLDER, identity({"rate": 2}), redo=True) == "fresh"
+    assert sorted(path.name for path in FOLDER.iterdir()) == ["begun.json", "samples"]  # which stay good for both
+    (aside,) = Path("outputs/a/replaced").iterdir()
+    assert (aside / "checkpoint-3/model.safetensors").is_file() and (aside / "thesis.txt").is_file()
+    assert runs.begin(FOLDER, identity({"rate": 2}), redo=True) == "resume"  # what a kill left of the same run
 
 
-def test_a_folder_that_is_nobodys_is_never_wiped() -> None:
-    folder = Path("outputs/a/b")
-    folder.mkdir(parents=True)
-    (folder / "thesis.txt").write_text("years of work")
-    with pytest.raises(ValueError, match="it is no run's folder"):
-        runs.begin(folder, "one")
-    assert (folder / "thesis.txt").exists()
+def test_redo_runs_a_finished_run_anew_and_keeps_the_old_one() -> None:
+    finish(figure=1)
+    assert runs.begin(FOLDER, identity(), redo=True) == "fresh"
+    runs.finish(FOLDER, figure=2)
+    assert runs.begin(FOLDER, identity(), redo=True) == "fresh"
+    assert [json.loads((path / "run.json").read_text())["figure"] for path in Path("outputs/a/replaced").iterdir()]
 
 
-def test_a_forgotten_run_starts_afresh() -> None:
-    folder = Path("outputs/a/b")
-    runs.begin(folder, "one")
-    runs.finish(folder, "one")
-    runs.forget(folder)
-    assert runs.begin(folder, "one") == "fresh"
+def test_what_nothing_was_trained_in_is_moved_aside_unasked() -> None:
+    runs.begin(FOLDER, identity({"rate": 1}))
+    (FOLDER / "log.jsonl").write_text("")
+    assert runs.begin(FOLDER, identity({"rate": 2})) == "fresh"
+    assert next(Path("outputs/a/replaced").glob("b-*/log.jsonl"))
+
+
+def test_a_folder_that_is_nobodys_is_left_alone() -> None:
+    FOLDER.mkdir(parents=True)
+    (FOLDER / "thesis.txt").write_text("years of work")
+    for redo in (False, True):
+        with pytest.raises(runs.ConfigError, match="it is no run's folder"):
+            runs.begin(FOLDER, identity(), redo)
+    assert (FOLDER / "thesis.txt").exists()
+
+
+def test_a_record_of_an_earlier_version_is_compared_by_its_config() -> None:
+    FOLDER.mkdir(parents=True)
+    old = {"fingerprint": "f", "stage": "b", "config": {"rate": 1.0, "judge": {"url": "x", "n": 3}, "seed": 0}}
+    (FOLDER / "run.json").write_text(json.dumps(old))
+    assert why({"rate": 1, "judge": {"url": "x"}}) == []
+    assert why({"rate": 2}) == ["`rate` was 1.0 and is 2 now"]
+    (FOLDER / "run.json").rename(FOLDER / "begun.json")
+    (FOLDER / "checkpoint-2").mkdir()
+    assert "an earlier version of this project" in why()[0]
+
+
+WEIGHTS = {"config.json": b"{}", "tokenizer.json": b"{}"}
+
+
+def weights(numbers: int) -> bytes:
+    """A safetensors file."""
+    header = json.dumps({"w": {"dtype": "F32", "shape": [numbers], "data_offsets": [0, 4 * numbers]}}).encode()
+    return len(header).to_bytes(8, "little") + header + bytes(4 * numbers)
+
+
+def test_done_means_that_the_model_is_there() -> None:
+    whole = WEIGHTS | {
+        "model.safetensors.index.json": b'{"weight_map": {"w": "model-1.safetensors", "v": "model-2.safetensors"}}',
+        "model-1.safetensors": weights(3),
+        "model-2.safetensors": weights(4),
+    }
+    for lacking, said in {
+        "config.json": "config.json is missing",
+        "tokenizer.json": "its tokenizer is missing",
+        "model.safetensors.index.json": "it has no weights",
+        "model-2.safetensors": "model-2.safetensors is missing",
+    }.items():
+        runs.begin(FOLDER, identity())
+        for name, content in whole.items():
+            (FOLDER / name).write_bytes(content)
+        (FOLDER / lacking).unlink()
+        with pytest.raises(runs.Stopped, match=said):
+            runs.finish(FOLDER, [""])
+        assert not (FOLDER / "run.json").exists()
+        (FOLDER / lacking).write_bytes(whole[lacking])
+    (FOLDER / "rows.parquet").write_bytes(b"1234")
+    runs.finish(FOLDER, [""])
+    assert runs.look(FOLDER, identity()).kind == "done"
+    for name, content, said in (
+        ("model-1.safetensors", weights(3)[:-1], "model-1.safetensors has 81 bytes instead of 82"),
+        ("model-1.safetensors", b"{}", "the header of model-1.safetensors cannot be read"),
+        ("rows.parquet", b"12", "rows.parquet has 2 bytes instead of 4"),
+        ("config.json", b"{", "config.json cannot be read"),
+    ):
+        before = (FOLDER / name).read_bytes()
+        (FOLDER / name).write_bytes(content)
+        found = runs.look(FOLDER, identity())
+        assert (found.kind, found.why[0]) == ("incomplete", said)
+        with pytest.raises(runs.ConfigError, match="Copy it there again; or add `--redo`"):
+            runs.begin(FOLDER, identity())
+        (FOLDER / name).write_bytes(before)
+    assert runs.begin(FOLDER, identity()) == "done"
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from data_prep import runs
+Path("script.py").write_text("x = 1\\n")
+print(runs.begin(Path("outputs/a/b"), runs.identify(Path("script.py"), {})), flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_second_start_says_who_works_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    command = [sys.executable, "-c", HOLDER, "recipes/r1_zero.py"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(runs.ROOT)}
+    ) as first:
+        assert first.stdout.readline() == "fresh\n"
+        assert data_prep.files.is_held(FOLDER)
+        monkeypatch.setattr(data_prep.files, "PATIENCE", 1)
+        with pytest.raises(runs.Busy, match=rf"in use by process {first.pid} on .* since .*recipes/r1_zero.py"):
+            runs.begin(FOLDER, identity())
+        first.kill()
+    assert not data_prep.files.is_held(FOLDER)
+    assert runs.begin(FOLDER, identity()) == "resume"
 
 
 def test_a_record_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    (tmp_path / "run.json").write_text('{"fingerprint": "a", "sta')  # as a disk that failed may have it
+    (tmp_path / "run.json").write_text('{"id": "a", "sta')  # as a disk that failed may have it
     with pytest.raises(runs.ConfigError, match=r"run\.json cannot be read .*: delete it"):
         runs.read(tmp_path)

@@ -1,6 +1,7 @@
 """The YAMLs of all scales: read as strictly as their stages read them, and true to what they say of themselves."""
 
 import re
+import shlex
 from pathlib import Path
 
 from data_prep import commands, jobs, runs
@@ -22,7 +23,7 @@ HUB_ID = re.compile(r"(?<![\w./-])([\w-]+/[\w.-]+)(?![\w/.-])")
 
 @pytest.fixture
 def here(tmp_path, monkeypatch) -> Path:
-    """A working directory that the merged YAMLs of an override may be written to."""
+    """A working directory without outputs."""
     for name in ("recipes", "accelerate_configs"):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
@@ -40,7 +41,7 @@ def test_every_yaml_is_parsed_by_its_own_stage(scale, override, here, monkeypatc
     assert len(steps) >= 16
     for step in steps:
         if not step.evaluates:  # read when the steps were listed
-            check.check(step.target, str(step.config), *(config.WITHOUT_GPU if step.target.endswith(".py") else ()))
+            check.check(step.target, *step.files, *(config.WITHOUT_GPU if step.target.endswith(".py") else ()))
             assert step.settings["output_dir"] == f"outputs/{scale}/{step.name}"
 
 
@@ -75,12 +76,17 @@ def test_a_dry_run_prints_the_command_of_every_stage(scale, monkeypatch, capsys)
             assert load_config_from_file(launch[1]).num_processes >= 1
 
 
-def test_an_override_is_merged_where_it_can_be_typed_and_strict(here, capsys):
+def test_an_override_is_part_of_the_command_and_strict(here, capsys):
     command = ["--scale", "gpu-24gb", "--dry-run", "--override"]
     assert commands.run(pipeline.main, [*command, str(OVERRIDE)]) == 0
-    assert "recipes/r1_zero.py --config outputs/gpu-24gb/configs/r1_zero.yaml" in capsys.readouterr().out
-    merged = runs.load_config(here / "outputs/gpu-24gb/configs/r1_zero.yaml")
+    lines = capsys.readouterr().out.splitlines()
+    (line,) = (line for line in lines if "/r1_zero.yaml" in line)
+    assert line.endswith(f"recipes/configs/gpu-24gb/r1_zero.yaml --override {OVERRIDE}")
+    assert not (here / "outputs").exists()  # a dry run writes nothing
+    _, merged = config.given(shlex.split(line.partition("r1_zero.py ")[2]))
     assert (merged["model_name_or_path"], merged["prompts_per_step"]) == ("Qwen/Qwen2.5-7B", 16)
+    with pytest.raises(runs.ConfigError, match="write `mixture:` and `key: value` lines below it"):
+        runs.load_config(CONFIGS / "gpu-24gb/mixture.yaml", OVERRIDE)
     (here / "wrong.yaml").write_text("r1_zer: {max_steps: 3}\n", encoding="utf-8")
     with pytest.raises(SystemExit) as ended:
         commands.run(pipeline.main, [*command, "wrong.yaml"])

@@ -39,7 +39,17 @@ def test_every_stage_leaves_its_record(whole: Path) -> None:
     for path in SCALE.glob("*.yaml"):
         if path.stem != "evaluate":
             record = json.loads((whole / "outputs" / "tiny" / path.stem / "run.json").read_text())
-            assert {"fingerprint", "config", "inputs", "seed", "versions", "seconds", "peak_rss_gb"} <= record.keys()
+            assert {
+                "id",
+                "settings",
+                "code",
+                "config",
+                "inputs",
+                "seed",
+                "versions",
+                "seconds",
+                "peak_rss_gb",
+            } <= record.keys()
 
 
 def test_the_report_measures_every_checkpoint(whole: Path) -> None:

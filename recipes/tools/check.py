@@ -35,9 +35,15 @@ def stop_jobs_after_parsing() -> None:
     """From here on, in this process, the one runner of data jobs only parses."""
 
     def settings_only(settings: type, *_: Any, **__: Any) -> NoReturn:
-        raise Parsed((runs.settings(settings, Path(sys.argv[sys.argv.index("--config") + 1])),))
+        path, override = (_after(key) for key in ("--config", "--override"))
+        raise Parsed((runs.settings(settings, runs.load_config(path, override), str(path)),))
 
     jobs.run = settings_only
+
+
+def _after(key: str) -> Path | None:
+    """The file that follows a key of the command line."""
+    return Path(sys.argv[sys.argv.index(key) + 1]) if key in sys.argv else None
 
 
 def check(target: str, path: str, *more: str) -> tuple:
@@ -58,12 +64,14 @@ def check(target: str, path: str, *more: str) -> tuple:
 def main(argv: list[str]) -> None:
     parser = commands.parser("recipes.tools.check", __doc__)
     parser.add_argument("pairs", nargs="+", metavar="TARGET CONFIG", help="a script or module, and its YAML")
-    pairs = parser.parse_args(argv).pairs
+    parser.add_argument("--override", metavar="FILE", help=commands.OVERRIDE)
+    found = parser.parse_args(argv)
+    pairs, more = found.pairs, ("--override", found.override) if found.override else ()
     stop_jobs_after_parsing()
     if any(target.endswith(".py") for target in pairs[::2]):
         stop_scripts_after_parsing()
     for target, path in zip(pairs[::2], pairs[1::2], strict=True):
-        check(target, path)
+        check(target, path, *more)
 
 
 if __name__ == "__main__":

@@ -29,27 +29,27 @@ def of_step(step: steps.Step) -> Iterator[Finding | str]:
     """All of one YAML. Raises ConfigError where its stage or job refuses it."""
     if not step.trains:
         with _only_parsing():
-            check.check(step.target, str(step.config))
+            check.check(step.target, *step.files)
         return
     start = Path(step.command[step.command.index("--config_file") + 1])
     no_gpu = not step.settings.get("use_cpu") and not torch.cuda.is_available()
     said = io.StringIO()
     try:
         with _only_parsing(runs.load_config(start).get("num_processes", 1)), contextlib.redirect_stderr(said):
-            settings = check.check(step.target, str(step.config), *(config.WITHOUT_GPU if no_gpu else ()))
+            settings = check.check(step.target, *step.files, *(config.WITHOUT_GPU if no_gpu else ()))
     except SystemExit:  # as its command ends, with what is wrong as its last words
         raise ConfigError(said.getvalue().strip().rpartition("error: ")[2]) from None
     if no_gpu:
         yield checks.NO_GPU
-    yield from examine(settings, step.config, checks.launched(start))
+    yield from examine(settings, step.settings, step.config, checks.launched(start))
 
 
-def examine(settings: tuple, path: Path, environment: Mapping[str, str]) -> Iterator[Finding | str]:
+def examine(settings: tuple, raw: Mapping, path: Path, environment: Mapping[str, str]) -> Iterator[Finding | str]:
     """All that can be said of a training stage without its weights; a str says what could not be looked at yet."""
     args, trainer = settings
     yield from checks.of_start(args, trainer, environment, offline=True)
     try:
-        publishing.read(runs.load_config(path), str(path)).check("model", args.models)
+        publishing.read(raw, str(path)).check("model", args.models)
     except SystemExit:
         yield Finding("it cannot be pushed (see above)", "it would be known after hours only", "push_to_hub: false")
     name, run = getattr(args, "model_name_or_path", None), SimpleNamespace(args=args, config=trainer, figures={})

@@ -6,7 +6,6 @@ kept with its scores in `generations.parquet`; `results.json` holds the figures.
 """
 
 import dataclasses
-import json
 import logging
 import shutil
 import sys
@@ -61,11 +60,11 @@ class Settings:
     seed: int = 0
 
 
-def configs(path: Path, seed: int | None = None) -> dict[str, dict[str, Any]]:
-    """Each checkpoint's own effective settings: what its evaluation depends on, and so what its fingerprint covers.
-    Raises runs.ConfigError."""
-    settings = runs.settings(Settings, path, seed=seed)
-    hub = publishing.read(runs.load_config(path), str(path))
+def configs(path: Path, seed: int | None = None, override: Path | None = None) -> dict[str, dict[str, Any]]:
+    """Each checkpoint's own effective settings: what its evaluation depends on. Raises runs.ConfigError."""
+    raw = runs.load_config(path, override)
+    settings = runs.settings(Settings, raw, str(path), seed=seed)
+    hub = publishing.read(raw, str(path))
     shared = dataclasses.asdict(settings)
     del shared["checkpoints"]
     found = {}
@@ -265,25 +264,29 @@ def main(argv: list[str]) -> int:
     parser = commands.parser("recipes.tools.evaluate", __doc__)
     parser.add_argument("--config", required=True, type=Path, help="evaluate.yaml")
     parser.add_argument("--checkpoint", required=True, help="a name under `checkpoints` in it")
+    parser.add_argument("--override", type=Path, metavar="FILE", help=commands.OVERRIDE)
     parser.add_argument("--seed", type=int, help="instead of the YAML's")
+    parser.add_argument("--redo", action="store_true", help=commands.REDO)
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    settings = runs.settings(Settings, arguments.config, seed=arguments.seed)
+    raw = runs.load_config(arguments.config, arguments.override)
+    settings = runs.settings(Settings, raw, str(arguments.config), seed=arguments.seed)
     if arguments.checkpoint not in settings.checkpoints:
         known = ", ".join(settings.checkpoints)
         raise runs.ConfigError(f"{arguments.config}: no checkpoint {arguments.checkpoint!r}; it lists {known}")
-    config = configs(arguments.config, arguments.seed)[arguments.checkpoint]
-    fingerprint = runs.fingerprint(Path(__file__), config)
+    config = configs(arguments.config, arguments.seed, arguments.override)[arguments.checkpoint]
+    usual = commands.defaults(Settings) | commands.defaults(Checkpoint)
+    identity = runs.identify(Path(__file__), config, defaults=usual)
     hub = publishing.read(config, str(arguments.config))
     hub.check("dataset")
     output_dir = Path(config["output_dir"])
-    if runs.begin(output_dir, fingerprint) == "done":
+    if runs.begin(output_dir, identity, arguments.redo) == "done":
         log.info("%s is done already", output_dir)
         return hub.publish(output_dir)
     figures = evaluate(settings.checkpoints[arguments.checkpoint], settings, output_dir)
-    (output_dir / "results.json").write_text(json.dumps(figures, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    runs.write_json(output_dir / "results.json", figures)
     inputs = [str(path) for path in runs.inputs(config)]
-    runs.finish(output_dir, fingerprint, config=config, parent=config["path"], inputs=inputs, seed=settings.seed)
+    runs.finish(output_dir, config=config, parent=config["path"], inputs=inputs, seed=settings.seed)
     shutil.rmtree(output_dir / "samples")  # generations.parquet has them
     log.info("measured %s", arguments.checkpoint)
     return hub.publish(output_dir)

@@ -2,8 +2,9 @@
 
 Each stage is launched by the very command that a person would type, so any step can be copied out of `--dry-run`. What
 depends on what follows from the YAMLs: a value that starts with `outputs/` names the run that must come first. A run
-whose `run.json` has the fingerprint of today's settings, code and inputs is done and is skipped; so a second call does
-nothing, a killed one goes on, and a changed YAML redoes its stage and what depends on it.
+that is finished with today's settings and inputs is skipped; so a second call does nothing, and a killed one goes on.
+A finished run whose settings or inputs have changed stays as it is: the pipeline says what has changed and stops.
+`--redo` moves such runs, and what was made from them, to `outputs/<scale>/replaced/` and runs them anew.
 """
 
 import argparse
@@ -17,12 +18,12 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from data_prep import commands, runs
 from recipes.tools import children, report
-from recipes.tools.steps import Step, dependents, find_done, load_steps, require_names, scale_folder
+from recipes.tools.steps import Step, dependents, is_pushed, load_steps, require_names, scale_folder
 from recipes.tools.view import LiveView, PlainView
 
 import psutil
@@ -52,12 +53,15 @@ def preflight(steps: list[Step], todo: list[Step], scale_dir: Path) -> None:
     if free < FREE_DISK_GB:
         raise PipelineError(f"{free:.1f} GB are free in {Path.cwd()}, {FREE_DISK_GB:.0f} GB are needed: make room")
     # An evaluation's YAML was read when the steps were listed.
-    pairs = [word for step in todo if not step.evaluates for word in (step.target, str(step.config))]
+    plain = [step for step in todo if not step.evaluates]
     log = scale_dir / "logs" / "check.log"
-    process = children.start(("python", "-m", "recipes.tools.check", *pairs), log, child_environment(None))
-    process.join()
-    if process.exitcode:
-        raise runs.ConfigError(log.read_text(encoding="utf-8").strip().rpartition("error: ")[2])
+    for override in {step.override for step in plain}:
+        pairs = [word for step in plain if step.override == override for word in (step.target, str(step.config))]
+        more = ("--override", str(override)) if override else ()
+        process = children.start(("python", "-m", "recipes.tools.check", *pairs, *more), log, child_environment(None))
+        process.join()
+        if process.exitcode:
+            raise runs.ConfigError(log.read_text(encoding="utf-8").strip().rpartition("error: ")[2])
 
 
 class Child:
@@ -66,7 +70,6 @@ class Child:
     def __init__(self, step: Step, environment: dict[str, str], lock: int):
         self.step = step
         self.started = time.monotonic()
-        self.fingerprint = step.fingerprint()
         # The scale stays locked until the child, too, is gone.
         self.process = children.start(step.command, step.log, environment, lock)
 
@@ -79,8 +82,9 @@ class Child:
         code = self.process.exitcode
         if code:
             wrong = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
-        elif not runs.is_done(self.step.output_dir, self.fingerprint):
-            wrong = f"ended, but {self.step.output_dir}/run.json is not this run's (was something edited meanwhile?)"
+        elif (found := self.step.look()).kind != "done":
+            said = "; ".join(found.why) or "it has no run.json"
+            wrong = f"ended, but {self.step.output_dir} does not hold its finished run ({said})"
         else:
             return
         text = self.step.log.read_text(encoding="utf-8", errors="replace")
@@ -187,7 +191,18 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--scale", default="cpu", help="a name in recipes/configs, or a path to a folder of YAMLs")
     parser.add_argument("--dry-run", action="store_true", help="print the commands of what is not done, and stop")
     parser.add_argument(
-        "--from", dest="start", metavar="STEP", help="STEP and all that depends on it count as not done"
+        "--from",
+        dest="start",
+        metavar="STEP",
+        help="STEP and all that depends on it are run anew; what lies there is moved aside",
+    )
+    parser.add_argument(
+        "--redo",
+        action="store_true",
+        help="what has changed, and all that was made from it, is moved aside and run anew",
+    )
+    parser.add_argument(
+        "--redo-code", action="store_true", help="what older code made, and what was made from it, likewise"
     )
     parser.add_argument("--only", nargs="+", metavar="STEP", help="only these steps")
     parser.add_argument("--seed", type=int, help="in place of the YAMLs' seeds")
@@ -199,36 +214,95 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+@dataclass
+class Choice:
+    """What this call will do. `done`: steps that stay. `todo`: those to run, in order. `refused`: finished runs that no
+    longer fit, with what differs. `older`: of `done`, the version of our code that made those that older code made."""
+
+    done: list[Step] = field(default_factory=list)
+    todo: list[Step] = field(default_factory=list)
+    refused: list[tuple[Step, runs.State]] = field(default_factory=list)
+    older: dict[str, str] = field(default_factory=dict)
+
+
+def choose(steps: list[Step], chosen: list[Step], again: set[str], redo: bool, redo_code: bool) -> Choice:
+    """Look at the folder of each chosen step. `again`: names of steps to run anew, whatever lies there. `redo`: also
+    what has changed. `redo_code`: also what older code made, and what was made from that."""
+    found, made = Choice(), set()
+    for step in [step for step in steps if step in chosen]:
+        inputs = [need for need in step.needs if need in made]
+        finished = (step.output_dir / "run.json").exists()
+        try:
+            state = runs.State("absent") if inputs else step.look()
+        except runs.MissingRunError:
+            state = runs.State("absent")
+        if inputs and finished:
+            state = runs.State("changed", (f"{' and '.join(map(str, inputs))} will be made anew",))
+        changed = state.kind in ("changed", "incomplete")
+        anew = step.name in again or (redo and changed) or (redo_code and (state.older_code or (inputs and changed)))
+        if changed and not anew:
+            found.refused.append((step, state))
+        elif state.kind == "done" and not anew:
+            (found.done if is_pushed(step) else found.todo).append(step)
+            found.older |= {step.name: state.older_code} if state.older_code else {}
+        else:
+            made.add(step.output_dir)
+            told = (*step.command, "--redo") if finished or changed else step.command
+            found.todo.append(replace(step, command=told))
+    return found
+
+
+def refusal(steps: list[Step], refused: list[tuple[Step, runs.State]]) -> str:
+    """Why nothing was started, and the two ways on."""
+    said = " ".join(f"{step.output_dir} no longer fits: {'; '.join(state.why)}." for step, state in refused)
+    names = [step.name for step, _ in refused]
+    follow = [later for name in names for later in dependents(steps, name) if (later.output_dir / "run.json").exists()]
+    made = [name for name in dict.fromkeys(step.name for step in follow) if name not in names]
+    more = f", and what was made from it ({', '.join(made)})," if made else ""
+    scale_dir = steps[0].output_dir.parent
+    return (
+        f"{said} Nothing was started, and nothing was changed. Either add `--redo` (`make r1 ARGS=--redo`), which "
+        f"moves {', '.join(names)}{more} to {scale_dir / runs.REPLACED}/ and runs it anew "
+        f"(`python -m recipes.tools.runs {scale_dir}` lists all, and removes what was replaced); or write another "
+        "output_dir."
+    )
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Raises PipelineError, runs.ConfigError or runs.MissingRunError with what stands in the way."""
     folder = scale_folder(arguments.scale)
     steps = load_steps(folder, arguments.seed, arguments.accelerate_config, arguments.override)
     on_cpu = all(step.settings.get("use_cpu") for step in steps if step.trains)
     require_names(steps, [*(arguments.only or []), *([arguments.start] if arguments.start else [])])
-    again = dependents(steps, arguments.start) if arguments.start else []
+    again = {step.name for step in dependents(steps, arguments.start)} if arguments.start else set()
     chosen = [step for step in steps if not arguments.only or step.name in arguments.only]
-    finished = find_done(steps)
-    done = finished - {step.name for step in again}
-    todo = [step for step in chosen if step.name not in done]
+    choice = choose(steps, chosen, again, arguments.redo, arguments.redo_code)
+    todo, done = choice.todo, {step.name for step in choice.done}
     if arguments.debug:
         todo = [replace(step, command=(*step.command, "--debug")) for step in todo]
     if arguments.dry_run:
+        lines = {step.name: shlex.join(step.command) for step in todo} | {name: f"# done: {name}" for name in done}
+        lines |= {step.name: f"# changed: {step.name}: {'; '.join(state.why)}" for step, state in choice.refused}
         for step in chosen:
-            print(f"# done: {step.name}" if step.name in done else shlex.join(step.command))
+            print(lines[step.name])
         return
+    if choice.refused:
+        raise runs.ConfigError(refusal(steps, choice.refused))
     scale_dir = steps[0].output_dir.parent
     with locked(scale_dir) as lock:
         if todo:
             if on_cpu and any(step.trains or step.evaluates for step in todo):
                 children.hold_libraries()
             preflight(steps, todo, scale_dir)
-            for step in again:
-                runs.forget(step.output_dir)
-            session = Session(scale_dir, afresh=not finished)
+            session = Session(scale_dir, afresh=not done)
             with (LiveView if sys.stdout.isatty() else PlainView)(chosen, done) as view:
                 work(todo, arguments.jobs or (CPU_JOBS if on_cpu else 1), view, session, on_cpu, lock)
         else:
             print(f"nothing to do: {len(chosen)} steps are done")
+        if choice.older:
+            made = ", ".join(f"{name} ({version})" for name, version in choice.older.items())
+            print(f"{len(choice.older)} runs were made by older code, and stay: {made}")
+            print("to run them anew, with what was made from them: make r1 ARGS=--redo-code")
         if any(step.evaluates for step in steps):
             report.main(["--scale", str(scale_dir)])
 

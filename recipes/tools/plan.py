@@ -334,7 +334,7 @@ def _stage(step: Step, by_output: dict[str, Step], gpus: int | None) -> Stage:
     processes = gpus or launch["num_processes"]
     cpu = step.settings.get("use_cpu", False)
     with mock.patch.object(settings_of, "world_size", lambda: processes):
-        args, config = check.check(step.target, str(step.config), *settings_of.WITHOUT_GPU)
+        args, config = check.check(step.target, *step.files, *settings_of.WITHOUT_GPU)
     kind = launch["distributed_type"]
     zero = launch.get("deepspeed_config", {}).get("zero_stage")
     spread = {"DEEPSPEED": f"zero{zero}", "FSDP": "fsdp2"}.get(kind, "ddp" if processes > 1 else "no")
@@ -423,7 +423,7 @@ def _reward_model(path: str, by_output: dict[str, Step]) -> int:
     step = by_output.get(str(Path(*Path(path).parts[:3])))
     if step is None:
         return 0
-    args, _ = check.check(step.target, str(step.config), *settings_of.WITHOUT_GPU)
+    args, _ = check.check(step.target, *step.files, *settings_of.WITHOUT_GPU)
     name, architecture = _model(args, by_output)
     return (2 if args.dtype == "bfloat16" else 4) * shape(name, architecture).parameters
 
@@ -438,7 +438,7 @@ def _made(source: str, by_output: dict[str, Step]) -> int:
     job = by_output.get(str(Path(*Path(source).parts[:3])))
     if job is None or job.trains:
         return 0
-    (found,) = check.check(job.target, str(job.config))
+    (found,) = check.check(job.target, *job.files)
     if job.name == "cold_start":
         ways = [way for way in (found.r1_zero, found.few_shot, found.direct) if way]
         return sum(sum(way.prompts.values()) * way.keep for way in ways)
@@ -454,12 +454,12 @@ def _made(source: str, by_output: dict[str, Step]) -> int:
 def sampled(steps: list[Step]) -> Iterator[tuple[str, int, int]]:
     """(job, samples, longest in tokens) of the jobs that sample a checkpoint."""
     by_output = {str(step.output_dir): step for step in steps}
-    prompts = next((check.check(s.target, str(s.config))[0].total for s in steps if s.name == "rl_prompts"), 0)
+    prompts = next((check.check(s.target, *s.files)[0].total for s in steps if s.name == "rl_prompts"), 0)
     shares = {"rl_prompts": 80 / 158, "rejection_sampling": 80 / 158, "general": 66 / 158}  # Table 4's, by kind
     for step in steps:
         if step.trains or step.evaluates:
             continue
-        (job,) = check.check(step.target, str(step.config))
+        (job,) = check.check(step.target, *step.files)
         if step.name == "rl_prompts" and job.pass_rate:
             yield step.name, int(2 * prompts * shares[step.name]) * job.pass_rate.n, job.pass_rate.decoding.max_tokens
         elif step.name == "cold_start":

@@ -1,6 +1,5 @@
 """The steps of the pipeline: which there are, what each depends on, which are done."""
 
-import contextlib
 import importlib.util
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -9,8 +8,6 @@ from typing import Any
 
 from data_prep import publishing, runs
 from recipes.tools import evaluate
-
-import yaml
 
 # (name of the YAML, script or module), in the paper's order. A scale that lacks the YAML lacks the stage: at the scales
 # of real models there is no `base`, since that is a model on the Hub. Where two could run, the upper one goes first, so
@@ -52,8 +49,9 @@ class Step:
     target: str  # the script or module, as its command names it
     config: Path
     command: tuple[str, ...]
-    script: Path  # whose code counts in the fingerprint
-    settings: dict[str, Any]  # effective: YAML, then overrides
+    script: Path  # whose code's version is recorded
+    settings: dict[str, Any]  # as given: YAML, then overrides
+    override: Path | None = None  # the file of other values that the command names
 
     @property
     def output_dir(self) -> Path:
@@ -80,13 +78,18 @@ class Step:
         return self.settings.get("threads", 1)
 
     @property
+    def files(self) -> tuple[str, ...]:
+        """What follows `--config` in its command."""
+        return _files(self.config, self.override)[1:]
+
+    @property
     def log(self) -> Path:
-        """The child's output. Not in output_dir, which a stage empties when it begins afresh."""
+        """The child's output. Not in output_dir, which is moved where a stage is run anew."""
         return self.output_dir.parent / "logs" / f"{self.name}.log"
 
-    def fingerprint(self) -> str:
-        """Raises runs.MissingRunError while a run that it reads is not finished."""
-        return runs.fingerprint(self.script, self.settings)
+    def look(self) -> runs.State:
+        """What lies in its folder. Raises runs.MissingRunError while a run that it reads is not finished."""
+        return runs.look(self.output_dir, runs.identify(self.script, self.settings))
 
 
 def load_steps(
@@ -94,16 +97,18 @@ def load_steps(
 ) -> list[Step]:
     """The steps that a folder of YAMLs asks for, each after what it depends on, else in the order of STAGES.
 
-    `accelerate_config` is in place of the YAMLs' own. `override`: a file of other values, by stage, see `_overridden`.
-    Raises runs.ConfigError for a YAML that is no stage's, a missing or double `output_dir`, or a circle.
+    `accelerate_config` is in place of the YAMLs' own. `override`: a file that has a mapping of other values under the
+    name of each YAML that it changes. Raises runs.ConfigError for a YAML that is no stage's, a name in `override` that
+    no YAML has, a missing or double `output_dir`, or a circle.
     """
     found = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
     targets = dict(STAGES) | {name: "recipes/distill.py" for name in found if name.startswith(STUDENT)}
     if not found:
         scales = ", ".join(sorted(path.name for path in (runs.ROOT / "recipes" / "configs").iterdir() if path.is_dir()))
         raise runs.ConfigError(f"{folder}: no such scale; write one of {scales}, or the path of a folder of YAMLs")
-    if override:
-        found = _overridden(found, override)
+    others = dict.fromkeys(runs.load_config(override), override) if override else {}
+    for name in others.keys() - found.keys():
+        raise runs.ConfigError(f"{override}: no YAML is called {name}; they are {', '.join(found)}")
     if strangers := found.keys() - targets.keys() - {EVALUATE}:
         names = ", ".join([*targets, EVALUATE])
         raise runs.ConfigError(f"{found[min(strangers)]}: no stage has this name; they are {names}")
@@ -114,7 +119,8 @@ def load_steps(
         if name not in found:
             continue
         path = found[name]
-        settings = runs.load_config(path) | overrides
+        other = others.get(name)
+        settings = runs.load_config(path, other) | overrides
         if not str(settings.get("output_dir", "")).startswith(runs.OUTPUTS):
             raise runs.ConfigError(f"{path}: write `output_dir: {runs.OUTPUTS}{folder.name}/{name}`")
         if target.endswith(".py"):
@@ -125,12 +131,12 @@ def load_steps(
         else:
             script = _module_file(target)
             start = ("python", "-m", target)
-        steps.append(Step(name, target, path, (*start, "--config", str(path), *tail), script, settings))
+        steps.append(Step(name, target, path, (*start, *_files(path, other), *tail), script, settings, other))
     if path := found.get(EVALUATE):
-        script, target = Path(evaluate.__file__), EVALUATION
-        for name, settings in evaluate.configs(path, seed).items():
-            command = ("python", "-m", target, "--config", str(path), "--checkpoint", name, *tail)
-            steps.append(Step(f"{EVALUATE}_{name}", target, path, command, script, settings))
+        script, target, other = Path(evaluate.__file__), EVALUATION, others.get(EVALUATE)
+        for name, settings in evaluate.configs(path, seed, other).items():
+            command = ("python", "-m", target, *_files(path, other), "--checkpoint", name, *tail)
+            steps.append(Step(f"{EVALUATE}_{name}", target, path, command, script, settings, other))
     owners: dict[Path, str] = {}
     for step in steps:
         other = owners.setdefault(step.output_dir, step.name)
@@ -139,24 +145,8 @@ def load_steps(
     return _in_order(steps)
 
 
-def _overridden(found: dict[str, Path], override: Path) -> dict[str, Path]:
-    """The YAMLs with the values of `override`, which has a mapping of keys under the name of each YAML that it changes.
-
-    The merged ones are files in `outputs/<scale>/configs`, so that every command can still be typed; the stage's own
-    parser refuses a key that it does not know. Raises runs.ConfigError for a name that no YAML has.
-    """
-    merged = dict(found)
-    for name, values in runs.load_config(override).items():
-        if name not in found:
-            raise runs.ConfigError(f"{override}: no YAML is called {name}; they are {', '.join(found)}")
-        if not isinstance(values, dict):
-            raise runs.ConfigError(f"{override}: {name}: write `key: value` lines below it")
-        whole = runs.load_config(found[name]) | values
-        merged[name] = Path(runs.OUTPUTS, found[name].parent.name, "configs", found[name].name)
-        merged[name].parent.mkdir(parents=True, exist_ok=True)
-        text = yaml.safe_dump(whole, sort_keys=False, allow_unicode=True)
-        merged[name].write_text(f"# {shown(found[name])} with what {override} changes\n{text}", encoding="utf-8")
-    return merged
+def _files(config: Path, override: Path | None) -> tuple[str, ...]:
+    return ("--config", str(config), *(("--override", shown(override)) if override else ()))
 
 
 def scale_folder(scale: str) -> Path:
@@ -192,18 +182,9 @@ def _in_order(steps: list[Step]) -> list[Step]:
     return list(ordered.values())
 
 
-def find_done(steps: list[Step]) -> set[str]:
-    """Names of the steps whose run is finished with today's fingerprint, and on the Hub if that is asked for, and so
-    are all that they depend on."""
-    makers = {step.output_dir: step.name for step in steps}
-    done: set[str] = set()
-    for step in steps:  # in order, so what a step needs was looked at before
-        if all(makers.get(need) in done or need not in makers for need in step.needs):
-            with contextlib.suppress(runs.MissingRunError):
-                hub = publishing.read(step.settings, str(step.config))
-                if runs.is_done(step.output_dir, step.fingerprint()) and not publishing.pending(step.output_dir, hub):
-                    done.add(step.name)
-    return done
+def is_pushed(step: Step) -> bool:
+    """Whether a finished run is on the Hub, if that is asked for."""
+    return not publishing.pending(step.output_dir, publishing.read(step.settings, str(step.config)))
 
 
 def dependents(steps: list[Step], name: str) -> list[Step]:

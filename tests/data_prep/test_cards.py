@@ -19,9 +19,7 @@ def made(row, run_job, tmp_path):
     funnel = {"seen": 60, "dropped": {"incorrect": 40, "repetitive": 4}, "kept": 16}
     decoding = {"max_tokens": 32768, "temperature": 0.6, "top_p": 0.95, "top_k": 0}
     config = {"checkpoint": "someone/dev2", "n": 4, "decoding": decoding, "filters": {"max_paragraph_chars": 1500}}
-    runs.begin(sampled, "f1")
-    runs.finish(sampled, "f1", config=config, seed=7, inputs=[], rows=16, funnel=funnel)
-    runs.begin(mixed, "f2")
+    runs.finish(sampled, config=config, seed=7, inputs=[], rows=16, funnel=funnel)
     contents = [
         row(id=f"m{i}", completion=GOOD, generator="someone/dev2", source="open-r1/OpenR1-Math-220k", revision="abc")
         for i in range(30)
@@ -34,7 +32,7 @@ def made(row, run_job, tmp_path):
     rows.write_rows(mixed / "train-00000-of-00002.parquet", contents[:25], sft=True)
     rows.write_rows(mixed / "train-00001-of-00002.parquet", contents[25:], sft=True)
     domains = {"code": {"quota": 10, "available": 0, "rows": 0, "shortfall": 10}}
-    runs.finish(mixed, "f2", config={"total": 50}, seed=0, inputs=[str(sampled)], rows=40, domains=domains)
+    runs.finish(mixed, config={"total": 50}, seed=0, inputs=[str(sampled)], rows=40, domains=domains)
     values = {"data": str(mixed), "title": "Tiny 800k", "gaps": ["No bug fixing."], "output_dir": "outputs/full/card"}
 
     def build(**changes):

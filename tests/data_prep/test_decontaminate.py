@@ -171,7 +171,7 @@ def test_the_mixture_leaves_contaminated_rows_out_and_says_why(run_job, row, tmp
     assert told[1]["why"].endswith(": 'IF THREE PEOPLE NEED FOUR DAYS TO PAINT A HOUSE'")
     assert record["funnel"]["dropped"]["contaminated"] == 3
     values["decontamination"]["stop_list"] = "stop.txt"
-    assert run_job(mixture, mixture.Mixture, values)["rows"] == 2
+    assert run_job(mixture, mixture.Mixture, values, "--redo")["rows"] == 2
 
 
 def test_what_is_wrong_with_a_set_is_named(tmp_path):

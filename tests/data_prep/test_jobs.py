@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep import jobs, rows
+from data_prep import jobs, rows, runs
 from data_prep.sampling import Sampler, ServerError
 
 import pytest
@@ -86,9 +86,25 @@ def test_what_ends_the_work_is_one_line_and_the_same_command_goes_on(job, monkey
     assert built == [10]
 
 
-def test_done_is_done_and_a_changed_setting_is_done_again(job):
-    assert [job(), job(), job("--seed", "4"), job("--seed", "4"), job(count=5)] == [0] * 5
+def test_done_is_done_and_a_changed_setting_needs_redo(job, capsys):
+    assert [job(), job()] == [0, 0]
+    with pytest.raises(SystemExit) as ended:
+        job("--seed", "4")
+    assert (ended.value.code, built) == (2, [10])
+    assert "`seed` was 0 and is 4 now" in capsys.readouterr().err
+    assert [job("--seed", "4", "--redo"), job("--seed", "4"), job("--redo", count=5)] == [0] * 3
     assert built == [10, 10, 5]
+    assert len(list(Path("out/test/replaced").glob("job-*/run.json"))) == 2
+
+
+def test_an_override_has_other_values_by_the_name_of_the_yaml(job, capsys):
+    Path("other.yaml").write_text("job: {count: 4}\n")
+    assert job("--override", "other.yaml") == 0
+    assert (built, runs.read(Path("out/test/job"))["config"]["count"]) == ([4], 4)
+    Path("other.yaml").write_text("jobs: {count: 4}\n")
+    with pytest.raises(SystemExit):
+        job("--override", "other.yaml")
+    assert "write `job:` and `key: value` lines below it" in capsys.readouterr().err
 
 
 def test_a_trial_writes_beside_the_full_run(job):

@@ -56,7 +56,7 @@ def sft(row):
 def mix(run_job):
     """Runs the mixture of some files of the working directory; returns run.json."""
 
-    def run(*sources, total=100, flags=(), **values):
+    def run(*sources, total=100, flags=("--redo",), **values):
         given = {"sources": list(sources), "total": total} | values
         return run_job(mixture, mixture.Mixture, given, *flags)
 
@@ -103,7 +103,7 @@ def test_where_it_runs_is_no_part_of_what_is_made(mix, sft, tmp_path, caplog):
     caplog.set_level("INFO")
     rows.write_rows(tmp_path / "a.parquet", sft("math", 3), sft=True)
     mix("a.parquet")
-    mix("a.parquet", executor={"workers": 2})
+    mix("a.parquet", executor={"workers": 2}, flags=())
     assert caplog.messages[-1] == "out/test/mixture is done already"
 
 
@@ -180,8 +180,7 @@ def test_at_most_so_many_rows_a_prompt(mix, sft, tmp_path):
 
 def test_a_file_of_a_run_must_be_sound(mix, sft, tmp_path, caplog):
     path = tmp_path / "outputs/test/other/train.parquet"
-    runs.begin(path.parent, "f")
-    runs.finish(path.parent, "f")
+    runs.finish(path.parent)
     pq.write_table(pa.Table.from_pylist([*sft("math", 1), sft("code", 1)[0] | {"id": ""}]), path)
     with pytest.raises(AssertionError):
         mix("outputs/test/other/train.parquet")
@@ -190,8 +189,7 @@ def test_a_file_of_a_run_must_be_sound(mix, sft, tmp_path, caplog):
 
 def test_an_id_in_two_runs_is_an_error(mix, sft, tmp_path, caplog):
     for name in ("one", "other"):
-        runs.begin(tmp_path / f"outputs/test/{name}", "f")
-        runs.finish(tmp_path / f"outputs/test/{name}", "f")
+        runs.finish(tmp_path / f"outputs/test/{name}")
         rows.write_rows(tmp_path / f"outputs/test/{name}/train.parquet", sft("math", 2), sft=True)
     with pytest.raises(AssertionError):
         mix("outputs/test/one/train.parquet", "outputs/test/other/train.parquet")

@@ -147,7 +147,7 @@ def test_a_changed_threshold_throws_no_sample_away(checkpoint, row, run_job, tmp
     folder = tmp_path / "out/test/rejection_sampling/samples"
     stamps = {path: path.stat().st_mtime_ns for path in folder.rglob("*.parquet")}
     again = values | {"filters": {"steps": ["empty", "repetitive"], "repetition_ngram": 1, "min_distinct_ngrams": 1.0}}
-    second = run_job(rejection_sampling, RejectionSampling, again)
+    second = run_job(rejection_sampling, RejectionSampling, again, "--redo")
     assert second["rows"] < first["rows"]
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.parquet")} == stamps
 

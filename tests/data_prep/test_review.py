@@ -44,7 +44,7 @@ def built(run_job, scripted):
         "rewriter": {"base_url": "world", "model": "world-oracle"},
         "rewriting": {"max_tokens": 256},
     }
-    return lambda **changes: run_job(cold_start, cold_start.ColdStart, values | changes)
+    return lambda *flags, **changes: run_job(cold_start, cold_start.ColdStart, values | changes, *flags)
 
 
 @contextlib.contextmanager
@@ -149,7 +149,7 @@ def test_a_review_from_the_job_through_the_page_and_back_into_the_job(built):
         (offered[2]["id"], "bob", "reject", "too short"),
     ]
     assert decided[2]["reasoning"] == offered[2]["reasoning"] + " One sees it at once."
-    review = built(review=str(LOG))["review"]
+    review = built("--redo", review=str(LOG))["review"]
     assert (review["accepted"], review["rejected"], review["undecided"], review["edited"]) == (2, 2, 2, 1)
     after = rows.load_rows("out/test/cold_start/train.parquet", sft=True)
     assert [row["id"] for row in after] == [before[0]["id"], *(row["id"] for row in before[3:])]
@@ -176,10 +176,10 @@ def test_a_decision_that_would_not_stand_is_refused_and_the_last_one_counts(buil
     assert page.progress() == {"rows": 6, "decided": 1, "twice": 0, "disagreed": 0}
     assert (first in page.waiting("ann", "second check"), first in page.waiting("bob", "second check")) == (False, True)
     page.file.close()
-    assert built(review=str(LOG))["review"]["rejected"] == 1
+    assert built("--redo", review=str(LOG))["review"]["rejected"] == 1
     page = review.Review(Path(FILE), LOG)
     page.decide(second, "ann", "reject", "unclear")
-    assert built(review=str(LOG))["review"]["rejected"] == 2  # the same name, another content: done again
+    assert built("--redo", review=str(LOG))["review"]["rejected"] == 2  # the same name, another content
 
 
 def test_a_file_that_is_no_cold_starts_is_named(tmp_path):
@@ -187,7 +187,7 @@ def test_a_file_that_is_no_cold_starts_is_named(tmp_path):
     with pytest.raises(runs.MissingRunError, match="has not been run"):
         review.Review(tmp_path / "review.jsonl", tmp_path / "decisions.jsonl")
     (tmp_path / "review.jsonl").unlink()
-    runs.finish(tmp_path, "a", config={"learning_rate": 1.0})  # another stage's folder
+    runs.finish(tmp_path, config={"learning_rate": 1.0})  # another stage's folder
     with pytest.raises(ValueError, match="review.jsonl: no such file"):
         review.Review(tmp_path / "review.jsonl", tmp_path / "decisions.jsonl")
 

@@ -120,8 +120,7 @@ def save_run(folder: Path, stage: str, config: dict, **record) -> Path:
     from data_prep import runs
 
     path = folder / "outputs" / "t" / stage
-    runs.begin(path, stage)
-    runs.finish(path, stage, config=config, **record)
+    runs.finish(path, config=config, **record)
     return path
 
 

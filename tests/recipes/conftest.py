@@ -120,7 +120,7 @@ def made(tmp_path_factory) -> Path:
     model.save_pretrained(model_dir)
     tokenizer.save_pretrained(model_dir)
     for folder in (world, model_dir):
-        runs.finish(folder, folder.name)
+        runs.finish(folder)
     return root
 
 

@@ -63,7 +63,7 @@ def test_rl_is_measured_at_the_checkpoints_nearest_to_each_budget(tmp_path: Path
     for number, tokens in ((10, 400), (20, 700), (30, 1600)):
         (tmp_path / f"checkpoint-{number}").mkdir()
         (tmp_path / f"checkpoint-{number}/complete.json").write_text(json.dumps({"completion_tokens_trained": tokens}))
-    runs.finish(tmp_path, "rl", completion_tokens_trained=2040)
+    runs.finish(tmp_path, completion_tokens_trained=2040)
     found = [(point.budgets, point.tokens, point.path.name) for point in points(training, 1000)]
     assert found == [(0.5, 400, "checkpoint-10"), (1, 700, "checkpoint-20"), (2, 2040, tmp_path.name)]
     with pytest.raises(runs.ConfigError, match=r"max_steps: .* ended after 2,040 of 2,200 tokens"):
@@ -80,7 +80,7 @@ def tiny(here: Path) -> Path:
         asked = [{key: value for key, value in row.items() if key != "completion"} for row in general(kind, 4)]
         rows.write_rows(world / f"eval_{name}.parquet", asked)
     rows.write_rows(outputs / "distillation/train.parquet", sums(100), sft=True)
-    runs.finish(outputs / "distillation", "distillation")
+    runs.finish(outputs / "distillation")
     shutil.copytree(world, outputs / "world")
     shutil.copytree(here / "outputs/t/base", outputs / "student_base")
     return here

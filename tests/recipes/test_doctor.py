@@ -272,7 +272,7 @@ def test_switched_off_it_changes_no_number(run_stage):
 @pytest.mark.parametrize(
     ("constant", "steps", "said"),
     [
-        ("0.0", 5, "stop_when_all_wrong: not one answer was right in 5 steps"),
+        ("0.0", 5, "stop_when_all_wrong: not one answer was right in 5 rollouts"),
         ("0.5", 8, "all completions get the same reward"),
         ("1.0", 8, ""),
     ],

@@ -21,7 +21,7 @@ def test_two_processes_train_one_adapter(here):
     tokenizer = AutoTokenizer.from_pretrained("outputs/t/base")
     parent = moe.write(Path("outputs/t/moe"), "deepseek_v3", vocab=len(tokenizer))
     tokenizer.save_pretrained(parent)
-    runs.finish(parent, "moe")
+    runs.finish(parent)
     settings = SFT | {"load_in_4bit": True, "lora_r": 4, "model_name_or_path": str(parent), "max_steps": 4}
     settings["dtype"] = "float32"
     script = Path(recipes.__file__).with_name("cold_start_sft.py")

@@ -40,7 +40,7 @@ def base(family: str) -> str:
     tokenizer = AutoTokenizer.from_pretrained("outputs/t/base")
     folder = moe.write(Path("outputs/t") / family, family, vocab=len(tokenizer))
     tokenizer.save_pretrained(folder)
-    runs.finish(folder, folder.name)
+    runs.finish(folder)
     return str(folder)
 
 
@@ -271,7 +271,7 @@ def test_reward_models_become_plain_scorers(run_stage):
     write_parquet(folder / "helpfulness.parquet", [row | {"chosen": good, "rejected": bad} for row in asked])
     labelled = [{"response": (bad, good)[number % 2], "label": number % 2} for number in range(20)]
     write_parquet(folder / "harmlessness.parquet", [a | b for a, b in zip(asked, labelled, strict=True)])
-    runs.finish(folder, "preferences")
+    runs.finish(folder)
     settings = {"model_name_or_path": base("qwen3_moe"), "batch_size": 6, "per_device_train_batch_size": 6}
     settings |= {f"{kind}_dataset": str(folder / f"{kind}.parquet") for kind in ("helpfulness", "harmlessness")}
     settings |= {"learning_rate": 1e-2, "num_train_epochs": 4, "held_out": 0.1, "max_length": 128, "dtype": "float32"}

@@ -1,6 +1,7 @@
 """A run that was killed ends as if it had not been: the same losses, the same KL, the same weights, bit for bit."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -132,17 +133,46 @@ def test_rotation_keeps_the_newest(tmp_path):
     assert not (tmp_path / "checkpoint-2").exists()
 
 
-def test_a_finished_run_is_left_alone_and_a_changed_one_done_again(run_stage):
+def test_a_finished_run_is_left_alone_until_redo(run_stage, capsys):
     settings = SFT | {"max_steps": 2}
     folder = run_stage("cold_start_sft", settings)
-    written = (folder / "model.safetensors").stat().st_mtime_ns
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     with pytest.raises(SystemExit) as ended:
         run_stage("cold_start_sft", settings)
     assert ended.value.code == 0
-    assert (folder / "model.safetensors").stat().st_mtime_ns == written
-    run_stage("cold_start_sft", settings, "--seed", "7")
-    assert record_of(folder)["seed"] == 7
-    assert (folder / "model.safetensors").stat().st_mtime_ns > written
+    for changed in (("--seed", "7"), ("--max_steps", "4"), ("--logging_steps=2",)):
+        with pytest.raises(SystemExit) as ended:
+            run_stage("cold_start_sft", settings, *changed)
+        assert ended.value.code == 2
+        said = capsys.readouterr().err
+        assert f"`{changed[0].strip('-').partition('=')[0]}` was" in said and "`--redo`" in said
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    run_stage("cold_start_sft", settings, "--seed", "7", "--redo")
+    assert record_of(folder)["seed"] == 7 and record_of(folder)["settings"]["seed"] == 7
+    (old,) = Path("outputs/t/replaced").iterdir()
+    assert {old / path.relative_to(folder): content for path, content in before.items()} == {
+        path: path.read_bytes() for path in old.rglob("*") if path.is_file()
+    }
+
+
+@pytest.mark.slow
+def test_a_killed_run_does_not_go_on_with_another_reward_or_other_rows(run_stage, crash_at, here, capsys):
+    shutil.copy("outputs/t/world/reasoning.parquet", "my_rows.parquet")
+    settings = GRPO | {"dataset": "my_rows.parquet"}
+    crash_at(7)
+    with pytest.raises(RuntimeError, match="crash"):
+        run_stage("r1_zero", settings)
+    crash_at(None)
+    shutil.copy("outputs/t/world/few.parquet", "my_rows.parquet")
+    with (here / "probe.py").open("a") as file:
+        file.write("\n\ndef other(): ...\n")
+    with pytest.raises(SystemExit) as ended:
+        run_stage("r1_zero", settings)
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert "holds checkpoints of a run" in said
+    assert "the content of my_rows.parquet has changed; your module probe.py has changed" in said
+    assert (Path("outputs/t/run/checkpoint-6") / checkpoints.MARKER).is_file()
 
 
 WATCH = """

@@ -192,7 +192,7 @@ def preferences(here) -> dict:
     safe, unsafe = "<think>First</think>\nThe answer is.", "<think>First 4 + 4</think>\nThe answer is."
     labelled = [{"response": (unsafe, safe)[number % 2], "label": number % 2} for number in range(60)]
     rows.write_parquet(folder / "harmlessness.parquet", [a | b for a, b in zip(asked, labelled, strict=True)])
-    runs.finish(folder, "preferences")
+    runs.finish(folder)
     return CPU | {
         "model_name_or_path": BASE,
         "batch_size": 6,

@@ -77,7 +77,7 @@ def stand_in(family: str) -> str:
         AutoModelForCausalLM.from_config(AutoConfig.for_model(family, vocab_size=size, **DENSE)).save_pretrained(folder)
     (folder / "tokenizer.json").write_text(text["tokenizer.json"], encoding="utf-8")
     (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
-    runs.finish(folder, family)
+    runs.finish(folder)
     return str(folder)
 
 

@@ -1,0 +1,150 @@
+"""Files and folders that can be trusted: written whole or not at all, held by one process, complete as promised."""
+
+import contextlib
+import errno
+import fcntl
+import json
+import logging
+import os
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+log = logging.getLogger(__name__)
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+PATIENCE = 50  # tenths of a second: the children of a pipeline that was just killed need a moment to be gone
+_held: dict[Path, IO[str]] = {}
+
+
+@contextlib.contextmanager
+def whole_file(path: str | Path) -> Iterator[IO[bytes]]:
+    """A file to write into, which appears at ``path`` whole or not at all, whoever else writes the same one and also
+    when the machine stops. What a kill leaves of it is removed when the run begins again."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.uname().nodename}-{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file whole or not at all."""
+    with whole_file(path) as file:
+        file.write(json.dumps(content, ensure_ascii=False, indent=1, default=str).encode() + b"\n")
+
+
+# One process at a time
+
+
+def lock_of(folder: Path) -> Path:
+    """The lock lies beside the folder, so that the folder can be moved while it is held."""
+    folder = Path(os.path.abspath(folder))
+    return folder.parent / f".{folder.name}.lock"
+
+
+def hold(folder: Path) -> str | None:
+    """Hold the folder for this process until it ends. Returns None, or, where another process holds it, who that is.
+
+    The lock is POSIX's: no forked child inherits it, and it ends with the process, however that ends.
+    """
+    path = lock_of(folder)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = _held.get(path) or path.open("a+", encoding="utf-8")  # to close a second one would release the lock
+    for attempt in range(PATIENCE + 1):
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except OSError as error:
+            if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                log.warning("%s cannot be locked (%s): start nothing else there meanwhile", folder, error)
+                break
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                raise
+        if attempt == PATIENCE:
+            return holder(folder)
+        time.sleep(0.1)
+    _held[path] = file
+    file.seek(0)
+    file.truncate()
+    since = time.strftime("%Y-%m-%d %H:%M:%S")
+    file.write(f"process {os.getpid()} on {platform.node()} since {since}: {shlex.join(sys.argv)}\n")
+    file.flush()
+    return None
+
+
+def holder(folder: Path) -> str:
+    """Who held the folder last, in words."""
+    path = lock_of(folder)
+    return path.read_text(encoding="utf-8").strip() if path.is_file() else ""
+
+
+def is_held(folder: Path) -> bool:
+    """Whether another process works in the folder now."""
+    path = lock_of(folder)
+    if not path.is_file() or path in _held:
+        return False
+    with path.open("a", encoding="utf-8") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
+
+
+# Complete or not
+
+
+def model_fault(folder: Path) -> str | None:
+    """What a model's folder lacks of config, tokenizer and weights; None where all is there. Every weight file that the
+    index names must have the size that its own header says; the weights themselves are not read."""
+    folder = Path(folder)
+    for name in ("config.json", INDEX):
+        if (folder / name).is_file() and _json(folder / name) is None:
+            return f"{name} cannot be read"
+    if not (folder / "config.json").is_file():
+        return "config.json is missing"
+    if not [*folder.glob("tokenizer*"), *folder.glob("vocab*")]:
+        return "its tokenizer is missing"
+    if (folder / WEIGHTS).is_file():
+        names = [WEIGHTS]
+    elif (folder / INDEX).is_file():
+        names = sorted(set((_json(folder / INDEX) or {}).get("weight_map", {}).values()))
+    else:
+        names = []
+    return next(filter(None, (weights_fault(folder / name) for name in names)), None if names else "it has no weights")
+
+
+def weights_fault(path: Path) -> str | None:
+    """What is wrong with a safetensors file by its header; None where nothing is."""
+    if not path.is_file():
+        return f"{path.name} is missing"
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        try:
+            header = json.loads(file.read(length)) if 0 < length <= size else {}
+        except ValueError:
+            header = {}
+    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    if not ends:
+        return f"the header of {path.name} cannot be read"
+    whole = 8 + length + max(ends)
+    return None if size == whole else f"{path.name} has {size:,} bytes instead of {whole:,}"
+
+
+def _json(path: Path) -> dict | None:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None

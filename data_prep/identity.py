@@ -1,0 +1,279 @@
+"""What decides whether a run is the one that lies in a folder already: its settings and its inputs.
+
+An `Identity` holds the settings that were given, the content of every file that they name, model folders by the run
+that made them, and the user's own reward modules. The version of our own code is recorded beside it and does not
+decide. Nothing here imports torch, so asking what is left to do takes no time.
+"""
+
+import ast
+import dataclasses
+import enum
+import functools
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("rewards", "data_prep", "recipes")
+OUTPUTS = "outputs/"
+# Keys of any YAML that say where a finished run goes, see data_prep.publishing.
+PUBLISHING = ("push_to_hub", "hub_model_id", "hub_private_repo", "hub_strategy")
+# Keys that say where a run works and what is said meanwhile, but nothing of what it makes.
+IGNORED = ("output_dir", "executor", "doctor", *PUBLISHING)
+# A file that says how processes are started: its name counts, its content does not.
+LAUNCH = "accelerate_config"
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+# Files of a model, or of rows, in a folder that no run of ours made.
+CONTENT = (".safetensors", ".json", ".jsonl", ".parquet", ".arrow", ".csv", ".model", ".txt", ".jinja")
+SAMPLED = 2**30  # bytes: from this size on, weights that no run of ours made are hashed in parts
+HASHES = Path(OUTPUTS, ".hashes.json")  # what was hashed, by path, size and time
+MISSING = object()
+
+
+@dataclasses.dataclass(frozen=True)
+class Identity:
+    """`settings`: as given. `defaults`: of the keys that were given, where they are known. `files`: SHA-256 by path.
+    `runs`: for each folder the id of the run that made it, or a hash of a model folder that no run made. `modules`: a
+    hash of the user's own code by its name. `code`: the version of ours."""
+
+    settings: dict[str, Any]
+    defaults: dict[str, Any]
+    files: dict[str, str]
+    runs: dict[str, str]
+    modules: dict[str, str]
+    code: dict[str, str]
+
+
+def identify(
+    settings: Mapping[str, Any],
+    script: Path,
+    made_by: Callable[[Path], tuple[Path, str] | None],
+    defaults: Mapping[str, Any] | None = None,
+) -> Identity:
+    """The identity of a run with these settings (None: not given), started by `script`.
+
+    `made_by` returns the folder and the id of the finished run that a path belongs to, None where it is in no run's
+    folder; it may raise for a run that is not finished. `defaults` are those of all keys, as far as they are known.
+    """
+    given = {key: plain(value) for key, value in settings.items() if value is not None and key not in IGNORED}
+    usual = {key: plain(value) for key, value in (defaults or {}).items() if key in given}
+    own_folder = Path(settings["output_dir"]) if settings.get("output_dir") else None
+    files, folders = {}, {}
+    for text in texts({key: value for key, value in given.items() if key != LAUNCH}):
+        path = Path(text)
+        if own_folder and path.is_relative_to(own_folder):
+            continue
+        found = made_by(path) if text.startswith(OUTPUTS) or path.exists() else None
+        if path.is_file():
+            files[text] = _hash(path)
+        elif found:
+            folders[text] = "/".join([found[1], *path.relative_to(found[0]).parts])
+        elif path.is_dir() and "/" in text and (digest := _hash_folder(path)):
+            folders[text] = digest
+    own = {}
+    for name in given.get("reward_funcs") or []:
+        own |= _own_modules(str(name))
+    return Identity(given, usual, files, folders, own, code_version(script))
+
+
+def plain(value: Any) -> Any:
+    """A setting as JSON holds it, so that `1e-4`, `1E-4` and `0.0001` are one."""
+    if isinstance(value, enum.Enum):
+        return plain(value.value)
+    if isinstance(value, Mapping):
+        return {str(key): plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(part) for part in value]
+    if isinstance(value, str) and NUMBER.fullmatch(value):
+        return float(value)
+    return value if isinstance(value, bool | int | float | str | None) else str(value)
+
+
+def changes(then: Identity, now: Identity, config: Mapping[str, Any]) -> list[str]:
+    """What differs, in words; [] for the same run. `config` has all settings that were in force then, as far as they
+    were recorded: a key that is written out now with the value that it had anyway is no change."""
+    found = []
+    for key in sorted(then.settings.keys() | now.settings.keys()):
+        in_force = plain(config[key]) if key in config else MISSING
+        was = then.settings.get(key, now.defaults.get(key, in_force))
+        new = now.settings.get(key, then.defaults.get(key, MISSING))
+        spelt_out = _covers(in_force, new) and (key not in then.settings or _covers(new, was))
+        if not _same(was, new) and not spelt_out:
+            found.append(f"`{key}` was {_shown(was)} and is {_shown(new)} now")
+    for name, digest in now.files.items():
+        if then.files.get(name, digest) != digest:
+            found.append(f"the content of {name} has changed")
+        elif name not in then.files and name in texts(then.settings):
+            found.append(f"{name} was not there and is there now")
+    for name, maker in now.runs.items():
+        if then.runs.get(name, maker) != maker:
+            found.append(f"{name} was made by run {then.runs[name][:12]} and now holds run {maker[:12]}")
+    for name, digest in now.modules.items():
+        if then.modules.get(name, digest) != digest:
+            found.append(f"your module {name} has changed")
+    return found
+
+
+def _same(one: Any, other: Any) -> bool:
+    return one == other or [one] == other or one == [other]  # a command line writes a list of one as its item
+
+
+def _covers(whole: Any, part: Any) -> bool:
+    """Whether `whole` has every value of `part`, which may leave out keys of mappings."""
+    if isinstance(whole, Mapping) and isinstance(part, Mapping):
+        return all(key in whole and _covers(whole[key], value) for key, value in part.items())
+    return _same(whole, part)
+
+
+def _shown(value: Any) -> str:
+    return "not set" if value is MISSING else json.dumps(value, ensure_ascii=False)
+
+
+def texts(value: Any) -> Iterator[str]:
+    """Every text in a setting, however deep."""
+    if isinstance(value, Mapping):
+        for part in value.values():
+            yield from texts(part)
+    elif isinstance(value, list):
+        for part in value:
+            yield from texts(part)
+    elif isinstance(value, str) and 0 < len(value) < 1024 and "\n" not in value and "\0" not in value:
+        yield value
+
+
+# Files
+
+
+@functools.cache
+def _known() -> dict[str, list]:
+    """By absolute path: [what identifies the version of a file, its SHA-256]."""
+    try:
+        return json.loads(HASHES.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):  # hashed again, then
+        return {}
+
+
+def known_hashes() -> dict[str, list]:
+    """What `HASHES` should hold, so that no file is read twice."""
+    return {path: entry for path, entry in _known().items() if os.path.exists(path)}
+
+
+def _hash(path: Path, sampled: bool = False) -> str:
+    """The SHA-256 of a file, remembered by its size and times; of a large one that may be `sampled`, of its size and 64
+    evenly spaced megabytes."""
+    stat = path.stat()
+    version = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+    entry = _known().get(str(path.absolute()))
+    if entry and entry[0] == version:
+        return entry[1]
+    with path.open("rb") as file:
+        if sampled and stat.st_size > SAMPLED:
+            digest = hashlib.sha256(str(stat.st_size).encode())
+            for part in range(64):
+                file.seek((stat.st_size - 2**20) * part // 63)
+                digest.update(file.read(2**20))
+        else:
+            digest = hashlib.file_digest(file, "sha256")
+    _known()[str(path.absolute())] = [version, digest.hexdigest()]
+    return digest.hexdigest()
+
+
+def _hash_folder(folder: Path) -> str | None:
+    """Of a model or rows that no run of ours made: names and contents of the files. None where there are none."""
+    files = [path for path in sorted(folder.rglob("*")) if path.suffix in CONTENT and path.is_file()]
+    parts = [[str(path.relative_to(folder)), _hash(path, sampled=True)] for path in files]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest() if parts else None
+
+
+# Code
+
+
+def code_version(script: Path) -> dict[str, str]:
+    """`hash`: of the code of `script` and of every module of ours that it imports, directly or not, and of the
+    templates beside them; comments, docstrings and layout do not count. `commit`: git's, where there is a repository.
+    """
+    code = closure_of_ours(script)
+    templates = sorted(path for folder in {path.parent for path in code} for path in folder.glob("*.jinja"))
+    texts = [[str(path.name), path.read_text(encoding="utf-8")] for path in templates]
+    parts = [[path.name, _code(path, path.stat().st_mtime_ns)[0]] for path in code]
+    return {"hash": hashlib.sha256(json.dumps([parts, texts]).encode()).hexdigest()[:12], "commit": _commit()}
+
+
+def closure_of_ours(script: Path) -> list[Path]:
+    """The script's file and those of all modules of this project that it imports, directly or not, sorted."""
+    return _closure(Path(script).resolve(), ROOT, lambda name: name.partition(".")[0] in PACKAGES)
+
+
+@functools.cache
+def _commit() -> str:
+    if not (ROOT / ".git").exists():
+        return ""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):  # no git, or no commit yet: the hash says enough
+        return ""
+
+
+def _own_modules(dotted: str) -> dict[str, str]:
+    """Of a dotted path to a reward of the user's: its module, and what that imports from the folder that it lies in."""
+    module = dotted.rpartition(".")[0]
+    if not module or module.partition(".")[0] in PACKAGES:
+        return {}
+    for root in map(Path, [os.getcwd(), *sys.path]):
+        if files := _files(module, root):
+            code = _closure(files[-1], root, lambda name: name.partition(".")[0] not in PACKAGES)
+            return {str(path.relative_to(root)): _code(path, path.stat().st_mtime_ns)[0] for path in code}
+    return {}
+
+
+def _closure(start: Path, root: Path, counts: Callable[[str], bool]) -> list[Path]:
+    """The file and those of all modules below `root` that it imports, directly or not, and whose name counts."""
+    waiting, seen = [start], set()
+    while waiting:
+        path = waiting.pop()
+        if path not in seen:
+            seen.add(path)
+            package = path.relative_to(root).parent.parts if path.is_relative_to(root) else ()
+            for level, name in _code(path, path.stat().st_mtime_ns)[1]:
+                above = package[: len(package) - level + 1] if level else ()
+                module = ".".join([*above, *([name] if name else [])])
+                waiting += _files(module, root) if counts(module) else []
+    return sorted(seen)
+
+
+@functools.lru_cache(maxsize=1024)
+def _code(path: Path, mtime_ns: int) -> tuple[str, tuple[tuple[int, str], ...]]:
+    """(hash of the code without comments and docstrings, its imports as (level, name))."""
+    try:
+        tree = ast.parse(path.read_bytes(), filename=str(path))
+    except SyntaxError:  # which the import tells
+        return hashlib.sha256(path.read_bytes()).hexdigest(), ()
+    names: set[tuple[int, str]] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {(0, alias.name) for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = [node.module] if node.module else []
+            names |= {(node.level, ".".join([*base, *more])) for more in ([], *([alias.name] for alias in node.names))}
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(
+            node, clean=False
+        ):
+            node.body = node.body[1:] or [ast.Pass()]
+    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest(), tuple(sorted(names))
+
+
+def _files(module: str, root: Path) -> list[Path]:
+    """The files below `root` that `import module` runs: each package's `__init__.py` on the way, and the module's
+    own."""
+    files, folder = [], root
+    for part in filter(None, module.split(".")):
+        folder = folder / part
+        files += [path for path in (folder / "__init__.py", folder.with_suffix(".py")) if path.is_file()]
+    return files
