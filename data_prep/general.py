@@ -48,7 +48,9 @@ class General(jobs.Job):
     def __post_init__(self) -> None:
         if unknown := ", ".join(set(self.tasks) - set(prompts.TASKS)):
             raise ValueError(f"`tasks`: {unknown} is not known; write shares of {', '.join(prompts.TASKS)}")
-        if self.tasks and not (sum(self.tasks.values()) and self.judge_thinking and self.count):
+        if self.tasks and not (
+            min(self.tasks.values()) >= 0 < sum(self.tasks.values()) and self.judge_thinking and self.count
+        ):
             raise ValueError("`tasks`: the judge tells them; write `judge_thinking: true`, `count`, and their shares")
 
 

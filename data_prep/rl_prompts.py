@@ -21,7 +21,7 @@ from typing import Any
 
 from data_prep import decontaminate, dedup, filters, jobs, prompts, rows, runs, sources
 from data_prep.rows import Row
-from data_prep.sampling import Decoding, Model, Sampler, at_least_1, cost, open_model
+from data_prep.sampling import Decoding, Model, Sampler, at_least_1, cost, open_model, within
 from data_prep.sources import plan as convert_plan
 
 log = logging.getLogger(__name__)
@@ -46,6 +46,7 @@ class PassRate:
 
     def __post_init__(self) -> None:
         at_least_1(self, "n")
+        within(self, 0, 1, "least", "most")
         if self.template not in ("r1_zero", "chat"):
             raise ValueError(f"`template` is {self.template!r}; write r1_zero or chat")
 

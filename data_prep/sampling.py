@@ -13,6 +13,7 @@ import asyncio
 import hashlib
 import json
 import logging
+import math
 import os
 import random
 import sqlite3
@@ -61,6 +62,16 @@ class Decoding:
 
     def __post_init__(self) -> None:
         at_least_1(self, "max_tokens")
+        within(self, 0, math.inf, "temperature")
+        within(self, 0, 1, "top_p")
+
+
+def within(settings: object, low: float, high: float, *keys: str) -> None:
+    """Raises ValueError for a key of the settings that is not from `low` to `high`."""
+    for key in keys:
+        if not low <= getattr(settings, key) <= high:
+            wanted = f"at least {low:g}" if high == math.inf else f"a number from {low:g} to {high:g}"
+            raise ValueError(f"`{key}` is {getattr(settings, key)}; write {wanted}")
 
 
 def at_least_1(settings: object, *keys: str) -> None:
@@ -329,6 +340,7 @@ class ServerSettings:
 
     def __post_init__(self) -> None:
         at_least_1(self, "concurrency", "attempts")
+        within(self, 0, math.inf, "first_wait_s", "timeout_s")
         if self.api_key_variable and not os.environ.get(self.api_key_variable):
             raise ValueError(f"the environment variable {self.api_key_variable} is not set; {self.base_url} wants it")
 

@@ -46,6 +46,7 @@ def test_settings_take_the_types_that_yaml_writes() -> None:
     path = write("output_dir: outputs/a/b\nrate: 1e-4\njudge: {base_url: world}\nsources: [x]\nlimit: null\n")
     assert runs.settings(Job, path) == Job("outputs/a/b", 1e-4, judge=Judge("world"), sources=["x"])
     assert runs.settings(Job, path, limit=3, rate=None).limit == 3
+    assert runs.settings(Job, write("output_dir: x\nrate: -0.5\n")).rate == -0.5  # a count is another thing
 
 
 @pytest.mark.parametrize(
@@ -54,6 +55,8 @@ def test_settings_take_the_types_that_yaml_writes() -> None:
         ("outputdir: x", "job.yaml: unknown key `outputdir`; did you mean `output_dir`?"),
         ("rate: 1", "job.yaml: the key `output_dir` is missing; write `output_dir: ...`"),
         ("output_dir: x\nrate: fast", "job.yaml: `rate` is 'fast'; write a value of type float"),
+        ("output_dir: x\nlimit: -1", "job.yaml: `limit` is -1; write a number that is not below 0"),
+        ("output_dir: x\nrate: .nan", "job.yaml: `rate` is nan; write a finite number"),
         ("output_dir: x\nlimit: true", "job.yaml: `limit` is True; write a value of type int"),
         ("output_dir: x\nmode: paper", "job.yaml: `mode` is 'paper'; write one of 'teacher', 'mixture'"),
         ("output_dir: x\njudge: {url: y}", "job.yaml: `judge`: unknown key `url`"),

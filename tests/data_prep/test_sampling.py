@@ -330,6 +330,8 @@ def test_a_key_that_is_not_set_is_named_before_any_work(monkeypatch):
         (lambda: ServerSettings("world", "m", attempts=0), "attempts"),
         (lambda: Sampler(batch_size=0), "batch_size"),
         (lambda: Decoding(max_tokens=0), "max_tokens"),
+        (lambda: Decoding(max_tokens=1, temperature=-0.5), "`temperature` is -0.5; write at least 0"),
+        (lambda: Decoding(max_tokens=1, top_p=1.5), "`top_p` is 1.5; write a number from 0 to 1"),
         (lambda: PassRate("m", Decoding(8), n=0), "n"),
     ],
 )

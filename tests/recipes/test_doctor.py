@@ -272,7 +272,8 @@ def test_switched_off_it_changes_no_number(run_stage):
 @pytest.mark.parametrize(
     ("constant", "steps", "said"),
     [
-        ("0.0", 5, "stop_when_all_wrong: not one answer was right in 5 rollouts"),
+        # A rollout is two steps, and counts once.
+        ("0.0", 5, "stop_when_all_wrong: not one answer was right in 3 rollouts, up to step 5"),
         ("0.5", 8, "all completions get the same reward"),
         ("1.0", 8, ""),
     ],
@@ -280,7 +281,7 @@ def test_switched_off_it_changes_no_number(run_stage):
 def test_all_wrong_stops_a_run_and_all_right_does_not(constant, steps, said, run_stage, caplog, capsys):
     name = "reward" if constant == "0.5" else "accuracy_reward"
     reward(f"return [{constant}] * len(completions)", name)()
-    settings = GRPO | {"reward_funcs": [f"planted.{name}"]}
+    settings = GRPO | {"reward_funcs": [f"planted.{name}"], "stop_when_all_wrong": 3}
     if steps < 8:
         with pytest.raises(SystemExit):
             run_stage("r1_zero", settings)

@@ -106,6 +106,15 @@ def test_saves_move_to_where_a_rollout_begins(run_stage, caplog):
     assert "step 3" in said[0] and "multiple of 2" in said[0]
 
 
+def test_a_save_at_the_end_of_an_epoch_moves_too(run_stage, refuses):
+    often = {"save_strategy": "epoch", "logging_steps": 4, "save_total_limit": None}
+    folder = run_stage("r1_zero", GRPO | FEW | often)  # an epoch ends at step 6, amid a log row
+    assert [path.name for path in checkpoints.complete(folder)] == [f"checkpoint-{step}" for step in (8, 12)]
+    assert "save_strategy: best would save amid a rollout" in refuses(
+        "r1_zero", GRPO | {"save_strategy": "best"}, name="b"
+    )
+
+
 @pytest.mark.slow
 def test_half_written_checkpoints_do_not_count(run_stage, crash_at):
     straight = run_stage("r1_zero", GRPO, name="straight")

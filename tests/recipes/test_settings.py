@@ -7,7 +7,7 @@ from pathlib import Path
 import recipes
 from data_prep.runs import ConfigError
 from recipes import all_scenarios_rl, base, config, distill, r1_zero, reasoning_rl, reward_models
-from recipes.config import GRPOConfig, PolicyArguments, RewardConfig, SFTConfig, parse
+from recipes.config import GRPOConfig, PolicyArguments, RewardConfig, SFTConfig, given, parse
 
 import pytest
 import torch
@@ -155,12 +155,23 @@ def test_the_command_line_is_checked_too(tmp_path):
         parse(*CLASSES["r1_zero"], argv=[*argv, "--seed", "three"])
 
 
-def test_numbers_may_be_written_as_people_write_them(tmp_path):
+@pytest.mark.parametrize("number", ["1e-4", "1E-4", "+.1e-3", "0.0001", "1.0e-04"])
+def test_numbers_may_be_written_as_people_write_them(tmp_path, number):
     argv = write(tmp_path, {key: value for key, value in GRPO.items() if key != "learning_rate"})
     with open(argv[1], "a", encoding="utf-8") as file:
-        file.write("\nlearning_rate: 1e-4\nweight_decay: 0\n")
+        file.write(f"\nlearning_rate: {number}\nweight_decay: 0\n")
     _, settings = parse(*CLASSES["r1_zero"], argv=argv)
     assert (settings.learning_rate, settings.weight_decay) == (1e-4, 0)
+
+
+def test_what_a_command_line_gives_is_known_whole(tmp_path):
+    path, said = given(
+        [*write(tmp_path, {"seed": 1, "beta": 0.1}), "--reward_funcs", "a", "b", "--seed=3", "--debug", "--use_cpu"]
+    )
+    assert path == str(tmp_path / "stage.yaml")
+    assert said == {"seed": 3, "beta": 0.1, "reward_funcs": ["a", "b"], "use_cpu": True}
+    with pytest.raises(ConfigError, match="max_step"):  # no abbreviations, which would be other settings by name
+        parse(*CLASSES["r1_zero"], argv=[*write(tmp_path, GRPO), "--max_step", "4"])
 
 
 def test_no_key_is_in_two_places():

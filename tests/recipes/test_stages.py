@@ -168,18 +168,22 @@ def test_packed_rows_are_all_trained(run_stage, caplog):
 def test_two_phases_by_the_order_of_rows():
     reasoning, kinds = sums(10), [general("helpful", 4), general("harmless", 3)]
     args = all_scenarios_rl.AllScenariosArguments(general_share=0.5)
-    order = all_scenarios_rl.schedule(
-        reasoning, kinds, args, SimpleNamespace(max_steps=17, prompts_per_step=4, rollout_window=2, seed=0)
-    )
+
+    def laid_out(iterations: int) -> list[dict]:
+        config = SimpleNamespace(prompts_per_step=4, rollout_window=2 * iterations, num_iterations=iterations, seed=0)
+        config.max_steps = 17
+        return all_scenarios_rl.schedule(reasoning, kinds, args, config)
+
+    order = laid_out(1)
     steps = [[row["kind"] for row in order[at : at + 4]] for at in range(0, len(order), 4)]
     assert len(steps) == 18  # whole rollouts
     assert steps[:13] == [["reasoning"] * 4] * 13  # the last 24% of 17 steps are 4
     assert all(step == ["reasoning", "reasoning", "helpful", "harmless"] for step in steps[13:])
     assert sorted(row["id"] for row in order[:10]) == sorted(row["id"] for row in reasoning)
-    again = all_scenarios_rl.schedule(
-        reasoning, kinds, args, SimpleNamespace(max_steps=17, prompts_per_step=4, rollout_window=2, seed=0)
-    )
-    assert again == order
+    assert laid_out(1) == order
+    # Gone through twice, a rollout of two steps lasts four: the fourth begins at step 12, and its second step is mixed.
+    twice = [[row["kind"] for row in laid_out(2)[at : at + 4]] for at in range(0, 40, 4)]
+    assert [("helpful" in step) for step in twice] == [False] * 7 + [True] * 3
 
 
 @pytest.fixture
