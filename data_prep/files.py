@@ -76,10 +76,15 @@ def hold(folder: Path) -> str | None:
     _held[path] = file
     file.seek(0)
     file.truncate()
-    since = time.strftime("%Y-%m-%d %H:%M:%S")
-    file.write(f"process {os.getpid()} on {platform.node()} since {since}: {shlex.join(sys.argv)}\n")
+    file.write(who())
     file.flush()
     return None
+
+
+def who() -> str:
+    """This process, in words."""
+    since = time.strftime("%Y-%m-%d %H:%M:%S")
+    return f"process {os.getpid()} on {platform.node()} since {since}: {shlex.join(sys.argv)}"
 
 
 def holder(folder: Path) -> str:

@@ -316,7 +316,7 @@ def test_two_pipelines_never_work_in_one_folder(toy: Toy) -> None:
     toy.add("a", "pause: 20")
     first = toy.start()
     wait_until(lambda: (toy.folder / "starts.log").exists(), "a has not started")
-    assert "another pipeline is at work in outputs/tiny" in toy.run(status=1)
+    assert f"another pipeline is at work in outputs/tiny: process {first.pid} on " in toy.run(status=1)
     first.kill()
     first.communicate(timeout=20)
 

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from data_prep import commands, runs
+from data_prep import commands, files, runs
 from recipes.tools import children, report
 from recipes.tools.steps import Step, dependents, is_pushed, load_steps, require_names, scale_folder
 from recipes.tools.view import LiveView, PlainView
@@ -174,7 +174,7 @@ def child_environment(threads: int | None) -> dict[str, str]:
 def locked(scale_dir: Path) -> Iterator[int]:
     """Holds outputs/<scale> for this pipeline; yields the lock's file descriptor. Raises PipelineError if taken."""
     scale_dir.mkdir(parents=True, exist_ok=True)
-    with (scale_dir / ".lock").open("a") as file:
+    with (scale_dir / ".lock").open("a+") as file:
         for _ in range(50):  # the children of a pipeline that was just killed need a moment to be gone
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -182,7 +182,11 @@ def locked(scale_dir: Path) -> Iterator[int]:
             except BlockingIOError:
                 time.sleep(0.1)
         else:
-            raise PipelineError(f"another pipeline is at work in {scale_dir}: wait for it or end it")
+            file.seek(0)
+            raise PipelineError(f"another pipeline is at work in {scale_dir}: {file.read()}; wait for it or end it")
+        file.truncate(0)
+        file.write(files.who())
+        file.flush()
         yield file.fileno()
 
 

@@ -330,14 +330,19 @@ def test_a_key_that_is_not_set_is_named_before_any_work(monkeypatch):
         (lambda: ServerSettings("world", "m", attempts=0), "attempts"),
         (lambda: Sampler(batch_size=0), "batch_size"),
         (lambda: Decoding(max_tokens=0), "max_tokens"),
-        (lambda: Decoding(max_tokens=1, temperature=-0.5), "`temperature` is -0.5; write at least 0"),
-        (lambda: Decoding(max_tokens=1, top_p=1.5), "`top_p` is 1.5; write a number from 0 to 1"),
         (lambda: PassRate("m", Decoding(8), n=0), "n"),
     ],
 )
 def test_what_would_ask_nothing_is_refused(make, key):
     with pytest.raises(ValueError, match=f"`{key}` is 0; write at least 1"):
         make()
+
+
+def test_what_cannot_be_sampled_is_refused():
+    with pytest.raises(ValueError, match="`temperature` is -0.5; write at least 0"):
+        Decoding(max_tokens=1, temperature=-0.5)
+    with pytest.raises(ValueError, match="`top_p` is 1.5; write a number from 0 to 1"):
+        Decoding(max_tokens=1, top_p=1.5)
 
 
 def test_no_samples_may_be_asked_for():
