@@ -387,7 +387,8 @@ def _fields(kind: type) -> dict:
 def parse(*classes: type, argv: list[str] | None = None) -> tuple:
     """Read `--config FILE` and what the command line adds into one instance of each dataclass.
 
-    Raises ConfigError, before anything is loaded, for a missing file, an unknown key, a wrong type or batch.
+    Under FSDP models are from now on loaded as `recipes/loading.py` says, TRL's reference among them. Raises
+    ConfigError, before anything is loaded, for a missing file, an unknown key, a wrong type or batch.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     path = Path(argv[argv.index("--config") + 1]) if "--config" in argv[:-1] else None
@@ -402,4 +403,8 @@ def parse(*classes: type, argv: list[str] | None = None) -> tuple:
         if "use_cpu" in str(error):  # the libraries' message is about precision
             error = "no GPU is visible; train on one, or write `use_cpu: true` and `bf16: false`"
         raise ConfigError(f"{path or 'command line'}: {error}") from None
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+        from recipes import loading  # brings transformers' models, which nobody needs to read settings
+
+        loading.spare_host_memory()
     return parsed
