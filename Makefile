@@ -16,7 +16,7 @@ STAMP := .venv/installed-$(shell cat requirements.txt pyproject.toml | cksum | c
 r1: $(STAMP)  ## every stage at SCALE (default cpu), skipping what is done; SEED=1 ARGS="--from r1_zero"
 	$(BIN)/python -m recipes.tools.pipeline --scale $(SCALE) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
-plan: $(STAMP)  ## what SCALE needs, stage by stage, before it runs; ARGS="--gpus 4 --gpu-memory 48"
+plan: $(STAMP)  ## what SCALE needs, stage by stage, before it runs; ARGS="--gpus 4 --gpu-memory 48 --host-memory 256"
 	$(BIN)/python -m recipes.tools.plan --scale $(SCALE) $(ARGS)
 
 report: $(STAMP)  ## the page of SCALE again, from what is on disk: outputs/<scale>/report/index.html
