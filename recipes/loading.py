@@ -2,13 +2,14 @@
 
 With `fsdp_cpu_ram_efficient_loading: true` accelerate sends out the weights of the first process, and what the others
 hold is thrown away. Yet transformers 5.17 reads the checkpoint in all of them, and in all but the first of a machine
-then writes zeros beside it: two copies at the peak. Here these read nothing, and get memory that nobody has touched,
-for which Linux takes no page.
+then writes zeros beside it: two copies at the peak. Here these read names alone, and get memory that nobody has
+touched, for which Linux takes no page.
 """
 
 import functools
 
 import torch
+from safetensors import safe_open
 from transformers import PreTrainedModel, modeling_utils
 from transformers.utils.loading_report import LoadStateDictInfo
 
@@ -30,7 +31,13 @@ def _reading(load):
     @functools.wraps(load)
     def wrapped(model, state_dict, checkpoint_files, load_config, **more):
         if _receives(load_config.is_quantized):
-            return LoadStateDictInfo(set(), set(), set(), [], {}, set()), None
+            there = set(state_dict or ())
+            for file in checkpoint_files or ():
+                if file.endswith(".safetensors"):
+                    with safe_open(file, framework="pt") as opened:
+                        there |= set(opened.keys())
+            lacking = set(model.all_tied_weights_keys) - there  # what the file lacks is tied, as in the first process
+            return LoadStateDictInfo(lacking, set(), set(), [], {}, set()), None
         return load(model, state_dict, checkpoint_files, load_config, **more)
 
     return wrapped

@@ -150,6 +150,7 @@ class Stage:
     vllm_share: float = 0.0
     vllm_processes: int = 1  # that hold one copy of vLLM's weights
     rewards: int = 0  # bytes of reward models, in each process
+    reward: int = 0  # of the largest of them
     scalar_head: bool = False
     checkpoints: int = 3
 
@@ -271,8 +272,8 @@ def host(stage: Stage, gpu: float = 0.0) -> float:
     adapter. DDP and ZeRO-2: so in every process. FSDP2: in the first of a machine, the others touch nothing
     (`recipes/loading.py`), but where weights to train are in 16 bits accelerate makes 32 of them in all. ZeRO-3: no
     more than a file that is mapped, and belongs to all, but stacked experts, which every process makes in the file's
-    16 bits. Reward models come later, through the CPU of every process. A file in the very type of `dtype` is mapped
-    as well, for which nothing is taken off. What writes the model holds one shard of it.
+    16 bits. Reward models come later, one by one through the CPU of every process. A file in the very type of `dtype`
+    is mapped as well, for which nothing is taken off. What writes the model holds one shard of it.
     """
     if stage.cpu:
         return stage.together * memory(stage, gpu).peak
@@ -283,7 +284,7 @@ def host(stage: Stage, gpu: float = 0.0) -> float:
     elif stage.spread == "fsdp2":
         raised = 0 if stage.rank or stage.dtype == 4 else stage.together * 4 * stage.parameters
         loaded = max(models * stage.frozen, raised)
-    return stage.together * IMPORTED + max(loaded, stage.together * stage.rewards, SHARD)
+    return stage.together * IMPORTED + max(loaded, stage.together * stage.reward, SHARD)
 
 
 def vllm_tokens(stage: Stage, gpu: float) -> float:
@@ -416,6 +417,7 @@ def _stage(step: Step, by_output: dict[str, Step], gpus: int | None) -> Stage:
     )
     if isinstance(config, settings_of.GRPOConfig):
         reward_models = {str(one["model"]) for one in (args.reward_kwargs or {}).values() if "model" in one}
+        sizes = [_reward_model(one, by_output) for one in reward_models]
         return replace(
             found,
             length=min((args.max_prompt_length or 1024) + config.max_completion_length, found.shape.longest),
@@ -427,7 +429,8 @@ def _stage(step: Step, by_output: dict[str, Step], gpus: int | None) -> Stage:
             old_policy=config.rollout_window > 1 or config.use_vllm,
             vllm_share=config.vllm_gpu_memory_utilization if config.generation == "vllm_colocate" else 0.0,
             vllm_processes=config.vllm_tensor_parallel_size,
-            rewards=sum(_reward_model(one, by_output) for one in reward_models),
+            rewards=sum(sizes),
+            reward=max(sizes, default=0),
         )
     scorer = isinstance(config, settings_of.RewardConfig)
     rows = _rows(step, by_output)

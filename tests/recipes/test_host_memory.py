@@ -48,6 +48,8 @@ over.set()
 watching.join()
 taken, size = max(peak) - peak[0], sum(p.nbytes for p in model.parameters())
 assert not any(info.values()), info
+tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+assert tied == model.config.tie_word_embeddings
 assert size > 40e6 and all(p.device.type == "cpu" and p.requires_grad for p in model.parameters())
 assert taken > 0.9 * size if rank == 0 else taken < 0.3 * size, (rank, taken, size)
 

@@ -77,7 +77,7 @@ def test_what_a_machines_memory_holds_while_models_are_loaded():
     assert plan.host(fsdp2) == plan.host(replace(fsdp2, processes=64)) == 2 * one + 8 * plan.IMPORTED
     assert plan.host(replace(fsdp2, dtype=2)) == 8 * one + 8 * plan.IMPORTED  # accelerate's float32, in each
     assert plan.host(replace(fsdp2, dtype=2, rank=32)) == one / 2 + 8 * plan.IMPORTED
-    assert plan.host(replace(fsdp2, rewards=30 * GB)) == 8 * (30 * GB + plan.IMPORTED)
+    assert plan.host(replace(fsdp2, rewards=40 * GB, reward=30 * GB)) == 8 * (30 * GB + plan.IMPORTED)
     assert plan.host(stage(rl=True, reference=True)) == one + plan.IMPORTED
     zero3 = replace(zero2, spread="zero3", reference=False)
     assert plan.host(zero3) == plan.SHARD + 8 * plan.IMPORTED
