@@ -19,7 +19,7 @@ r1: $(STAMP)  ## every stage at SCALE (default cpu), skipping what is done; SEED
 runs: $(STAMP)  ## the runs of SCALE, and those that were replaced; ARGS="--remove outputs/cpu/replaced/NAME"
 	$(BIN)/python -m recipes.tools.runs outputs/$(notdir $(SCALE)) $(ARGS)
 
-plan: $(STAMP)  ## what SCALE needs, stage by stage, before it runs; ARGS="--gpus 4 --gpu-memory 48"
+plan: $(STAMP)  ## what SCALE needs, stage by stage, before it runs; ARGS="--gpus 4 --gpu-memory 48 --host-memory 256"
 	$(BIN)/python -m recipes.tools.plan --scale $(SCALE) $(ARGS)
 
 report: $(STAMP)  ## the page of SCALE again, from what is on disk: outputs/<scale>/report/index.html

@@ -69,7 +69,7 @@ class ColdStart(jobs.Job):
 def load(config: ColdStart) -> dict[str, list[rows.Row]]:
     if config.review and Path(config.review).resolve().is_relative_to(Path(config.output_dir).resolve()):
         raise ValueError(
-            f"`review`: {config.review} lies in the folder of this job, which --redo moves aside; copy it out of there first"
+            f"`review`: {config.review} lies in this job's folder, which --redo moves aside; copy it out of there first"
         )
     reasoning = [row for row in rows.load_rows(config.prompts) if row["kind"] == "reasoning"]
     order = jobs.choose(reasoning, 0, config.seed)

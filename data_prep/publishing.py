@@ -1,7 +1,7 @@
 """The keys of any YAML by which a finished run goes to the Hub, and the way there.
 
-That way is the command `python -m data_prep.push`, in a process of its own: a run that is not pushed imports nothing for
-it, and whatever becomes of it, the run on disk is done.
+That way is the command `python -m data_prep.push`, in a process of its own: a run that is not pushed imports nothing
+for it, and whatever becomes of it, the run on disk is done.
 """
 
 import json

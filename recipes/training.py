@@ -16,7 +16,7 @@ from pathlib import Path
 from data_prep import commands, publishing, runs
 from data_prep.rows import Row, load_rows, read_parquet
 from data_prep.runs import ConfigError, Stopped
-from recipes import checkpoints, checks, qlora_proof, watch
+from recipes import checkpoints, checks, loading, qlora_proof, watch
 from recipes.config import LoraArguments, PolicyArguments, StageArguments, given, world_size
 from recipes.tools import merge
 
@@ -361,6 +361,8 @@ def start(args: StageArguments, config) -> "Run":
         raise SystemExit(0)
     if args.doctor:
         checks.tell(checks.of_start(args, config, os.environ))
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+        loading.spare_host_memory()
     if config.distributed_state.is_main_process:
         logger.info("%s", config.equation)
     return run

@@ -1,8 +1,9 @@
 """What a scale needs, before it runs: `python -m recipes.tools.plan --scale S [--gpus N --gpu-memory G]`.
 
 From the YAMLs and the configs of the named models alone (`models.yaml`), without network or weights: for each stage
-parameters, memory of one GPU, tokens, optimiser steps, disk and GPU-hours, and whether it fits; where it does not, the
-first change that would do. Memory is that of a micro batch in which every sequence is as long as it may be.
+parameters, memory of one GPU and of its machine (`host`), tokens, optimiser steps, disk and GPU-hours, and whether it
+fits; where it does not, the first change that would do. Memory is that of a micro batch in which every sequence is as
+long as it may be.
 `benchmarks/plan.py` compares it with what processes take.
 """
 
@@ -10,7 +11,7 @@ import json
 import math
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,12 @@ FILL = 0.5  # mean length of a text, as a share of the longest allowed: assumed
 NF4 = 0.516  # bytes a number: 4 bits, and a doubly quantised scale for each 64
 CONTEXT = 1.0 * GB  # CUDA, its libraries and NCCL
 TILE = 4096, 32768  # tokens and vocabulary of what TRL's fused head computes at once
-ROOM = 0.95  # of a GPU can be used
+ROOM = 0.95  # of a GPU, or of a machine, can be used
+# GB of host memory for each GB of GPU memory: machines of eight have 1.9 (1,152 GiB beside eight A100 of 80 GB, 2 TiB
+# beside eight H200) to 3.4, so that this leaves some of the least; desktops beside a card of 24 GB have 1.3 and more.
+HOST = 1.6
+IMPORTED = 3 * GB  # of host memory, by each process: Python, PyTorch for CUDA, vLLM; assumed
+SHARD = 5 * GB  # of host memory while a model is written, shard by shard
 
 
 @dataclass(frozen=True)
@@ -127,6 +133,7 @@ class Stage:
     cpu: bool
     bf16: bool
     dtype: int  # bytes of a weight that is not in 4 bits
+    together: int = 1  # processes of one machine
     rank: int = 0  # of an adapter; 0: all weights are trained
     targets: tuple[str, ...] = ()  # of the adapter; none: all
     nf4: bool = False
@@ -143,6 +150,7 @@ class Stage:
     vllm_share: float = 0.0
     vllm_processes: int = 1  # that hold one copy of vLLM's weights
     rewards: int = 0  # bytes of reward models, in each process
+    reward: int = 0  # of the largest of them
     scalar_head: bool = False
     checkpoints: int = 3
 
@@ -150,6 +158,17 @@ class Stage:
     def adapter(self) -> int:
         chosen = [one for one in self.shape.linear if not self.targets or _targeted(one[0], self.targets)]
         return sum(self.rank * (inputs + outputs) * count for _, inputs, outputs, count in chosen)
+
+    @property
+    def experts(self) -> int:
+        """Parameters of stacked experts."""
+        return sum(inputs * outputs * count for name, inputs, outputs, count in self.shape.linear if name == "expert")
+
+    @property
+    def frozen(self) -> float:
+        """Bytes of the weights as they are loaded."""
+        linear = sum(inputs * outputs * count for _, inputs, outputs, count in self.shape.linear) if self.nf4 else 0
+        return NF4 * linear + self.dtype * (self.parameters - linear)
 
     @property
     def parameters(self) -> int:
@@ -195,9 +214,7 @@ def memory(stage: Stage, gpu: float) -> Memory:
     zero, shards = stage.spread in ("zero2", "zero3"), stage.spread in ("zero3", "fsdp2")
     own = n if shards else 1
     if stage.rank:
-        linear = sum(inputs * outputs * count for _, inputs, outputs, count in s.linear) if stage.nf4 else 0
-        frozen = (NF4 * linear + stage.dtype * (total - linear)) / own
-        weights, reference = frozen + 4 * trained / own, 4 * trained if stage.reference else 0
+        weights, reference = (stage.frozen + 4 * trained) / own, 4 * trained if stage.reference else 0
         gradients, optimiser = 4 * trained, 8 * trained / (n if zero or shards else 1)
     else:
         each = 2 if zero else stage.dtype  # DeepSpeed keeps the trained copy in bfloat16, and its master spread
@@ -247,6 +264,29 @@ def _a_layer(s: Shape, stream: int, compute: int) -> int:
     return norms + attention + 6 * compute * s.inner
 
 
+def host(stage: Stage, gpu: float = 0.0) -> float:
+    """Bytes of one machine's own memory at the peak, which is that of loading (transformers 5.17, TRL 1.16).
+
+    The policy is made on the CPU of its process. Alone and under DDP its GPU takes it before TRL makes the reference;
+    DeepSpeed and FSDP2 take it when training begins, so that both are there. An adapter's reference is a second
+    adapter. DDP and ZeRO-2: so in every process. FSDP2: in the first of a machine, the others touch nothing
+    (`recipes/loading.py`), but where weights to train are in 16 bits accelerate makes 32 of them in all. ZeRO-3: no
+    more than a file that is mapped, and belongs to all, but stacked experts, which every process makes in the file's
+    16 bits. Reward models come later, one by one through the CPU of every process. A file in the very type of `dtype`
+    is mapped as well, for which nothing is taken off. What writes the model holds one shard of it.
+    """
+    if stage.cpu:
+        return stage.together * memory(stage, gpu).peak
+    models = 2 if stage.reference and not stage.rank and stage.spread in ("zero2", "fsdp2") else 1
+    loaded = stage.together * models * stage.frozen
+    if stage.spread == "zero3":
+        loaded = stage.together * 2 * stage.experts
+    elif stage.spread == "fsdp2":
+        raised = 0 if stage.rank or stage.dtype == 4 else stage.together * 4 * stage.parameters
+        loaded = max(models * stage.frozen, raised)
+    return stage.together * IMPORTED + max(loaded, stage.together * stage.reward, SHARD)
+
+
 def vllm_tokens(stage: Stage, gpu: float) -> float:
     """Tokens that fit into vLLM's cache on one GPU, beside its weights in 16 bits and 2 GB of its own."""
     room = stage.vllm_share * gpu - 2 * stage.parameters / stage.vllm_processes - 2 * GB
@@ -255,7 +295,8 @@ def vllm_tokens(stage: Stage, gpu: float) -> float:
 
 def disk(stage: Stage) -> float:
     """Bytes of the checkpoints that are there at once, and of the model that is left."""
-    model = stage.dtype * stage.parameters
+    master = stage.spread in ("zero2", "zero3") and not stage.rank  # DeepSpeed's, in float32 whatever is loaded
+    model = (4 if master else stage.dtype) * stage.parameters
     adapters = 4 * stage.trained
     one = adapters * (4 if stage.reference else 3) if stage.rank else model * (4 if stage.reference else 3)
     return stage.checkpoints * one + model + (adapters if stage.rank else 0)
@@ -316,6 +357,22 @@ def change(stage: Stage, gpu: float) -> str:
     return f"GPUs of {size} GB" if size else "a smaller model, shorter sequences, or what spreads experts or sequences"
 
 
+def host_change(stage: Stage, memory: float) -> str:
+    """The first change after which loading fits a machine of so many bytes."""
+    tries = []
+    if stage.spread == "zero2" and not stage.rank:
+        # DeepSpeed casts to bfloat16 before a GPU sees a weight, and makes its float32 master from that.
+        tries.append(("dtype: bfloat16, which DeepSpeed trains in anyway", replace(stage, dtype=2)))
+    if stage.spread in ("ddp", "zero2", "fsdp2") and not stage.nf4:
+        kept = replace(stage, spread="fsdp2", dtype=stage.dtype if stage.rank else 4)
+        what = "accelerate_config: accelerate_configs/fsdp2.yaml"
+        tries.append((what if stage.rank else f"{what}, dtype: float32", kept))
+    if not stage.rank:
+        tries.append(("use_peft: true, dtype: bfloat16", replace(stage, rank=32, dtype=2)))
+    found = next((what for what, other in tries if host(other) <= ROOM * memory), None)
+    return found or f"machines of {host(stage) / ROOM / GB:,.0f} GB, or fewer processes on each"
+
+
 # From YAMLs
 
 
@@ -349,6 +406,7 @@ def _stage(step: Step, by_output: dict[str, Step], gpus: int | None) -> Stage:
         cpu,
         bf16=not cpu and step.settings.get("bf16", True),
         dtype=2 if args.dtype == "bfloat16" else 4,
+        together=min(processes, max(8, launch["num_processes"] // launch["num_machines"])),
         rank=args.lora_r if lora else 0,
         targets=tuple(getattr(args, "lora_target_modules", None) or ()),
         nf4=getattr(args, "load_in_4bit", False),
@@ -359,6 +417,7 @@ def _stage(step: Step, by_output: dict[str, Step], gpus: int | None) -> Stage:
     )
     if isinstance(config, settings_of.GRPOConfig):
         reward_models = {str(one["model"]) for one in (args.reward_kwargs or {}).values() if "model" in one}
+        sizes = [_reward_model(one, by_output) for one in reward_models]
         return replace(
             found,
             length=min((args.max_prompt_length or 1024) + config.max_completion_length, found.shape.longest),
@@ -370,7 +429,8 @@ def _stage(step: Step, by_output: dict[str, Step], gpus: int | None) -> Stage:
             old_policy=config.rollout_window > 1 or config.use_vllm,
             vllm_share=config.vllm_gpu_memory_utilization if config.generation == "vllm_colocate" else 0.0,
             vllm_processes=config.vllm_tensor_parallel_size,
-            rewards=sum(_reward_model(one, by_output) for one in reward_models),
+            rewards=sum(sizes),
+            reward=max(sizes, default=0),
         )
     scorer = isinstance(config, settings_of.RewardConfig)
     rows = _rows(step, by_output)
@@ -395,13 +455,8 @@ def _model(args: Any, by_output: dict[str, Step]) -> tuple[str, str]:
     if name is None or name in by_output:  # made by base.py
         given = by_output[name].settings if name else vars(args)
         keys = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-        keys += (
-            "num_key_value_heads",
-            "max_position_embeddings",
-            "num_experts",
-            "num_experts_per_tok",
-            "moe_intermediate_size",
-        )
+        keys += ("num_key_value_heads", "max_position_embeddings")
+        keys += ("num_experts", "num_experts_per_tok", "moe_intermediate_size")
         values = {key: given[key] for key in keys if given.get(key)} | {"tie_word_embeddings": True}
         values["vocab_size"] = values.get("vocab_size", 1024)
         values["head_dim"] = values["hidden_size"] // values["num_attention_heads"]
@@ -476,30 +531,36 @@ def sampled(steps: list[Step]) -> Iterator[tuple[str, int, int]]:
 # For people
 
 
-def report(steps: list[Step], gpus: int | None, gpu: float) -> Iterator[str]:
-    """The plan, line by line."""
-    heads = ("stage", "parameters", "trained", "weights", "gradients", "optimiser", "reference", "gathered")
-    heads += ("activations", "logits", "cache", "other", "peak", "fits", "tokens", "steps", "disk", "GPU-hours")
-    rows, advice, hours = [heads], [], 0.0
+def report(steps: list[Step], gpus: int | None, gpu: float, machine: float | None = None) -> Iterator[str]:
+    """The plan, line by line. `machine`: bytes of host memory; None: `HOST` times that of its GPUs."""
+    heads = ("stage", "parameters", "trained", *(field.name for field in fields(Memory)), "peak", "host", "fits")
+    rows, advice, hours = [(*heads, "tokens", "steps", "disk", "GPU-hours")], [], 0.0
     for one in stages(steps, gpus):
-        found, (train, sample) = memory(one, gpu), gpu_hours(one, gpu)
-        fits = found.peak <= ROOM * gpu
+        found, (train, sample), there = memory(one, gpu), gpu_hours(one, gpu), host(one, gpu)
+        has = machine or HOST * one.together * gpu
+        fits, loads = found.peak <= ROOM * gpu, one.cpu or there <= ROOM * has
         tokens = one.batch * one.steps * one.length * FILL
-        size = (found.weights, found.gradients, found.optimiser, found.reference, found.gathered, found.activations)
-        size += (found.logits, found.cache, found.other, found.peak)
-        numbers = (_short(one.parameters), _short(one.trained), *(f"{b / GB:.1f}" for b in size))
+        size = (f"{b / GB:.1f}" for b in (*astuple(found), found.peak))
+        numbers = (_short(one.parameters), _short(one.trained), *size, f"{there / GB:,.0f}")
         after = (_short(tokens), f"{one.steps:,}", f"{disk(one) / GB:,.0f}", f"{train + sample:,.1f}")
-        rows.append((one.name, *numbers, "yes" if fits else "NO", *after))
+        rows.append((one.name, *numbers, "yes" if fits and loads else "NO", *after))
         hours += train + sample
+        who = f"{one.name} ({one.model}, {one.processes} x {one.spread})"
         if not fits:
-            advice.append(f"{one.name} ({one.model}, {one.processes} x {one.spread}): write {change(one, gpu)}")
+            advice.append(f"{who}: write {change(one, gpu)}")
+        if not loads:
+            what = f"loading takes {there / GB:,.0f} GB of each machine's memory, of {has / GB:,.0f}"
+            advice.append(f"{who}: {what}; write {host_change(one, has)}")
         if one.vllm_share:
             room = vllm_tokens(one, gpu)
             if room < one.length:
                 advice.append(f"{one.name}: vLLM's cache holds {room:,.0f} tokens, one sequence {one.length:,}")
-    widths = [max(len(row[at]) for row in rows) for at in range(len(heads))]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     yield from ("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
-    yield f"GB a GPU of {gpu / GB:.0f}, and GB of disk; GPU-hours of training and its sampling: {hours:,.0f}"
+    yield (
+        f"GB a GPU of {gpu / GB:.0f}; `host`: GB of a machine's own memory; GB of disk; GPU-hours of training and its "
+        f"sampling: {hours:,.0f}"
+    )
     yield from (f"samples of {name}: {count:,} of up to {length:,} tokens" for name, count, length in sampled(steps))
     yield (
         f"Assumed: texts are {FILL:.0%} of the longest allowed; training runs at {TRAINING:.0%} of the peak, vLLM at "
@@ -521,12 +582,15 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--scale", required=True, help="a name in recipes/configs, or a path to a folder of YAMLs")
     parser.add_argument("--gpus", type=int, help="in place of the processes in the accelerate configs")
     parser.add_argument("--gpu-memory", type=float, metavar="GB", help="of one GPU; of the machine, for a CPU")
+    parser.add_argument(
+        "--host-memory", type=float, metavar="GB", help=f"of one machine; left out, {HOST} times that of its GPUs"
+    )
     parser.add_argument("--override", type=Path, metavar="FILE", help="other values, by the name of the YAML")
     arguments = parser.parse_args(argv)
     folder = scale_folder(arguments.scale)
     steps = load_steps(folder, override=arguments.override)
     size = arguments.gpu_memory or (80 if arguments.override else MEMORY.get(folder.name, 16))
-    for line in report(steps, arguments.gpus, size * GB):
+    for line in report(steps, arguments.gpus, size * GB, (arguments.host_memory or 0) * GB):
         print(line)
 
 

@@ -163,7 +163,7 @@ def test_a_review_in_the_jobs_own_folder_is_not_read_since_it_would_be_lost(buil
     made = reviewed("jsonl")
     with pytest.raises(SystemExit):
         built(review="out/test/cold_start/review.jsonl")
-    assert "lies in the folder of this job, which --redo moves aside; copy it out" in capsys.readouterr().err
+    assert "lies in this job's folder, which --redo moves aside; copy it out" in capsys.readouterr().err
     assert reviewed("jsonl") == made
 
 

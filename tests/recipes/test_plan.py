@@ -64,6 +64,41 @@ def test_the_first_change_that_fits_is_named():
     assert plan.change(wide, 80 * GB).startswith("per_device_train_batch_size: ")
 
 
+def test_what_a_machines_memory_holds_while_models_are_loaded():
+    """By hand: 7.6 B parameters in 4 bytes are 30.5 GB; eight processes with policy and reference hold 488."""
+    one = 4 * shape("Qwen/Qwen2.5-7B").parameters
+    zero2 = stage(processes=8, together=8, spread="zero2", rl=True, reference=True)
+    assert plan.host(zero2) / GB == pytest.approx(8 * 3 + 487.4, abs=0.1)
+    assert plan.host(zero2) == 8 * 2 * one + 8 * plan.IMPORTED
+    assert plan.host(replace(zero2, spread="ddp")) == 8 * one + 8 * plan.IMPORTED  # GPUs have the policy by then
+    assert plan.host(replace(zero2, dtype=2)) == 8 * one + 8 * plan.IMPORTED
+    assert plan.host(replace(zero2, rank=32)) == 8 * one + 8 * plan.IMPORTED  # its reference is an adapter
+    fsdp2 = replace(zero2, spread="fsdp2")
+    assert plan.host(fsdp2) == plan.host(replace(fsdp2, processes=64)) == 2 * one + 8 * plan.IMPORTED
+    assert plan.host(replace(fsdp2, dtype=2)) == 8 * one + 8 * plan.IMPORTED  # accelerate's float32, in each
+    assert plan.host(replace(fsdp2, dtype=2, rank=32)) == one / 2 + 8 * plan.IMPORTED
+    assert plan.host(replace(fsdp2, rewards=40 * GB, reward=30 * GB)) == 8 * (30 * GB + plan.IMPORTED)
+    assert plan.host(stage(rl=True, reference=True)) == one + plan.IMPORTED
+    zero3 = replace(zero2, spread="zero3", reference=False)
+    assert plan.host(zero3) == plan.SHARD + 8 * plan.IMPORTED
+    moe = replace(zero3, shape=shape("Qwen/Qwen3-30B-A3B-Base"))
+    assert plan.host(moe) / GB == pytest.approx(8 * (2 * 48 * 128 * 3 * 768 * 2048 / 1e9 + 3), rel=1e-6)
+    nf4 = replace(moe, spread="no", processes=1, together=1, nf4=True, rank=32, dtype=2)
+    assert plan.host(nf4) / GB == pytest.approx(16.7 + 3, abs=0.1)
+    on_cpu = stage(processes=2, together=2, spread="ddp", cpu=True, bf16=False)
+    assert plan.host(on_cpu) == 2 * plan.memory(on_cpu, 0).peak
+
+
+def test_the_first_change_that_loads_is_named():
+    zero2 = stage(processes=8, together=8, spread="zero2", rl=True, reference=True)
+    assert plan.host_change(zero2, 400 * GB).startswith("dtype: bfloat16")
+    assert plan.host_change(zero2, 200 * GB) == plan.host_change(replace(zero2, dtype=2), 200 * GB)
+    assert plan.host_change(zero2, 200 * GB) == "accelerate_config: accelerate_configs/fsdp2.yaml, dtype: float32"
+    assert plan.host_change(zero2, 64 * GB) == "machines of 538 GB, or fewer processes on each"
+    big = replace(zero2, shape=shape("./models/DeepSeek-V3-Base-bf16"), spread="fsdp2")
+    assert plan.host_change(big, 1800 * GB) == "use_peft: true, dtype: bfloat16"
+
+
 def test_a_plan_is_printed_for_a_scale_and_an_unknown_model_is_named(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(plan.runs.ROOT)
     for module, name in ((plan.check.jobs, "run"), (plan.settings_of, "parse")):  # brought back by the end
@@ -74,6 +109,11 @@ def test_a_plan_is_printed_for_a_scale_and_an_unknown_model_is_named(tmp_path, c
     assert "Everything fits." in printed and " r1_zero " in printed
     assert commands.run(plan.main, ["--scale", "moe-qlora", "--gpu-memory", "24"]) == 0
     assert "r1_zero (Qwen/Qwen3-30B-A3B-Base, 1 x no): write GPUs of 80 GB" in capsys.readouterr().out
+    assert commands.run(plan.main, ["--scale", "node-8x80gb", "--host-memory", "64"]) == 0
+    said = capsys.readouterr().out
+    assert "r1_zero (Qwen/Qwen2.5-7B, 8 x zero2): loading takes 268 GB of each machine's memory, of 64; write" in said
+    assert commands.run(plan.main, ["--scale", "node-8x80gb"]) == 0
+    assert "Everything fits." in capsys.readouterr().out
     text = Path("recipes/configs/gpu-24gb/r1_zero.yaml").read_text(encoding="utf-8").replace("2.5-1.5B\n", "2.5-3B\n")
     (tmp_path / "r1_zero.yaml").write_text(text, encoding="utf-8")
     with pytest.raises(SystemExit) as ended:
