@@ -161,7 +161,7 @@ def test_without_write_access_nothing_begins(
 
 
 def test_what_is_not_finished_is_not_pushed(hub: Hub, client: Callable, tmp_path: Path, mixture: Path) -> None:
-    (mixture / "run.json").unlink()
+    (mixture / "run.json").rename(mixture / "begun.json")
     status, log, _ = client(tiny.run_push, tmp_path, "outputs/t/mixture", "--hub-model-id", "me/unfinished")
     assert (status, hub.asked) == (2, [])
     assert "is not finished" in log
