@@ -118,7 +118,7 @@ def set_up(folder: Path, stage: str, base: Path, wanted: int, settings: dict) ->
     given = {"output_dir": f"outputs/b/{stage}", "dataset": "outputs/b/world/rows.parquet"}
     path.write_text(yaml.safe_dump(settings | given | {"model_name_or_path": str(base)}), encoding="utf-8")
     for run in (base, folder / "outputs/b/world"):
-        (run / "run.json").write_text(json.dumps({"fingerprint": "0"}), encoding="utf-8")
+        (run / "run.json").write_text(json.dumps({"id": "0"}), encoding="utf-8")
     for linked in ("recipes", "accelerate_configs"):
         (folder / linked).symlink_to(runs.ROOT / linked)
     return path

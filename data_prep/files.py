@@ -48,7 +48,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 def lock_of(folder: Path) -> Path:
     """The lock lies beside the folder, so that the folder can be moved while it is held."""
-    folder = Path(os.path.abspath(folder))
+    folder = Path(os.path.realpath(folder))
     return folder.parent / f".{folder.name}.lock"
 
 

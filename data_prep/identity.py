@@ -77,8 +77,8 @@ def identify(
         elif path.is_dir() and "/" in text and (digest := _hash_folder(path)):
             folders[text] = digest
     own = {}
-    for name in given.get("reward_funcs") or []:
-        own |= _own_modules(str(name))
+    for name in texts(given.get("reward_funcs")):
+        own |= _own_modules(name)
     return Identity(given, usual, files, folders, own, code_version(script))
 
 

@@ -318,8 +318,8 @@ def refusal(output_dir: Path, found: State) -> str:
         held = f"{output_dir} holds {what} with other settings or inputs: {'; '.join(found.why)}. It stays as it is. Or"
     return (
         f"{held} add `--redo`, which moves the folder to {scale / REPLACED}/ and runs this anew (runs that were made "
-        f"from it stay, and count as changed; `python -m recipes.tools.runs {scale}` lists them all, and removes what "
-        "was replaced); or write another output_dir."
+        f"from it stay, and count as changed; `python -m recipes.tools.runs {scale}` lists all runs, and its `--remove` "
+        "deletes a replaced one); or write another output_dir."
     ).replace("It stays as it is. Or add", "It stays as it is. Either add")
 
 

@@ -267,8 +267,8 @@ def refusal(steps: list[Step], refused: list[tuple[Step, runs.State]]) -> str:
     return (
         f"{said} Nothing was started, and nothing was changed. Either add `--redo` (`make r1 ARGS=--redo`), which "
         f"moves {', '.join(names)}{more} to {scale_dir / runs.REPLACED}/ and runs it anew "
-        f"(`python -m recipes.tools.runs {scale_dir}` lists all, and removes what was replaced); or write another "
-        "output_dir."
+        f"(`python -m recipes.tools.runs {scale_dir}` lists all runs, and its `--remove` deletes a replaced one); or "
+        "write another output_dir."
     )
 
 

@@ -106,7 +106,7 @@ def mixture(family: str = "qwen3_moe") -> None:
     shutil.rmtree(BASE)
     moe.write(BASE, family, vocab=len(tokenizer), **ends)
     tokenizer.save_pretrained(BASE)
-    (BASE / "run.json").write_text('{"fingerprint": "x"}')
+    (BASE / "run.json").write_text('{"id": "x"}')
 
 
 def row_fault(name: str, every: int = 1, **values):
