@@ -309,18 +309,18 @@ def begin(output_dir: Path, now: Identity, redo: bool = False) -> Literal["done"
 
 def refusal(output_dir: Path, found: State) -> str:
     """Why a folder stays as it is, and the two ways on."""
-    scale = Path(output_dir).parent
-    finished = (Path(output_dir) / "run.json").exists()
+    output_dir = Path(output_dir)
     if found.kind == "incomplete":
         held = f"{output_dir} holds this run, finished, but {found.why[0]}. Copy it there again; or"
     else:
-        what = "a finished run" if finished else "checkpoints of a run"
-        held = f"{output_dir} holds {what} with other settings or inputs: {'; '.join(found.why)}. It stays as it is. Or"
+        what = "a finished run" if (output_dir / "run.json").exists() else "checkpoints of a run"
+        differs = "; ".join(found.why)
+        held = f"{output_dir} holds {what} with other settings or inputs: {differs}. It stays as it is. Either"
     return (
-        f"{held} add `--redo`, which moves the folder to {scale / REPLACED}/ and runs this anew (runs that were made "
-        f"from it stay, and count as changed; `python -m recipes.tools.runs {scale}` lists all runs, and its `--remove` "
-        "deletes a replaced one); or write another output_dir."
-    ).replace("It stays as it is. Or add", "It stays as it is. Either add")
+        f"{held} add `--redo`, which moves the folder to {output_dir.parent / REPLACED}/ and runs this anew (runs that "
+        "were made from it stay, and count as changed; `python -m recipes.tools.runs "
+        f"{output_dir.parent}` lists all runs, and its `--remove` deletes a replaced one); or write another output_dir."
+    )
 
 
 def set_aside(output_dir: Path) -> Path:
