@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from data_prep.files import write_json
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("rewards", "data_prep", "recipes")
 OUTPUTS = "outputs/"
@@ -150,37 +152,43 @@ def texts(value: Any) -> Iterator[str]:
 # Files
 
 
-@functools.cache
-def _known() -> dict[str, list]:
-    """By absolute path: [what identifies the version of a file, its SHA-256]."""
+_known: dict[str, list] = {}  # by absolute path: [what identifies the version of a file, its SHA-256]
+
+
+def _read_hashes() -> dict[str, list]:
     try:
         return json.loads(HASHES.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):  # hashed again, then
         return {}
 
 
-def known_hashes() -> dict[str, list]:
-    """What `HASHES` should hold, so that no file is read twice."""
-    return {path: entry for path, entry in _known().items() if os.path.exists(path)}
+def remember() -> None:
+    """Write to HASHES what this process has hashed, so that no other one reads those files."""
+    stored = _read_hashes()
+    mine = {path: entry for path, entry in _known.items() if stored.get(path) != entry}
+    if mine and HASHES.parent.is_dir():
+        write_json(HASHES, {path: entry for path, entry in (stored | mine).items() if os.path.exists(path)})
 
 
 def _hash(path: Path, sampled: bool = False) -> str:
     """The SHA-256 of a file, remembered by its size and times; of a large one that may be `sampled`, of its size and 64
     evenly spaced megabytes."""
     stat = path.stat()
-    version = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
-    entry = _known().get(str(path.absolute()))
+    sampled = sampled and stat.st_size > SAMPLED
+    version = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, sampled]
+    name = str(path.absolute())
+    entry = _known.get(name) or _read_hashes().get(name)
     if entry and entry[0] == version:
         return entry[1]
     with path.open("rb") as file:
-        if sampled and stat.st_size > SAMPLED:
+        if sampled:
             digest = hashlib.sha256(str(stat.st_size).encode())
             for part in range(64):
                 file.seek((stat.st_size - 2**20) * part // 63)
                 digest.update(file.read(2**20))
         else:
             digest = hashlib.file_digest(file, "sha256")
-    _known()[str(path.absolute())] = [version, digest.hexdigest()]
+    _known[name] = [version, digest.hexdigest()]
     return digest.hexdigest()
 
 

@@ -280,6 +280,7 @@ def begin(output_dir: Path, now: Identity, redo: bool = False) -> Literal["done"
         raise Busy(
             f"{output_dir} is in use by {who}. Wait until that has ended, or end it, or write another output_dir"
         )
+    identity.remember()
     found = look(output_dir, now)
     begun = _read_json(output_dir / "begun.json")
     if found.kind == "done" and not redo:
@@ -302,8 +303,6 @@ def begin(output_dir: Path, now: Identity, redo: bool = False) -> Literal["done"
     write_json(output_dir / "begun.json", record)
     if aside and (aside / "samples").is_dir():
         (aside / "samples").rename(output_dir / "samples")
-    if Path(OUTPUTS).is_dir():
-        write_json(identity.HASHES, identity.known_hashes())
     return "fresh"
 
 
