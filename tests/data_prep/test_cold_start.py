@@ -49,7 +49,7 @@ def settings(**changes):
 def built(run_job, scripted, tmp_path):
     rows.write_rows(tmp_path / "prompts.parquet", [p.row(f"r{i}") for i, p in enumerate(QUESTIONS)])
     scripted(say)
-    return lambda **changes: run_job(cold_start, ColdStart, settings(**changes))
+    return lambda *flags, **changes: run_job(cold_start, ColdStart, settings(**changes), *flags)
 
 
 @pytest.mark.slow
@@ -100,7 +100,7 @@ def test_a_review_is_exported_and_comes_back(built, kind, caplog):
     records[1] |= {"decision": "accept", "reasoning": "I see it at once."}
     records[2]["decision"] = "accept"
     records[3]["summary"] = "Forgotten to decide."
-    record = built(review=save(records, kind))
+    record = built("--redo", review=save(records, kind))
     after = rows.load_rows("out/test/cold_start/train.parquet", sft=True)
     assert record["review"] == {
         "accepted": 2, "rejected": 1, "undecided": len(before) - 3,
