@@ -15,6 +15,7 @@ from data_prep.runs import ConfigError
 
 import torch
 import torch.distributed.checkpoint as distributed
+from accelerate import PartialState
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
@@ -57,6 +58,24 @@ def whole_models() -> Iterator[None]:
         del os.environ["ACCELERATE_USE_FSDP"]
         if fsdp is not None:
             os.environ["ACCELERATE_USE_FSDP"] = fsdp
+
+
+@torch.no_grad()
+def share_buffers(model: PreTrainedModel) -> None:
+    """Give every process what one has read of buffers that are part of a checkpoint, such as the bias by which
+    DeepSeek-V3's routers choose. accelerate 1.15 sends parameters round and fails at a buffer, so that these count as
+    computed ones from here on; `save` writes them all the same."""
+    if not is_fsdp_enabled():
+        return
+    saved, device = model.state_dict().keys(), PartialState().device
+    model.saved_buffers = [name for name, _ in model.named_buffers() if name in saved]
+    for name in model.saved_buffers:
+        path, _, own = name.rpartition(".")
+        module = model.get_submodule(path)
+        value = getattr(module, own).to(device)
+        torch.distributed.broadcast(value, src=0)
+        getattr(module, own).copy_(value)
+        module._non_persistent_buffers_set.add(own)
 
 
 # One tensor
@@ -174,7 +193,7 @@ def save(model: PreTrainedModel, folder: Path, writes: bool) -> None:
     `writes` does so; a file is there whole or not at all, the config last."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     tied = [one for one, other in model.all_tied_weights_keys.items() if parameters.get(one) is parameters.get(other)]
-    buffers = model.state_dict(keep_vars=True).keys() - parameters.keys()
+    buffers = {*model.state_dict().keys() - parameters.keys(), *getattr(model, "saved_buffers", ())}
     held = parameters | {name: one for name, one in model.named_buffers() if name in buffers}
     held = {name: held[name] for name in held.keys() - {*tied, *(model._keys_to_ignore_on_save or ())}}
     _write(_published(model, held), held, folder, writes, lambda tensors: revert_weight_conversion(model, tensors))

@@ -123,6 +123,7 @@ def load_model(kind: type, name: str, tokenizer: PreTrainedTokenizerBase, args: 
         model, info = kind.from_pretrained(name, output_loading_info=True, **settings)
     if args.doctor or args.load_in_4bit:  # there a router that is lacking would be a random one, and frozen
         checks.tell(checks.of_loading(info, model, tokenizer))
+    sharded.share_buffers(model)
     align(model, tokenizer)
     if not args.use_peft:
         return model
@@ -268,6 +269,8 @@ class Resumable:
             self.model.set_adapter("default")
 
     def _load_optimizer_and_scheduler(self, checkpoint):
+        if self.args.device.type == "cpu":  # of several processes "cpu:0", where torch 2.13 can load nothing to
+            vars(self.args)["_setup_devices"] = torch.device("cpu")
         super()._load_optimizer_and_scheduler(checkpoint)
         record = checkpoints.record_of(Path(checkpoint))  # here, since DeepSpeed does not pass through the above
         self.completion_tokens_trained = record["completion_tokens_trained"]

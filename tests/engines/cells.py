@@ -38,7 +38,11 @@ CASES = [
     *(Case(config, "lora", recipe) for config in ("ddp", "zero2", "zero3", "fsdp2") for recipe in (LORA_SFT, LORA_RL)),
     *(Case(config, "moe_lora", LORA_SFT, "qwen3_moe") for config in ("ddp", "zero2", "zero3_moe", "fsdp2")),
     *(Case(config, "qlora", QLORA_SFT) for config in ("ddp", "zero2")),
-    *(Case(config, "moe_qlora", recipe, "qwen3_moe") for config in ("ddp", "zero2") for recipe in (QLORA_SFT, QLORA_RL)),
+    *(
+        Case(config, "moe_qlora", recipe, "qwen3_moe")
+        for config in ("ddp", "zero2")
+        for recipe in (QLORA_SFT, QLORA_RL)
+    ),
     Case("zero3_moe", "full", FULL_SFT, "qwen3_moe"),
     # What no other row has: the paper's own scale, two reward models, and reward models that are trained.
     Case("ddp", "lora", "node-8x80gb/reward_models"),

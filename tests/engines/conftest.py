@@ -35,8 +35,10 @@ MAY_DIFFER = {"num_processes", "num_machines", "mixed_precision", "cpu", "main_p
 STEPS = {"max_steps": 4, "logging_steps": 1, "save_strategy": "steps", "save_steps": 2}
 # Sizes for two processes; a rate that moves weights in four steps; rewards that a random model gets some of.
 SIZES = {"batch_size": 8, "per_device_train_batch_size": 4, "learning_rate": 1e-3}
+# A rollout a step, since TRL shuffles a rollout on each process; with live sampling two steps, as HARDWARE has it.
+ON_POLICY, LIVE = {"generation_batch_size": 8}, {"generation_batch_size": 16}
 PROBED = {"reward_funcs": ["probe.reward"], "reward_kwargs": {}, "reward_weights": None, "ref_model_sync_steps": 2}
-MODELS = {"HelpfulnessReward": {"model": "outputs/t/scorer"}, "HarmlessnessReward": {"model": "outputs/t/scorer"}}
+MODELS = {"HelpfulnessReward": {"model": "scorer"}, "HarmlessnessReward": {"model": "scorer"}}
 SECONDS = 540  # of one launch; two busy cores take half
 
 
@@ -60,10 +62,12 @@ def settings_of(case: cells.Case) -> dict:
     stage = "distill" if name.startswith("distill") else name
     given = runs.load_config(REPOSITORY / f"recipes/configs/{scale}/{name}.yaml")
     known = {field.name for kind in CLASSES[stage] for field in fields(kind)}
-    made = HARDWARE | STEPS | SIZES | (PROBED if case.samples else {})
+    made = HARDWARE | STEPS | SIZES | ON_POLICY | (PROBED if case.samples else {})
     if case.column == "moe_lora":
         made |= cells.ATTENTION
     found = given | inputs(stage, case.family) | {key: value for key, value in made.items() if key in known}
+    if stage == "reward_models":  # 18 rows: what is left of an epoch is shared out otherwise, with rows twice
+        found |= {"batch_size": 4, "per_device_train_batch_size": 2}
     if stage == "all_scenarios_rl":
         found |= {"reward_funcs": ["probe.reward", *MODELS], "reward_kwargs": MODELS}
     return found | {"dtype": "float32"}
@@ -91,7 +95,9 @@ class World:
         (self.folder / f"{config}.json").write_text(json.dumps(jobs), encoding="utf-8")
         script = [str(Path(__file__).with_name("stage.py")), str(self.folder / f"{config}.json")]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "HF_HUB_OFFLINE": "1"}
+        # DeepSpeed builds its gloo helper once, with g++ and the ninja beside Python.
         environment["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), str(self.folder)])
+        environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
         output = (self.folder / f"{config}.txt").open("a")
         words = launch(config, script, mixed_precision="no", **overrides)
         return subprocess.Popen(
@@ -100,6 +106,8 @@ class World:
 
     def _run(self, config: str) -> str:
         """Run all cases of a config; returns what was said."""
+        if config != "single_gpu":
+            self.run("single_gpu")  # which records the completions that others replay
         cases = [case for case in cells.CASES if config in (case.config, "single_gpu")]
         jobs = {}
         for case in cases:
@@ -119,7 +127,7 @@ class World:
             if case.config != "one":
                 jobs[f"{case.name} again"] = jobs[case.name] | {"keep": f"outputs/t/{case.name}-straight"}
                 if case.samples:  # as each process samples by itself
-                    jobs[f"{case.name} live"] = {"argv": self.yaml(f"{case.name}-live", settings)}
+                    jobs[f"{case.name} live"] = {"argv": self.yaml(f"{case.name}-live", settings | LIVE)}
         more = {} if config == "single_gpu" else {"num_machines": 1, "num_processes": 2}
         port = 20000 + os.getpid() % 20000
         process = self.start(config, list(jobs.values()), main_process_port=port, **more)
@@ -143,6 +151,7 @@ class World:
 
 @pytest.fixture(scope="session")
 def world(made, tmp_path_factory) -> World:
+    from recipes import training
     from test_stand_ins import stand_in
     from transformers import AutoConfig, AutoModelForSequenceClassification, set_seed
 
@@ -153,7 +162,6 @@ def world(made, tmp_path_factory) -> World:
     base = stand_in("qwen2")
     set_seed(0)
     shape = AutoConfig.from_pretrained(base, num_labels=1)
-    AutoModelForSequenceClassification.from_config(shape).save_pretrained("outputs/t/scorer")
-    for path in Path(base).glob("token*"):
-        shutil.copy(path, "outputs/t/scorer")
+    AutoModelForSequenceClassification.from_config(shape).save_pretrained("scorer")
+    training.load_tokenizer(base).save_pretrained("scorer")
     return World(folder)
