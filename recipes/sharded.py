@@ -206,7 +206,7 @@ def save(model: PreTrainedModel, folder: Path, writes: bool) -> None:
 
 
 def _published(model: PreTrainedModel, names: Mapping[str, torch.Tensor]) -> dict[str, list[str]]:
-    """Names of the tensors that `revert_weight_conversion` needs at once, by the published one's that it begins with."""
+    """Names of the tensors that `revert_weight_conversion` needs at once, by the first that it makes of them."""
     reverse = [one.reverse_transform() for one in reversed(getattr(model, "_weight_conversions", None) or [])]
     renamings = [one for one in reverse if isinstance(one, WeightRenaming)]
     converters = [one for one in reverse if isinstance(one, WeightConverter)]

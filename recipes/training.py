@@ -493,7 +493,9 @@ def require_disk(trainer) -> None:
         trainer.model, "peft_config", ()
     )
     kept = 0 if trainer.args.save_strategy == "no" else (trainer.args.save_total_limit or 1) + 1  # one is being written
-    needed = kept * (weights * (1 + has_reference) + 2 * trained) + left
+    # DeepSpeed and FSDP write the weights for themselves too, and DeepSpeed a float32 copy beside Adam's two numbers.
+    copies = 1 + has_reference + (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled)
+    needed = kept * (weights * copies + (3 if trainer.is_deepspeed_enabled else 2) * trained) + left
     free = shutil.disk_usage(trainer.args.output_dir).free
     if needed > free:
         raise ConfigError(

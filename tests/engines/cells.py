@@ -3,12 +3,18 @@ for. `tests/test_docs.py` compares the two."""
 
 from typing import NamedTuple
 
+ROWS = {
+    "DDP": ("ddp",),
+    "ZeRO-2": ("zero2",),
+    "ZeRO-3": ("zero3", "zero3_moe"),
+    "FSDP2": ("fsdp2", "multi_node", "multi_node_8", "multi_node_16"),
+}
 COLUMNS = {
-    "full": "all weights",
-    "lora": "LoRA, dense",
-    "moe_lora": "LoRA, MoE in 16 bits",
-    "qlora": "QLoRA, dense",
-    "moe_qlora": "QLoRA, MoE",
+    "all weights": "full",
+    "LoRA, dense": "lora",
+    "LoRA, MoE in 16 bits": "moe_lora",
+    "QLoRA, dense": "qlora",
+    "QLoRA, MoE": "moe_qlora",
 }
 ATTENTION = {"lora_target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]}  # experts in 16 bits take no adapter
 LORA_SFT, LORA_RL = "gpu-24gb/cold_start_sft", "gpu-24gb/r1_zero"

@@ -14,7 +14,6 @@ from functools import cache
 from pathlib import Path
 
 from data_prep import runs
-from data_prep.rows import write_parquet
 
 import cells
 import pytest
@@ -152,6 +151,7 @@ class World:
 @pytest.fixture(scope="session")
 def world(made, tmp_path_factory) -> World:
     from recipes import training
+
     from test_stand_ins import stand_in
     from transformers import AutoConfig, AutoModelForSequenceClassification, set_seed
 

@@ -1,8 +1,8 @@
 """accelerate launch ... stage.py JOBS: runs recipes one after the other in these processes, as their own commands do.
 
 Stands in for what accelerate and TRL give to GPUs only, and for the kill between two runs. JOBS is a JSON list of
-{"argv": [script, ...], "keep": folder, "completions": file, "replay": bool}: where `keep` is given, the run is first cut
-back to its last checkpoint, as a kill would leave it, and what it had made is kept there.
+{"argv": [script, ...], "keep": folder, "completions": file, "replay": bool}: where `keep` is given, the run is first
+cut back to its last checkpoint, as a kill would leave it, and what it had made is kept there.
 """
 
 import gc
@@ -60,7 +60,6 @@ def record_or_replay(file: Path, replay: bool) -> None:
         return said[part], None
 
     GRPOTrainer._generate_and_score_completions, GRPOTrainer._generate_single_turn = scoring, generating
-    return score, generate
 
 
 def cut_back(folder: Path, keep: Path) -> None:
@@ -88,20 +87,24 @@ def run(job: dict) -> None:
     gc.collect()
 
 
-if __name__ == "__main__":
+def main() -> None:
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
         take_processes_for_gpus()
-    jobs = json.loads(Path(sys.argv[1]).read_text())
+    for job in json.loads(Path(sys.argv[1]).read_text()):
+        began = time.monotonic()
+        run(job)
+        if RANK == 0:
+            sys.stdout.write(f"{time.monotonic() - began:.1f} s: {' '.join(job['argv'])}\n")
+
+
+if __name__ == "__main__":
+    code = 1
     try:
-        for job in jobs:
-            began = time.monotonic()
-            run(job)
-            if RANK == 0:
-                print(f"{time.monotonic() - began:.1f} s: {' '.join(job['argv'])}", flush=True)
+        main()
         code = 0
-    except BaseException:  # SystemExit too: the other processes wait for this one, unless it goes at once
-        traceback.print_exc()
-        code = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)  # a thread of gloo or DeepSpeed that frees its last tensor while Python shuts down would abort
+    finally:  # also where a stage ends its process: the others would wait for this one
+        if code:
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # a thread of gloo or DeepSpeed that frees its last tensor while Python shuts down would abort
