@@ -22,7 +22,7 @@ from data_prep import runs
 from data_prep.prompts import R1_ZERO_PREFIX
 from data_prep.rows import Row
 from data_prep.runs import ConfigError
-from recipes import qlora_proof
+from recipes import qlora_proof, sharded
 from recipes.muon import product_dtype
 from rewards.accuracy import gold_of
 from rewards.completion import ANSWER, THINK, prompt_text
@@ -99,6 +99,7 @@ def launched(path: Path) -> dict[str, str]:
         "ACCELERATE_DEEPSPEED_MOE_LAYER_CLS_NAMES": deepspeed.get("deepspeed_moe_layer_cls_names") or "",
         "ACCELERATE_DEEPSPEED_CONFIG_FILE": deepspeed.get("deepspeed_config_file") or "",
         "ACCELERATE_USE_FSDP": str(config.get("distributed_type") == "FSDP"),
+        "FSDP_VERSION": str((config.get("fsdp_config") or {}).get("fsdp_version", 1)),
     }
 
 
@@ -109,13 +110,16 @@ def of_sharding(args: Any, shape: Any, environment: Mapping[str, str]) -> Iterat
     zero3 = "3" in (environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE"), str(zero.get("stage")))
     fsdp = environment.get("ACCELERATE_USE_FSDP", "").lower() == "true"
     leaves = environment.get("ACCELERATE_DEEPSPEED_MOE_LAYER_CLS_NAMES") or zero.get("leaf_module")
+    if sharded.is_fsdp_1(environment):
+        yield Finding("FSDP 1", sharded.FSDP_1, "fsdp_version: 2, in the accelerate config")
     if getattr(args, "load_in_4bit", False) and (zero3 or fsdp):
         yield Finding("load_in_4bit with ZeRO-3 or FSDP", qlora_proof.NOT_SHARDED, "a config of DDP or ZeRO-2")
     elif shape is not None and zero3 and not leaves and qlora_proof.expert_counts(shape):
         text = f"ZeRO-3 with a mixture of experts ({shape.model_type}) and no leaf modules"
         why = "processes wait for ever for each other where their tokens chose other experts"
         yield Finding(text, why, "deepspeed_moe_layer_cls_names: <class of its MoE block>, in the accelerate config")
-    if not (zero3 or fsdp) and args.dtype == "bfloat16" and not getattr(args, "use_peft", False):
+    zero = str(zero.get("stage", environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "0"))) != "0"
+    if not (zero or fsdp) and args.dtype == "bfloat16" and not getattr(args, "use_peft", False):
         why = "most updates of the paper's rates are smaller than bfloat16 can add to a weight"
         yield Finding("dtype: bfloat16 with all weights trained", why, "dtype: float32, and bf16: true", stops=False)
 
@@ -439,7 +443,7 @@ def of_loading(info: Mapping, model: PreTrainedModel, tokenizer: PreTrainedToken
         names = ", ".join([*broken, *strange][:3])
         text = f"{model.name_or_path}: {len(broken)} tensors are missing, {len(strange)} are nobody's: {names}"
         yield Finding(text, "missing weights are random ones", "another checkpoint, or copy it again", bool(broken))
-    if len(tokenizer) > (rows := model.get_input_embeddings().weight.shape[0]):
+    if len(tokenizer) > (rows := sharded.shape(model.get_input_embeddings().weight)[0]):
         text = f"{len(tokenizer)} tokens, but {rows} embeddings"
         yield Finding(text, "the first token beyond them ends the run", "the tokenizer of this very checkpoint")
 
@@ -450,9 +454,8 @@ def of_model(trainer: Any, args: Any) -> Iterator[Finding]:
     parameters = dict(model.named_parameters())
     if not any(one.requires_grad for one in parameters.values()):
         yield Finding("nothing is trainable", "no step changes anything", "use_peft: false, or other targets")
-    held = {name: one for name, one in parameters.items() if one.is_floating_point() and one.numel()}
-    broken = [name for name, one in held.items() if not (torch.isfinite(one).all() and (one.ndim < 2 or one.any()))]
-    if broken := [name for name in broken if "lora_B" not in name]:  # which starts from 0
+    judged = {name: one for name, one in parameters.items() if "lora_B" not in name}  # which starts from 0
+    if broken := sharded.broken(judged, trainer.accelerator.device):
         text = f"{len(broken)} tensors are all zero or not finite: {', '.join(broken[:3])}"
         yield Finding(text, "no text comes out of them, and NaN spreads", "another checkpoint: this one is broken")
     shape, data = model.config, spread(trainer.train_dataset, CHECKED)

@@ -12,7 +12,7 @@ import rewards
 from data_prep import prompts
 from data_prep.rows import Row
 from data_prep.runs import ConfigError
-from recipes import reference
+from recipes import reference, sharded
 from recipes.config import RLArguments
 from recipes.training import Resumable, Run, as_messages, count_tokens, keep_short, read_rows, require_checkpoint
 
@@ -104,7 +104,8 @@ class GRPOTrainer(Resumable, trl.GRPOTrainer):
 
     def _calculate_rewards(self, *arguments):
         """As TRL's; kept for who watches. (completions of all processes, rewards)."""
-        self.last_rewards = super()._calculate_rewards(*arguments)
+        with sharded.whole_models():  # a reward may load one, which nobody shards
+            self.last_rewards = super()._calculate_rewards(*arguments)
         return self.last_rewards
 
     def save_more(self, checkpoint: Path) -> None:
@@ -126,19 +127,7 @@ def make_trainer(run: Run, model: PreTrainedModel, tokenizer: PreTrainedTokenize
             config.require_whole_groups(name)
     trainer = GRPOTrainer(model, reward_funcs=funcs, args=config, train_dataset=rows, processing_class=tokenizer)
     config.sync_ref_model = refresh
-    fsdp_1 = trainer.is_fsdp_enabled and not trainer.accelerator.is_fsdp2
-    if refresh and trainer.ref_model is not None and (fsdp_1 or _is_zero3(trainer)):
-        raise ConfigError(
-            "sync_ref_model: a reference whose weights ZeRO-3 or FSDP 1 shards cannot be replaced or saved here. "
-            "Use FSDP 2, ZeRO-2 or use_peft: true, or set sync_ref_model: false."
-        )
-    if refresh:
-        trainer.add_callback(
-            reference.ReferenceRefresh(trainer, config.ref_model_sync_steps, config.ref_model_mixup_alpha)
-        )
+    if config.beta:
+        steps = config.ref_model_sync_steps if refresh else None
+        trainer.add_callback(reference.ReferenceRefresh(trainer, steps, config.ref_model_mixup_alpha))
     return trainer
-
-
-def _is_zero3(trainer: GRPOTrainer) -> bool:
-    plugin = trainer.accelerator.state.deepspeed_plugin
-    return plugin is not None and plugin.zero_stage == 3

@@ -146,7 +146,7 @@ class GradientCheck(TrainerCallback):
 
     def __init__(self, figures: dict):
         self.figures, self.reached, self.done, self.hooks = figures, set(), 0, []
-        self.seen, self.rows = {}, {}
+        self.seen, self.rows, self.moved = {}, {}, {}
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         self.layers = {
@@ -180,6 +180,11 @@ class GradientCheck(TrainerCallback):
     def _note(self, name, what, gradient):
         self.seen[name, what] = self.seen.get((name, what), False) | gradient.any()
 
+    def on_step_begin(self, args, state, control, **kwargs):
+        """Which B are not zero, asked here: DeepSpeed takes its optimizer step before `on_pre_optimizer_step`."""
+        if self.hooks:
+            self.moved = _ask({name: layer.lora_B["default"].weight.any() for name, layer in self.layers.items()})
+
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
         if not self.hooks:
             return
@@ -189,9 +194,8 @@ class GradientCheck(TrainerCallback):
             now |= {f"{path}.{number}.{leaf}" for number, any_ in enumerate(row.tolist()) if any_}
         if not seen | now:
             return
-        learned = _ask({name: self.layers[name].lora_B["default"].weight.any() for name in sorted(now)})
-        for name, any_ in learned.items():
-            needs = ["lora_B"] + ["lora_A"] * any_
+        for name in sorted(now):
+            needs = ["lora_B"] + ["lora_A"] * self.moved[name]
             if missing := [what for what in needs if (name, what) not in seen]:
                 raise ConfigError(f"load_in_4bit: {name} is used, but its {' and '.join(missing)} get no gradient.")
         self.reached |= now

@@ -16,7 +16,7 @@ from pathlib import Path
 from data_prep import commands, publishing, runs
 from data_prep.rows import Row, load_rows, read_parquet
 from data_prep.runs import ConfigError, Stopped
-from recipes import checkpoints, checks, loading, qlora_proof, watch
+from recipes import checkpoints, checks, loading, qlora_proof, sharded, watch
 from recipes.config import LoraArguments, PolicyArguments, StageArguments, given, world_size
 from recipes.tools import merge
 
@@ -108,6 +108,7 @@ def longer(args: StageArguments) -> dict[str, int]:
 def load_model(kind: type, name: str, tokenizer: PreTrainedTokenizerBase, args: LoraArguments, config, **settings):
     """The weights to train, of class `kind`: all of them, an adapter, or an adapter on 4-bit weights."""
     settings |= weights(args)
+    sharded.refuse_fsdp_1()
     if args.doctor:
         checks.tell(checks.of_tokenizer(tokenizer, args))
     if args.use_peft:  # what cannot be merged at the end is refused before training
@@ -121,6 +122,7 @@ def load_model(kind: type, name: str, tokenizer: PreTrainedTokenizerBase, args: 
         model, info = kind.from_pretrained(name, output_loading_info=True, **settings)
     if args.doctor or args.load_in_4bit:  # there a router that is lacking would be a random one, and frozen
         checks.tell(checks.of_loading(info, model, tokenizer))
+    sharded.share_buffers(model)
     align(model, tokenizer)
     if not args.use_peft:
         return model
@@ -266,6 +268,8 @@ class Resumable:
             self.model.set_adapter("default")
 
     def _load_optimizer_and_scheduler(self, checkpoint):
+        if self.args.device.type == "cpu":  # of several processes "cpu:0", where torch 2.13 can load nothing to
+            vars(self.args)["_setup_devices"] = torch.device("cpu")
         super()._load_optimizer_and_scheduler(checkpoint)
         record = checkpoints.record_of(Path(checkpoint))  # here, since DeepSpeed does not pass through the above
         self.completion_tokens_trained = record["completion_tokens_trained"]
@@ -466,14 +470,18 @@ def require_disk(trainer) -> None:
     sizes = {True: 0, False: 0}
     for parameter in trainer.model.parameters():
         state = getattr(parameter, "quant_state", None)  # 4 bits here, 16 in the model that is left
-        sizes[parameter.requires_grad] += 2 * state.shape.numel() if state else parameter.nbytes
+        sizes[parameter.requires_grad] += 2 * state.shape.numel() if state else sharded.nbytes(parameter)
     trained, left = sizes[True], sum(sizes.values())
     weights = trained if is_peft_model(trainer.model) else left
     has_reference = getattr(trainer, "ref_model", None) is not None or "ref" in getattr(
         trainer.model, "peft_config", ()
     )
     kept = 0 if trainer.args.save_strategy == "no" else (trainer.args.save_total_limit or 1) + 1  # one is being written
-    needed = kept * (weights * (1 + has_reference) + 2 * trained) + left
+    # DeepSpeed and FSDP write the weights for themselves too, and DeepSpeed a float32 copy beside Adam's two numbers.
+    copies = 1 + has_reference + (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled)
+    numbers = sum(sharded.shape(one).numel() for one in trainer.model.parameters() if one.requires_grad)
+    optimizer = 12 * numbers if trainer.is_deepspeed_enabled else 2 * trained
+    needed = kept * (weights * copies + optimizer) + left
     free = shutil.disk_usage(trainer.args.output_dir).free
     if needed > free:
         raise ConfigError(
@@ -486,8 +494,9 @@ def save(trainer, args: StageArguments) -> None:
     """Leave a plain checkpoint in the output_dir; a LoRA policy is merged there, and its adapter kept in `adapter/`."""
     model, folder = trainer.accelerator.unwrap_model(trainer.model), Path(trainer.args.output_dir)
     align(model, trainer.processing_class)
+    adapter = sharded.gather(model, ".default.")  # by all processes; nothing without LoRA
     if not is_peft_model(model):
-        trainer.save_model(str(folder))
+        sharded.save(model, folder, trainer.args.should_save)
     elif trainer.args.should_save:
         model.peft_config["default"].revision = getattr(model.config, "_commit_hash", None)
         if args.load_in_4bit:
@@ -495,9 +504,10 @@ def save(trainer, args: StageArguments) -> None:
 
             moe_qlora.save_adapter(model, folder / "adapter", args.model_name_or_path)
         else:
-            model.save_pretrained(folder / "adapter", selected_adapters=["default"])
+            model.save_pretrained(folder / "adapter", selected_adapters=["default"], state_dict=adapter)
         trainer.processing_class.save_pretrained(folder / "adapter")
-        merge.merge(args.model_name_or_path, folder / "adapter", folder, args.dtype, **longer(args))
+        with sharded.whole_models():
+            merge.merge(args.model_name_or_path, folder / "adapter", folder, args.dtype, **longer(args))
     if trainer.args.should_save:
         trainer.processing_class.save_pretrained(folder)
         (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle; run.json says the same in words

@@ -57,8 +57,9 @@ def sample(trainer) -> Iterator[Finding]:
     data = trainer.train_dataset
     if "kind" in data.column_names:  # general rows would load reward models that are not needed for long
         data = data.select([n for n, kind in enumerate(data["kind"]) if kind == "reasoning"] or range(len(data)))
-    rows = checks.spread(data, prompts * trainer.accelerator.num_processes)
-    rows = rows[trainer.accelerator.process_index :: trainer.accelerator.num_processes][:prompts] or rows[:1]
+    number, count = trainer.accelerator.process_index, trainer.accelerator.num_processes
+    rows = checks.spread(data, prompts * count)
+    rows = rows[number::count][: len(rows) // count] or rows[:1]  # as many on each: TRL gathers without a look
     rows = [row for row in rows for _ in range(size)]
     mode = "train" if trainer.model.training else "eval"
     limit = min(SAMPLE_TOKENS, trainer.max_completion_length)

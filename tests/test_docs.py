@@ -12,6 +12,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 
 from data_prep import runs
+from recipes import qlora_proof, sharded
 from recipes.tools import seeds
 
 import pytest
@@ -242,3 +243,30 @@ def test_cis_bounds_are_those_of_the_ten_runs_in_the_readme() -> None:
         squares = sum(4 * sd**2 + 5 * (one - mean) ** 2 for one, sd in five)
         pooled.append({"name": name, "aim": aim, "mean": mean, "sd": (squares / 9) ** 0.5, "lowest": mean})
     assert json.loads((ROOT / ".ci/thresholds.json").read_text(encoding="utf-8")) == seeds.bounds(pooled)
+
+
+# How weights are spread
+
+
+def test_the_matrix_says_what_two_processes_ran() -> None:
+    """Each cell is found among the cases of `make engines`, or is refused for the reason that the code gives."""
+    cells = runpy.run_path(str(ROOT / "tests/engines/cells.py"))
+    ran = {(case.config, case.column) for case in cells["CASES"]}
+    text = README.read_text(encoding="utf-8")
+    table = re.search(r"^\| \| all weights .*\n\|[-|]+\n((?:\|.*\n)+)", text, re.M)
+    columns = [name.strip() for name in table[0].splitlines()[0].split("|")[2:-1]]
+    assert columns == list(cells["COLUMNS"])
+    rows = [[part.strip() for part in line.split("|")[1:-1]] for line in table[1].splitlines()]
+    assert [name for name, *_ in rows] == [*cells["ROWS"], "FSDP 1"]
+    for name, *said in rows:
+        for column, cell in zip(cells["COLUMNS"].values(), said, strict=True):
+            configs = {config for config in cells["ROWS"].get(name, ()) if (config, column) in ran}
+            if "refused" in cell:
+                assert not configs and cell == ("refused (2)" if name == "FSDP 1" else "refused (1)")
+            else:
+                named = re.findall(r"accelerate_configs/(\w+)\.yaml", cell)
+                assert cell.startswith("run") and configs >= set(named or cells["ROWS"][name][:1]), (name, column)
+    lines = " ".join(text.split())
+    for number, reason in ((1, qlora_proof.NOT_SHARDED), (2, sharded.FSDP_1)):
+        assert f"{number}. {reason}." in lines
+    assert "expected" not in table[0]
