@@ -118,8 +118,8 @@ def of_sharding(args: Any, shape: Any, environment: Mapping[str, str]) -> Iterat
         text = f"ZeRO-3 with a mixture of experts ({shape.model_type}) and no leaf modules"
         why = "processes wait for ever for each other where their tokens chose other experts"
         yield Finding(text, why, "deepspeed_moe_layer_cls_names: <class of its MoE block>, in the accelerate config")
-    zero = str(zero.get("stage", environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "0"))) != "0"
-    if not (zero or fsdp) and args.dtype == "bfloat16" and not getattr(args, "use_peft", False):
+    any_zero = str(zero.get("stage", environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "0"))) != "0"
+    if not (any_zero or fsdp) and args.dtype == "bfloat16" and not getattr(args, "use_peft", False):
         why = "most updates of the paper's rates are smaller than bfloat16 can add to a weight"
         yield Finding("dtype: bfloat16 with all weights trained", why, "dtype: float32, and bf16: true", stops=False)
 
