@@ -16,6 +16,7 @@ from typing import IO, Any
 
 log = logging.getLogger(__name__)
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "tekken.json")
 PATIENCE = 50  # tenths of a second: the children of a pipeline that was just killed need a moment to be gone
 _held: dict[Path, IO[str]] = {}
 
@@ -118,7 +119,7 @@ def model_fault(folder: Path) -> str | None:
             return f"{name} cannot be read"
     if not (folder / "config.json").is_file():
         return "config.json is missing"
-    if not [*folder.glob("tokenizer*"), *folder.glob("vocab*")]:
+    if not any(_size(folder / name) for name in VOCABULARIES):
         return "its tokenizer is missing"
     if (folder / WEIGHTS).is_file():
         names = [WEIGHTS]
@@ -127,6 +128,10 @@ def model_fault(folder: Path) -> str | None:
     else:
         names = []
     return next(filter(None, (weights_fault(folder / name) for name in names)), None if names else "it has no weights")
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
 
 
 def weights_fault(path: Path) -> str | None:
@@ -138,9 +143,9 @@ def weights_fault(path: Path) -> str | None:
         length = int.from_bytes(file.read(8), "little")
         try:
             header = json.loads(file.read(length)) if 0 < length <= size else {}
-        except ValueError:
-            header = {}
-    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        except (ValueError, AttributeError, KeyError, TypeError):
+            ends = []
     if not ends:
         return f"the header of {path.name} cannot be read"
     whole = 8 + length + max(ends)

@@ -15,6 +15,7 @@ import os
 import re
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,12 +28,11 @@ OUTPUTS = "outputs/"
 # Keys of any YAML that say where a finished run goes, see data_prep.publishing.
 PUBLISHING = ("push_to_hub", "hub_model_id", "hub_private_repo", "hub_strategy")
 # Keys that say where a run works and what is said meanwhile, but nothing of what it makes.
-IGNORED = ("output_dir", "executor", "doctor", *PUBLISHING)
+IGNORED = ("output_dir", "executor", "doctor", "logging_dir", *PUBLISHING)
 # A file that says how processes are started: its name counts, its content does not.
 LAUNCH = "accelerate_config"
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
-# Files of a model, or of rows, in a folder that no run of ours made.
-CONTENT = (".safetensors", ".json", ".jsonl", ".parquet", ".arrow", ".csv", ".model", ".txt", ".jinja")
+ROWS = (".parquet", ".jsonl", ".json", ".csv", ".arrow", ".gz", ".zst")
 SAMPLED = 2**30  # bytes: from this size on, weights that no run of ours made are hashed in parts
 HASHES = Path(OUTPUTS, ".hashes.json")  # what was hashed, by path, size and time
 MISSING = object()
@@ -40,7 +40,7 @@ MISSING = object()
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
-    """`settings`: as given. `defaults`: of the keys that were given, where they are known. `files`: SHA-256 by path.
+    """`settings`: as given. `defaults`: of all keys, where they are known. `files`: SHA-256 by path.
     `runs`: for each folder the id of the run that made it, or a hash of a model folder that no run made. `modules`: a
     hash of the user's own code by its name. `code`: the version of ours."""
 
@@ -58,26 +58,28 @@ def identify(
     made_by: Callable[[Path], tuple[Path, str] | None],
     defaults: Mapping[str, Any] | None = None,
 ) -> Identity:
-    """The identity of a run with these settings (None: not given), started by `script`.
+    """The identity of a run with these settings, started by `script`.
 
     `made_by` returns the folder and the id of the finished run that a path belongs to, None where it is in no run's
     folder; it may raise for a run that is not finished. `defaults` are those of all keys, as far as they are known.
     """
-    given = {key: plain(value) for key, value in settings.items() if value is not None and key not in IGNORED}
-    usual = {key: plain(value) for key, value in (defaults or {}).items() if key in given}
+    given = {key: plain(value) for key, value in settings.items() if key not in IGNORED}
+    usual = {key: plain(value) for key, value in (defaults or {}).items() if key not in IGNORED}
     own_folder = Path(settings["output_dir"]) if settings.get("output_dir") else None
     files, folders = {}, {}
     for text in texts({key: value for key, value in given.items() if key != LAUNCH}):
         path = Path(text)
         if own_folder and path.is_relative_to(own_folder):
             continue
-        found = made_by(path) if text.startswith(OUTPUTS) or path.exists() else None
-        if path.is_file():
+        found = made_by(path) if text.startswith(OUTPUTS) or os.path.exists(path) else None
+        if os.path.isfile(path):
             files[text] = _hash(path)
         elif found:
             folders[text] = "/".join([found[1], *path.relative_to(found[0]).parts])
-        elif path.is_dir() and "/" in text and (digest := _hash_folder(path)):
+        elif os.path.isdir(path) and (digest := _hash_folder(path)):
             folders[text] = digest
+        elif path.suffix == ".parquet" and os.path.isdir(path.parent):  # rows that several tasks wrote
+            files |= {str(part): _hash(part) for part in sorted(path.parent.glob(f"{path.stem}-*-of-*.parquet"))}
     own = {}
     for name in texts(given.get("reward_funcs")):
         own |= _own_modules(name)
@@ -97,25 +99,34 @@ def plain(value: Any) -> Any:
     return value if isinstance(value, bool | int | float | str | None) else str(value)
 
 
-def changes(then: Identity, now: Identity, config: Mapping[str, Any]) -> list[str]:
-    """What differs, in words; [] for the same run. `config` has all settings that were in force then, as far as they
-    were recorded: a key that is written out now with the value that it had anyway is no change."""
+def changes(then: Identity, now: Identity, config: Mapping[str, Any], nested: bool = True) -> list[str]:
+    """What differs, in words; [] for the same run.
+
+    `config` has all settings that were in force then, as far as they were recorded: a key that is written out now with
+    the value that it had anyway is no change. With `nested`, a mapping among them may be written in part.
+    """
     found = []
     for key in sorted(then.settings.keys() | now.settings.keys()):
+        new = now.settings.get(key, now.defaults.get(key, then.defaults.get(key, MISSING)))
         in_force = plain(config[key]) if key in config else MISSING
-        was = then.settings.get(key, now.defaults.get(key, in_force))
-        new = now.settings.get(key, then.defaults.get(key, MISSING))
-        spelt_out = _covers(in_force, new) and (key not in then.settings or _covers(new, was))
-        if not _same(was, new) and not spelt_out:
-            found.append(f"`{key}` was {_shown(was)} and is {_shown(new)} now")
+        if key in then.settings:
+            was = [then.settings[key]]
+        else:
+            was = [one for one in (in_force, then.defaults.get(key, MISSING)) if one is not MISSING]
+            was = was or [now.defaults.get(key, MISSING)]
+        spelt_out = nested and _covers(in_force, new) and (key not in then.settings or _covers(new, was[0]))
+        if not spelt_out and not any(_same(one, new) for one in was):
+            found.append(f"`{key}` was {_shown(was[0])} and is {_shown(new)} now")
+    named = set(texts(then.settings))
     for name, digest in now.files.items():
         if then.files.get(name, digest) != digest:
             found.append(f"the content of {name} has changed")
-        elif name not in then.files and name in texts(then.settings):
-            found.append(f"{name} was not there and is there now")
     for name, maker in now.runs.items():
         if then.runs.get(name, maker) != maker:
             found.append(f"{name} was made by run {then.runs[name][:12]} and now holds run {maker[:12]}")
+    for name in now.files | now.runs:
+        if name in named and name not in then.files | then.runs:
+            found.append(f"{name} was not there and is there now")
     for name, digest in now.modules.items():
         if then.modules.get(name, digest) != digest:
             found.append(f"your module {name} has changed")
@@ -123,12 +134,14 @@ def changes(then: Identity, now: Identity, config: Mapping[str, Any]) -> list[st
 
 
 def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, str) and isinstance(other, str):
+        return os.path.abspath(one) == os.path.abspath(other)  # one path, however it is spelt
     return one == other or [one] == other or one == [other]  # a command line writes a list of one as its item
 
 
 def _covers(whole: Any, part: Any) -> bool:
     """Whether `whole` has every value of `part`, which may leave out keys of mappings."""
-    if isinstance(whole, Mapping) and isinstance(part, Mapping):
+    if isinstance(whole, Mapping) and isinstance(part, Mapping) and bool(whole) == bool(part):
         return all(key in whole and _covers(whole[key], value) for key, value in part.items())
     return _same(whole, part)
 
@@ -193,10 +206,12 @@ def _hash(path: Path, sampled: bool = False) -> str:
 
 
 def _hash_folder(folder: Path) -> str | None:
-    """Of a model or rows that no run of ours made: names and contents of the files. None where there are none."""
-    files = [path for path in sorted(folder.rglob("*")) if path.suffix in CONTENT and path.is_file()]
+    """Of a model or rows that no run of ours made: names and contents of all files. None for another folder."""
+    if not any(path.name == "config.json" or path.suffix in ROWS for path in folder.iterdir()):
+        return None
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith(".")]
     parts = [[str(path.relative_to(folder)), _hash(path, sampled=True)] for path in files]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest() if parts else None
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 # Code
@@ -230,13 +245,17 @@ def _commit() -> str:
 
 
 def _own_modules(dotted: str) -> dict[str, str]:
-    """Of a dotted path to a reward of the user's: its module, and what that imports from the folder that it lies in."""
+    """Of a dotted path to a reward of the user's: its module, and what that imports from the folder that it lies in; of
+    one that is installed its module alone."""
     module = dotted.rpartition(".")[0]
     if not module or module.partition(".")[0] in PACKAGES:
         return {}
     for root in map(Path, [os.getcwd(), *sys.path]):
         if files := _files(module, root):
-            code = _closure(files[-1], root, lambda name: name.partition(".")[0] not in PACKAGES)
+            if str(root) in sysconfig.get_paths().values():
+                code = files[-1:]
+            else:
+                code = _closure(files[-1], root, lambda name: name.partition(".")[0] not in PACKAGES)
             return {str(path.relative_to(root)): _code(path, path.stat().st_mtime_ns)[0] for path in code}
     return {}
 
@@ -260,9 +279,12 @@ def _closure(start: Path, root: Path, counts: Callable[[str], bool]) -> list[Pat
 def _code(path: Path, mtime_ns: int) -> tuple[str, tuple[tuple[int, str], ...]]:
     """(hash of the code without comments and docstrings, its imports as (level, name))."""
     try:
-        tree = ast.parse(path.read_bytes(), filename=str(path))
-    except SyntaxError:  # which the import tells
+        return _read_code(ast.parse(path.read_bytes(), filename=str(path)))
+    except (SyntaxError, ValueError, RecursionError):  # what is wrong with it the import tells
         return hashlib.sha256(path.read_bytes()).hexdigest(), ()
+
+
+def _read_code(tree: ast.Module) -> tuple[str, tuple[tuple[int, str], ...]]:
     names: set[tuple[int, str]] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):

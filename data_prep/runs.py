@@ -178,13 +178,21 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
 
 
 def inputs(config: Mapping[str, Any]) -> list[Path]:
-    """The runs that a config reads, in order, each once: every text value that starts with `outputs/`, save
+    """The runs that a config reads, in order, each once: of every text value that starts with `outputs/`, save
     `output_dir`. `outputs/cpu/world/corpus.parquet` names the run `outputs/cpu/world`.
     """
     own = str(config.get("output_dir", "")).rstrip("/")
-    texts = identity.texts({key: value for key, value in config.items() if key != "output_dir"})
-    found = dict.fromkeys(Path(*Path(text).parts[:3]) for text in texts if text.startswith(OUTPUTS))
-    return [run for run in found if str(run) != own]
+    texts = identity.texts({key: value for key, value in config.items() if key not in identity.IGNORED})
+    found = dict.fromkeys(_run_of(Path(text)) for text in texts if text.startswith(OUTPUTS))
+    return [run for run in found if run is not None and str(run) != own]
+
+
+def _run_of(path: Path) -> Path | None:
+    """The run in whose folder a path of `outputs/` lies, or will lie; None for a file or folder that no run made."""
+    for one in (path, *path.parents):
+        if one.parts and any(os.path.isfile(one / name) for name in ("run.json", "begun.json")):
+            return one
+    return None if os.path.exists(path) else Path(*path.parts[:3])
 
 
 def identify(
@@ -205,13 +213,11 @@ def identify(
 
 def _maker(path: Path) -> tuple[Path, str] | None:
     """The finished run in whose folder a path lies, and its id."""
-    run = next((one for one in (path, *path.parents) if one.parts and (one / "run.json").is_file()), None)
-    if run is None and path.parts[:1] == (OUTPUTS.rstrip("/"),):
-        run = Path(*path.parts[:3])
+    run = _run_of(path)
     if run is None:
         return None
     record = read(run)
-    return run, record.get("id") or record["fingerprint"]  # as runs were known before they had an id
+    return run, record.get("id") or record.get("fingerprint", "")  # as runs were known before they had an id
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,12 +241,16 @@ class State:
 def look(output_dir: Path, now: Identity) -> State:
     """What lies in the folder."""
     output_dir = Path(output_dir)
-    record, begun = _read_json(output_dir / "run.json"), _read_json(output_dir / "begun.json")
+    try:
+        record, begun = (_read_json(output_dir / name) for name in ("run.json", "begun.json"))
+    except ConfigError as error:
+        return State("changed", (str(error),))
     held = record or begun
     if held is None:
         return State("absent")
     then = identity_of(held)
-    why = identity.changes(then, now, held.get("config") or {})
+    # Of a stage's settings none are nested; a data job's have all their parts in `config`.
+    why = identity.changes(then, now, held.get("config") or {}, nested="hardware" not in held)
     if record is None:
         if "settings" not in held:
             why = ["it was begun by an earlier version of this project, which did not record its settings"]
@@ -266,12 +276,18 @@ def _is_trained(output_dir: Path) -> bool:
 
 
 def begin(output_dir: Path, now: Identity, redo: bool = False) -> Literal["done", "resume", "fresh"]:
-    """Take the folder for this run, and hold it until the process ends.
+    """Take the folder for this run, and hold it until the process ends: `hold`, then `take`, if it is not done."""
+    state = hold(output_dir, now, redo)
+    if state != "done":
+        take(output_dir, now, state)
+    return state
 
-    "done": it is finished, do nothing. "resume": an earlier try was cut off, its files are there. "fresh": the folder
-    is empty, but for the `samples/` of the run that lay there: a sample is known by what it was drawn from.
 
-    With `redo`, what lies in the folder is moved aside, unless it is this run, unfinished. Without, that happens only
+def hold(output_dir: Path, now: Identity, redo: bool = False) -> Literal["done", "resume", "fresh"]:
+    """Hold the folder for this process until it ends, and say what is to be done. Changes nothing in it.
+
+    "done": the run is finished. "resume": an earlier try was cut off, its files are there. "fresh": the folder is to be
+    emptied for it. With `redo` that holds for whatever lies there, unless it is this run, unfinished; without, only
     where nothing was trained or finished. Raises Busy while another process works there, and ConfigError, which names
     what differs and what to do, for a folder that has to stay as it is.
     """
@@ -282,28 +298,43 @@ def begin(output_dir: Path, now: Identity, redo: bool = False) -> Literal["done"
         )
     identity.remember()
     found = look(output_dir, now)
-    begun = _read_json(output_dir / "begun.json")
     if found.kind == "done" and not redo:
         return "done"
     if found.kind == "unfinished":
-        for partial in output_dir.rglob(".*.partial"):
-            partial.unlink(missing_ok=True)
-        write_json(output_dir / "begun.json", begun | {"begun": time.time(), "tries": begun["tries"] + 1})
         return "resume"
     if found.kind in ("changed", "incomplete") and not redo:
         raise ConfigError(refusal(output_dir, found))
-    there = [path for path in output_dir.glob("*") if not path.match(".begun.json.*.partial")]
-    if there and not begun and not (output_dir / "run.json").exists():
+    if _lies_there(output_dir) and not any((output_dir / name).exists() for name in ("begun.json", "run.json")):
         raise ConfigError(
             f"output_dir: {output_dir} holds files but no begun.json, so it is no run's folder. Write another one."
         )
-    aside = set_aside(output_dir) if there else None
-    output_dir.mkdir(parents=True, exist_ok=True)
-    record = dataclasses.asdict(now) | {"id": uuid.uuid4().hex, "begun": time.time(), "tries": 1}
-    write_json(output_dir / "begun.json", record)
-    if aside and (aside / "samples").is_dir():
-        (aside / "samples").rename(output_dir / "samples")
     return "fresh"
+
+
+def _lies_there(output_dir: Path) -> bool:
+    """Whether the folder holds a file. Empty folders are those that a trainer makes before it is told to begin."""
+    return any(path.is_file() and not path.match(".begun.json.*.partial") for path in output_dir.rglob("*"))
+
+
+def take(output_dir: Path, now: Identity, state: str, since: float | None = None) -> None:
+    """Begin the run in a folder that `hold` gave it, now or at the time `since`. What lies there is moved aside for a
+    "fresh" one, but for `samples/`: a sample is known by what it was drawn from."""
+    output_dir = Path(os.path.realpath(output_dir))
+    since = since or time.time()
+    if state == "resume":
+        begun = _read_json(output_dir / "begun.json") or {}
+        for partial in output_dir.rglob(".*.partial"):
+            partial.unlink(missing_ok=True)
+        write_json(output_dir / "begun.json", begun | {"begun": since, "tries": begun["tries"] + 1})
+    else:
+        if any((output_dir / name).exists() for name in ("begun.json", "run.json")):
+            set_aside(output_dir)
+        output_dir.mkdir(parents=True, exist_ok=True)
+        record = dataclasses.asdict(now) | {"id": uuid.uuid4().hex, "begun": since, "tries": 1}
+        write_json(output_dir / "begun.json", record)
+    kept = sorted((output_dir.parent / REPLACED).glob(f"{output_dir.name}-*/samples"))
+    if kept and not (output_dir / "samples").exists():
+        kept[-1].rename(output_dir / "samples")
 
 
 def refusal(output_dir: Path, found: State) -> str:
@@ -329,8 +360,11 @@ def set_aside(output_dir: Path) -> Path:
     aside = folder.parent / REPLACED / name
     while aside.exists():
         aside = aside.with_name(f"{aside.name}+")
-    aside.parent.mkdir(exist_ok=True)
-    folder.rename(aside)
+    try:
+        aside.parent.mkdir(exist_ok=True)
+        folder.rename(aside)
+    except OSError as error:  # it is a mount, or its parent is read-only
+        raise Stopped(f"{folder} cannot be moved to {aside} ({error}); write another output_dir") from error
     files.log.info("what was in %s is in %s now", output_dir, aside)
     return aside
 
@@ -377,7 +411,10 @@ def _promised(output_dir: Path) -> list[Path]:
 def lacking(output_dir: Path, record: Mapping[str, Any]) -> str:
     """What a finished run has promised and has not, in words; "" where all of it is there."""
     output_dir = Path(output_dir)
-    for name in record.get("models") or ():
+    models = record.get("models")
+    if models is None and "hardware" in record:  # a stage, recorded by an earlier version of this project
+        models = [path.parent.name for path in output_dir.glob("*/log.jsonl")] or [""]
+    for name in models or ():
         if fault := files.model_fault(output_dir / name):
             return f"{name}: {fault}" if name else fault
     for name, size in (record.get("made") or {}).items():
@@ -408,10 +445,11 @@ def read(run: Path) -> dict[str, Any]:
 
 def _read_json(path: Path) -> dict[str, Any] | None:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except ValueError as error:  # not of ours, which are written whole
-        raise ConfigError(
-            f"{path} cannot be read ({error}): delete it, and the run goes on from what else is there"
-        ) from None
+        raise ConfigError(f"{path} cannot be read ({error})") from None
+    if not isinstance(found, dict) or not found:
+        raise ConfigError(f"{path} cannot be read (it holds no record)")
+    return found

@@ -284,7 +284,7 @@ class VLLMModel(Batched):
 
 def _identity(checkpoint: str | Path, revision: str | None) -> str:
     """What the stored samples of a checkpoint are good for: its weights' hash, or the Hub's commit."""
-    files = sorted(Path(checkpoint).glob("*.safetensors"))
+    files = sorted(Path(checkpoint).glob("*.safetensors")) or sorted(Path(checkpoint).glob("*.bin"))
     if not files:
         return f"{checkpoint}@{revision}"
     digest = hashlib.sha256()

@@ -13,7 +13,7 @@ import types
 import typing
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import rewards
 from data_prep import commands, publishing
@@ -348,9 +348,19 @@ def given(argv: list[str]) -> tuple[str, dict]:
         if word.startswith("--"):
             key, is_whole, value = word.removeprefix("--").partition("=")
             values = itertools.takewhile(lambda other: not other.startswith("--"), words[at + 1 :])
-            read = [yaml.safe_load(one) for one in ([value] if is_whole else values)] or [True]
+            read = [_read(one) for one in ([value] if is_whole else values)]
+            if not read:  # a switch
+                key, read = (key.removeprefix("no_"), [False]) if key.startswith("no_") else (key, [True])
             settings[key.replace("-", "_")] = read if len(read) > 1 else read[0]
     return str(files.config or "command line"), settings
+
+
+def _read(word: str) -> Any:
+    """A word of the command line as YAML has it, or as it stands."""
+    try:
+        return yaml.safe_load(word)
+    except yaml.YAMLError:
+        return word
 
 
 def _check(path: Path, config: dict, classes: tuple[type, ...]) -> None:

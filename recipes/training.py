@@ -9,6 +9,7 @@ import platform
 import re
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -359,7 +360,7 @@ def start(args: StageArguments, config) -> "Run":
     """Take the stage's folder. Ends the process where the run is done already, with exit code 0 once it is also on the
     Hub, if that is asked for."""
     run = Run(args, config)
-    if run.done:
+    if run.state == "done":
         logger.info("%s is done already; --redo runs it anew", run.output_dir)
         run.publish()
         raise SystemExit(0)
@@ -388,11 +389,17 @@ class Run:
             base = getattr(args, "model_name_or_path", None) if getattr(args, "use_peft", False) else None
             self.hub.check("model", args.models, base)
             usual = commands.defaults(type(args)) | commands.defaults(type(config))
-            identity = runs.identify(Path(sys.argv[0]), self.settings, defaults=usual)
-            state = [runs.begin(self.output_dir, identity, redo="--redo" in sys.argv)]
+            self.identity = runs.identify(Path(sys.argv[0]), self.settings, defaults=usual)
+            state = [runs.hold(self.output_dir, self.identity, redo="--redo" in sys.argv)]
         if config.world_size > 1:
             broadcast_object_list(state)
-        self.done = state[0] == "done"
+        self.state, self.since, self.is_taken = state[0], time.time(), False
+
+    def take(self) -> None:
+        """Begin in the folder, once all that can be wrong was looked at: from here on an old run is moved aside."""
+        if not self.is_taken and self.config.distributed_state.is_main_process:
+            runs.take(self.output_dir, self.identity, self.state, self.since)
+        self.is_taken = True
 
     def train(self, trainer) -> None:
         """Train one model to the end; leave a plain checkpoint and run.json."""
@@ -407,8 +414,6 @@ class Run:
     def fit(self, trainer, budget: int | None = None) -> None:
         """Train from the last complete checkpoint, if there is one, and save the model in the trainer's output_dir."""
         folder = Path(trainer.args.output_dir)
-        with trainer.accelerator.main_process_first():
-            checkpoint = checkpoints.latest(folder)
         require_disk(trainer)
         for callback in callbacks(trainer, self.args, budget):
             trainer.add_callback(callback)
@@ -419,6 +424,10 @@ class Run:
             from recipes import moe_qlora
 
             moe_qlora.begin(trainer, self.figures)
+        with trainer.accelerator.main_process_first():
+            self.take()
+            folder.mkdir(parents=True, exist_ok=True)
+            checkpoint = checkpoints.latest(folder)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if commit := getattr(trainer.model.config, "_commit_hash", None):  # of a parent that came from the Hub
             self.figures["parent_revision"] = commit

@@ -194,7 +194,8 @@ def test_the_runs_of_a_scale_are_listed_and_replaced_ones_removed(toy: Toy) -> N
     assert lines[2].endswith("changed: the content of outputs/tiny/a/numbers.txt has changed")
     (old,) = (toy.folder / "outputs/tiny/replaced").iterdir()
     assert lines[5].split()[0] == f"outputs/tiny/replaced/{old.name}" and lines[5].endswith("replaced")
-    assert "only replaced runs are removed" in call("--remove", "outputs/tiny/d", status=2)
+    for other in ("outputs/tiny/d", "outputs/tiny/replaced/..", "outputs/tiny/replaced", f"{old}/../../d"):
+        assert "only replaced runs are removed" in call("--remove", other, status=2)
     assert (toy.folder / "outputs/tiny/d/run.json").is_file()
     call("--remove", f"outputs/tiny/replaced/{old.name}")
     assert not old.exists()

@@ -10,6 +10,7 @@ from typing import Literal
 
 import data_prep.files
 import data_prep.identity
+import data_prep.runs
 from data_prep import runs
 
 import pytest
@@ -88,6 +89,9 @@ def test_inputs_are_the_runs_that_any_value_names() -> None:
         "own": "outputs/cpu/mixture/samples",
     }
     assert runs.inputs(config) == [Path("outputs/cpu/general"), Path("outputs/cpu/world")]
+    old = Path("outputs/cpu/replaced/base-2026")
+    runs.finish(old)
+    assert runs.inputs({"path": str(old)}) == [old]
 
 
 SCRIPT = Path("script.py")
@@ -146,6 +150,32 @@ def test_the_content_of_a_file_decides_and_is_read_once(monkeypatch: pytest.Monk
     assert why(settings) == []
 
 
+def test_rows_in_several_files_and_a_model_in_the_working_directory_count() -> None:
+    Path("data").mkdir()
+    Path("data/train-00000-of-00002.parquet").write_text("1")
+    Path("my_model").mkdir()
+    Path("my_model/config.json").write_text("{}")
+    Path("my_model/pytorch_model.bin").write_text("w")
+    Path("outputs").mkdir()
+    Path("outputs/mine.parquet").write_text("1")  # a file of the user's own, which no run made
+    settings = {"dataset": "data/train.parquet", "model": "my_model", "more": "outputs/mine.parquet", "name": "x" * 300}
+    finish(settings)
+    assert why(settings | {"model": "./my_model/"}) == []  # one folder, however it is spelt
+    Path("data/train-00000-of-00002.parquet").write_text("2")
+    Path("my_model/pytorch_model.bin").write_text("v")
+    Path("outputs/mine.parquet").write_text("2")
+    assert [one.partition(" has")[0].partition(" was")[0] for one in why(settings)] == [
+        "the content of data/train-00000-of-00002.parquet", "the content of outputs/mine.parquet", "my_model",
+    ]  # fmt: skip
+
+
+def test_nothing_and_an_empty_mapping_are_values() -> None:
+    finish({"rate": 1}, {"length": 32768, "more": {"a": 1}}, config={"length": 32768, "more": {"a": 1}})
+    assert why({"rate": 1, "length": None}) == ["`length` was 32768 and is null now"]
+    assert why({"rate": 1, "more": {}}) == ['`more` was {"a": 1} and is {} now']
+    assert why({"rate": 1, "length": 32768}, {"length": 1024}) == []  # our default is another one today
+
+
 def test_an_input_is_known_by_the_run_that_made_it() -> None:
     settings = {"model": "outputs/a/base", "rows": "outputs/a/base/rows.parquet"}
     with pytest.raises(
@@ -172,6 +202,8 @@ def test_the_users_own_reward_decides_with_what_it_imports() -> None:
     assert why(settings) == []
     Path("my_words.py").write_text("MANY = 50\n")
     assert why(settings) == ["your module my_words.py has changed"]
+    installed = identity({"reward_funcs": ["math_verify.verify"]})  # by its own file, not all that it imports
+    assert list(installed.modules) == ["math_verify/__init__.py"]
 
 
 def test_our_own_code_is_recorded_and_does_not_decide() -> None:
@@ -244,6 +276,38 @@ def test_redo_runs_a_finished_run_anew_and_keeps_the_old_one() -> None:
     assert [json.loads((path / "run.json").read_text())["figure"] for path in Path("outputs/a/replaced").iterdir()]
 
 
+def test_samples_go_on_also_after_a_kill_amid_a_redo() -> None:
+    finish()
+    (FOLDER / "samples").mkdir()
+    (FOLDER / "samples/one.parquet").write_text("paid for")
+    data_prep.runs.set_aside(FOLDER)  # and killed
+    assert runs.begin(FOLDER, identity()) == "fresh"
+    assert (FOLDER / "samples/one.parquet").read_text() == "paid for"
+
+
+def test_a_folder_behind_a_link_is_one_folder() -> None:
+    finish({"rate": 1})
+    Path("disk").mkdir()
+    FOLDER.rename("disk/b")
+    FOLDER.symlink_to(Path("disk/b").absolute())
+    assert data_prep.files.lock_of(FOLDER) == data_prep.files.lock_of(Path("disk/b"))
+    assert runs.begin(FOLDER, identity({"rate": 2}), redo=True) == "fresh"
+    assert FOLDER.is_symlink() and Path("disk/b/begun.json").is_file()
+    assert next(Path("disk/replaced").glob("b-*/run.json"))
+
+
+@pytest.mark.parametrize("name", ["run.json", "begun.json"])
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"id": "a'])
+def test_a_damaged_record_is_no_run_and_nothing_is_lost(name: str, content: str) -> None:
+    runs.begin(FOLDER, identity())
+    (FOLDER / "checkpoint-3").mkdir()
+    (FOLDER / name).write_text(content)
+    with pytest.raises(runs.ConfigError, match=rf"{name} cannot be read .*add `--redo`"):
+        runs.begin(FOLDER, identity())
+    assert runs.begin(FOLDER, identity(), redo=True) == "fresh"
+    assert next(Path("outputs/a/replaced").glob("b-*/checkpoint-3"))
+
+
 def test_what_nothing_was_trained_in_is_moved_aside_unasked() -> None:
     runs.begin(FOLDER, identity({"rate": 1}))
     (FOLDER / "log.jsonl").write_text("")
@@ -271,7 +335,7 @@ def test_a_record_of_an_earlier_version_is_compared_by_its_config() -> None:
     assert "an earlier version of this project" in why()[0]
 
 
-WEIGHTS = {"config.json": b"{}", "tokenizer.json": b"{}"}
+WEIGHTS = {"config.json": b"{}", "tokenizer.json": b"{}", "tokenizer_config.json": b"{}"}
 
 
 def weights(numbers: int) -> bytes:
@@ -288,7 +352,7 @@ def test_done_means_that_the_model_is_there() -> None:
     }
     for lacking, said in {
         "config.json": "config.json is missing",
-        "tokenizer.json": "its tokenizer is missing",
+        "tokenizer.json": "its tokenizer is missing",  # tokenizer_config.json is none
         "model.safetensors.index.json": "it has no weights",
         "model-2.safetensors": "model-2.safetensors is missing",
     }.items():
@@ -346,5 +410,5 @@ def test_a_second_start_says_who_works_there(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_record_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text('{"id": "a", "sta')  # as a disk that failed may have it
-    with pytest.raises(runs.ConfigError, match=r"run\.json cannot be read .*: delete it"):
+    with pytest.raises(runs.ConfigError, match=r"run\.json cannot be read"):
         runs.read(tmp_path)

@@ -5,6 +5,7 @@ A run is done, or unfinished, or changed: then its settings name a file, or a mo
 """
 
 import json
+import os
 import shutil
 import sys
 import time
@@ -27,8 +28,12 @@ def found(folder: Path) -> Iterator[Path]:
 def describe(run: Path) -> tuple[str, ...]:
     """One line of the table."""
     done = (run / "run.json").is_file()
-    record = json.loads((run / ("run.json" if done else "begun.json")).read_text(encoding="utf-8"))
-    changed = time.localtime((run / ("run.json" if done else "begun.json")).stat().st_mtime)
+    file = run / ("run.json" if done else "begun.json")
+    changed = time.localtime(file.stat().st_mtime)
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        record = {}
     code = record.get("code") or {}
     size = sum(path.stat().st_size for path in run.rglob("*") if path.is_file())
     made = time.strftime("%Y-%m-%d %H:%M", changed)
@@ -39,6 +44,8 @@ def state(run: Path, record: dict, done: bool) -> str:
     """What a run is, in words."""
     if files.is_held(run):
         return f"in use by {files.holder(run)}"
+    if not record:
+        return "unreadable: its record is damaged"
     if not done:
         saved = sorted(int(path.parent.name.rpartition("-")[2]) for path in run.rglob("checkpoint-*/complete.json"))
         return f"unfinished, with a checkpoint of step {saved[-1]}" if saved else "unfinished"
@@ -50,15 +57,16 @@ def state(run: Path, record: dict, done: bool) -> str:
         now = runs.identify(Path(identity.__file__), {"output_dir": str(run), **record.get("settings", {})})
     except runs.MissingRunError as error:
         return f"done, but {str(error).partition(':')[0]}"
-    why = identity.changes(runs.identity_of(record), now, record.get("config") or {})
+    why = identity.changes(runs.identity_of(record), now, record.get("config") or {}, nested="hardware" not in record)
     return f"changed: {'; '.join(why)}" if why else "done"
 
 
 def remove(path: Path) -> None:
     """Delete a replaced run. Raises ConfigError for any other folder."""
-    if path.absolute().parent.name != runs.REPLACED or not path.is_dir():
+    real = Path(os.path.realpath(path))
+    if real.parent.name != runs.REPLACED or path.name != real.name or not real.is_dir():
         raise runs.ConfigError(f"--remove: {path} is no folder in a {runs.REPLACED}/; only replaced runs are removed")
-    shutil.rmtree(path)
+    shutil.rmtree(real)
     print(f"{path} is removed")
 
 

@@ -155,6 +155,9 @@ def test_a_finished_run_is_left_alone_until_redo(run_stage, capsys):
         assert ended.value.code == 2
         said = capsys.readouterr().err
         assert f"`{changed[0].strip('-').partition('=')[0]}` was" in said and "`--redo`" in said
+    for wrong in (("--dataset", "outputs/t/world/nothing.parquet"), ("--max_length", "3")):
+        with pytest.raises(SystemExit):  # what is wrong is found before anything is moved
+            run_stage("cold_start_sft", settings, *wrong, "--redo")
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     run_stage("cold_start_sft", settings, "--seed", "7", "--redo")
     assert record_of(folder)["seed"] == 7 and record_of(folder)["settings"]["seed"] == 7
