@@ -16,6 +16,7 @@ from pathlib import Path
 from data_prep import runs
 
 import cells
+import psutil
 import pytest
 import yaml
 
@@ -50,6 +51,14 @@ def launch(config: str, script: list[str], **overrides) -> list[str]:
     for key, value in overrides.items():
         words += [f"--{key}"] if value is True else [f"--{key}", str(value)]
     return words + script
+
+
+def kill(process: subprocess.Popen) -> None:
+    """SIGKILL to a launcher and its processes, each of which has a session of its own."""
+    launcher = psutil.Process(process.pid)
+    for one in [launcher, *launcher.children(recursive=True)]:
+        one.kill()
+    process.wait()
 
 
 def settings_of(case: cells.Case) -> dict:
@@ -99,9 +108,7 @@ class World:
         environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
         output = (self.folder / f"{config}.txt").open("a")
         words = launch(config, script, mixed_precision="no", **overrides)
-        return subprocess.Popen(
-            words, cwd=self.folder, env=environment, stdout=output, stderr=output, start_new_session=True
-        )
+        return subprocess.Popen(words, cwd=self.folder, env=environment, stdout=output, stderr=output)
 
     def _run(self, config: str) -> str:
         """Run all cases of a config; returns what was said."""
@@ -134,7 +141,7 @@ class World:
             code = process.wait(SECONDS)
         finally:
             if process.poll() is None:
-                os.killpg(process.pid, 9)
+                kill(process)
         said = (self.folder / f"{config}.txt").read_text(encoding="utf-8", errors="replace")
         return said if code == 0 else f"exit code {code}\n{said[-6000:]}"
 

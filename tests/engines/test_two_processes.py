@@ -1,21 +1,20 @@
 """Two processes train what one does, whatever spreads the weights over them: each cell of README's matrix."""
 
 import json
-import os
-import signal
 import time
 from pathlib import Path
 
 import cells
 import pytest
 import torch
-from conftest import REPOSITORY, launch, log_of, record_of
+from conftest import REPOSITORY, kill, launch, log_of, record_of
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 each = pytest.mark.parametrize("case", cells.CASES, ids=lambda case: case.name)
 sampled = [case for case in cells.CASES if case.samples]
+spread = [case for case in sampled if case.config != "ddp" and case._replace(config="ddp") in sampled]
 METRICS = ("loss", "kl", "reward", "num_tokens")  # means of means, such as entropy, are another matter
 
 
@@ -63,12 +62,10 @@ def test_kl_is_zero_at_the_start_and_after_each_refresh(case, kind, world):
     assert kl[2] > 1e-5 < kl[4]
 
 
-@pytest.mark.parametrize("case", [case for case in sampled if case.config != "ddp"], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", spread, ids=lambda case: case.name)
 def test_sampling_by_itself_it_equals_ddp(case, world):
-    ddp = case._replace(config="ddp")
-    if ddp not in cells.CASES:
-        pytest.skip("no such run under DDP")
-    assert_alike(log_of(world.folder_of(case, "live")), log_of(world.folder_of(ddp, "live")))
+    ddp = world.folder_of(case._replace(config="ddp"), "live")
+    assert_alike(log_of(world.folder_of(case, "live")), log_of(ddp))
 
 
 @each
@@ -77,7 +74,8 @@ def test_the_model_is_that_of_one_process_and_loads(case, world):
         here, there = (load_file(folder / "model.safetensors") for folder in (two, one))
         assert here.keys() == there.keys()
         worst = max((here[name] - there[name]).abs().max().item() for name in there)
-        assert worst < 1e-5
+        # Steps of 1e-3, which Adam takes for the gradients' signs where they are next to nothing, as some are in RL.
+        assert worst < (1e-4 if case.samples else 1e-6)
         config = json.loads((two / "config.json").read_text())
         assert config == json.loads((one / "config.json").read_text())
         scorer = "SequenceClassification" in config["architectures"][0]
@@ -86,7 +84,7 @@ def test_the_model_is_that_of_one_process_and_loads(case, world):
         assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
         assert (two / "tokenizer_config.json").is_file()
         if case.column != "full" and case.column != "moe_qlora":  # tests/recipes/test_moe_qlora.py loads those
-            tokens = torch.arange(20, 60).view(2, 20)
+            tokens = torch.arange(20, 60).view(1, 40)
             parent, more = f"outputs/t/{case.family}", {"num_labels": 1} if scorer else {}
             adapted = PeftModel.from_pretrained(kind.from_pretrained(parent, **more), two / "adapter")
             with torch.no_grad():
@@ -105,8 +103,7 @@ def test_a_real_kill_changes_nothing(world):
     while not (folder / "checkpoint-2/complete.json").exists():
         assert process.poll() is None
         time.sleep(0.001)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    kill(process)
     assert not (folder / "run.json").exists()
     process = world.start("zero3", [job], num_machines=1, num_processes=2, main_process_port=19998)
     assert process.wait(300) == 0

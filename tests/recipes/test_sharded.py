@@ -3,7 +3,10 @@
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
+import recipes
+from data_prep import runs
 from data_prep.runs import ConfigError
 from recipes import checks, sharded
 
@@ -14,6 +17,9 @@ from conftest import SFT
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from transformers.integrations import is_deepspeed_zero3_enabled
+
+ROOT = Path(recipes.__file__).parents[1]
+SHIPPED = [path for path in sorted(ROOT.glob("recipes/configs/*/*.yaml")) if "\naccelerate_config:" in path.read_text()]
 
 
 def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
@@ -99,3 +105,12 @@ def test_the_doctor_reads_the_version_of_fsdp_from_an_accelerate_config(tmp_path
         path = tmp_path / "fsdp.yaml"
         path.write_text(f"distributed_type: FSDP\nfsdp_config:\n  fsdp_version: {version}\n", encoding="utf-8")
         assert sharded.is_fsdp_1(checks.launched(path)) == refused
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: "-".join(path.parts[-2:]))
+def test_no_shipped_combination_is_refused(path):
+    settings = runs.load_config(path)
+    args = SimpleNamespace(load_in_4bit=False, use_peft=False, dtype="float32")
+    vars(args).update({key: value for key, value in settings.items() if key in vars(args)})
+    launched = checks.launched(ROOT / settings["accelerate_config"])
+    assert [one for one in checks.of_sharding(args, None, launched) if one.stops] == []
