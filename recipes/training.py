@@ -491,7 +491,8 @@ def require_disk(trainer) -> None:
     numbers = sum(sharded.shape(one).numel() for one in trainer.model.parameters() if one.requires_grad)
     optimizer = 12 * numbers if trainer.is_deepspeed_enabled else 2 * trained
     needed = kept * (weights * copies + optimizer) + left
-    free = shutil.disk_usage(trainer.args.output_dir).free
+    folder = Path(trainer.args.output_dir).absolute()
+    free = shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.exists())).free
     if needed > free:
         raise ConfigError(
             f"{trainer.args.output_dir}: the disk has {free / 2**30:.1f} GB free, but this run writes up to "
