@@ -192,7 +192,8 @@ def _run_of(path: Path) -> Path | None:
     for one in (path, *path.parents):
         if one.parts and any(os.path.isfile(one / name) for name in ("run.json", "begun.json")):
             return one
-    return None if os.path.exists(path) else Path(*path.parts[:3])
+    run = Path(*path.parts[:3])
+    return None if os.path.exists(path) and (run.is_file() or _lies_there(run)) else run
 
 
 def identify(
@@ -286,8 +287,8 @@ def begin(output_dir: Path, now: Identity, redo: bool = False) -> Literal["done"
 def hold(output_dir: Path, now: Identity, redo: bool = False) -> Literal["done", "resume", "fresh"]:
     """Hold the folder for this process until it ends, and say what is to be done. Changes nothing in it.
 
-    "done": the run is finished. "resume": an earlier try was cut off, its files are there. "fresh": the folder is to be
-    emptied for it. With `redo` that holds for whatever lies there, unless it is this run, unfinished; without, only
+    "done": the run is finished. "resume": an earlier try was cut off, its files are there. "fresh": it begins in
+    an empty folder. With `redo` that holds for whatever lies there, unless it is this run, unfinished; without, only
     where nothing was trained or finished. Raises Busy while another process works there, and ConfigError, which names
     what differs and what to do, for a folder that has to stay as it is.
     """
@@ -332,7 +333,7 @@ def take(output_dir: Path, now: Identity, state: str, since: float | None = None
         output_dir.mkdir(parents=True, exist_ok=True)
         record = dataclasses.asdict(now) | {"id": uuid.uuid4().hex, "begun": since, "tries": 1}
         write_json(output_dir / "begun.json", record)
-    kept = sorted((output_dir.parent / REPLACED).glob(f"{output_dir.name}-*/samples"))
+    kept = sorted((output_dir.parent / REPLACED).glob(f"{output_dir.name}-[0-9][0-9][0-9][0-9]-*/samples"))
     if kept and not (output_dir / "samples").exists():
         kept[-1].rename(output_dir / "samples")
 
@@ -399,13 +400,13 @@ def finish(output_dir: Path, models: Iterable[str] = (), **record: Any) -> None:
 
 def _promised(output_dir: Path) -> list[Path]:
     """The files of a run that count as its result."""
-    found = [path for path in output_dir.rglob("*") if path.suffix in KEPT and path.is_file()]
-    passing = [path.relative_to(output_dir).parts[0] for path in found]
-    return [
-        path
-        for path, part in zip(found, passing, strict=True)
-        if part not in PASSING and not part.startswith((".", "checkpoint-"))
-    ]
+
+    def is_passing(path: Path) -> bool:
+        parts = path.relative_to(output_dir).parts
+        return any(part in PASSING or part.startswith((".", "checkpoint-")) for part in parts)
+
+    found = (path for path in output_dir.rglob("*") if path.suffix in KEPT and path.is_file())
+    return [path for path in found if not is_passing(path)]
 
 
 def lacking(output_dir: Path, record: Mapping[str, Any]) -> str:

@@ -344,6 +344,22 @@ def weights(numbers: int) -> bytes:
     return len(header).to_bytes(8, "little") + header + bytes(4 * numbers)
 
 
+def test_a_folder_that_a_trainer_made_is_still_an_input_to_come() -> None:
+    Path("outputs/a/base/helpfulness").mkdir(parents=True)
+    assert runs.inputs({"model": "outputs/a/base"}) == [Path("outputs/a/base")]
+    Path("outputs/a/base/helpfulness/rows.parquet").write_text("1")  # what no run made
+    assert runs.inputs({"model": "outputs/a/base"}) == []
+
+
+def test_checkpoints_may_be_deleted_from_a_finished_run() -> None:
+    runs.begin(FOLDER, identity())
+    for name in ("checkpoint-3", "part/checkpoint-3"):
+        (FOLDER / name).mkdir(parents=True)
+        (FOLDER / name / "model.safetensors").write_bytes(weights(3))
+    runs.finish(FOLDER)
+    assert runs.read(FOLDER)["made"] == {}
+
+
 def test_done_means_that_the_model_is_there() -> None:
     whole = WEIGHTS | {
         "model.safetensors.index.json": b'{"weight_map": {"w": "model-1.safetensors", "v": "model-2.safetensors"}}',
