@@ -109,7 +109,6 @@ def longer(args: StageArguments) -> dict[str, int]:
 def load_model(kind: type, name: str, tokenizer: PreTrainedTokenizerBase, args: LoraArguments, config, **settings):
     """The weights to train, of class `kind`: all of them, an adapter, or an adapter on 4-bit weights."""
     settings |= weights(args)
-    sharded.refuse_fsdp_1()
     if args.doctor:
         checks.tell(checks.of_tokenizer(tokenizer, args))
     if args.use_peft:  # what cannot be merged at the end is refused before training
@@ -364,6 +363,7 @@ def start(args: StageArguments, config) -> "Run":
         logger.info("%s is done already; --redo runs it anew", run.output_dir)
         run.publish()
         raise SystemExit(0)
+    sharded.refuse_fsdp_1()  # whatever the doctor is told
     if args.doctor:
         checks.tell(checks.of_start(args, config, os.environ))
     if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":

@@ -5,8 +5,10 @@ Each in a process of its own, as the pipeline is: multiprocessing has one fork s
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -56,6 +58,34 @@ def test_one_process_is_forked_and_many_are_started_by_the_command(tmp_path: Pat
     assert log.startswith("1 ")
     assert f"run as ['{tmp_path}/script.py', '--a', 'b'] 1" in log
     assert "libraries were there: False" in log
+
+
+FAR = """
+import subprocess, sys, time
+subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", "far"], start_new_session=True)
+open("started", "w").close()
+time.sleep(600)
+"""
+KILLED = """
+import time
+from pathlib import Path
+from recipes.tools import children, pipeline
+process = children.start(("python", "far.py"), Path("log.txt"), pipeline.child_environment(1))
+while not Path("started").exists():
+    time.sleep(0.05)
+{end}
+"""
+
+
+@pytest.mark.parametrize("end", ["children.end(process)", "import os; os.kill(os.getpid(), 9)"])
+def test_what_has_a_session_of_its_own_ends_too(end: str, tmp_path: Path) -> None:
+    """As the processes of torch's launcher have."""
+    (tmp_path / "far.py").write_text(FAR)
+    subprocess.run([sys.executable, "-c", KILLED.format(end=end)], cwd=tmp_path, capture_output=True)
+    until = time.monotonic() + 20
+    while left := [one for one in psutil.process_iter(["cmdline"]) if (one.info["cmdline"] or [])[-1:] == ["far"]]:
+        assert time.monotonic() < until, left
+        time.sleep(0.1)
 
 
 def test_the_code_is_the_one_on_the_disk(tmp_path: Path) -> None:

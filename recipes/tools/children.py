@@ -1,4 +1,5 @@
-"""How the pipeline starts its steps: each in a process group of its own, which ends when the pipeline does.
+"""How the pipeline starts its steps: each in a process group of its own, which ends when the pipeline does, with all
+that it started: `accelerate launch` gives each of several processes a session of its own.
 
 A step that is one process on a CPU is forked from a process that holds the libraries already: that saves the ten
 seconds of their import in each of 28 steps. It runs the code of this project that lies on the disk when it starts. Any
@@ -19,6 +20,8 @@ from functools import partial
 from multiprocessing import reduction
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+
+import psutil
 
 LIBRARIES = (
     "data_prep",  # first: it silences some of the others; a step imports it anew
@@ -51,10 +54,18 @@ def start(command: tuple[str, ...], log: Path, environment: dict[str, str], lock
 
 def end(process: ForkServerProcess) -> None:
     """Kill what is left of the process and of all that it started."""
+    _kill_descendants(process.pid)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.kill()  # it has no group yet in its first moment
     process.join()
+
+
+def _kill_descendants(pid: int) -> None:
+    with contextlib.suppress(psutil.Error):
+        for process in psutil.Process(pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                process.kill()
 
 
 class _Descriptor:
@@ -92,6 +103,7 @@ def _work(command: tuple[str, ...], log: Path, environment: dict[str, str], lock
 
 def _end_with_pipeline() -> None:
     multiprocessing.parent_process().join()
+    _kill_descendants(os.getpid())
     os.killpg(0, signal.SIGKILL)
 
 
