@@ -399,7 +399,8 @@ def _time(stages: Sequence[Stage], results: dict[str, Any]) -> str:
     for name, record in records.items():
         colour = "muted" if name.startswith("evaluate_") else PLACES[name][3] if name in PLACES else "orange"
         label = _title(name) + (f" ({record['tries']} tries)" if record["tries"] > 1 else "")
-        bars.append(bar(label, record["seconds"] / longest, clock(record["seconds"]), colour))
+        share = record["seconds"] / longest if longest else 0.0  # all of them took no time that can be measured
+        bars.append(bar(label, share, clock(record["seconds"]), colour))
     wall = f" in {clock(results['wall_seconds'])} of the clock" if results["wall_seconds"] else ""
     return f"""<p>{clock(total)} (minutes:seconds) of work{wall}, without the starts of the processes. What could run
         side by side did.</p>{"".join(bars)}"""
