@@ -20,7 +20,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -229,7 +229,8 @@ def _histogram(shares: list[float]) -> dict[str, int]:
 # --- what the runs say ------------------------------------------------------------------------------------------------
 
 BOOKKEEPING = ("stage", "id", "code", "versions", "seconds", "tries", "peak_rss_gb", "config", "seed", "inputs")
-NOT_SHOWN = ("settings", "defaults", "files", "runs", "modules", "models", "made")  # by which a run is known again
+# By which a run is known again, and what it made.
+NOT_SHOWN = (*(field.name for field in fields(runs.Identity)), "models", "made")
 
 
 def lineage(run: Path) -> list[dict[str, Any]]:

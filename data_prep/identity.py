@@ -192,6 +192,7 @@ def _hash(path: Path, sampled: bool = False) -> str:
     name = str(path.absolute())
     entry = _known.get(name) or _read_hashes().get(name)
     if entry and entry[0] == version:
+        _known[name] = entry
         return entry[1]
     with path.open("rb") as file:
         if sampled:
@@ -223,9 +224,9 @@ def code_version(script: Path) -> dict[str, str]:
     """
     code = closure_of_ours(script)
     templates = sorted(path for folder in {path.parent for path in code} for path in folder.glob("*.jinja"))
-    texts = [[str(path.name), path.read_text(encoding="utf-8")] for path in templates]
+    said = [[path.name, path.read_text(encoding="utf-8")] for path in templates]
     parts = [[path.name, _code(path, path.stat().st_mtime_ns)[0]] for path in code]
-    return {"hash": hashlib.sha256(json.dumps([parts, texts]).encode()).hexdigest()[:12], "commit": _commit()}
+    return {"hash": hashlib.sha256(json.dumps([parts, said]).encode()).hexdigest()[:12], "commit": _commit()}
 
 
 def closure_of_ours(script: Path) -> list[Path]:

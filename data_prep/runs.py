@@ -198,16 +198,14 @@ def _run_of(path: Path) -> Path | None:
 
 def identify(
     script: Path,
-    config: Path | Mapping[str, Any],
+    config: Mapping[str, Any],
     overrides: Mapping[str, Any] | None = None,
     defaults: Mapping[str, Any] | None = None,
 ) -> Identity:
-    """The identity of the run of `script` with a YAML, or its mapping, and what the command line adds (None: nothing).
+    """The identity of the run of `script` with a YAML's mapping and what the command line adds (None: nothing).
 
     Raises MissingRunError when an input has not been run.
     """
-    if isinstance(config, str | os.PathLike):
-        config = load_config(Path(config))
     said = {key: value for key, value in (overrides or {}).items() if value is not None}
     return identity.identify(dict(config) | said, script, _maker, defaults)
 

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from data_prep.runs import ConfigError
+from data_prep.runs import ConfigError, write_json
 
 import torch
 import torch.distributed.checkpoint as distributed
@@ -244,6 +244,4 @@ def _write(groups: Mapping[str, list[str]], held: Mapping, folder: Path, writes:
             (folder / f".{file}").replace(folder / file)
     if writes and len(files) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        partial = folder / f".{SAFE_WEIGHTS_INDEX_NAME}"
-        partial.write_text(json.dumps(index, indent=2, sort_keys=True), encoding="utf-8")
-        partial.replace(folder / SAFE_WEIGHTS_INDEX_NAME)
+        write_json(folder / SAFE_WEIGHTS_INDEX_NAME, index)

@@ -60,6 +60,9 @@ class Settings:
     seed: int = 0
 
 
+DEFAULTS = commands.defaults(Settings) | commands.defaults(Checkpoint)  # of what `configs` returns
+
+
 def configs(path: Path, seed: int | None = None, override: Path | None = None) -> dict[str, dict[str, Any]]:
     """Each checkpoint's own effective settings: what its evaluation depends on. Raises runs.ConfigError."""
     raw = runs.load_config(path, override)
@@ -275,8 +278,7 @@ def main(argv: list[str]) -> int:
         known = ", ".join(settings.checkpoints)
         raise runs.ConfigError(f"{arguments.config}: no checkpoint {arguments.checkpoint!r}; it lists {known}")
     config = configs(arguments.config, arguments.seed, arguments.override)[arguments.checkpoint]
-    usual = commands.defaults(Settings) | commands.defaults(Checkpoint)
-    identity = runs.identify(Path(__file__), config, defaults=usual)
+    identity = runs.identify(Path(__file__), config, defaults=DEFAULTS)
     hub = publishing.read(config, str(arguments.config))
     hub.check("dataset")
     output_dir = Path(config["output_dir"])

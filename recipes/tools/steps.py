@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep import commands, publishing, runs
+from data_prep import publishing, runs
 from recipes.tools import evaluate
 
 # (name of the YAML, script or module), in the paper's order. A scale that lacks the YAML lacks the stage: at the scales
@@ -89,13 +89,8 @@ class Step:
 
     def look(self) -> runs.State:
         """What lies in its folder. Raises runs.MissingRunError while a run that it reads is not finished."""
-        return runs.look(self.output_dir, runs.identify(self.script, self.settings, defaults=self.defaults))
-
-    @property
-    def defaults(self) -> dict[str, Any]:
-        """Of an evaluation; a run has recorded its own."""
-        both = (evaluate.Settings, evaluate.Checkpoint) if self.evaluates else ()
-        return {key: value for kind in both for key, value in commands.defaults(kind).items()}
+        usual = evaluate.DEFAULTS if self.evaluates else None  # a stage or a job has recorded its own
+        return runs.look(self.output_dir, runs.identify(self.script, self.settings, defaults=usual))
 
 
 def load_steps(
