@@ -191,62 +191,13 @@ class LocalModel(Batched):
         self.pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else min(self.ends)
 
     def _generate(self, inputs: list[list[int]], decoding: Decoding, seed: int) -> list[Sample]:
-        """One batch. Not ``model.generate``: that keeps computing for sequences that have ended until the longest has,
-        and mixes in whatever sampling defaults the checkpoint carries."""
-        import torch
-        from transformers import DynamicCache
+        from data_prep import decode
 
-        width = max(map(len, inputs))
-        ids = torch.full((len(inputs), width), self.pad)
-        mask = torch.zeros_like(ids)
-        for row, tokens in enumerate(inputs):
-            ids[row, width - len(tokens) :] = torch.tensor(tokens)
-            mask[row, width - len(tokens) :] = 1
-        ids, mask = ids.to(self.device), mask.to(self.device)
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        ends = torch.tensor(sorted(self.ends), device=self.device)
-        generator = torch.Generator(self.device).manual_seed(seed)
-        cache = DynamicCache(config=self.model.config)
-        completions: list[list[int]] = [[] for _ in inputs]
-        alive = torch.arange(len(inputs), device=self.device)  # the sequence that each row of the batch belongs to
-        with torch.inference_mode():
-            for _ in range(decoding.max_tokens):
-                logits = self.model(
-                    ids, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1
-                ).logits[:, -1]
-                drawn = _draw(logits.float(), decoding, generator)
-                for sequence, token in zip(alive.tolist(), drawn.tolist(), strict=True):
-                    completions[sequence].append(token)
-                going = torch.isin(drawn, ends, invert=True).nonzero()[:, 0]
-                if not len(going):
-                    break
-                if len(going) < len(alive):
-                    cache.batch_select_indices(going)
-                    drawn, mask, positions, alive = (x[going] for x in (drawn, mask, positions, alive))
-                ids, positions = drawn[:, None], positions[:, -1:] + 1
-                mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+        completions = decode.complete(self.model, inputs, self.pad, self.ends, decoding, seed)
         texts = self.tokenizer.batch_decode(completions, skip_special_tokens=True)
         finishes = ["stop" if completion[-1] in self.ends else "length" for completion in completions]
         counts = zip(map(len, inputs), map(len, completions), strict=True)
         return [Sample(*parts, *count) for *parts, count in zip(texts, finishes, counts, strict=True)]
-
-
-def _draw(logits, decoding: Decoding, generator):
-    """One token id for each row of logits (rows, vocabulary): top-k, then top-p, as in transformers."""
-    import torch
-
-    if decoding.temperature == 0:
-        return logits.argmax(-1)
-    logits = logits / decoding.temperature
-    if decoding.top_k:
-        kth = logits.topk(min(decoding.top_k, logits.shape[-1]), dim=-1).values[:, -1:]
-        logits = logits.masked_fill(logits < kth, -torch.inf)
-    chances = logits.softmax(-1)
-    if decoding.top_p < 1:
-        ordered, index = chances.sort(-1, descending=True)
-        ordered[ordered.cumsum(-1) - ordered >= decoding.top_p] = 0  # the first to reach top_p stays
-        chances = torch.zeros_like(chances).scatter_(-1, index, ordered)
-    return torch.multinomial(chances, 1, generator=generator)[:, 0]
 
 
 class VLLMModel(Batched):

@@ -1,11 +1,15 @@
 """The base checkpoint of a CPU scale: a tokenizer and a small Qwen3, or Qwen3-MoE, pre-trained on a generated corpus.
 
 At other scales a Hub model stands here (the paper's is DeepSeek-V3-Base). The student's base is this script with
-another YAML, which takes the first one's tokenizer through the key `tokenizer`.
+another YAML, which takes the first one's tokenizer through the key `tokenizer`. With the key `checkpoint` nothing is
+trained: a checkpoint that the same settings have made is taken.
 """
 
+import shutil
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from data_prep import runs
 from recipes import training
 from recipes.config import SFTConfig, StageArguments, parse
 from recipes.muon import MuonWithAdamW
@@ -23,6 +27,10 @@ SHAPE = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention
 class BaseArguments(StageArguments):
     dataset: str = field(default="", metadata={"help": "Parquet file with the corpus, in a column `text`."})
     tokenizer: str | None = field(default=None, metadata={"help": "Checkpoint whose tokenizer to take; none: train."})
+    checkpoint: str | None = field(
+        default=None,
+        metadata={"help": "Folder, from the repository's root, of a base that these settings made; none: train one."},
+    )
     vocab_size: int = field(default=1024, metadata={"help": "Tokens, all told."})
     hidden_size: int = 128
     intermediate_size: int = 384
@@ -35,9 +43,42 @@ class BaseArguments(StageArguments):
     moe_intermediate_size: int = field(default=96, metadata={"help": "Inner width of one expert."})
 
 
+def made_with(run: training.Run) -> dict:
+    """The settings of this run, and of its corpus where a job of ours wrote it. Without seeds, which decide nothing
+    here: no seed's corpus has what is held out."""
+    folder = Path(run.args.dataset).parent
+    corpus = runs.read(folder).get("config", {}) if (folder / "run.json").is_file() else {}
+    settings = corpus | run.identity.settings
+    return {key: value for key, value in settings.items() if key not in ("seed", "output_dir", "checkpoint")}
+
+
+def take(run: training.Run, given: Path) -> None:
+    """Leave the checkpoint of another run as this one's. Raises ConfigError where other settings made it."""
+    record, now = runs.read(given), made_with(run)
+    then = record["made_with"]
+    if differ := sorted(key for key in then.keys() | now.keys() if then.get(key) != now.get(key)):
+        raise runs.ConfigError(
+            f"checkpoint: {run.args.checkpoint} was made with another {', '.join(differ)}; write `checkpoint: null`, "
+            "which trains a base of your own"
+        )
+    run.take()
+    shutil.copytree(
+        given,
+        run.output_dir,
+        ignore=shutil.ignore_patterns("run.json", "begun.json", "checkpoint-*"),
+        dirs_exist_ok=True,
+    )
+    run.models.append("")
+    run.figures |= {key: record[key] for key in ("parameters", "steps", "completion_tokens_trained")}
+    run.finish()
+
+
 def main() -> None:
     run = training.start(*parse(BaseArguments, SFTConfig))
     args = run.args
+    if args.checkpoint:
+        return take(run, runs.ROOT / args.checkpoint)
+    run.figures["made_with"] = made_with(run)
     texts = [row["text"] for row in training.read_records(args.dataset, "dataset", "text")]
     if args.tokenizer:
         tokenizer = training.load_tokenizer(training.require_checkpoint(args.tokenizer, "tokenizer"))

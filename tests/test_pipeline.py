@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from recipes.tools import pipeline
+from recipes.tools import pipeline, view
 
 import psutil
 import pytest
@@ -346,3 +346,12 @@ def children_in(folder: Path) -> list[str]:
         if info["cwd"] == str(folder) and info["status"] != psutil.STATUS_ZOMBIE:
             found.append(" ".join(info["cmdline"] or []))
     return found
+
+
+def test_the_view_shows_the_mean_reward_of_ten_steps_beside_that_of_the_first_ten(tmp_path):
+    rows = [{"step": n, "max_steps": 100, "reward": 1.0 if n <= 10 else 1.5, "loss": 0.0} for n in range(1, 26)]
+    log = tmp_path / "log.jsonl"
+    log.write_text("".join(json.dumps(row | {"padding": "x" * 2000}) + "\n" for row in rows[:5]))
+    assert str(view.read_progress(tmp_path, {})) == "step 5/100, reward 1.000, loss 0.000"
+    log.write_text("".join(json.dumps(row | {"padding": "x" * 2000}) + "\n" for row in rows) + '{"step": 26')
+    assert str(view.read_progress(tmp_path, {})) == "step 25/100, reward 1.500 (at first 1.000), loss 0.000"

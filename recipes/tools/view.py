@@ -1,6 +1,7 @@
 """What the pipeline shows while it runs: a live table on a terminal, one plain line an event elsewhere."""
 
 import json
+import statistics
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,17 +12,20 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-TAIL_BYTES = 16_384  # enough for the last rows of a log.jsonl
+ROWS = 10  # of a log: a reward is the mean over so many steps, since that of one step says little
+ROW_BYTES = 4_096  # at most, in a log.jsonl
 PLAIN_EVERY = 30.0  # seconds between two progress lines of a step where there is no terminal
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a training step stands, from the last row of its log.jsonl; None where it does not say."""
+    """Where a training step stands, from its log.jsonl; None where it does not say. `reward`: mean over the last ten
+    rows; `first`: over the first ten, once there are more."""
 
     step: int = 0
     total: int | None = None
     reward: float | None = None
+    first: float | None = None
     accuracy: float | None = None
     loss: float | None = None
 
@@ -34,32 +38,39 @@ class Progress:
         for name in ("reward", "accuracy", "loss"):
             value = getattr(self, name)
             if value is not None:
-                parts.append(f"{name} {value:.3f}")
+                at_first = f" (at first {self.first:.3f})" if name == "reward" and self.first is not None else ""
+                parts.append(f"{name} {value:.3f}{at_first}")
         return ", ".join(parts)
 
 
 def read_progress(output_dir: Path, settings: dict[str, Any]) -> Progress:
     """What the run in output_dir has logged. A half-written last row is not read."""
-    row = _last_row(output_dir / "log.jsonl")
-    if row is None:
+    first, last = _rows(output_dir / "log.jsonl")
+    if not last:
         return Progress(total=settings.get("max_steps"))
+    row = last[-1]
     accuracy = next(
         (row[key] for key in ("rewards/accuracy_reward/mean", "mean_token_accuracy", "accuracy") if key in row), None
     )
-    return Progress(row["step"], row["max_steps"], row.get("reward"), accuracy, row.get("loss"))
+    rewards = [[one["reward"] for one in some if one.get("reward") is not None] for some in (first, last)]
+    at_first, reward = (statistics.mean(some) if some else None for some in rewards)
+    at_first = at_first if last[0]["step"] > first[0]["step"] else None
+    return Progress(row["step"], row["max_steps"], reward, at_first, accuracy, row.get("loss"))
 
 
-def _last_row(path: Path) -> dict[str, Any] | None:
+def _rows(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The first rows and the last ones."""
+    size = ROWS * ROW_BYTES
     try:
         with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - TAIL_BYTES))
-            lines = file.read().decode("utf-8", "replace").split("\n")[:-1]
+            head = file.read(size)
+            file.seek(max(0, path.stat().st_size - size))
+            tail = file.read()
     except FileNotFoundError:
-        return None
-    for line in reversed(lines):
-        if line.startswith("{"):
-            return json.loads(line)
-    return None
+        return [], []
+    parts = [part.decode("utf-8", "replace").split("\n")[:-1] for part in (head, tail)]
+    first, last = ([json.loads(line) for line in lines if line.startswith("{")] for lines in parts)
+    return first[:ROWS], last[-ROWS:]
 
 
 def clock(seconds: float | None) -> str:
@@ -102,7 +113,7 @@ class PlainView:
 
 
 class LiveView:
-    """A table with a line a step: state, progress bar, reward, accuracy, time, time left."""
+    """A table with a line a step: state, progress bar, reward at first and now, accuracy, time, time left."""
 
     def __init__(self, steps: list, done: set[str]):
         self.steps = steps
@@ -133,7 +144,8 @@ class LiveView:
         self.live.update(self._table())
 
     def _table(self) -> Table:
-        table = Table("step", "", "", "reward", "accuracy", "time", "left", box=None, pad_edge=False)
+        heads = ("step", "", "", "at first", "reward", "accuracy", "time", "left")
+        table = Table(*heads, box=None, pad_edge=False)
         waiting = [step for step in self.steps if not self.state[step.name]]
         for step in self.steps:
             state, seconds = self.state[step.name], self.seconds.get(step.name)
@@ -141,7 +153,8 @@ class LiveView:
                 continue
             progress = read_progress(step.output_dir, step.settings) if state == "running" else Progress()
             bar = ProgressBar(progress.total, progress.step, width=24) if progress.total else ""
-            figures = [f"{value:.2f}" if value is not None else "" for value in (progress.reward, progress.accuracy)]
+            shown = (progress.first, progress.reward, progress.accuracy)
+            figures = [f"{value:.2f}" if value is not None else "" for value in shown]
             left = progress.left(seconds) if seconds else None
             style = "dim" if state == "done" else ""
             table.add_row(step.name, state, bar, *figures, clock(seconds), clock(left), style=style)

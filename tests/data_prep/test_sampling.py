@@ -12,7 +12,7 @@ from contextlib import closing, contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from data_prep import sampling
+from data_prep import decode, sampling
 from data_prep.rl_prompts import PassRate
 from data_prep.sampling import Decoding, LocalModel, Sampler, Server, ServerError, ServerSettings, open_model
 
@@ -151,7 +151,7 @@ def test_greedy_is_what_transformers_generates(model):
 )
 def test_draws_follow_the_distribution(decoding, allowed):
     logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().repeat(20_000, 1)
-    drawn = sampling._draw(logits, decoding, torch.Generator().manual_seed(0))
+    drawn = decode.draw(logits, decoding, torch.Generator().manual_seed(0))
     counts = Counter(drawn.tolist())
     assert set(counts) == set(allowed)
     assert all(counts[token] / 20_000 == pytest.approx(share, abs=0.02) for token, share in allowed.items())

@@ -11,13 +11,15 @@ from types import SimpleNamespace
 
 import recipes
 import rewards
-from data_prep import rows, runs
+from data_prep import decode, rows, runs
 from data_prep.rows import read_parquet
-from recipes import all_scenarios_rl, reference, reward_models, training
+from recipes import all_scenarios_rl, grpo, reference, reward_models, training
 from recipes.tools.merge import merge
 
+import numpy
 import pytest
 import torch
+import trl
 import yaml
 from conftest import CORPUS, CPU, GRPO, LORA, SFT, general, log_of, record_of, sums
 from peft import PeftModel
@@ -40,6 +42,40 @@ def test_base_learns_and_the_student_takes_its_tokenizer(run_stage):
     model = AutoModelForCausalLM.from_pretrained(teacher)
     assert len(one) == model.get_input_embeddings().num_embeddings <= 400
     assert record_of(teacher)["parameters"] == model.num_parameters()
+
+
+def test_a_base_is_taken_where_its_settings_made_it(run_stage, refuses, here):
+    made = run_stage("base", CORPUS | {"max_steps": 2}, name="made")
+    given = {"max_steps": 2, "checkpoint": str(made.absolute())}
+    taken = run_stage("base", CORPUS | given | {"seed": 1}, name="taken")
+    assert (taken / "model.safetensors").read_bytes() == (made / "model.safetensors").read_bytes()
+    assert (taken / "log.jsonl").read_bytes() == (made / "log.jsonl").read_bytes()
+    assert record_of(taken)["parameters"] == record_of(made)["parameters"]
+    assert record_of(taken)["id"] != record_of(made)["id"]
+    said = refuses("base", CORPUS | given | {"learning_rate": 1e-3}, name="other")
+    assert "was made with another learning_rate; write `checkpoint: null`" in said
+    record = here / "outputs/t/world/run.json"  # another split holds out something else
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"config": {"split": "validation"}}))
+    assert "another split" in refuses("base", CORPUS | given, name="other")
+
+
+def test_rollouts_are_sorted_and_trimmed_without_a_change_of_the_loss(run_stage, monkeypatch):
+    """Against TRL's own way with the same completions: a step's gradient, metrics of rewards, and log-probabilities."""
+    settings = GRPO | {"per_device_train_batch_size": 4}  # two micro batches a step
+    ours = run_stage("r1_zero", settings, name="ours")
+    monkeypatch.setattr(grpo.GRPOTrainer, "_prepare_inputs", trl.GRPOTrainer._prepare_inputs)
+    name = "_get_per_token_logps_and_entropies"
+    monkeypatch.setattr(grpo.GRPOTrainer, name, getattr(trl.GRPOTrainer, name))
+    theirs = run_stage("r1_zero", settings, name="theirs")
+    keys = ("grad_norm", "reward", "reward_std", "completions/mean_length")
+    one, other = ([[row.get(key) for key in keys] for row in log_of(run)] for run in (ours, theirs))
+    assert len(one) == 8 and one[0][3] < 12  # some have ended early
+    assert numpy.allclose(*([[x or 0.0 for x in row] for row in rows] for rows in (one, other)), rtol=1e-4)
+
+
+def test_what_trl_alone_can_sample_is_left_to_it(run_stage, monkeypatch):
+    monkeypatch.setattr(decode, "complete", None)
+    assert record_of(run_stage("r1_zero", GRPO | {"max_steps": 2, "repetition_penalty": 1.1}))["steps"] == 2
 
 
 def test_r1_zero_leaves_what_the_contract_says(run_stage):
