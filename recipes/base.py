@@ -6,14 +6,7 @@ another YAML, which takes the first one's tokenizer through the key `tokenizer`.
 
 from dataclasses import dataclass, field
 
-from recipes import training
-from recipes.config import SFTConfig, StageArguments, parse
-from recipes.muon import MuonWithAdamW
-from recipes.tokenizer import train_tokenizer
-
-import torch
-from datasets import Dataset
-from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3MoeConfig, set_seed
+from recipes.config import SFTConfig, StageArguments, launch, parse
 
 EXPERTS = ("num_experts", "num_experts_per_tok", "moe_intermediate_size")
 SHAPE = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
@@ -36,7 +29,16 @@ class BaseArguments(StageArguments):
 
 
 def main() -> None:
-    run = training.start(*parse(BaseArguments, SFTConfig))
+    settings = parse(BaseArguments, SFTConfig)
+    from recipes import training  # once the settings are right: TRL and torch take seconds to import
+    from recipes.muon import MuonWithAdamW
+    from recipes.tokenizer import train_tokenizer
+
+    import torch
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3MoeConfig, set_seed
+
+    run = training.start(*settings)
     args = run.args
     texts = [row["text"] for row in training.read_records(args.dataset, "dataset", "text")]
     if args.tokenizer:
@@ -73,4 +75,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    training.launch(main)
+    launch(main)
