@@ -383,15 +383,6 @@ def _require_known(where: str, keys: Iterable[str], known: Iterable[str]) -> Non
             raise ConfigError(f"{where}: {key} {REPLACED[key]}.")
 
 
-def _check(where: str, config: dict, kinds: dict[str, object]) -> None:
-    publishing.read(config, where)
-    _require_known(where, config, kinds)
-    for key, value in config.items():
-        if not _fits(value, kinds[key]):
-            kind = getattr(kinds[key], "__name__", "") if isinstance(kinds[key], type) else str(kinds[key])
-            raise ConfigError(f"{where}: '{key}' is {value!r}, but it must be of type {kind}.")
-
-
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.help if action.default is None else super()._get_help_string(action)
@@ -413,16 +404,16 @@ def _parser(arguments: type, trainer: type, kinds: dict[str, object]) -> _Parser
     for key, kind in kinds.items():
         hidden = {"default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
         settings = {"default": usual[key], "help": _explained(key, arguments, trainer)} if key in usual else hidden
-        union = typing.get_origin(kind) in (typing.Union, types.UnionType)
-        one, *others = [part for part in (typing.get_args(kind) if union else [kind]) if part is not type(None)]
-        one = bool if bool in others else str if str in others else one
+        parts = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
+        one = bool if bool in parts else str if str in parts else parts[0]
         if one is bool:
             parser.add_argument(f"--{key}", type=_truth, nargs="?", const=True, **settings)
             parser.add_argument(f"--no_{key}", dest=key, action="store_false", **hidden)
         elif typing.get_origin(one) is list:
             parser.add_argument(f"--{key}", type=typing.get_args(one)[0], nargs="+", **settings)
         else:
-            parser.add_argument(f"--{key}", type=typing.get_origin(one) or one, **settings)
+            optional = type(None) in parts and one is not str
+            parser.add_argument(f"--{key}", type=_or_none(one) if optional else one, **settings)
     return parser
 
 
@@ -440,6 +431,14 @@ def _explained(key: str, arguments: type, trainer: type) -> str:
     return ours or (theirs[key].help if key in theirs else " ")
 
 
+def _or_none(kind: type) -> Callable[[str], Any]:
+    def read(word: str) -> Any:
+        return None if word.lower() in ("none", "null") else kind(word)
+
+    read.__name__ = getattr(kind, "__name__", str(kind))  # which argparse names in errors
+    return read
+
+
 def _truth(word: str) -> bool:
     if word.lower() not in ("yes", "true", "t", "y", "1", "no", "false", "f", "n", "0"):
         raise argparse.ArgumentTypeError(f"{word!r} is neither true nor false")
@@ -448,12 +447,18 @@ def _truth(word: str) -> bool:
 
 def read(arguments: type, trainer: type, argv: list[str] | None = None) -> tuple[Any, dict[str, Any], str]:
     """All of `parse` that needs no TRL: (the stage's arguments, the trainer's settings, the file they are from)."""
-    files, words = _files(sys.argv[1:] if argv is None else argv)
-    where = str(files.config or "command line")
+    argv = sys.argv[1:] if argv is None else argv
+    where, said = given(argv)
+    publishing.read(said, where)
+    files, words = _files(argv)
     config = load_config(files.config, files.override) if files.config else {}
     theirs = {key: one.kind for key, one in trl_keys.read(trainer.__name__).items()}
     kinds = _kinds(arguments) | theirs | _kinds(trainer)
-    _check(where, config, kinds)
+    _require_known(where, config, kinds)
+    for key, value in config.items():
+        if not _fits(value, kinds[key]):
+            kind = getattr(kinds[key], "__name__", "") if isinstance(kinds[key], type) else str(kinds[key])
+            raise ConfigError(f"{where}: '{key}' is {value!r}, but it must be of type {kind}.")
     parser = _parser(arguments, trainer, kinds)
     parser.set_defaults(**config)
     found, rest = parser.parse_known_args(words)
@@ -482,8 +487,13 @@ def parse(arguments: type, trainer: type, argv: list[str] | None = None) -> tupl
     args, settings, where = read(arguments, trainer, argv)
     from recipes import trl_configs  # imports TRL
 
+    whole = getattr(trl_configs, trainer.__name__)
+    for one in fields(whole):
+        choices = one.metadata.get("choices")
+        if choices and settings.get(one.name) not in (None, *choices):
+            raise ConfigError(f"{where}: {one.name} is {settings[one.name]!r}; write one of {', '.join(choices)}.")
     try:
-        return args, getattr(trl_configs, trainer.__name__)(**settings)
+        return args, whole(**settings)
     except ValueError as error:
         if "use_cpu" in str(error):  # the libraries' message is about precision
             error = "no GPU is visible; train on one, or write `use_cpu: true` and `bf16: false`"
