@@ -231,21 +231,10 @@ class GRPOConfig:
 
 
 @dataclass
-class SFTConfig:
-    """TRL's SFT settings with DeepSeek-R1's values (appendix B.4.2) as defaults.
+class _SequenceBatch:
+    """What fine-tuning and reward models share: `batch_size` sequences make one optimiser step;
+    `gradient_accumulation_steps` follows from it."""
 
-    `batch_size` sequences make one optimiser step; `gradient_accumulation_steps` follows from it.
-    """
-
-    batch_size: int = field(default=128, metadata={"help": "Sequences per optimiser step (appendix B.4.2)."})
-    learning_rate: float = 5e-5
-    lr_scheduler_type: str = "cosine_with_min_lr"
-    lr_scheduler_kwargs: dict | str | None = field(default_factory=lambda: {"min_lr_rate": 0.1})  # to 5e-6
-    num_train_epochs: float = 2  # printed: 2 to 3; v1 section 2.3.3: two
-    max_length: int | None = 32768
-    warmup_steps: float = 0  # chosen: not printed
-    packing: bool = False  # chosen: not printed
-    per_device_train_batch_size: int = 1  # chosen: not printed; one sequence of 32,768 tokens in a micro batch
     logging_steps: float = 10  # chosen: TRL's default
     save_steps: float = 500  # chosen: TRL's default
     save_total_limit: int | None = 2  # chosen: the last, and the one before while the last is being written
@@ -263,7 +252,22 @@ class SFTConfig:
 
 
 @dataclass
-class RewardConfig:
+class SFTConfig(_SequenceBatch):
+    """TRL's SFT settings with DeepSeek-R1's values (appendix B.4.2) as defaults."""
+
+    batch_size: int = field(default=128, metadata={"help": "Sequences per optimiser step (appendix B.4.2)."})
+    learning_rate: float = 5e-5
+    lr_scheduler_type: str = "cosine_with_min_lr"
+    lr_scheduler_kwargs: dict | str | None = field(default_factory=lambda: {"min_lr_rate": 0.1})  # to 5e-6
+    num_train_epochs: float = 2  # printed: 2 to 3; v1 section 2.3.3: two
+    max_length: int | None = 32768
+    warmup_steps: float = 0  # chosen: not printed
+    packing: bool = False  # chosen: not printed
+    per_device_train_batch_size: int = 1  # chosen: not printed; one sequence of 32,768 tokens in a micro batch
+
+
+@dataclass
+class RewardConfig(_SequenceBatch):
     """TRL's reward model settings with DeepSeek-R1's values (section 3.1) as defaults, for both reward models."""
 
     batch_size: int = field(default=256, metadata={"help": "Pairs, or responses, per optimiser step (section 3.1)."})
@@ -272,20 +276,6 @@ class RewardConfig:
     num_train_epochs: float = 1
     max_length: int | None = 8192
     per_device_train_batch_size: int = 8  # chosen: not printed
-    logging_steps: float = 10  # chosen: TRL's default
-    save_steps: float = 500  # chosen: TRL's default
-    save_total_limit: int | None = 2  # chosen: the last, and the one before while the last is being written
-    seed: int = 0  # chosen: that of the data jobs, so that one number repeats a whole run
-    rollout_window = 1  # nothing is sampled: every step can be resumed exactly
-
-    def __post_init__(self):
-        _require_positive(self, "batch_size")
-        self.gradient_accumulation_steps = _micro_batches(self.batch_size, self.per_device_train_batch_size)
-
-    @property
-    def equation(self) -> str:
-        """The batch arithmetic, for people."""
-        return f"{self.batch_size} sequences a step = {_parts(self)}"
 
 
 def _micro_batches(batch: int, per_device: int) -> int:
