@@ -26,7 +26,8 @@ from types import SimpleNamespace
 from benchmarks.plan import CPU, write_base
 from data_prep import prompts
 from recipes import checks, grpo, training, watch
-from recipes.config import GRPOConfig, LoraArguments, PolicyArguments, RLArguments, SFTConfig
+from recipes.config import LoraArguments, PolicyArguments, RLArguments
+from recipes.trl_configs import GRPOConfig, SFTConfig
 
 import torch
 import transformers

@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 
 from data_prep.rows import Row
 from data_prep.runs import ConfigError
-from recipes import grpo, training
-from recipes.config import GRPOConfig, RLArguments, parse
+from recipes.config import GRPOConfig, RLArguments, launch, parse
 
 
 @dataclass
@@ -68,7 +67,10 @@ def _forever(rows: list[Row], shuffle: random.Random) -> Iterator[Row]:
 
 
 def main() -> None:
-    run = training.start(*parse(AllScenariosArguments, GRPOConfig))
+    settings = parse(AllScenariosArguments, GRPOConfig)
+    from recipes import grpo, training  # once the settings are right: TRL and torch take seconds to import
+
+    run = training.start(*settings)
     if not run.args.general_datasets:
         raise ConfigError("general_datasets is missing: list the files with helpful and harmless rows.")
     policy, tokenizer = training.load_policy(run)
@@ -80,4 +82,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    training.launch(main)
+    launch(main)

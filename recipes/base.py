@@ -10,14 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_prep import runs
-from recipes import training
-from recipes.config import SFTConfig, StageArguments, parse
-from recipes.muon import MuonWithAdamW
-from recipes.tokenizer import train_tokenizer
-
-import torch
-from datasets import Dataset
-from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3MoeConfig, set_seed
+from recipes.config import SFTConfig, StageArguments, launch, parse
 
 EXPERTS = ("num_experts", "num_experts_per_tok", "moe_intermediate_size")
 SHAPE = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
@@ -43,7 +36,7 @@ class BaseArguments(StageArguments):
     moe_intermediate_size: int = field(default=96, metadata={"help": "Inner width of one expert."})
 
 
-def made_with(run: training.Run) -> dict:
+def made_with(run) -> dict:
     """The settings of this run, and of its corpus where a job of ours wrote it. Without seeds, which decide nothing
     here: no seed's corpus has what is held out."""
     folder = Path(run.args.dataset).parent
@@ -52,7 +45,7 @@ def made_with(run: training.Run) -> dict:
     return {key: value for key, value in settings.items() if key not in ("seed", "output_dir", "checkpoint")}
 
 
-def take(run: training.Run, given: Path) -> None:
+def take(run, given: Path) -> None:
     """Leave the checkpoint of another run as this one's. Raises ConfigError where other settings made it."""
     record, now = runs.read(given), made_with(run)
     then = record["made_with"]
@@ -74,7 +67,16 @@ def take(run: training.Run, given: Path) -> None:
 
 
 def main() -> None:
-    run = training.start(*parse(BaseArguments, SFTConfig))
+    settings = parse(BaseArguments, SFTConfig)
+    from recipes import training  # once the settings are right: TRL and torch take seconds to import
+    from recipes.muon import MuonWithAdamW
+    from recipes.tokenizer import train_tokenizer
+
+    import torch
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3MoeConfig, set_seed
+
+    run = training.start(*settings)
     args = run.args
     if args.checkpoint:
         return take(run, runs.ROOT / args.checkpoint)
@@ -114,4 +116,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    training.launch(main)
+    launch(main)

@@ -4,16 +4,18 @@ Starts from the base, not from R1-Zero. Data: the three ways of `data_prep.cold_
 loss on the completion only: its reasoning, its summary and the end token.
 """
 
-from recipes import training
-from recipes.config import PolicyArguments, SFTConfig, parse
+from recipes.config import PolicyArguments, SFTConfig, launch, parse
 
 
 def main() -> None:
-    run = training.start(*parse(PolicyArguments, SFTConfig))
+    settings = parse(PolicyArguments, SFTConfig)
+    from recipes import training  # once the settings are right: TRL and torch take seconds to import
+
+    run = training.start(*settings)
     policy, tokenizer = training.load_policy(run)
     rows = training.load_sft_rows(run, tokenizer)
     run.train(training.SFTTrainer(policy, args=run.config, train_dataset=rows, processing_class=tokenizer))
 
 
 if __name__ == "__main__":
-    training.launch(main)
+    launch(main)

@@ -2,15 +2,21 @@
 
 Defaults are DeepSeek-R1's (arXiv 2501.12948v2). A value that the paper does not print is marked `chosen:` with its
 reason. Scripts read their YAML with `parse`; the command line wins over it: `--seed 3` repeats a run with another seed.
+This module does not import TRL or torch, so that --help and an error come at once.
 """
 
 import argparse
 import difflib
+import errno
+import importlib.metadata
 import itertools
+import logging
 import os
+import re
 import sys
 import types
 import typing
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,15 +24,16 @@ from typing import Any, ClassVar
 import rewards
 from data_prep import commands, publishing
 from data_prep.identity import NUMBER
-from data_prep.runs import ConfigError, load_config
+from data_prep.runs import ConfigError, Stopped, load_config
+from recipes import trl_keys
 
-import trl
 import yaml
 
 # With these on its command line, a GPU's YAML can be read where there is none.
 WITHOUT_GPU = ("--use_cpu", "true", "--bf16", "false")
 FLAGS = ("--debug", "--redo")  # of a command, and no settings
 GENERATION = ("transformers", "vllm_colocate", "vllm_server")
+NO_SPACE = r"No space left|os error 28|file write failed"
 # Keys of TRL that another key of ours stands for.
 REPLACED = {
     "gradient_accumulation_steps": "follows from the batch of a step; leave it out",
@@ -132,7 +139,7 @@ class RLArguments(PolicyArguments):
 
 
 @dataclass
-class GRPOConfig(trl.GRPOConfig):
+class GRPOConfig:
     """TRL's GRPO settings with DeepSeek-R1's values (sections 2.1 and 3.2.1) as defaults.
 
     `prompts_per_step` x `num_generations` completions make one optimiser step; `gradient_accumulation_steps` follows
@@ -165,6 +172,7 @@ class GRPOConfig(trl.GRPOConfig):
     per_device_train_batch_size: int = 16  # chosen: not printed; one group of 16 in a micro batch
     logging_steps: float = 1  # chosen: one row of log.jsonl a step
     save_steps: float = 400  # chosen: as often as the reference is replaced, a multiple of the 16-step rollout window
+    save_strategy: str = field(default="steps", metadata={"help": argparse.SUPPRESS})  # TRL's; checked below
     save_total_limit: int | None = 2  # chosen: the last, and the one before while the last is being written
     seed: int = 0  # chosen: that of the data jobs, so that one number repeats a whole run
     log_completions: bool = True  # chosen: what the policy says is the best check of a reward
@@ -195,7 +203,6 @@ class GRPOConfig(trl.GRPOConfig):
         self.use_vllm = self.generation != "transformers"
         self.vllm_mode = self.generation.removeprefix("vllm_") if self.use_vllm else "colocate"
         self.gradient_accumulation_steps = completions // micro
-        super().__post_init__()
 
     @property
     def equation(self) -> str:
@@ -224,11 +231,29 @@ class GRPOConfig(trl.GRPOConfig):
 
 
 @dataclass
-class SFTConfig(trl.SFTConfig):
-    """TRL's SFT settings with DeepSeek-R1's values (appendix B.4.2) as defaults.
+class _SequenceBatch:
+    """What fine-tuning and reward models share: `batch_size` sequences make one optimiser step;
+    `gradient_accumulation_steps` follows from it."""
 
-    `batch_size` sequences make one optimiser step; `gradient_accumulation_steps` follows from it.
-    """
+    logging_steps: float = 10  # chosen: TRL's default
+    save_steps: float = 500  # chosen: TRL's default
+    save_total_limit: int | None = 2  # chosen: the last, and the one before while the last is being written
+    seed: int = 0  # chosen: that of the data jobs, so that one number repeats a whole run
+    rollout_window = 1  # nothing is sampled: every step can be resumed exactly
+
+    def __post_init__(self):
+        _require_positive(self, "batch_size")
+        self.gradient_accumulation_steps = _micro_batches(self.batch_size, self.per_device_train_batch_size)
+
+    @property
+    def equation(self) -> str:
+        """The batch arithmetic, for people."""
+        return f"{self.batch_size} sequences a step = {_parts(self)}"
+
+
+@dataclass
+class SFTConfig(_SequenceBatch):
+    """TRL's SFT settings with DeepSeek-R1's values (appendix B.4.2) as defaults."""
 
     batch_size: int = field(default=128, metadata={"help": "Sequences per optimiser step (appendix B.4.2)."})
     learning_rate: float = 5e-5
@@ -239,25 +264,10 @@ class SFTConfig(trl.SFTConfig):
     warmup_steps: float = 0  # chosen: not printed
     packing: bool = False  # chosen: not printed
     per_device_train_batch_size: int = 1  # chosen: not printed; one sequence of 32,768 tokens in a micro batch
-    logging_steps: float = 10  # chosen: TRL's default
-    save_steps: float = 500  # chosen: TRL's default
-    save_total_limit: int | None = 2  # chosen: the last, and the one before while the last is being written
-    seed: int = 0  # chosen: that of the data jobs, so that one number repeats a whole run
-    rollout_window = 1  # nothing is sampled: every step can be resumed exactly
-
-    def __post_init__(self):
-        _require_positive(self, "batch_size")
-        self.gradient_accumulation_steps = _micro_batches(self.batch_size, self.per_device_train_batch_size)
-        super().__post_init__()
-
-    @property
-    def equation(self) -> str:
-        """The batch arithmetic, for people."""
-        return f"{self.batch_size} sequences a step = {_parts(self)}"
 
 
 @dataclass
-class RewardConfig(trl.RewardConfig):
+class RewardConfig(_SequenceBatch):
     """TRL's reward model settings with DeepSeek-R1's values (section 3.1) as defaults, for both reward models."""
 
     batch_size: int = field(default=256, metadata={"help": "Pairs, or responses, per optimiser step (section 3.1)."})
@@ -266,21 +276,6 @@ class RewardConfig(trl.RewardConfig):
     num_train_epochs: float = 1
     max_length: int | None = 8192
     per_device_train_batch_size: int = 8  # chosen: not printed
-    logging_steps: float = 10  # chosen: TRL's default
-    save_steps: float = 500  # chosen: TRL's default
-    save_total_limit: int | None = 2  # chosen: the last, and the one before while the last is being written
-    seed: int = 0  # chosen: that of the data jobs, so that one number repeats a whole run
-    rollout_window = 1  # nothing is sampled: every step can be resumed exactly
-
-    def __post_init__(self):
-        _require_positive(self, "batch_size")
-        self.gradient_accumulation_steps = _micro_batches(self.batch_size, self.per_device_train_batch_size)
-        super().__post_init__()
-
-    @property
-    def equation(self) -> str:
-        """The batch arithmetic, for people."""
-        return f"{self.batch_size} sequences a step = {_parts(self)}"
 
 
 def _micro_batches(batch: int, per_device: int) -> int:
@@ -327,17 +322,23 @@ def _fits(value: object, kind: object) -> bool:
     return True  # enums and the like: the trainer's own check names them
 
 
-class _Files(argparse.ArgumentParser):
+class _Parser(argparse.ArgumentParser):
     def error(self, message: str):
-        raise ConfigError(message)
+        raise ConfigError(f"command line: {message}")
 
 
 def _files(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """(the files that --config and --override name, what else a command line says of settings)."""
-    parser = _Files(add_help=False, allow_abbrev=False)
+    parser = _Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config", type=Path)
     parser.add_argument("--override", type=Path)
-    return parser.parse_known_args([word for word in argv if word not in FLAGS])
+    return parser.parse_known_args([_underscored(word) for word in argv if word not in FLAGS])
+
+
+def _underscored(word: str) -> str:
+    """`--max-steps=4` as `--max_steps=4`."""
+    key, is_whole, value = word.partition("=")
+    return f"--{key[2:].replace('-', '_')}{is_whole}{value}" if word.startswith("--") else word
 
 
 def given(argv: list[str]) -> tuple[str, dict]:
@@ -351,7 +352,7 @@ def given(argv: list[str]) -> tuple[str, dict]:
             read = [_read(one) for one in ([value] if is_whole else values)]
             if not read:  # a switch
                 key, read = (key.removeprefix("no_"), [False]) if key.startswith("no_") else (key, [True])
-            settings[key.replace("-", "_")] = read if len(read) > 1 else read[0]
+            settings[key] = read if len(read) > 1 else read[0]
     return str(files.config or "command line"), settings
 
 
@@ -363,55 +364,13 @@ def _read(word: str) -> Any:
         return word
 
 
-def _check(path: Path, config: dict, classes: tuple[type, ...]) -> None:
-    publishing.read(config, str(path))
-    hints = {}
-    for one in classes:
-        known = {f.name for f in fields(one) if f.init}
-        hints |= {name: kind for name, kind in typing.get_type_hints(one).items() if name in known}
-    for key, value in config.items():
-        if key not in hints:
-            near = difflib.get_close_matches(str(key), hints, n=1, cutoff=0)
-            raise ConfigError(f"{path}: unknown key '{key}'. The nearest known key is '{near[0]}'.")
+def _require_known(where: str, keys: Iterable[str], known: Iterable[str]) -> None:
+    for key in keys:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0)
+            raise ConfigError(f"{where}: unknown key '{key}'. The nearest known key is '{near[0]}'.")
         if key in REPLACED:
-            raise ConfigError(f"{path}: {key} {REPLACED[key]}.")
-        if not _fits(value, hints[key]):
-            kind = getattr(hints[key], "__name__", "") if isinstance(hints[key], type) else str(hints[key])
-            raise ConfigError(f"{path}: '{key}' is {value!r}, but it must be of type {kind}.")
-
-
-class _Parser(trl.TrlParser):
-    """TrlParser whose errors and help can be read: argparse's own print every option there is."""
-
-    def error(self, message: str):
-        raise ConfigError(message)
-
-    def format_help(self) -> str:
-        """Our options, and where the hundreds that are TRL's are explained."""
-        ours = {}
-        for kind in self.dataclass_types:
-            for one in kind.__mro__:
-                if one.__module__.split(".")[0] in ("recipes", "__main__"):
-                    ours |= dict.fromkeys(vars(one).get("__annotations__", ()), kind)
-        for action in self._actions:
-            if action.dest == "help" or (action.dest in ours and not action.option_strings[0].startswith("--no_")):
-                action.option_strings = action.option_strings[:1]
-                action.help = action.help or _explained(ours[action.dest], action.dest)
-            else:
-                action.help = argparse.SUPPRESS
-        trainer = next(one for one in self.dataclass_types[-1].__mro__ if one.__module__.startswith("trl"))
-        page = trainer.__name__.removesuffix("Config").lower()
-        self.usage = (
-            "%(prog)s --config FILE [--override FILE] [--KEY VALUE ...] [--redo] [--debug]\n"
-            f"--override: {commands.OVERRIDE}; --debug: {commands.DEBUG}\n--redo: {commands.REDO}"
-        )
-        self.description = f"{sys.modules['__main__'].__doc__}\nEach option is a key of the YAML, too; here it wins."
-        self.formatter_class = _Formatter
-        self.epilog = (
-            f"All others are TRL's: https://huggingface.co/docs/trl/v{trl.__version__}/en/{page}_trainer"
-            f"#trl.{trainer.__name__}"
-        )
-        return super().format_help()
+            raise ConfigError(f"{where}: {key} {REPLACED[key]}.")
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -419,34 +378,133 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescription
         return action.help if action.default is None else super()._get_help_string(action)
 
 
-def _explained(kind: type, name: str) -> str:
-    """What TRL says of a setting whose default is ours, in one sentence."""
-    texts = [one.__dataclass_fields__[name].metadata.get("help") for one in kind.__mro__ if name in _fields(one)]
-    return next(filter(None, texts), " ").split(". ")[0]
+def _parser(arguments: type, trainer: type, kinds: dict[str, object]) -> _Parser:
+    """Has all keys as options; its help shows those with a default of ours, and where the others are explained."""
+    name = trainer.__name__
+    parser = _Parser(
+        allow_abbrev=False,
+        formatter_class=_Formatter,
+        usage="%(prog)s --config FILE [--override FILE] [--KEY VALUE ...] [--redo] [--debug]\n"
+        f"--override: {commands.OVERRIDE}; --debug: {commands.DEBUG}\n--redo: {commands.REDO}",
+        description=f"{sys.modules['__main__'].__doc__}\nEach option is a key of the YAML, too; here it wins.",
+        epilog=f"All others are TRL's: https://huggingface.co/docs/trl/v{importlib.metadata.version('trl')}/en/"
+        f"{name.removesuffix('Config').lower()}_trainer#trl.{name}",
+    )
+    usual = commands.defaults(trainer) | commands.defaults(arguments)
+    for key, kind in kinds.items():
+        hidden = {"default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
+        settings = {"default": usual[key], "help": _explained(key, arguments, trainer)} if key in usual else hidden
+        parts = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
+        one = bool if bool in parts else str if str in parts else parts[0]
+        if one is bool:
+            parser.add_argument(f"--{key}", type=_truth, nargs="?", const=True, **settings)
+            parser.add_argument(f"--no_{key}", dest=key, action="store_false", **hidden)
+        elif typing.get_origin(one) is list:
+            parser.add_argument(f"--{key}", type=typing.get_args(one)[0], nargs="+", **settings)
+        else:
+            optional = type(None) in parts and one is not str
+            parser.add_argument(f"--{key}", type=_or_none(one) if optional else one, **settings)
+    return parser
 
 
-def _fields(kind: type) -> dict:
-    return getattr(kind, "__dataclass_fields__", {})
+def _kinds(one: type) -> dict[str, object]:
+    """The type of each key of a dataclass."""
+    hints = typing.get_type_hints(one)
+    return {field.name: hints[field.name] for field in fields(one)}
 
 
-def parse(*classes: type, argv: list[str] | None = None) -> tuple:
-    """Read `--config FILE` and what the command line adds into one instance of each dataclass.
+def _explained(key: str, arguments: type, trainer: type) -> str:
+    """What we say of a key, or else TRL."""
+    fields = (getattr(one, "__dataclass_fields__", {}).get(key) for one in (*arguments.__mro__, *trainer.__mro__))
+    ours = next((one.metadata["help"] for one in fields if one and one.metadata), None)
+    theirs = trl_keys.read(trainer.__name__)
+    return ours or (theirs[key].help if key in theirs else " ")
 
-    Raises ConfigError, before anything is loaded, for a missing file, an unknown key, a wrong type or batch.
-    """
-    files, words = _files(sys.argv[1:] if argv is None else list(argv))
-    parser = _Parser(classes, allow_abbrev=False)
-    if files.config:
-        config = load_config(files.config, files.override)
-        _check(files.config, config, classes)
-        parser.set_defaults_with_config(**config)
+
+def _or_none(kind: type) -> Callable[[str], Any]:
+    def read(word: str) -> Any:
+        return None if word.lower() in ("none", "null") else kind(word)
+
+    read.__name__ = getattr(kind, "__name__", str(kind))  # which argparse names in errors
+    return read
+
+
+def _truth(word: str) -> bool:
+    if word.lower() not in ("yes", "true", "t", "y", "1", "no", "false", "f", "n", "0"):
+        raise argparse.ArgumentTypeError(f"{word!r} is neither true nor false")
+    return word.lower() in ("yes", "true", "t", "y", "1")
+
+
+def read(arguments: type, trainer: type, argv: list[str] | None = None) -> tuple[Any, dict[str, Any], str]:
+    """All of `parse` that needs no TRL: (the stage's arguments, the trainer's settings, the file they are from)."""
+    argv = sys.argv[1:] if argv is None else argv
+    where, said = given(argv)
+    publishing.read(said, where)
+    files, words = _files(argv)
+    config = load_config(files.config, files.override) if files.config else {}
+    theirs = {key: one.kind for key, one in trl_keys.read(trainer.__name__).items()}
+    kinds = _kinds(arguments) | theirs | _kinds(trainer)
+    _require_known(where, config, kinds)
+    for key, value in config.items():
+        if not _fits(value, kinds[key]):
+            kind = getattr(kinds[key], "__name__", "") if isinstance(kinds[key], type) else str(kinds[key])
+            raise ConfigError(f"{where}: '{key}' is {value!r}, but it must be of type {kind}.")
+    parser = _parser(arguments, trainer, kinds)
+    parser.set_defaults(**config)
+    found, rest = parser.parse_known_args(words)
+    settings = vars(found)
+    strange = [word[2:].partition("=")[0] for word in rest if word.startswith("--")]
+    _require_known("command line", [*strange, *settings], kinds)
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
-        parsed = parser.parse_args_into_dataclasses(words)
-        for name in getattr(parsed[0], "reward_funcs", []):
+        args = arguments(**{key: settings.pop(key) for key in _kinds(arguments)})
+        ours = trainer(**{key: settings[key] for key in _kinds(trainer)})
+        for name in getattr(args, "reward_funcs", []):
             if getattr(getattr(rewards, name, None), "whole_groups", False):
-                parsed[1].require_whole_groups(name)
-    except ValueError as error:  # ours, argparse's, and what the trainers' own settings refuse
+                ours.require_whole_groups(name)
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    return args, settings, where
+
+
+def parse(arguments: type, trainer: type, argv: list[str] | None = None) -> tuple:
+    """Read `--config FILE` and what the command line adds: (the stage's arguments, the trainer's with all of TRL's).
+
+    Raises ConfigError for a missing file, an unknown key, a wrong type or batch, which takes no second, or for what TRL
+    itself refuses. A stage imports what is slow after this, so that all but the last is said at once.
+    """
+    args, settings, where = read(arguments, trainer, argv)
+    from recipes import trl_configs  # imports TRL
+
+    whole = getattr(trl_configs, trainer.__name__)
+    for one in fields(whole):
+        choices = one.metadata.get("choices")
+        if choices and settings.get(one.name) not in (None, *choices):
+            raise ConfigError(f"{where}: {one.name} is {settings[one.name]!r}; write one of {', '.join(choices)}.")
+    try:
+        return args, whole(**settings)
+    except ValueError as error:
         if "use_cpu" in str(error):  # the libraries' message is about precision
             error = "no GPU is visible; train on one, or write `use_cpu: true` and `bf16: false`"
-        raise ConfigError(f"{files.config or 'command line'}: {error}") from None
-    return parsed
+        raise ConfigError(f"{where}: {error}") from None
+
+
+def launch(stage: Callable[[], None]) -> None:
+    """Run a stage's `main` and end the process as every command does (`data_prep.commands`)."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+
+    def main(_: list[str]) -> None:
+        try:
+            stage()
+        except Exception as error:
+            # Only torch's and safetensors' own exceptions reach us where they write; they keep the reason in words.
+            if getattr(error, "errno", None) != errno.ENOSPC and not re.search(NO_SPACE, str(error)):
+                raise
+            raise Stopped(
+                f"the disk is full ({error}). Free some space and run the same command again: "
+                "training goes on from its last checkpoint."
+            ) from error
+
+    if status := commands.run(main):
+        raise SystemExit(status)

@@ -7,8 +7,7 @@ many completion tokens with a gradient, which makes it comparable with RL on the
 
 from dataclasses import dataclass
 
-from recipes import training
-from recipes.config import PolicyArguments, SFTConfig, parse
+from recipes.config import PolicyArguments, SFTConfig, launch, parse
 
 
 @dataclass
@@ -17,11 +16,14 @@ class DistillArguments(PolicyArguments):
 
 
 def main() -> None:
-    run = training.start(*parse(DistillArguments, SFTConfig))
+    settings = parse(DistillArguments, SFTConfig)
+    from recipes import training  # once the settings are right: TRL and torch take seconds to import
+
+    run = training.start(*settings)
     policy, tokenizer = training.load_policy(run)
     rows = training.load_sft_rows(run, tokenizer)
     run.train(training.SFTTrainer(policy, args=run.config, train_dataset=rows, processing_class=tokenizer))
 
 
 if __name__ == "__main__":
-    training.launch(main)
+    launch(main)

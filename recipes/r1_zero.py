@@ -8,8 +8,7 @@ script with another YAML.
 
 from dataclasses import dataclass, field
 
-from recipes import grpo, training
-from recipes.config import GRPOConfig, RLArguments, parse
+from recipes.config import GRPOConfig, RLArguments, launch, parse
 
 
 @dataclass
@@ -19,11 +18,14 @@ class R1ZeroArguments(RLArguments):
 
 
 def main() -> None:
-    run = training.start(*parse(R1ZeroArguments, GRPOConfig))
+    settings = parse(R1ZeroArguments, GRPOConfig)
+    from recipes import grpo, training  # once the settings are right: TRL and torch take seconds to import
+
+    run = training.start(*settings)
     policy, tokenizer = training.load_policy(run)
     questions = grpo.load_prompts(run, tokenizer)
     run.train(grpo.make_trainer(run, policy, tokenizer, questions))
 
 
 if __name__ == "__main__":
-    training.launch(main)
+    launch(main)

@@ -8,8 +8,7 @@ by the key `reward_weights`, is the ablation of appendix B.6.
 
 from dataclasses import dataclass, field
 
-from recipes import grpo, training
-from recipes.config import GRPOConfig, RLArguments, parse
+from recipes.config import GRPOConfig, RLArguments, launch, parse
 
 
 @dataclass
@@ -20,11 +19,14 @@ class ReasoningRLArguments(RLArguments):
 
 
 def main() -> None:
-    run = training.start(*parse(ReasoningRLArguments, GRPOConfig))
+    settings = parse(ReasoningRLArguments, GRPOConfig)
+    from recipes import grpo, training  # once the settings are right: TRL and torch take seconds to import
+
+    run = training.start(*settings)
     policy, tokenizer = training.load_policy(run)
     questions = grpo.load_prompts(run, tokenizer)
     run.train(grpo.make_trainer(run, policy, tokenizer, questions))
 
 
 if __name__ == "__main__":
-    training.launch(main)
+    launch(main)

@@ -1,22 +1,19 @@
 """What the stages share: loading policy and rows, going on after a kill, and the record of the run."""
 
-import errno
 import json
 import logging
 import math
 import os
 import platform
-import re
 import shutil
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 from data_prep import commands, publishing, runs
 from data_prep.rows import Row, load_rows, read_parquet
-from data_prep.runs import ConfigError, Stopped
+from data_prep.runs import ConfigError
 from recipes import checkpoints, checks, loading, qlora_proof, sharded, watch
 from recipes.config import LoraArguments, PolicyArguments, StageArguments, given, world_size
 from recipes.tools import merge
@@ -51,7 +48,6 @@ MARKUP = {
     ),
     "<｜end▁of▁sentence｜>": ("<｜begin▁of▁sentence｜><｜User｜>", "<｜Assistant｜>", "<｜▁pad▁｜>"),
 }
-NO_SPACE = r"No space left|os error 28|file write failed"
 
 
 # Loading
@@ -333,26 +329,6 @@ def callbacks(trainer, args: StageArguments, budget: int | None = None) -> list[
 
 
 # The run
-
-
-def launch(stage: Callable[[], None]) -> None:
-    """Run a stage's `main` and end the process as every command does (`data_prep.commands`)."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-
-    def main(_: list[str]) -> None:
-        try:
-            stage()
-        except Exception as error:
-            # Only torch's and safetensors' own exceptions reach us where they write; they keep the reason in words.
-            if getattr(error, "errno", None) != errno.ENOSPC and not re.search(NO_SPACE, str(error)):
-                raise
-            raise Stopped(
-                f"the disk is full ({error}). Free some space and run the same command again: "
-                "training goes on from its last checkpoint."
-            ) from error
-
-    if status := commands.run(main):
-        raise SystemExit(status)
 
 
 def start(args: StageArguments, config) -> "Run":

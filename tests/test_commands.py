@@ -9,6 +9,7 @@ import termios
 from pathlib import Path
 
 from data_prep import jobs
+from recipes import config
 
 import pytest
 
@@ -40,7 +41,8 @@ def ask(monkeypatch, tmp_path, capsys, caplog):
     def run(command, *arguments):
         caplog.clear()
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(jobs, "run", jobs.run)  # recipes.tools.check replaces it for its process
+        for module, name in ((config, "parse"), (jobs, "run")):  # recipes.tools.check replaces them for its process
+            monkeypatch.setattr(module, name, getattr(module, name))
         monkeypatch.setattr(sys, "argv", [command, *arguments])
         with pytest.raises(SystemExit) as ended:
             if command in STAGES:
@@ -80,6 +82,56 @@ def test_an_error_is_one_paragraph_and_debug_shows_where_it_came_from(ask, comma
     again, _, more = ask(command, *wrong, "--debug")
     assert again == status
     assert "Traceback (most recent call last)" in more and more.endswith(said)
+
+
+SLOW = {"torch", "transformers", "trl", "peft"}
+ASKED = """
+import runpy, sys
+stage, *wrong = sys.argv[1:]
+for words in (["--help"], ["--sead", "3"], ["--seed", "three"], *(["--config", path] for path in wrong)):
+    sys.argv = [stage, *words]
+    try:
+        runpy.run_path(stage, run_name="__main__")
+    except SystemExit as ended:
+        sys.stderr.write(f"{ended.code}\\n")
+print(*sys.modules)
+"""
+ANSWERS = r"""0
+error: command line: unknown key 'sead'\. The nearest known key is 'seed'\.
+2
+error: command line: argument --seed: invalid int value: 'three'
+2
+error: missing\.yaml: no such file; .*
+2
+error: key\.yaml: unknown key 'sead'\. The nearest known key is 'seed'\.
+2
+error: type\.yaml: 'seed' is 'three', but it must be of type int\.
+2
+error: batch\.yaml: .* not divide .*
+2
+"""
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_help_and_what_is_wrong_are_said_before_anything_slow_is_imported(stage, tmp_path):
+    wrong = {"missing": None, "key": "sead: 3", "type": "seed: three", "batch": "per_device_train_batch_size: 7"}
+    for name, text in wrong.items():
+        if text:
+            (tmp_path / f"{name}.yaml").write_text(text)
+    command = [sys.executable, "-c", ASKED, str(ROOT / stage), *(f"{name}.yaml" for name in wrong)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True)
+    assert "--learning_rate" in done.stdout and re.fullmatch(ANSWERS, done.stderr), done.stderr
+    assert not SLOW & set(done.stdout.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize(
+    "words", ["recipes.tools.check recipes/base.py missing.yaml", "recipes.tools.plan --help", "data_prep.world --help"]
+)
+def test_a_module_says_so_before_anything_slow_is_imported(words):
+    command = [sys.executable, "-X", "importtime", "-m", *words.split()]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stderr
+    assert "data_prep.commands" in said and not re.search(rf"\| +({'|'.join(SLOW)})$", said, re.MULTILINE)
 
 
 LOOP = "import time; from data_prep import commands; [time.sleep(0.3) for _ in commands.progress(range(6), 'counting')]"

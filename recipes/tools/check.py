@@ -2,7 +2,7 @@
 
 The pipeline runs this in one child before any work, so that a mistyped key of the last stage is not found after the
 first has run for minutes. A stage's own parser does the reading: its script is run up to the point where it has parsed
-its settings. Importing the trainers takes some seconds, once.
+its settings. First all is looked at that needs no TRL, whose import takes some seconds, once.
 """
 
 import runpy
@@ -13,17 +13,15 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from data_prep import commands, jobs, runs
+from recipes import config
 
 
 class Parsed(Exception):
     """Thrown where a stage has its settings, which it carries, to leave it there."""
 
 
-def stop_scripts_after_parsing() -> None:
+def stop_scripts_after_parsing(parse: Callable[..., tuple] = config.parse) -> None:
     """From here on, in this process, the one parser of the stages' scripts only parses."""
-    from recipes import config  # imports torch
-
-    parse: Callable[..., tuple] = config.parse
 
     def parse_only(*classes: type, argv: list[str] | None = None) -> NoReturn:
         raise Parsed(parse(*classes, argv=argv))
@@ -68,10 +66,10 @@ def main(argv: list[str]) -> None:
     found = parser.parse_args(argv)
     pairs, more = found.pairs, ("--override", found.override) if found.override else ()
     stop_jobs_after_parsing()
-    if any(target.endswith(".py") for target in pairs[::2]):
-        stop_scripts_after_parsing()
-    for target, path in zip(pairs[::2], pairs[1::2], strict=True):
-        check(target, path, *more)
+    for parse in (config.read, config.parse):
+        stop_scripts_after_parsing(parse)
+        for target, path in zip(pairs[::2], pairs[1::2], strict=True):
+            check(target, path, *more)
 
 
 if __name__ == "__main__":

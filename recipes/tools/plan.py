@@ -22,9 +22,7 @@ from recipes import config as settings_of
 from recipes.tools import check
 from recipes.tools.steps import Step, load_steps, scale_folder
 
-import torch
 import yaml
-from transformers import AutoConfig, AutoModelForCausalLM
 
 GB = 1e9
 MODELS = Path(__file__).with_name("models.yaml")
@@ -73,6 +71,9 @@ class Shape:
 @cache
 def shape(name: str, text: str) -> Shape:
     """Of a model whose config is the JSON text, by building it without weights."""
+    import torch  # for --help and an error it is not needed
+    from transformers import AutoConfig, AutoModelForCausalLM
+
     values = json.loads(text)
     config = AutoConfig.for_model(values.pop("model_type"), **values)
     with torch.device("meta"):

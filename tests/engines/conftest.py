@@ -63,13 +63,16 @@ def kill(process: subprocess.Popen) -> None:
 
 def settings_of(case: cells.Case) -> dict:
     """A stage's settings: the YAML's method, with sizes, steps and inputs of this machine. Called in the world."""
+    from recipes import trl_configs
+
     from test_settings import CLASSES
     from test_stand_ins import HARDWARE, inputs
 
     scale, name = case.recipe.split("/")
     stage = "distill" if name.startswith("distill") else name
     given = runs.load_config(REPOSITORY / f"recipes/configs/{scale}/{name}.yaml")
-    known = {field.name for kind in CLASSES[stage] for field in fields(kind)}
+    arguments, trainer = CLASSES[stage]
+    known = {field.name for kind in (arguments, getattr(trl_configs, trainer.__name__)) for field in fields(kind)}
     made = HARDWARE | STEPS | SIZES | ON_POLICY | (PROBED if case.samples else {})
     if case.column == "moe_lora":
         made |= cells.ATTENTION

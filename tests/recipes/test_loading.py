@@ -8,9 +8,10 @@ import rewards
 from data_prep import prompts
 from data_prep.runs import ConfigError
 from recipes import grpo, training
-from recipes.config import RLArguments, SFTConfig
+from recipes.config import RLArguments
 from recipes.tokenizer import TAGS
 from recipes.tools.merge import merge
+from recipes.trl_configs import SFTConfig
 
 import pytest
 from conftest import CPU, GRPO, LORA, SFT, record_of, sums

@@ -3,14 +3,16 @@
 import re
 from dataclasses import fields
 from pathlib import Path
+from typing import get_type_hints
 
 import recipes
 from data_prep.runs import ConfigError
-from recipes import all_scenarios_rl, base, config, distill, r1_zero, reasoning_rl, reward_models
+from recipes import all_scenarios_rl, base, config, distill, r1_zero, reasoning_rl, reward_models, trl_configs, trl_keys
 from recipes.config import GRPOConfig, PolicyArguments, RewardConfig, SFTConfig, given, parse
 
 import pytest
 import torch
+import trl
 import yaml
 from conftest import CPU, GRPO, SFT
 
@@ -36,7 +38,7 @@ def write(folder: Path, settings: dict) -> list[str]:
 
 
 def test_grpo_defaults_are_the_papers(tmp_path):
-    grpo = GRPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False)
+    grpo = trl_configs.GRPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False)
     assert (grpo.learning_rate, grpo.lr_scheduler_type, grpo.beta, grpo.temperature) == (3e-6, "constant", 0.001, 1.0)
     assert (grpo.num_generations, grpo.prompts_per_step, grpo.generation_batch_size) == (16, 32, 8192)
     assert (grpo.max_completion_length, grpo.max_steps, grpo.num_iterations) == (32768, 10400, 1)
@@ -49,12 +51,12 @@ def test_grpo_defaults_are_the_papers(tmp_path):
 
 
 def test_sft_and_reward_model_defaults_are_the_papers(tmp_path):
-    sft = SFTConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False)
+    sft = trl_configs.SFTConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False)
     assert (sft.learning_rate, sft.lr_scheduler_type, sft.num_train_epochs) == (5e-5, "cosine_with_min_lr", 2)
     assert sft.learning_rate * sft.lr_scheduler_kwargs["min_lr_rate"] == pytest.approx(5e-6)
     assert sft.gradient_accumulation_steps * sft.per_device_train_batch_size == 128
     assert (sft.max_length, sft.packing) == (32768, False)
-    scorer = RewardConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False)
+    scorer = trl_configs.RewardConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False)
     assert (scorer.learning_rate, scorer.num_train_epochs, scorer.max_length) == (6e-6, 1, 8192)
     assert scorer.gradient_accumulation_steps * scorer.per_device_train_batch_size == 256
 
@@ -103,7 +105,7 @@ def test_the_number_of_processes_shares_a_batch(monkeypatch):
 
 def test_the_batch_is_said_as_an_equation(tmp_path, monkeypatch):
     monkeypatch.setattr(config, "world_size", lambda: 8)
-    settings = GRPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, generation="vllm_server")
+    settings = trl_configs.GRPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, generation="vllm_server")
     assert settings.equation == (
         "32 prompts x 16 completions = 512 a step = 16 in a micro batch x 8 processes x 4 accumulated; "
         "8192 are sampled at once, which makes 16 steps"
@@ -178,7 +180,19 @@ def test_what_a_command_line_gives_is_known_whole(tmp_path):
 def test_no_key_is_in_two_places():
     """A key that both the stage's and the trainer's settings had would go to one of them only."""
     for arguments, trainer in CLASSES.values():
-        assert not {f.name for f in fields(arguments)} & {f.name for f in fields(trainer) if f.init}
+        whole = getattr(trl_configs, trainer.__name__)
+        assert not {f.name for f in fields(arguments)} & {f.name for f in fields(whole) if f.init}
+
+
+@pytest.mark.parametrize("name", ["GRPOConfig", "SFTConfig", "RewardConfig"])
+def test_the_keys_of_trl_are_read_from_its_source_as_its_classes_have_them(name):
+    """In their order, with their types, save what is a class of a library."""
+    kind = getattr(trl, name)
+    hints, known = get_type_hints(kind), [f for f in fields(kind) if f.init]
+    theirs = [(f.name, re.sub(r"(transformers|accelerate)[\w.]*", "typing.Any", str(hints[f.name]))) for f in known]
+    found = trl_keys.read(name)
+    assert [(key, str(one.kind)) for key, one in found.items()] == theirs
+    assert [one.help for one in found.values()] == [f.metadata["help"].split(". ")[0] for f in known]
 
 
 def test_a_missing_file_is_named():

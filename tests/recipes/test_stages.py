@@ -13,7 +13,8 @@ import recipes
 import rewards
 from data_prep import decode, rows, runs
 from data_prep.rows import read_parquet
-from recipes import all_scenarios_rl, grpo, reference, reward_models, training
+from recipes import all_scenarios_rl, grpo, reference, scorers
+from recipes.config import launch
 from recipes.tools.merge import merge
 
 import numpy
@@ -300,7 +301,7 @@ def test_reward_models_go_on_where_they_were_cut_off(preferences, run_stage):
                 raise RuntimeError("crash")
             return Trainer.training_step(self, *args)
 
-        patch.setattr(reward_models.PointwiseTrainer, "training_step", until)
+        patch.setattr(scorers.PointwiseTrainer, "training_step", until)
         with pytest.raises(RuntimeError, match="crash"):
             run_stage("reward_models", preferences | {"save_steps": 4}, name="resumed")
     resumed = run_stage("reward_models", preferences | {"save_steps": 4}, name="resumed")
@@ -373,6 +374,6 @@ def test_a_disk_that_fills_up_is_said(caplog):
         raise OSError(errno.ENOSPC, "No space left on device", "model.safetensors")
 
     with pytest.raises(SystemExit) as ended:
-        training.launch(stage)
+        launch(stage)
     assert ended.value.code == 1
     assert "goes on from its last checkpoint" in caplog.text
