@@ -21,9 +21,19 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
-    if session.config.getoption("--fail-on-skip") and reporter.stats.get("skipped") and session.exitstatus == 0:
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")  # a worker of pytest-xdist has none
+    skipped = reporter and reporter.stats.get("skipped")
+    if skipped and session.config.getoption("--fail-on-skip") and session.exitstatus == 0:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first, so that no worker waits for the other at the end. One worker makes the whole run."""
+    for item in items:
+        if "whole" in item.fixturenames:
+            item.add_marker(pytest.mark.xdist_group("whole"))
+    items.sort(key=lambda item: ("whole" not in item.fixturenames, not item.get_closest_marker("slow")))
 
 
 @pytest.fixture(scope="session")
