@@ -5,6 +5,10 @@ from pathlib import Path
 
 import pytest
 import tiny_run
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
+
+WHOLE = ("tests/test_tiny.py", "tests/hub/test_pushed_pipeline.py")  # what asks for the fixture `whole`
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -21,19 +25,26 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    reporter = session.config.pluginmanager.get_plugin("terminalreporter")  # a worker of pytest-xdist has none
-    skipped = reporter and reporter.stats.get("skipped")
-    if skipped and session.config.getoption("--fail-on-skip") and session.exitstatus == 0:
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if session.config.getoption("--fail-on-skip") and reporter.stats.get("skipped") and session.exitstatus == 0:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
-@pytest.hookimpl(tryfirst=True)
+class OneByOne(LoadScopeScheduling):
+    """Hands the tests to the workers in their order, those of the whole run all to one: it is made once. This is what
+    `--dist loadgroup` is for, which pytest-xdist 3.8 does not do under pytest 9."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "whole" if nodeid.startswith(WHOLE) else nodeid
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> OneByOne:
+    return OneByOne(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest first, so that no worker waits for the other at the end. One worker makes the whole run."""
-    for item in items:
-        if "whole" in item.fixturenames:
-            item.add_marker(pytest.mark.xdist_group("whole"))
-    items.sort(key=lambda item: ("whole" not in item.fixturenames, not item.get_closest_marker("slow")))
+    """The longest first, so that no worker waits for the other at the end."""
+    items.sort(key=lambda item: (not item.nodeid.startswith(WHOLE), not item.get_closest_marker("slow")))
 
 
 @pytest.fixture(scope="session")
