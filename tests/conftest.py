@@ -8,7 +8,8 @@ import tiny_run
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
-WHOLE = ("tests/test_tiny.py", "tests/hub/test_pushed_pipeline.py")  # what asks for the fixture `whole`
+# Files whose tests share what takes long to make: the fixture `whole`, a report.
+TOGETHER = {"tests/test_tiny.py": "whole", "tests/hub/test_pushed_pipeline.py": "whole", "tests/test_page.py": "page"}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -31,11 +32,11 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 class OneByOne(LoadScopeScheduling):
-    """Hands the tests to the workers in their order, those of the whole run all to one: it is made once. This is what
-    `--dist loadgroup` is for, which pytest-xdist 3.8 does not do under pytest 9."""
+    """Hands the tests to the workers in their order, but those of `TOGETHER` to one worker. This is what `--dist
+    loadgroup` is for, which pytest-xdist 3.8 does not do under pytest 9."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return "whole" if nodeid.startswith(WHOLE) else nodeid
+        return TOGETHER.get(nodeid.partition("::")[0], nodeid)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> OneByOne:
@@ -44,7 +45,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> OneByOn
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest first, so that no worker waits for the other at the end."""
-    items.sort(key=lambda item: (not item.nodeid.startswith(WHOLE), not item.get_closest_marker("slow")))
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.fixture(scope="session")
