@@ -6,8 +6,9 @@ ARGS ?=
 NAME ?=
 PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3.13) python3)
 BIN := .venv/bin
+WORKERS ?= 2
 # Threads of one process get in each other's way at toy size.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 # Another name, so made again, whenever the pins or the package's own metadata change.
 STAMP := .venv/installed-$(shell cat requirements.txt pyproject.toml | cksum | cut -d' ' -f1)
 # The pins of .venv, by a path to them, and DeepSpeed.

@@ -5,6 +5,11 @@ from pathlib import Path
 
 import pytest
 import tiny_run
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
+
+# Files whose tests share what takes long to make: the fixture `whole`, a report.
+TOGETHER = {"tests/test_tiny.py": "whole", "tests/hub/test_pushed_pipeline.py": "whole", "tests/test_page.py": "page"}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -24,6 +29,23 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if session.config.getoption("--fail-on-skip") and reporter.stats.get("skipped") and session.exitstatus == 0:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+class OneByOne(LoadScopeScheduling):
+    """Hands the tests to the workers in their order, but those of `TOGETHER` to one worker. This is what `--dist
+    loadgroup` is for, which pytest-xdist 3.8 does not do under pytest 9."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return TOGETHER.get(nodeid.partition("::")[0], nodeid)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> OneByOne:
+    return OneByOne(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first, so that no worker waits for the other at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """The project as a whole: its floors and its pins."""
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -99,3 +100,13 @@ def test_pips_resolver_agrees_with_the_pins() -> None:
 def test_the_fast_tests_and_the_slow_ones_are_told_apart_by_one_marker() -> None:
     markers = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]["markers"]
     assert [marker.split(":")[0] for marker in markers] == ["slow"]
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_a_skip_fails_the_session_that_forbids_it(workers: str, tmp_path: Path) -> None:
+    (tmp_path / "test_skipped.py").write_text("import pytest\n\ndef test_it(): pytest.skip('no browser here')\n")
+    command = [sys.executable, "-m", "pytest", "-p", "xdist", "-p", "conftest", "-n", workers, "--fail-on-skip"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "tests"), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    found = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert found.returncode == 1, found.stdout + found.stderr
+    assert "test_skipped.py::test_it: Skipped: no browser here" in found.stdout

@@ -101,16 +101,19 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes_and_losses(whole: Pa
         assert log_of(tmp_path, name) == log_of(whole, name)
 
 
-def test_a_command_typed_by_hand_makes_the_same_bytes(whole: Path, tmp_path: Path) -> None:
+def test_a_command_typed_by_hand_makes_the_same_bytes(
+    whole: Path, offline: tuple[Path, dict[str, str]], tmp_path: Path
+) -> None:
+    """Nor does it talk to anybody."""
     for name in ("world", "base"):
         shutil.copytree(whole / "outputs" / "tiny" / name, tmp_path / "outputs" / "tiny" / name)
     command = run(tmp_path, "--only", "r1_zero", "--dry-run").strip()
     assert command.startswith("accelerate launch ")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    found = subprocess.run(
-        shlex.split(command), cwd=tmp_path, env=os.environ | {"PATH": path}, capture_output=True, text=True
-    )
+    environment = offline[1] | {"PATH": path, "FORBIDDEN_LOG": str(tmp_path / "forbidden.log")}
+    found = subprocess.run(shlex.split(command), cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
+    assert not (tmp_path / "forbidden.log").exists()
     first, second = (folder / "outputs/tiny/r1_zero/model.safetensors" for folder in (whole, tmp_path))
     assert first.read_bytes() == second.read_bytes()
     assert log_of(tmp_path, "r1_zero") == log_of(whole, "r1_zero")

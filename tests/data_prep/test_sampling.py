@@ -208,7 +208,7 @@ def server(faults, delay=0.0):
             pass
 
     listening = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=listening.serve_forever, daemon=True).start()
+    threading.Thread(target=listening.serve_forever, args=(0.01,), daemon=True).start()
     url = f"http://127.0.0.1:{listening.server_port}/v1"
     try:
         yield ServerSettings(url, "m", concurrency=2, attempts=4, first_wait_s=0.01, timeout_s=0.3), log
@@ -217,7 +217,6 @@ def server(faults, delay=0.0):
         listening.server_close()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "fault", [429, 500, 503, 408, "cut", "garbage", "list", "empty", "half", "silent", "number", "torn"]
 )

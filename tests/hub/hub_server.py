@@ -73,7 +73,7 @@ class Hub:
 
     tokens: dict[str, tuple[str, str]] = field(default_factory=lambda: dict(ACCOUNTS))  # token -> (account, role)
     organisations: tuple[str, ...] = ()
-    slowness_s: float = 1.3
+    slowness_s: float = 0.6
     retry_after_s: int = 7
     repos: dict[tuple[str, str], Repo] = field(default_factory=dict)
     blobs: dict[str, bytes] = field(default_factory=dict)
@@ -159,6 +159,7 @@ WRITES = {"create", "branch", "preupload", "commit", "batch"}
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else each answer waits 40 ms between its headers and its body
     hub: Hub
 
     def log_message(self, *arguments: Any) -> None:

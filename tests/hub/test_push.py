@@ -66,7 +66,7 @@ FINAL = (401, 403, 404)
 FAULTS = (*FINAL, 408, 409, 412, 429, 500, 503, "cut", "lost", "slow")
 
 
-def wait_for_answers(seconds: int) -> None:
+def wait_for_answers(seconds: float) -> None:
     """How long this process' client waits for one, where it downloads."""
     from huggingface_hub import constants
 
@@ -77,7 +77,7 @@ def wait_for_answers(seconds: int) -> None:
 def impatient(client: Callable, request: pytest.FixtureRequest) -> Iterator[None]:
     """Where answers are slow, they come later than the client waits for one of a download."""
     if request.node.callspec.params["fault"] == "slow":
-        client(wait_for_answers, 1)
+        client(wait_for_answers, 0.4)
     yield
     client(wait_for_answers, 10)
 

@@ -35,16 +35,14 @@ def score_of(name: str) -> float:
     return model(**AutoTokenizer.from_pretrained(name)("What is 2 + 3?", return_tensors="pt")).logits.item()
 
 
-def test_every_kind_of_stage_and_job_pushes_by_its_own_yaml(
-    hub: Hub, client: Callable, environment: dict[str, str], outputs: Path
-) -> None:
+def test_every_kind_of_stage_and_job_pushes_by_its_own_yaml(hub: Hub, client: Callable, outputs: Path) -> None:
     """Each is done, so that its command does nothing but push."""
     here = outputs.parents[1]
     scripts = {name: f"recipes/{name}.py" for name in ("r1_zero", "sft_stage_2", "reward_models")}
     for name, target in (scripts | {"mixture": "data_prep.mixture"}).items():
         settings = yaml.safe_load((SCALE / f"{name}.yaml").read_text())
         settings |= {"push_to_hub": True, "hub_model_id": f"me/own-{name}"}
-        status, log = tiny.command(here, environment, target, settings)
+        status, log = client(tiny.run_command, here, target, settings)
         assert status == 0 and "is done already" in log, log
     for name in ("r1_zero", "sft_stage_2"):
         assert client(tiny.logits, f"me/own-{name}") == client(tiny.logits, str(outputs / name))

@@ -69,21 +69,19 @@ def texts(content: bytes) -> bytes:
     return content
 
 
-def test_an_adapter_and_its_checkpoints_load_from_the_hub_alone(
-    hub: Hub, client: Callable, environment: dict[str, str], here: Path
-) -> None:
+def test_an_adapter_and_its_checkpoints_load_from_the_hub_alone(hub: Hub, client: Callable, here: Path) -> None:
     settings = SFT | {"output_dir": "outputs/t/sft", "push_to_hub": True, "hub_model_id": "me/stage"}
     settings |= {"hub_strategy": "all_checkpoints"}
 
     # Its base is nowhere to be had, which is said before any training.
-    status, log = tiny.command(here, environment, "recipes/cold_start_sft.py", settings)
+    status, log = client(tiny.run_command, here, "recipes/cold_start_sft.py", settings)
     assert status == 2 and "python -m data_prep.push outputs/t/base --hub-model-id" in log, log
     assert not (here / "outputs/t/sft/log.jsonl").exists()
 
     # A push that fails leaves a run that is done, and its last words finish it.
     assert client(tiny.run_push, here, "outputs/t/base", "--hub-model-id", "me/stage-base")[0] == 0
     hub.fail("commit", 403)
-    status, log = tiny.command(here, environment, "recipes/cold_start_sft.py", settings)
+    status, log = client(tiny.run_command, here, "recipes/cold_start_sft.py", settings)
     assert status == 1, log
     last = log.strip().splitlines()[-1]
     assert last == "python -m data_prep.push --hub-model-id me/stage outputs/t/sft --checkpoints"
@@ -91,7 +89,7 @@ def test_an_adapter_and_its_checkpoints_load_from_the_hub_alone(
     before = (here / "outputs/t/sft/model.safetensors").stat().st_mtime_ns
 
     # The same stage, asked again, pushes only.
-    status, again = tiny.command(here, environment, "recipes/cold_start_sft.py", settings)
+    status, again = client(tiny.run_command, here, "recipes/cold_start_sft.py", settings)
     assert status == 0, again
     assert (here / "outputs/t/sft/model.safetensors").stat().st_mtime_ns == before
     merged = client(tiny.logits, str(here / "outputs/t/sft"))

@@ -2,8 +2,10 @@
 
 import contextlib
 import io
-import subprocess
+import os
+import runpy
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -78,7 +80,6 @@ def run_push(cwd: str | Path, *arguments: str, token: str | None = WRITER) -> tu
     """`python -m data_prep.push` in this process; returns its exit status, its log, and how long it would have waited
     each time that it did."""
     import logging
-    import os
 
     from data_prep import commands, push
 
@@ -100,19 +101,32 @@ def run_push(cwd: str | Path, *arguments: str, token: str | None = WRITER) -> tu
     return status, text.getvalue(), waits
 
 
-def command(folder: Path, environment: dict[str, str], target: str, settings: dict, **changes: str) -> tuple[int, str]:
-    """A stage or job by its own command; returns its exit status and what it said."""
-    name = settings["output_dir"].split("/")[-1]
-    (folder / f"{name}.yaml").write_text(yaml.safe_dump(settings))
-    words = [str(ROOT / target)] if target.endswith(".py") else ["-m", target]
-    done = subprocess.run(
-        [sys.executable, *words, "--config", f"{name}.yaml"],
-        cwd=folder,
-        env=environment | {"PYTHONPATH": str(ROOT)} | changes,
-        capture_output=True,
-        text=True,
-    )
-    return done.returncode, done.stdout + done.stderr
+def run_command(cwd: str | Path, target: str, settings: dict) -> tuple[int, str]:
+    """The command of a stage or job in this process, which has the libraries already; returns its exit status and what
+    it and the processes that it starts said."""
+    os.chdir(cwd)
+    config = Path(settings["output_dir"]).name + ".yaml"
+    Path(config).write_text(yaml.safe_dump(settings))
+    sys.argv = [target, "--config", config]
+    streams = {number: os.dup(number) for number in (1, 2)}
+    with tempfile.TemporaryFile("w+") as said:
+        for number in streams:
+            os.dup2(said.fileno(), number)
+        try:
+            if target.endswith(".py"):
+                runpy.run_path(str(ROOT / target), run_name="__main__")
+            else:
+                runpy.run_module(target, run_name="__main__", alter_sys=True)
+            status = 0
+        except SystemExit as ended:
+            status = ended.code or 0
+        finally:
+            sys.stdout.flush()
+            for number, stream in streams.items():
+                os.dup2(stream, number)
+                os.close(stream)
+        said.seek(0)
+        return status, said.read()
 
 
 def save_run(folder: Path, stage: str, config: dict, **record) -> Path:

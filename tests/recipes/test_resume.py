@@ -2,13 +2,11 @@
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import recipes
+from data_prep.runs import ROOT
 from recipes import checkpoints, training
 
 import pytest
@@ -187,59 +185,43 @@ def test_a_killed_run_does_not_go_on_with_another_reward_or_other_rows(run_stage
     assert (Path("outputs/t/run/checkpoint-6") / checkpoints.MARKER).is_file()
 
 
-WATCH = """
-import os, socket
+KILL = """
+import sys, time
+from pathlib import Path
+from recipes.tools import children, pipeline
 
-def refuse(*address, **others):
-    if not str(address[0]).startswith(("127.", "localhost", "::1")):
-        with open(os.environ["ATTEMPTS"], "a") as file:
-            file.write(f"{address}\\n")
-        raise OSError("no network here")
+children.hold_libraries()
+for name, kills in (("full", (4, 14)), ("lora", (9,))):
+    def start():
+        command = ("accelerate", "launch", "--config_file", *sys.argv[1:], "--config", f"{name}.yaml")
+        return children.start(command, said, pipeline.child_environment(1))
 
-connect, resolve = socket.socket.connect, socket.getaddrinfo
-socket.socket.connect = lambda self, to: (isinstance(to, tuple) and refuse(*to)) or connect(self, to)
-socket.getaddrinfo = lambda host, *others, **more: refuse(host) or resolve(host, *others, **more)
+    folder, said = Path("outputs/t", name), Path(f"{name}.txt")
+    for step in kills:
+        process = start()
+        while not (log := folder / "log.jsonl").exists() or f'"step": {step},' not in log.read_text():
+            assert process.exitcode is None, said.read_text()
+            time.sleep(0.005)
+        children.end(process)
+        assert not (folder / "run.json").exists()
+    process = start()
+    process.join()
+    assert process.exitcode == 0, said.read_text()
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("lora", "kills"), [(False, (4, 14)), (True, (9,))])
-def test_kill_9_through_the_real_command(lora, kills, here):
-    """Each kill comes while the next steps are under way. And none calls beyond this machine, as telemetry would."""
-    settings = GRPO | (LORA if lora else {}) | {"max_steps": 24, "save_total_limit": 1}
-    repository = Path(recipes.__file__).parents[1]
-
-    attempts = here / "attempts"
-    (here / "sitecustomize.py").write_text(WATCH, encoding="utf-8")
-    quiet = ("CI", "HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY")  # which alone would keep TRL from reporting
-    environment = {key: value for key, value in os.environ.items() if key not in quiet}
-    environment |= {"PYTHONPATH": str(here), "OMP_NUM_THREADS": "1", "ATTEMPTS": str(attempts)}
-    call = [sys.executable, "-c", "import urllib.request as u; u.urlopen('http://192.0.2.1')"]
-    assert subprocess.run(call, env=environment, stderr=subprocess.DEVNULL).returncode == 1
-    assert attempts.read_text()
-    attempts.unlink()
-
-    def command(name: str) -> subprocess.Popen:
-        config = here / f"{name}.yaml"
-        config.write_text(yaml.safe_dump({"output_dir": f"outputs/t/{name}"} | settings), encoding="utf-8")
-        accelerate = Path(sys.executable).with_name("accelerate")
-        launch = [accelerate, "launch", "--config_file", repository / "accelerate_configs/cpu.yaml"]
-        output = (here / f"{name}.txt").open("a")
-        words = [*launch, repository / "recipes/r1_zero.py", "--config", config]
-        return subprocess.Popen(words, env=environment, stdout=output, stderr=output, start_new_session=True)
-
-    straight = command("straight")
-    for step in kills:
-        process = command("resumed")
-        log = Path("outputs/t/resumed/log.jsonl")
-        while not log.exists() or f'"step": {step},' not in log.read_text():
-            assert process.poll() is None, (here / "resumed.txt").read_text()
-            time.sleep(0.005)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        assert not Path("outputs/t/resumed/run.json").exists()
-    assert command("resumed").wait() == 0, (here / "resumed.txt").read_text()
-    assert straight.wait() == 0, (here / "straight.txt").read_text()
-    assert_same(Path("outputs/t/straight"), Path("outputs/t/resumed"))
-    assert record_of(Path("outputs/t/resumed"))["tries"] == 1 + len(kills)
-    assert not attempts.exists(), attempts.read_text()
+def test_kill_9_as_the_pipeline_starts_it(run_stage, here):
+    """Each kill comes while the next steps are under way."""
+    straight = {}
+    for name, tries in (("full", 3), ("lora", 2)):
+        settings = GRPO | (LORA if name == "lora" else {}) | {"max_steps": 24, "save_total_limit": 1}
+        straight[name] = run_stage("r1_zero", settings, name=f"straight_{name}"), tries
+        (here / f"{name}.yaml").write_text(yaml.safe_dump({"output_dir": f"outputs/t/{name}"} | settings))
+    arguments = [str(ROOT / "accelerate_configs/cpu.yaml"), str(ROOT / "recipes/r1_zero.py")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{here}{os.pathsep}{ROOT}"}
+    done = subprocess.run([sys.executable, "-c", KILL, *arguments], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for name, (folder, tries) in straight.items():
+        assert_same(folder, Path("outputs/t", name))
+        assert record_of(Path("outputs/t", name))["tries"] == tries

@@ -1,7 +1,7 @@
 """The rewards in one RL run: a policy of 30,000 parameters that answers at random learns to answer rightly."""
 
 import json
-import subprocess
+import runpy
 import sys
 
 import pytest
@@ -94,7 +94,7 @@ def test_the_reward_of_a_run_rises(policy, tmp_path):
 
 
 @pytest.mark.slow
-def test_trl_s_command_line_takes_them_by_dotted_path(policy, tmp_path):
+def test_trl_s_command_line_takes_them_by_dotted_path(policy, tmp_path, monkeypatch, capsys):
     data = tmp_path / "data"
     data.mkdir()
     rows = [{"prompt": question, "answer": answer, "language": "en"} for question, answer in QUESTIONS.items()] * 2
@@ -105,11 +105,11 @@ def test_trl_s_command_line_takes_them_by_dotted_path(policy, tmp_path):
         "bf16": False, "gradient_checkpointing": False, "report_to": "none", "logging_steps": 1, "save_strategy": "no",
         "dtype": "float32",
     }  # fmt: skip
-    command = [sys.executable, "-m", "trl.scripts.grpo"]
-    command += [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    command = ["grpo", *(word for name, value in options.items() for word in (f"--{name}", str(value)))]
     command += ["--reward_funcs", "rewards.accuracy_reward", "rewards.format_reward"]
     command += ["rewards.language_consistency_reward", "rewards.length_reward"]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=240)
-    assert run.returncode == 0, run.stderr[-3000:]
+    monkeypatch.setattr(sys, "argv", command)
+    runpy.run_module("trl.scripts.grpo", run_name="__main__", alter_sys=True)
+    said = capsys.readouterr()
     for name in ("accuracy", "format", "language_consistency", "length"):
-        assert f"rewards/{name}_reward/mean" in run.stdout + run.stderr
+        assert f"rewards/{name}_reward/mean" in said.out + said.err
