@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from data_prep import commands, jobs, runs
+from data_prep import commands, runs
 from recipes import config
 
 
@@ -31,6 +31,7 @@ def stop_scripts_after_parsing(parse: Callable[..., tuple] = config.parse) -> No
 
 def stop_jobs_after_parsing() -> None:
     """From here on, in this process, the one runner of data jobs only parses."""
+    from data_prep import jobs  # imports datatrove, which --help does not need
 
     def settings_only(settings: type, *_: Any, **__: Any) -> NoReturn:
         path, override = (_after(key) for key in ("--config", "--override"))
