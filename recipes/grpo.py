@@ -19,11 +19,12 @@ from recipes.training import Resumable, Run, as_messages, count_tokens, keep_sho
 
 import torch
 import trl
+from accelerate import DistributedType
 from datasets import Dataset
 from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
 from trl.models import unwrap_model_for_generation
-from trl.trainer.utils import RepeatSampler, split_tensor_dict
+from trl.trainer.utils import RepeatSampler
 
 
 def load_prompts(run: Run, tokenizer: PreTrainedTokenizerBase) -> Dataset:
@@ -106,12 +107,16 @@ class GRPOTrainer(Resumable, trl.GRPOTrainer):
         self.count(inputs["completion_mask"])
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
+    @property
+    def _is_alone(self) -> bool:
+        """One process, with whole weights: several have to take each forward pass together."""
+        return self.accelerator.distributed_type == DistributedType.NO
+
     def _generate_single_turn(self, prompt_ids, *arguments, **more):
-        """As TRL's. Where transformers samples from whole weights, nothing is computed for what has ended already."""
+        """As TRL's. Where one process samples by transformers, nothing is computed for what has ended already."""
         engine = self.use_vllm or self.use_transformers_continuous_batching
-        together = self.is_deepspeed_enabled or self.is_fsdp_enabled  # processes have to take each step together
         told = self.args.generation_kwargs or self.args.cache_implementation or self.min_p
-        if engine or together or told or self.repetition_penalty != 1.0:
+        if engine or told or self.repetition_penalty != 1.0 or not self._is_alone:
             return super()._generate_single_turn(prompt_ids, *arguments, **more)
         length, pad = self.generation_config.max_new_tokens, self.processing_class.pad_token_id
         decoding = Decoding(length, self.temperature, self.top_p, self.top_k or 0)
@@ -122,27 +127,17 @@ class GRPOTrainer(Resumable, trl.GRPOTrainer):
         ) as model:
             return decode.complete(model, prompt_ids, pad, self.eos_token_ids, decoding), None
 
-    def _prepare_inputs(self, generation_batch):
-        """As TRL's, but the micro batches of a step hold completions of like length. The loss of a step stays the same
-        (TRL's `bnpo` excepted, which weighs a token by its micro batch)."""
-        before = self._buffered_inputs
-        inputs = super()._prepare_inputs(generation_batch)
-        found = self._buffered_inputs
-        if found is before or self.loss_type == "bnpo":
-            return inputs
-        size = self.args.gradient_accumulation_steps
-        steps = [found[at : at + size] for at in range(0, len(found), size)]
-        self._buffered_inputs = [batch for step in steps for batch in _of_like_length(step)]
-        return self._buffered_inputs[self._step % len(found)]
-
     def _get_per_token_logps_and_entropies(
         self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, **more
     ):
-        """As TRL's, in batches of like length, and without the columns that are padding in a whole batch."""
+        """As TRL's, in batches of like length, and without the columns that are padding in a whole batch. A micro batch
+        that is trained goes through a CPU in two such parts; several processes, and a MoE's balance, need it whole."""
         score = super()._get_per_token_logps_and_entropies
         order = attention_mask.sum(1).argsort(descending=True)
+        alone = self._is_alone and input_ids.device.type == "cpu" and not more.get("compute_aux_loss")
+        size = batch_size or (-(-len(order) // 2) if alone else len(order))
         start, parts = input_ids.size(1) - logits_to_keep, []
-        for rows in order.split(batch_size or len(order)):
+        for rows in order.split(size):
             used = attention_mask[rows].any(0).nonzero()[:, 0].tolist()
             columns = slice(used[0], max(used[-1], start) + 1)
             logps, entropies, loss = score(
@@ -169,16 +164,6 @@ class GRPOTrainer(Resumable, trl.GRPOTrainer):
 
     def restore_more(self, checkpoint: Path) -> None:
         reference.restore(self, checkpoint)
-
-
-def _of_like_length(batches: list[dict]) -> list[dict]:
-    """The micro batches of a step with the same rows, sorted by the length of their completions."""
-    order = torch.cat([batch["completion_mask"] for batch in batches]).sum(1).argsort(descending=True)
-    rows = {
-        key: torch.cat([batch[key] for batch in batches])[order] if value.ndim else value
-        for key, value in batches[0].items()
-    }
-    return split_tensor_dict(rows, len(batches))
 
 
 def make_trainer(run: Run, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Dataset) -> GRPOTrainer:

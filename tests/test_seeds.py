@@ -1,6 +1,7 @@
 """Bounds from several seeds: by hand, and through the command on runs that are done."""
 
 import json
+from pathlib import Path
 
 from data_prep import runs
 from recipes.tools import report, seeds
@@ -58,12 +59,13 @@ def test_what_every_seed_has_measured_gets_a_bound_shown_or_not():
 def test_the_command_runs_each_seed_in_its_own_folder(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
 
-    def run(scale, folder, seed):
+    def run(scale, folder, seed, override):
+        assert override == Path("other.yaml")
         return result(0.4 + seed / 100, 0.01, reproduced=folder.name == str(seed) and scale.name == "cpu")
 
     monkeypatch.setattr(seeds, "run", run)
     (tmp_path / "outputs/cpu_seeds").mkdir(parents=True)
-    assert seeds.main(["--seeds", "3", "4", "--thresholds", "bounds.json"]) == 0
+    assert seeds.main(["--seeds", "3", "4", "--thresholds", "bounds.json", "--override", "other.yaml"]) == 0
     assert "| RL raises | at least 0.2 above base | 0.435 ± 0.007 | 2 of 2 |" in capsys.readouterr().out
     assert set(json.loads((tmp_path / "bounds.json").read_text())) == {"RL raises", "refusals", "help"}
     assert json.loads((tmp_path / "outputs/cpu_seeds/seeds.json").read_text())["seeds"].keys() == {"3", "4"}

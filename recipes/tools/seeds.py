@@ -66,10 +66,12 @@ def table(effects: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def run(scale: Path, folder: Path, seed: int) -> dict[str, Any]:
+def run(scale: Path, folder: Path, seed: int, override: Path | None = None) -> dict[str, Any]:
     """One seed's results. Raises subprocess.CalledProcessError where the pipeline fails; its log says why."""
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "recipes.tools.pipeline", "--scale", str(scale.resolve()), "--seed", str(seed)]
+    if override:
+        command += ["--override", str(override.resolve())]
     with (folder / "pipeline.log").open("a", encoding="utf-8") as log:
         subprocess.run(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT, check=True)
     path = folder / "outputs" / scale.name / "report" / "results.json"
@@ -84,6 +86,7 @@ def main(argv: list[str]) -> int:
     parser = commands.parser("recipes.tools.seeds", __doc__)
     parser.add_argument("--scale", default="cpu", help="a folder of recipes/configs, or a path")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--override", type=Path, metavar="FILE", help=commands.OVERRIDE)
     parser.add_argument("--thresholds", type=Path, metavar="FILE", help="write the bounds here")
     arguments = parser.parse_args(argv)
     if len(set(arguments.seeds)) < 2:
@@ -93,7 +96,7 @@ def main(argv: list[str]) -> int:
     results = {}
     for seed in arguments.seeds:
         try:
-            results[seed] = run(scale, root / str(seed), seed)
+            results[seed] = run(scale, root / str(seed), seed, arguments.override)
         except subprocess.CalledProcessError as error:
             raise runs.Stopped(f"seed {seed} failed; {root / str(seed) / 'pipeline.log'} says why") from error
     effects = spread(list(results.values()))

@@ -124,6 +124,8 @@ class World:
             key = (case.column, case.recipe, case.family)
             if config == "single_gpu":  # one process: the same for every config
                 case = case._replace(config="one")
+                if case.samples:  # KL is a mean over micro batches: one of this process is one of each of two
+                    settings["per_device_train_batch_size"] *= 2
             elif config == "ddp":
                 settings |= {"use_cpu": True}
             else:

@@ -15,11 +15,12 @@ import time
 import traceback
 from pathlib import Path
 
+from recipes.grpo import GRPOTrainer
+
 import torch
 import yaml
 from accelerate import state
 from accelerate.utils import DistributedType
-from trl import GRPOTrainer
 
 RANK, WORLD = (int(os.environ.get(key, default)) for key, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
 
