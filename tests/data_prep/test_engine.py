@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from data_prep import engine, rows, runs
+from data_prep import engine, jobs, mixture, rows, runs
 from data_prep.engine import EngineError, Executor
 
 import pyarrow as pa
@@ -21,19 +21,27 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
-def job(tmp_path, monkeypatch, row):
-    """Starts the mixture's own command over 300 rows in many small parts; returns the process."""
+def local(tmp_path, monkeypatch, row):
+    """The mixture of 300 rows in many small parts, made in this process; returns its files' bytes."""
     monkeypatch.chdir(tmp_path)
     found = [
         rows.sft_row(row(id=f"q{number}", question=f"Question {number}?"), 0, f"text {number}", "model")
         for number in range(300)
     ]
     pq.write_table(pa.Table.from_pylist(found), "a.parquet", row_group_size=20)
+    values = {"output_dir": "out/test/local", "sources": ["a.parquet"], "total": 200, "tasks": 8}
+    Path("job.yaml").write_text(yaml.safe_dump(values | {"executor": {"workers": 1}}))
+    assert jobs.run(mixture.Mixture, mixture.load, mixture.build, ["--config", "job.yaml"], mixture.plan) == 0
+    return files("out/test/local")
+
+
+@pytest.fixture
+def job(local):
+    """Starts the mixture's own command over the same rows; returns the process."""
 
     def start(output_dir, *flags, env=(), tasks=8, **executor):
         values = {"output_dir": output_dir, "sources": ["a.parquet"], "total": 200, "tasks": tasks}
-        values["executor"] = executor
-        Path("job.yaml").write_text(yaml.safe_dump(values))
+        Path("job.yaml").write_text(yaml.safe_dump(values | {"executor": executor}))
         command = [sys.executable, "-m", "data_prep.mixture", "--config", "job.yaml", *flags]
         return subprocess.Popen(
             command, env=os.environ | {"PYTHONPATH": str(ROOT)} | dict(env), stderr=subprocess.PIPE, text=True
@@ -42,20 +50,24 @@ def job(tmp_path, monkeypatch, row):
     return start
 
 
-def made(process, output_dir):
-    told = process.communicate(timeout=300)[1]
-    assert process.returncode == 0, told
+def files(output_dir):
     return {
         path.name: path.read_bytes() for path in Path(output_dir).iterdir() if path.is_file() and path.suffix != ".json"
     }
 
 
+def made(process, output_dir):
+    told = process.communicate(timeout=300)[1]
+    assert process.returncode == 0, told
+    return files(output_dir)
+
+
 @pytest.mark.slow
-def test_a_ray_cluster_that_loses_a_node_ends_with_the_bytes_of_the_local_run(job):
+def test_a_ray_cluster_that_loses_a_node_ends_with_the_bytes_of_the_local_run(local, job):
     pytest.importorskip("ray", reason="Ray is not installed")
     from ray.cluster_utils import Cluster
 
-    local, before = made(job("out/test/local", workers=1), "out/test/local"), signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(signal.SIGTERM)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     try:
         nodes = [cluster.add_node(num_cpus=1, wait=False) for _ in range(2)]
@@ -97,8 +109,7 @@ def slurm(tmp_path):
 
 
 @pytest.mark.slow
-def test_slurm_ends_with_the_bytes_of_the_local_run(job, slurm):
-    local = made(job("out/test/local", workers=1), "out/test/local")
+def test_slurm_ends_with_the_bytes_of_the_local_run(local, job, slurm):
     process = job("out/test/slurm", "--engine", "slurm", env=slurm, tasks=2, partition="cpu", sbatch={"account": "us"})
     assert made(process, "out/test/slurm") == local
 
@@ -121,9 +132,8 @@ def test_a_job_that_shares_nothing_out_is_one_task_with_the_same_bytes(row, slur
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_one_line_and_the_same_command_goes_on(job, tmp_path):
+def test_a_full_disk_is_one_line_and_the_same_command_goes_on(local):
     """A limit on the size of files stands in for the disk: what is written past it fails in the same way."""
-    local = made(job("out/test/local", workers=1), "out/test/local")
     values = yaml.safe_load(Path("job.yaml").read_text()) | {"output_dir": "out/test/full"}
     Path("full.yaml").write_text(yaml.safe_dump(values))
     command = f"ulimit -f 4; {sys.executable} -m data_prep.mixture --config full.yaml"
