@@ -140,9 +140,11 @@ def work(todo: list[Step], jobs: int, view: LiveView | PlainView, session: Sessi
     PipelineError for the first that fails, and leaves no child behind, however it ends."""
     waiting, running = list(todo), []
     unfinished = {step.output_dir for step in todo}
+    # Asked once: in its first moment the folder of a run looks like that of none.
+    needs = {step.output_dir: step.needs for step in todo}
     try:
         while waiting or running:
-            for step in [step for step in waiting if not any(need in unfinished for need in step.needs)]:
+            for step in [step for step in waiting if unfinished.isdisjoint(needs[step.output_dir])]:
                 if running and sum(child.step.threads for child in running) + step.threads > jobs:
                     break  # what nothing waits for does not overtake what waits for two threads
                 waiting.remove(step)
