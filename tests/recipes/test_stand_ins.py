@@ -10,7 +10,7 @@ from pathlib import Path
 
 from data_prep import runs
 from data_prep.rows import write_parquet
-from recipes import training
+from recipes import training, trl_configs
 
 import moe
 import pytest
@@ -108,7 +108,8 @@ def test_two_steps_on_a_stand_in(scale, name, family, run_stage):
     stage = "distill" if name.startswith("distill") else name
     settings = runs.load_config(REPOSITORY / f"recipes/configs/{scale}/{name}.yaml")
     del settings["output_dir"]
-    known = {field.name for kind in CLASSES[stage] for field in fields(kind)}
+    arguments, trainer = CLASSES[stage]
+    known = {field.name for kind in (arguments, getattr(trl_configs, trainer.__name__)) for field in fields(kind)}
     hardware = {key: value for key, value in HARDWARE.items() if key in known}
     folder = run_stage(stage, settings | inputs(stage, family) | hardware)
     parts = [folder / "helpfulness", folder / "harmlessness"] if stage == "reward_models" else [folder]
