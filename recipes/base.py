@@ -5,9 +5,7 @@ another YAML, which takes the first one's tokenizer through the key `tokenizer`.
 trained: a checkpoint that the same settings have made is taken.
 """
 
-import shutil
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from data_prep import runs
 from recipes.config import SFTConfig, StageArguments, launch, parse
@@ -36,39 +34,9 @@ class BaseArguments(StageArguments):
     moe_intermediate_size: int = field(default=96, metadata={"help": "Inner width of one expert."})
 
 
-def made_with(run) -> dict:
-    """The settings of this run, and of its corpus where a job of ours wrote it. Without seeds, which decide nothing
-    here: no seed's corpus has what is held out."""
-    folder = Path(run.args.dataset).parent
-    corpus = runs.read(folder).get("config", {}) if (folder / "run.json").is_file() else {}
-    settings = corpus | run.identity.settings
-    return {key: value for key, value in settings.items() if key not in ("seed", "output_dir", "checkpoint")}
-
-
-def take(run, given: Path) -> None:
-    """Leave the checkpoint of another run as this one's. Raises ConfigError where other settings made it."""
-    record, now = runs.read(given), made_with(run)
-    then = record["made_with"]
-    if differ := sorted(key for key in then.keys() | now.keys() if then.get(key) != now.get(key)):
-        raise runs.ConfigError(
-            f"checkpoint: {run.args.checkpoint} was made with another {', '.join(differ)}; write `checkpoint: null`, "
-            "which trains a base of your own"
-        )
-    run.take()
-    shutil.copytree(
-        given,
-        run.output_dir,
-        ignore=shutil.ignore_patterns("run.json", "begun.json", "checkpoint-*"),
-        dirs_exist_ok=True,
-    )
-    run.models.append("")
-    run.figures |= {key: record[key] for key in ("parameters", "steps", "completion_tokens_trained")}
-    run.finish()
-
-
 def main() -> None:
     settings = parse(BaseArguments, SFTConfig)
-    from recipes import training  # once the settings are right: TRL and torch take seconds to import
+    from recipes import given, training  # once the settings are right: TRL and torch take seconds to import
     from recipes.muon import MuonWithAdamW
     from recipes.tokenizer import train_tokenizer
 
@@ -79,8 +47,8 @@ def main() -> None:
     run = training.start(*settings)
     args = run.args
     if args.checkpoint:
-        return take(run, runs.ROOT / args.checkpoint)
-    run.figures["made_with"] = made_with(run)
+        return given.take(run, runs.ROOT / args.checkpoint)
+    run.figures["made_with"] = given.made_with(run)
     texts = [row["text"] for row in training.read_records(args.dataset, "dataset", "text")]
     if args.tokenizer:
         tokenizer = training.load_tokenizer(training.require_checkpoint(args.tokenizer, "tokenizer"))
