@@ -7,21 +7,13 @@ whatever sampling defaults the checkpoint carries.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Protocol
+
+from data_prep.sampling import Decoding
 
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
 LIKELIEST = 64  # tokens, among which top-p looks first
-
-
-class Decoding(Protocol):
-    """As data_prep.sampling has it."""
-
-    max_tokens: int
-    temperature: float
-    top_p: float
-    top_k: int
 
 
 @torch.no_grad()

@@ -7,7 +7,6 @@ trained: a checkpoint that the same settings have made is taken.
 
 from dataclasses import dataclass, field
 
-from data_prep import runs
 from recipes.config import SFTConfig, StageArguments, launch, parse
 
 EXPERTS = ("num_experts", "num_experts_per_tok", "moe_intermediate_size")
@@ -47,7 +46,7 @@ def main() -> None:
     run = training.start(*settings)
     args = run.args
     if args.checkpoint:
-        return given.take(run, runs.ROOT / args.checkpoint)
+        return given.take(run)
     run.figures["made_with"] = given.made_with(run)
     texts = [row["text"] for row in training.read_records(args.dataset, "dataset", "text")]
     if args.tokenizer:

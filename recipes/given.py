@@ -16,8 +16,9 @@ def made_with(run: Run) -> dict:
     return {key: value for key, value in settings.items() if key not in ("seed", "output_dir", "checkpoint")}
 
 
-def take(run: Run, folder: Path) -> None:
-    """Leave the checkpoint of another run as this one's. Raises ConfigError where other settings made it."""
+def take(run: Run) -> None:
+    """Make the checkpoint that `checkpoint` names this run's own. Raises ConfigError where other settings made it."""
+    folder = runs.ROOT / run.args.checkpoint
     record, now = runs.read(folder), made_with(run)
     then = record["made_with"]
     if differ := sorted(key for key in then.keys() | now.keys() if then.get(key) != now.get(key)):

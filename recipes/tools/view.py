@@ -69,8 +69,8 @@ def _rows(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     except FileNotFoundError:
         return [], []
     parts = [part.decode("utf-8", "replace").split("\n")[:-1] for part in (head, tail)]
-    first, last = ([json.loads(line) for line in lines if line.startswith("{")] for lines in parts)
-    return first[:ROWS], last[-ROWS:]
+    first, last = ([line for line in lines if line.startswith("{")] for lines in parts)
+    return [json.loads(line) for line in first[:ROWS]], [json.loads(line) for line in last[-ROWS:]]
 
 
 def clock(seconds: float | None) -> str:
