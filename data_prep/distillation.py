@@ -1,7 +1,7 @@
 """The students' training set: one key decides what they learn from.
 
-``teacher``: R1 answers every prompt of the mixture again; wrong answers are dropped and counted. ``mixture``: the rows
-that Dev3 was trained on, which is what the paper distils from (v2, B.4.3).
+``mixture``: the rows that Dev3 was trained on, which is what the paper distils from (v2, B.4.3). ``teacher``: R1
+answers every prompt of the mixture again; wrong answers are dropped and counted.
 """
 
 from __future__ import annotations
@@ -14,18 +14,28 @@ from pathlib import Path
 from typing import Literal
 
 from data_prep import jobs, rejection_sampling, rows, runs
+from data_prep.sampling import Decoding, ServerSettings
 
 import pyarrow.parquet as pq
 
 
 @dataclass(frozen=True, kw_only=True)
 class Distillation(rejection_sampling.Selection):
-    """``checkpoint`` is the teacher. Each distinct prompt of ``mixture`` gets ``n`` answers, at most ``keep`` stay."""
+    """``checkpoint`` is the teacher. Each distinct prompt of ``mixture`` gets ``n`` answers, at most ``keep`` stay.
+    Without a teacher only ``mixture`` is read."""
 
     mode: Literal["teacher", "mixture"]
     mixture: str
+    checkpoint: str = ""
+    judge: ServerSettings | None = None
+    decoding: Decoding | None = None
     n: int = 1
     keep: int = 1
+
+    def __post_init__(self) -> None:
+        missing = [f"`{key}`" for key in ("checkpoint", "judge", "decoding") if not getattr(self, key)]
+        if self.mode == "teacher" and missing:
+            raise ValueError(f"`mode: teacher` needs {', '.join(missing)}; write it")
 
 
 def load(config: Distillation) -> dict[str, list]:

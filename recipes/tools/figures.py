@@ -220,7 +220,7 @@ def _map(boxes: dict[str, Box], arrows: Sequence[tuple[str, str]], vertical: boo
         for start, end in arrows:
             if start in boxes and end in boxes:
                 origin = boxes[start]
-                time = origin.time if origin.until is None else boxes[end].time
+                time = origin.time if origin.until is None else min(origin.until, boxes[end].time)
                 arrow = {"arrowstyle": "-|>", "patchA": patches[start], "patchB": patches[end], "shrinkA": 1,
                          "shrinkB": 1, "color": COLOURS["muted"], "linewidth": 1, "mutation_scale": 9}  # fmt: skip
                 axes.annotate("", place(boxes[end].time, boxes[end].lane), place(time, origin.lane), arrowprops=arrow)

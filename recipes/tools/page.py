@@ -40,8 +40,8 @@ PLACES = {
     "general": (4, 1, "general\ndata", "orange", None),
     "mixture": (5, 0, "mixture", "orange", None),
     "sft_stage_2": (6, 1, "Dev3: SFT", "green", "sft_stage_2"),
-    "preferences": (7, 0, "preferences", "orange", None),
-    "reward_models": (8, 0, "reward\nmodels", "purple", None),
+    "preferences": (7, 2, "preferences", "orange", None),
+    "reward_models": (8, 2, "reward\nmodels", "purple", None),
     "all_scenarios_rl": (9, 1, "R1: RL", "blue", "r1"),
     "distillation": (10, 0, "distillation\nset", "orange", None),
     "student_rl": (10, 1, "student\nby RL", "blue", "student_rl"),
@@ -49,7 +49,7 @@ PLACES = {
     "base": (0, 2, "base", "muted", "base"),
     "student_base": (10, 2, "the student's base", "muted", "student_base"),
 }
-RAILS = {"base": 6, "student_base": 11}  # until which place in time something starts from it
+RAILS = {"base": 6, "mixture": 9, "student_base": 11}  # until which place in time something starts from it
 ARROWS = (
     ("base", "r1_zero"), ("base", "cold_start"), ("r1_zero", "cold_start"), ("base", "cold_start_sft"),
     ("cold_start", "cold_start_sft"), ("cold_start_sft", "reasoning_rl"),
@@ -57,9 +57,10 @@ ARROWS = (
     ("reasoning_rl", "general"), ("rejection_sampling", "mixture"), ("general", "mixture"),
     ("mixture", "sft_stage_2"), ("base", "sft_stage_2"), ("sft_stage_2", "preferences"),
     ("preferences", "reward_models"), ("reward_models", "all_scenarios_rl"), ("sft_stage_2", "all_scenarios_rl"),
-    ("all_scenarios_rl", "distillation"), ("distillation", "distill"), ("student_base", "distill"),
+    ("mixture", "distillation"), ("distillation", "distill"), ("student_base", "distill"),
     ("student_base", "student_rl"),
 )  # fmt: skip
+TAUGHT = ("all_scenarios_rl", "distillation")  # an arrow only where R1 answers the mixture's prompts again
 NAMES = {  # of a checkpoint
     "base": "base", "r1_zero": "R1-Zero", "cold_start_sft": "Dev1 (cold-start SFT)", "reasoning_rl": "Dev2 (RL)",
     "reasoning_rl_no_language": "Dev2 without language reward", "sft_stage_2": "Dev3 (SFT)", "r1": "R1",
@@ -162,7 +163,9 @@ def _map(report: Path, stages: dict[str, Stage], measured: dict[str, dict[str, A
         boxes[name] = figures.Box(
             time, lane, title, tuple(filter(None, lines)), colour, stage.record is not None, RAILS.get(name)
         )
-    wide, narrow = figures.stage_map(report / "stages", boxes, ARROWS)
+    inputs = (stages["distillation"].record or {}).get("inputs", ())
+    taught = [TAUGHT] if any(Path(one).name == TAUGHT[0] for one in inputs) else []
+    wide, narrow = figures.stage_map(report / "stages", boxes, [*ARROWS, *taught])
     return f"""<p>Each box is a run: <b class="blue">reinforcement learning</b>, <b class="green">supervised
         fine-tuning</b>, <b class="purple">reward models</b>, <b class="orange">a data job</b>, with what it made and
         how long it took. Dashed: not finished.</p><div class="wide">{wide}</div><div class="narrow">{narrow}</div>"""
@@ -351,7 +354,7 @@ def _distillation(report: Path, scale_dir: Path, measured: dict[str, dict[str, A
         panels.append(_bench(json.loads(bench.read_text(encoding="utf-8"))))
     tokens = {name: measured[name].get("completion_tokens_trained") for name in found}
     spent = "; ".join(f"{NAMES[name]} {value:,}" for name, value in tokens.items() if value)
-    return f"""<p>The same small base, taught by R1's answers or by reinforcement learning of its own. Completion tokens
+    return f"""<p>The same small base, by distillation or by reinforcement learning of its own. Completion tokens
         with a gradient: {escape(spent) or "not recorded"}.</p>
         {charts(figures.draw(report / "distillation", panels, size=(5.2, 2.4)), "two")}"""
 
