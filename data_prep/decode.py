@@ -1,7 +1,7 @@
 """One completion of each prompt of a batch, by transformers: for data jobs, evaluations and rollouts on small machines.
 
-Not ``model.generate``: that keeps computing for completions that have ended until the longest has, and mixes in
-whatever sampling defaults the checkpoint carries.
+Not ``model.generate``: that reads a group's prompt once for each of its completions, keeps computing for completions
+that have ended until the longest has, and mixes in whatever sampling defaults the checkpoint carries.
 """
 
 from __future__ import annotations
@@ -29,17 +29,22 @@ def complete(
     seed torch's own generator is drawn from."""
     device, width = model.device, max(map(len, prompts))
     generator = None if seed is None else torch.Generator(device).manual_seed(seed)
-    ids = torch.tensor([[pad] * (width - len(tokens)) + tokens for tokens in prompts], device=device)
-    mask = torch.tensor([[0] * (width - len(tokens)) + [1] * len(tokens) for tokens in prompts], device=device)
+    distinct = {tokens: row for row, tokens in enumerate(dict.fromkeys(map(tuple, prompts)))}
+    ids = torch.tensor([[pad] * (width - len(tokens)) + list(tokens) for tokens in distinct], device=device)
+    mask = torch.tensor([[0] * (width - len(tokens)) + [1] * len(tokens) for tokens in distinct], device=device)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     last = torch.tensor(sorted(ends), device=device)
     cache = DynamicCache(config=model.config)
     completions: list[list[int]] = [[] for _ in prompts]
     alive = torch.arange(len(prompts), device=device)  # the completion that each row of the batch belongs to
-    for _ in range(decoding.max_tokens):
+    for step in range(decoding.max_tokens):
         logits = model(
             ids, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1
         ).logits[:, -1]
+        if step == 0 and len(distinct) < len(prompts):
+            copies = torch.tensor([distinct[tuple(tokens)] for tokens in prompts], device=device)
+            cache.batch_select_indices(copies)
+            logits, mask, positions = (x[copies] for x in (logits, mask, positions))
         drawn = draw(logits.float(), decoding, generator)
         for row, token in zip(alive.tolist(), drawn.tolist(), strict=True):
             completions[row].append(token)

@@ -135,8 +135,9 @@ def test_greedy_is_what_transformers_generates(model):
     encoded = tokenizer(PROMPTS[:2], return_tensors="pt", padding=True)
     encoded.pop("token_type_ids", None)
     expected = model.model.generate(**encoded, max_new_tokens=12, do_sample=False)[:, encoded["input_ids"].shape[1] :]
-    samples = model.sample(PROMPTS[:2], 1, Decoding(max_tokens=12, temperature=0.0), seed=0)
-    assert [group[0].text for group in samples] == tokenizer.batch_decode(expected, skip_special_tokens=True)
+    samples = model.sample(PROMPTS[:2], 3, Decoding(max_tokens=12, temperature=0.0), seed=0)  # a prompt is read once
+    expected = tokenizer.batch_decode(expected, skip_special_tokens=True)
+    assert [[sample.text for sample in group] for group in samples] == [[text] * 3 for text in expected]
 
 
 @pytest.mark.parametrize(
