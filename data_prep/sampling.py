@@ -29,7 +29,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import rewards
-from data_prep import commands
+from data_prep import commands, memory
 from data_prep.rows import read_parquet, write_parquet
 from data_prep.runs import Stopped, write_json
 
@@ -175,6 +175,8 @@ class LocalModel(Batched):
         if not sys.stderr.isatty():
             transformers_logging.disable_progress_bar()
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        if self.device == "cpu":
+            memory.keep_freed()
         self.batch_size = batch_size
         pinned = {"revision": revision} if revision else {}
         self.tokenizer = AutoTokenizer.from_pretrained(checkpoint, padding_side="left", **pinned)

@@ -11,7 +11,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from data_prep import commands, publishing, runs
+from data_prep import commands, memory, publishing, runs
 from data_prep.rows import Row, load_rows, read_parquet
 from data_prep.runs import ConfigError
 from recipes import checkpoints, checks, loading, qlora_proof, sharded, watch
@@ -344,6 +344,8 @@ def start(args: StageArguments, config) -> "Run":
         checks.tell(checks.of_start(args, config, os.environ))
     if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
         loading.spare_host_memory()
+    if config.use_cpu:
+        memory.keep_freed()
     if config.distributed_state.is_main_process:
         logger.info("%s", config.equation)
     return run

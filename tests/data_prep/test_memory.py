@@ -1,0 +1,23 @@
+"""What is freed on a CPU is taken again without a page fault."""
+
+import subprocess
+import sys
+
+COUNT = """
+import resource, sys
+from data_prep import memory
+if sys.argv[1] == "kept":
+    memory.keep_freed()
+bytearray(50_000_000)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    bytearray(50_000_000)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def test_what_is_freed_is_taken_again_without_asking_the_kernel():
+    def faults(how: str) -> int:
+        return int(subprocess.run([sys.executable, "-c", COUNT, how], capture_output=True, check=True).stdout)
+
+    assert faults("given back") > 50 * max(faults("kept"), 1)
