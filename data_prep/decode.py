@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from data_prep.runs import ConfigError
 from data_prep.sampling import Decoding
 
 import torch
@@ -26,7 +27,7 @@ def complete(
     seed: int | None = None,
 ) -> list[list[int]]:
     """Token ids of completions for token ids of prompts; the end token is the last of one that has ended. Without a
-    seed torch's own generator is drawn from."""
+    seed torch's own generator is drawn from. Raises ConfigError for a model whose cache has no rows to select."""
     device, width = model.device, max(map(len, prompts))
     generator = None if seed is None else torch.Generator(device).manual_seed(seed)
     distinct = {tokens: row for row, tokens in enumerate(dict.fromkeys(map(tuple, prompts)))}
@@ -35,6 +36,9 @@ def complete(
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     last = torch.tensor(sorted(ends), device=device)
     cache = DynamicCache(config=model.config)
+    if not all(hasattr(layer, "batch_select_indices") for layer in cache.layers):
+        kind = model.config.model_type
+        raise ConfigError(f"the cache of a {kind} cannot be cut by rows; sample with vLLM: `sampler: {{kind: vllm}}`")
     completions: list[list[int]] = [[] for _ in prompts]
     alive = torch.arange(len(prompts), device=device)  # the completion that each row of the batch belongs to
     for step in range(decoding.max_tokens):

@@ -33,9 +33,13 @@ class Distillation(rejection_sampling.Selection):
     keep: int = 1
 
     def __post_init__(self) -> None:
-        missing = [f"`{key}`" for key in ("checkpoint", "judge", "decoding") if not getattr(self, key)]
-        if self.mode == "teacher" and missing:
-            raise ValueError(f"`mode: teacher` needs {', '.join(missing)}; write it")
+        asked = {f"`{key}`": bool(getattr(self, key)) for key in ("checkpoint", "judge", "decoding")}
+        if self.mode == "teacher" and not all(asked.values()):
+            missing = ", ".join(key for key, given in asked.items() if not given)
+            raise ValueError(f"`mode: teacher` needs {missing}; write it")
+        if self.mode == "mixture" and any(asked.values()):
+            unused = ", ".join(key for key, given in asked.items() if given)
+            raise ValueError(f"`mode: mixture` asks no teacher; remove {unused}")
 
 
 def load(config: Distillation) -> dict[str, list]:

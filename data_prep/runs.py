@@ -126,7 +126,11 @@ def settings(kind: type, config: Path | Mapping[str, Any], where: str = "", **ov
         if required and name not in values:
             raise ConfigError(f"{where}: the key `{name}` is missing; write `{name}: ...`")
     hints = typing.get_type_hints(kind)
-    return kind(**{key: _typed(value, hints[key], f"{where}: `{key}`") for key, value in values.items()})
+    typed = {key: _typed(value, hints[key], f"{where}: `{key}`") for key, value in values.items()}
+    try:
+        return kind(**typed)
+    except ValueError as error:  # two values that do not go together
+        raise ConfigError(f"{where}: {error}") from error
 
 
 def _typed(value: Any, hint: Any, where: str) -> Any:

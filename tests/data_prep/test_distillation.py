@@ -43,7 +43,10 @@ def test_mixture_gives_the_same_rows(run_job, row, tmp_path):
 
 
 @pytest.mark.parametrize("key", ["checkpoint", "judge", "decoding"])
-def test_a_teacher_is_named_whole(run_job, capsys, key):
+def test_a_teacher_is_named_whole_or_not_at_all(run_job, capsys, key):
     with pytest.raises(SystemExit):
         run_job(distillation, distillation.Distillation, {k: v for k, v in TEACHER.items() if k != key})
-    assert capsys.readouterr().err == f"error: `mode: teacher` needs `{key}`; write it\n"
+    assert capsys.readouterr().err.endswith(f".yaml: `mode: teacher` needs `{key}`; write it\n")
+    with pytest.raises(SystemExit):
+        run_job(distillation, distillation.Distillation, MIXTURE | {key: TEACHER[key]})
+    assert capsys.readouterr().err.endswith(f".yaml: `mode: mixture` asks no teacher; remove `{key}`\n")

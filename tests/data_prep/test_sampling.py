@@ -12,12 +12,13 @@ from contextlib import closing, contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from data_prep import decode, sampling
+from data_prep import decode, runs, sampling
 from data_prep.rl_prompts import PassRate
 from data_prep.sampling import Decoding, LocalModel, Sampler, Server, ServerError, ServerSettings, open_model
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, Lfm2Config
 
 PROMPTS = ["What is 2 + 3 * 4?", "计算 3 + 4。", [{"role": "user", "content": "Hello!"}], "9 - 8?", "1 + 1?"]
 DECODING = Decoding(max_tokens=12)
@@ -138,6 +139,13 @@ def test_greedy_is_what_transformers_generates(model):
     samples = model.sample(PROMPTS[:2], 3, Decoding(max_tokens=12, temperature=0.0), seed=0)  # a prompt is read once
     expected = tokenizer.batch_decode(expected, skip_special_tokens=True)
     assert [[sample.text for sample in group] for group in samples] == [[text] * 3 for text in expected]
+
+
+def test_a_cache_that_cannot_be_cut_is_named():
+    shape = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2}
+    config = Lfm2Config(**shape, num_attention_heads=2, num_key_value_heads=2, layer_types=["conv", "full_attention"])
+    with pytest.raises(runs.ConfigError, match="the cache of a lfm2 cannot be cut by rows; sample with vLLM"):
+        decode.complete(AutoModelForCausalLM.from_config(config), [[1], [1]], 0, [2], Decoding(max_tokens=2))
 
 
 @pytest.mark.parametrize(
