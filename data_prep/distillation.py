@@ -33,13 +33,12 @@ class Distillation(rejection_sampling.Selection):
     keep: int = 1
 
     def __post_init__(self) -> None:
-        asked = {f"`{key}`": bool(getattr(self, key)) for key in ("checkpoint", "judge", "decoding")}
-        if self.mode == "teacher" and not all(asked.values()):
-            missing = ", ".join(key for key, given in asked.items() if not given)
-            raise ValueError(f"`mode: teacher` needs {missing}; write it")
-        if self.mode == "mixture" and any(asked.values()):
-            unused = ", ".join(key for key, given in asked.items() if given)
-            raise ValueError(f"`mode: mixture` asks no teacher; remove {unused}")
+        taught = self.mode == "teacher"
+        wrong = [f"`{key}`" for key in ("checkpoint", "judge", "decoding") if bool(getattr(self, key)) != taught]
+        if wrong and taught:
+            raise ValueError(f"`mode: teacher` needs {', '.join(wrong)}; write it")
+        if wrong:
+            raise ValueError(f"`mode: mixture` asks no teacher; remove {', '.join(wrong)}")
 
 
 def load(config: Distillation) -> dict[str, list]:
