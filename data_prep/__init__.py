@@ -8,6 +8,7 @@ pyproject.toml keeps it so). An explicit setting of the user's wins.
 import logging
 import os
 import sys
+import warnings
 
 for _name, _value in {
     "HF_HUB_DISABLE_TELEMETRY": "1",  # huggingface_hub, transformers, datasets, and TRL's ping at trainer start
@@ -22,3 +23,5 @@ if not sys.stderr.isatty():
 
 # bitsandbytes asks for a CPU kernel from the Hub as it is imported, and complains each time that it gets none.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+# Seven times at each import of TRL 1.16; `make engines` runs it with vLLM 0.32.
+warnings.filterwarnings("ignore", message="TRL currently supports vLLM versions")

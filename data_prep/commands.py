@@ -69,6 +69,8 @@ def run(main: Callable[[list[str]], int | None], argv: list[str] | None = None) 
     """A command's exit status: its main's, 1 where work that was begun has ended early, 130 for Ctrl-C. Settings or
     inputs that cannot be end the process with status 2, as wrong arguments do."""
     argv = sys.argv[1:] if argv is None else argv
+    for name in ("httpx", "httpx2"):  # they log every request; the Hub's client has the latter
+        logging.getLogger(name).setLevel(logging.WARNING)
     try:
         return main(argv) or 0
     except (ConfigError, FileNotFoundError) as error:  # MissingRunError among them

@@ -21,7 +21,7 @@ from typing import Literal, TypeVar
 
 from data_prep.runs import ConfigError
 
-import httpx
+import httpx2
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from huggingface_hub.hf_api import RepoFile
@@ -192,7 +192,7 @@ def _patiently(work: Callable[[], T], what: str) -> T:
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return work()
-        except (httpx.HTTPError, OSError, RuntimeError, ValueError) as error:
+        except (httpx2.HTTPError, OSError, RuntimeError, ValueError) as error:
             passing, reason, asked = _judge(error)
             if not passing or attempt == ATTEMPTS:
                 raise HubError(f"{what} failed{f' {attempt} times' if passing else ''}: {reason}") from error
@@ -214,7 +214,7 @@ def _judge(error: BaseException) -> tuple[bool, str, float]:
             reason = f"{MEANING[status]} ({status}: {said})" if status in MEANING else f"{status}: {said}"
             return status in PASSING or status >= 500, reason, asked
     for one in _chain(error):
-        if isinstance(one, httpx.TransportError | LocalEntryNotFoundError | _Incomplete | ConnectionError):
+        if isinstance(one, httpx2.TransportError | LocalEntryNotFoundError | _Incomplete | ConnectionError):
             return True, f"{type(one).__name__}: {str(one).strip().splitlines()[0] if str(one).strip() else ''}", 0.0
         if isinstance(one, json.JSONDecodeError) or "Consistency check failed" in str(one):
             return True, "an answer that cannot be read", 0.0

@@ -82,7 +82,6 @@ def run(
     def main(argv: list[str]) -> int:
         args = parser.parse_args(argv)
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-        logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs every request
         overrides = {"seed": args.seed, "limit": args.limit}
         try:
             raw = runs.load_config(args.config, args.override)

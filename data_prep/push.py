@@ -42,7 +42,6 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--check", choices=["model", "dataset"], help="only make sure that such a thing can be pushed")
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs every request
     private = not arguments.public
     try:
         if arguments.check:

@@ -350,7 +350,6 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--port", type=int, help="default: the first free one from 7860")
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
     folder = arguments.file.parent
     decisions = arguments.decisions or Path("reviews", folder.parent.name, f"{folder.name}.jsonl")
     try:
