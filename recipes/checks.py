@@ -34,6 +34,7 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase, T
 logger = logging.getLogger(__name__)
 MAX_UNPARSEABLE = 0.01  # share of golds, the issue's figure; other faults of rows are told from the same share on
 MAX_TOO_LONG = 0.1  # share of rows left out by a limit; s1 (arXiv 2501.19393) lost accuracy where many were cut
+ALIKE, FEW_ALIKE = 0.01, 4  # chosen: embeddings closer than that share of their norm are one; so many may be by chance
 NO_ANSWER = ("proof", "notfound", "not found", "none", "null", "nan", "n/a", "unknown", "?", "-")  # NuminaMath's too
 GOLDS, SOLVED, CHECKED = 1000, 24, 64  # rows looked at: of golds, of golds as their own answers, of completions
 STEPS_ERRORS = (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
@@ -433,8 +434,10 @@ def of_rewards(
 # What the model is
 
 
-def of_loading(info: Mapping, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Iterator[Finding]:
-    """What `from_pretrained` says it has not found, and whether the tokenizer fits."""
+def of_loading(
+    info: Mapping, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, frozen: bool
+) -> Iterator[Finding]:
+    """What `from_pretrained` says it has not found, and whether the tokenizer fits. Are embeddings `frozen`?"""
     heads = r"^(score|classifier|lm_head)\."  # a scorer's is new, and it has no other
     missing = sorted(key for key in info["missing_keys"] if not (hasattr(model, "score") and re.match(heads, key)))
     strange = sorted(key for key in info["unexpected_keys"] if not (hasattr(model, "score") and re.match(heads, key)))
@@ -446,6 +449,23 @@ def of_loading(info: Mapping, model: PreTrainedModel, tokenizer: PreTrainedToken
     if len(tokenizer) > (rows := sharded.shape(model.get_input_embeddings().weight)[0]):
         text = f"{len(tokenizer)} tokens, but {rows} embeddings"
         yield Finding(text, "the first token beyond them ends the run", "the tokenizer of this very checkpoint")
+    yield from _of_end(model, tokenizer, frozen)
+
+
+def _of_end(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, frozen: bool) -> Iterator[Finding]:
+    """Is the end token's embedding one that was ever trained?"""
+    weight, end = model.get_input_embeddings().weight, tokenizer.eos_token_id
+    if end is None or not weight.is_floating_point() or sharded.shape(weight) != weight.shape or end >= len(weight):
+        return  # in parts, or in 4 bits
+    with torch.no_grad():
+        apart = torch.cdist(weight[end : end + 1].float(), weight.float())[0]
+        like = (apart < ALIKE * weight[end].float().norm()).nonzero()[:, 0].tolist()
+    if len(like) > FEW_ALIKE:
+        some = ", ".join(map(repr, tokenizer.convert_ids_to_tokens([one for one in like if one != end][:3])))
+        text = f"the end token {tokenizer.eos_token!r} has the embedding of {len(like) - 1} others ({some})"
+        why = "no training has set it apart, and with frozen embeddings none will: answers would not end"
+        write = "an end token that the base knows into tokenizer_config.json, or train all weights"
+        yield Finding(text, why, write, stops=frozen)
 
 
 def of_model(trainer: Any, args: Any) -> Iterator[Finding]:

@@ -28,7 +28,8 @@ def main() -> None:
     from recipes import scorers, training  # once the settings are right: TRL and torch take seconds to import
 
     run = training.start(*settings)
-    tokenizer = training.load_tokenizer(training.require_checkpoint(run.args.model_name_or_path))
+    name = training.require_checkpoint(run.args.model_name_or_path)
+    tokenizer = training.load_tokenizer(name, frozen=run.args.use_peft)
     pairs = scorers.load_pairs(run.args.helpfulness_dataset)
     labelled = scorers.load_labels(run.args.harmlessness_dataset, tokenizer, run.config.max_length)
     scorers.train(run, "helpfulness", scorers.PairwiseTrainer, pairs)

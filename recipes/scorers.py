@@ -49,7 +49,7 @@ def load_labels(source: str, tokenizer, max_length: int) -> Dataset:
 
 def load_scorer(args: LoraArguments, config: RewardConfig):
     """Dev3 with a new scalar head, and its tokenizer."""
-    tokenizer = training.load_tokenizer(training.require_checkpoint(args.model_name_or_path))
+    tokenizer = training.load_tokenizer(training.require_checkpoint(args.model_name_or_path), frozen=args.use_peft)
     set_seed(config.seed)  # of the head
     as_scorer = {"num_labels": 1, "problem_type": "multi_label_classification"}  # binary cross-entropy
     kind, name = AutoModelForSequenceClassification, args.model_name_or_path

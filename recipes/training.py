@@ -40,7 +40,7 @@ PAD, END = "<|pad|>", "<|end|>"
 # DeepSeek's, as their own templates have them, without their system prompts.
 MARKUP = {
     END: ("<|user|>", "<|assistant|>", PAD),
-    "<|im_end|>": ("<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", "<|endoftext|>"),
+    "<|im_end|>": ("<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", "<|endoftext|>", "<|fim_pad|>"),
     "<|eot_id|>": (
         "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n",
         "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
@@ -65,22 +65,32 @@ def require_checkpoint(name_or_path: str | None, key: str = "model_name_or_path"
     return name_or_path
 
 
-def load_tokenizer(name_or_path: str, chat: bool = True) -> PreTrainedTokenizerBase:
+def load_tokenizer(name_or_path: str, chat: bool = True, frozen: bool = False) -> PreTrainedTokenizerBase:
     """The checkpoint's tokenizer; for `chat`, with our template in the markup that its vocabulary knows, which keeps
-    reasoning, and with the token that ends an answer as its end of sequence. A base's own ends a text, not an answer.
+    reasoning, and with the token that ends an answer as its end of sequence.
+
+    A base's own ends a text. It ends answers too where embeddings are `frozen`, as under an adapter: no base has been
+    trained on the token of the markup, whose row is like those of all that it never saw. What was trained so stays so.
     """
     tokenizer = AutoTokenizer.from_pretrained(name_or_path)
-    vocabulary = tokenizer.get_vocab()
-    for end, (user, assistant, pad) in MARKUP.items():
-        if chat and end in vocabulary:
-            template = CHAT_TEMPLATE.read_text(encoding="utf-8")
-            for ours, theirs in (("<|user|>", user), ("<|assistant|>", assistant), (END, end)):
-                template = template.replace(f"'{ours}'", f"'{theirs}'")
-            tokenizer.chat_template, tokenizer.eos_token = template, end
-            if pad in vocabulary:  # never the end, which would then be padding, and not be trained
+    vocabulary, own = tokenizer.get_vocab(), tokenizer.eos_token
+    for markup, (user, assistant, *pads) in MARKUP.items():
+        if chat and markup in vocabulary:
+            keeps = own and (frozen or tokenizer.chat_template == _template(user, assistant, own))
+            tokenizer.eos_token = end = own if keeps else markup
+            tokenizer.chat_template = _template(user, assistant, end)
+            # never the end, which would then be padding, and not be trained
+            if pad := next((one for one in (*pads, markup) if one in vocabulary and one != end), None):
                 tokenizer.pad_token = pad
             break
     return tokenizer
+
+
+def _template(user: str, assistant: str, end: str) -> str:
+    template = CHAT_TEMPLATE.read_text(encoding="utf-8")
+    for ours, theirs in (("<|user|>", user), ("<|assistant|>", assistant), (END, end)):
+        template = template.replace(f"'{ours}'", f"'{theirs}'")
+    return template
 
 
 def weights(args: StageArguments) -> dict:
@@ -92,7 +102,7 @@ def load_policy(run: "Run") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The policy to train, with a LoRA adapter if asked for, and its tokenizer."""
     args = run.args
     name = require_checkpoint(args.model_name_or_path)
-    tokenizer = load_tokenizer(name, chat=getattr(args, "completion_style", "think") == "think")
+    tokenizer = load_tokenizer(name, getattr(args, "completion_style", "think") == "think", args.use_peft)
     return load_model(AutoModelForCausalLM, name, tokenizer, args, run.config, **longer(args)), tokenizer
 
 
@@ -117,7 +127,7 @@ def load_model(kind: type, name: str, tokenizer: PreTrainedTokenizerBase, args: 
     else:
         model, info = kind.from_pretrained(name, output_loading_info=True, **settings)
     if args.doctor or args.load_in_4bit:  # there a router that is lacking would be a random one, and frozen
-        checks.tell(checks.of_loading(info, model, tokenizer))
+        checks.tell(checks.of_loading(info, model, tokenizer, args.use_peft))
     sharded.share_buffers(model)
     align(model, tokenizer)
     if not args.use_peft:

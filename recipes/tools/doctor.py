@@ -56,7 +56,7 @@ def examine(settings: tuple, raw: Mapping, path: Path, environment: Mapping[str,
     if not name or checks.shape_of(name, offline=True) is None:
         yield f"{name or 'its model'} is not here yet: its tokenizer, rows and rewards are looked at once it is"
         return
-    tokenizer = training.load_tokenizer(name, chat=getattr(args, "completion_style", "think") == "think")
+    tokenizer = training.load_tokenizer(name, getattr(args, "completion_style", "think") == "think", args.use_peft)
     yield from checks.of_tokenizer(tokenizer, args)
     if not hasattr(args, "dataset"):
         return

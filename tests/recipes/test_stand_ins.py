@@ -14,7 +14,8 @@ from recipes import training, trl_configs
 
 import moe
 import pytest
-from conftest import CPU, log_of
+import torch
+from conftest import CPU, LORA, SFT, log_of, sums
 from test_settings import CLASSES, REPOSITORY
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, set_seed
 
@@ -59,9 +60,10 @@ CASES = [
 ]
 
 
-def stand_in(family: str) -> str:
-    """A random checkpoint of the family, whose tokenizer has the family's own markup and ends a text, not an answer."""
-    folder = Path("outputs/t") / family
+def stand_in(family: str, name: str = "", **shape) -> str:
+    """A random checkpoint of the family, whose tokenizer has the family's own markup and ends a text, not an answer.
+    One of another `shape` has a `name` of its own."""
+    folder = Path("outputs/t") / (name or family)
     text = {
         p: Path("outputs/t/base", p).read_text(encoding="utf-8") for p in ("tokenizer.json", "tokenizer_config.json")
     }
@@ -71,10 +73,12 @@ def stand_in(family: str) -> str:
     config = json.loads(text["tokenizer_config.json"]) | {"eos_token": WORDS[family][3]}
     size = len(AutoTokenizer.from_pretrained("outputs/t/base"))
     if family in moe.FAMILIES:
-        moe.write(folder, family, vocab=size)
+        moe.write(folder, family, vocab=size, **shape)
     else:
         set_seed(0)
-        AutoModelForCausalLM.from_config(AutoConfig.for_model(family, vocab_size=size, **DENSE)).save_pretrained(folder)
+        AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(family, vocab_size=size, **DENSE | shape)
+        ).save_pretrained(folder)
     (folder / "tokenizer.json").write_text(text["tokenizer.json"], encoding="utf-8")
     (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
     runs.finish(folder)
@@ -122,6 +126,63 @@ def test_two_steps_on_a_stand_in(scale, name, family, run_stage):
         if stage == "r1_zero":  # a base that is not taught to chat ends texts as it did
             assert tokenizer.eos_token == WORDS[family][3]
         else:
-            assert (tokenizer.eos_token, tokenizer.pad_token) == WORDS[family][2:]
+            # The end of the markup, or under an adapter that of the base's texts, and of what is left the padding.
+            end, pad = WORDS[family][:1:-1] if (part / "adapter").is_dir() else WORDS[family][2:]
+            assert (tokenizer.eos_token, tokenizer.pad_token) == (end, pad)
             said = training.as_messages("assistant", "<think>a</think> b")
-            assert "<think>a</think> b" + WORDS[family][2] in tokenizer.apply_chat_template(said, tokenize=False)
+            assert "<think>a</think> b" + end in tokenizer.apply_chat_template(said, tokenize=False)
+
+
+END_TEXT, END_TURN = WORDS["qwen2"][3], WORDS["qwen2"][2]
+
+
+def reserve(folder: Path, count: int = 16) -> str:
+    """Make the token of the markup that ends an answer one that no training has seen, as `count` others."""
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    unused = [tokenizer.convert_tokens_to_ids(END_TURN), *range(100, 100 + count)]
+    with torch.no_grad():
+        weight = model.get_input_embeddings().weight  # the head is tied to it
+        weight[unused] = weight[unused[0]].clone()
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+def chance_of_the_end(folder: Path, rows: list[dict]) -> float:
+    """The mean probability of the end token where an answer ends."""
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    found = []
+    for row in rows:
+        turns = [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["completion"]}]
+        text = tokenizer.apply_chat_template(turns, tokenize=False).rstrip()
+        ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
+        assert ids[0, -1] == tokenizer.eos_token_id
+        with torch.no_grad():
+            found.append(model(ids).logits[0, -2].softmax(-1)[tokenizer.eos_token_id].item())
+    return sum(found) / len(found)
+
+
+def test_an_adapter_ends_answers_with_a_token_that_its_base_knows(run_stage, refuses, monkeypatch):
+    full = SFT | {"model_name_or_path": stand_in("qwen2"), "learning_rate": 1e-2, "max_steps": 60}
+    real = training.load_tokenizer
+    with monkeypatch.context() as patch:  # texts that end, as those of pre-training do
+        patch.setattr(training, "load_tokenizer", lambda name, *_, **__: real(name, frozen=True))
+        base = reserve(run_stage("cold_start_sft", full, name="base_of_texts"))
+    patched = AutoTokenizer.from_pretrained(base)
+    patched.chat_template = None  # a base has none
+    patched.save_pretrained(base)
+    (Path(base) / "chat_template.jinja").unlink(missing_ok=True)
+    settings = SFT | LORA | {"model_name_or_path": base, "learning_rate": 1e-3, "max_steps": 40}
+    known = run_stage("cold_start_sft", settings, name="known")
+    assert AutoTokenizer.from_pretrained(known).eos_token == END_TEXT
+    assert chance_of_the_end(known, sums(20)) > 0.5
+    # A stage that trains all weights goes on with the end that the model has learnt.
+    later = real(str(known))
+    assert (later.eos_token, later.chat_template) == (END_TEXT, AutoTokenizer.from_pretrained(known).chat_template)
+    assert later.pad_token != END_TEXT
+    # What it is instead of: the end of the markup, whose chance all tokens with its embedding share.
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "load_tokenizer", lambda name, *_, **__: real(name))
+        assert f"the end token {END_TURN!r} has the embedding of 16 others" in refuses("cold_start_sft", settings)
+        markup = run_stage("cold_start_sft", settings | {"doctor": False}, name="markup")
+    assert AutoTokenizer.from_pretrained(markup).eos_token == END_TURN
+    assert chance_of_the_end(markup, sums(20)) < 1 / 16
