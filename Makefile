@@ -11,7 +11,7 @@ WORKERS ?= 2
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 # Another name, so made again, whenever the pins or the package's own metadata change.
 STAMP := .venv/installed-$(shell cat requirements.txt pyproject.toml | cksum | cut -d' ' -f1)
-# The pins of .venv, by a path to them, and DeepSpeed.
+# The pins of .venv, by a path to them, DeepSpeed, and vLLM for CPUs.
 ENGINES := .venv-engines/installed-$(shell cat requirements.txt requirements-gpu.txt pyproject.toml | cksum | cut -d' ' -f1)
 
 .PHONY: r1 runs plan doctor report review test check lint bench engines help
@@ -49,8 +49,8 @@ bench: $(STAMP)  ## the benchmarks, one after the other; NAME=rewards ARGS="--co
 	set -e; for name in $(or $(NAME),$(basename $(notdir $(wildcard benchmarks/*.py)))); do echo "$$name"; \
 	  OMP_NUM_THREADS=1 $(BIN)/python -m "benchmarks.$$name" $(ARGS); done
 
-engines: $(ENGINES)  ## each way of spreading weights, by two processes on the CPU; needs g++ for DeepSpeed
-	OMP_NUM_THREADS=1 .venv-engines/bin/python -m pytest tests/engines $(ARGS)
+engines: $(ENGINES)  ## each way of spreading weights by two processes, and vLLM, on the CPU; needs g++
+	OMP_NUM_THREADS=1 .venv-engines/bin/python -m pytest -n $(WORKERS) tests/engines $(ARGS)
 
 COMMANDS = $(shell grep -l '^if __name__' data_prep/*.py data_prep/*/__main__.py recipes/*.py recipes/tools/*.py)
 
@@ -73,6 +73,5 @@ $(ENGINES): $(STAMP)
 	$(BIN)/python -m venv --clear .venv-engines
 	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > \
 	  "$$(.venv-engines/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/pins.pth"
-	.venv-engines/bin/python -m pip install --disable-pip-version-check --quiet \
-	  "$$(grep -o '^deepspeed==[^ ]*' requirements-gpu.txt)"
+	.venv-engines/bin/python tests/engines/install.py
 	touch $@

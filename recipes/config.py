@@ -33,6 +33,7 @@ import yaml
 WITHOUT_GPU = ("--use_cpu", "true", "--bf16", "false")
 FLAGS = ("--debug", "--redo")  # of a command, and no settings
 GENERATION = ("transformers", "vllm_colocate", "vllm_server")
+ENGINE_SEQUENCES = 4096  # TRL's `max_num_batched_tokens` of an engine beside training, which vLLM holds sequences to
 NO_SPACE = r"No space left|os error 28|file write failed"
 # Keys of TRL that another key of ours stands for.
 REPLACED = {
@@ -463,9 +464,27 @@ def read(arguments: type, trainer: type, argv: list[str] | None = None) -> tuple
         for name in getattr(args, "reward_funcs", []):
             if getattr(getattr(rewards, name, None), "whole_groups", False):
                 ours.require_whole_groups(name)
+        if getattr(ours, "generation", "") == "vllm_colocate":
+            _require_engine(args.max_prompt_length, ours, settings)
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from None
     return args, settings, where
+
+
+def _require_engine(prompt: int | None, config: GRPOConfig, settings: dict) -> None:
+    """Raises ConfigError for what vLLM would refuse after the weights are loaded, or would cut off without a word."""
+    room, completion = settings.get("vllm_max_model_length"), config.max_completion_length
+    if room and room < (prompt or 0) + completion:
+        raise ConfigError(
+            f"vllm_max_model_length is {room} tokens, but max_prompt_length {prompt or 0} and max_completion_length "
+            f"{completion} make {(prompt or 0) + completion}; write that, or shorter ones."
+        )
+    at_once = config.generation_batch_size // world_size() * settings.get("vllm_tensor_parallel_size", 1)
+    if at_once > ENGINE_SEQUENCES:
+        raise ConfigError(
+            f"generation_batch_size {config.generation_batch_size} gives each engine {at_once} completions at once; "
+            f"beside training vLLM takes {ENGINE_SEQUENCES}. Write a smaller one, or generation: vllm_server."
+        )
 
 
 def parse(arguments: type, trainer: type, argv: list[str] | None = None) -> tuple:

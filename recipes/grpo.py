@@ -13,7 +13,7 @@ from data_prep import decode, prompts
 from data_prep.rows import Row
 from data_prep.runs import ConfigError
 from data_prep.sampling import Decoding
-from recipes import reference, sharded
+from recipes import engine, reference, sharded
 from recipes.config import RLArguments
 from recipes.training import Resumable, Run, as_messages, count_tokens, keep_short, read_rows, require_checkpoint
 
@@ -51,6 +51,8 @@ def load_rewards(args: RLArguments) -> list[Callable]:
     style, unless told otherwise, so that `format_reward` asks for the form that the prompt asks for.
     """
     settings = {name: dict(kwargs) for name, kwargs in (args.reward_kwargs or {}).items()}
+    for kwargs in settings.values():
+        kwargs.pop("serve", None)  # for the pipeline, which starts a judge
     if unused := sorted(settings.keys() - set(args.reward_funcs)):
         raise ConfigError(f"reward_kwargs: {', '.join(unused)} not among reward_funcs: {', '.join(args.reward_funcs)}.")
     return [_reward(name, settings.get(name, {}), args.completion_style) for name in args.reward_funcs]
@@ -114,9 +116,9 @@ class GRPOTrainer(Resumable, trl.GRPOTrainer):
 
     def _generate_single_turn(self, prompt_ids, *arguments, **more):
         """As TRL's. Where one process samples by transformers, nothing is computed for what has ended already."""
-        engine = self.use_vllm or self.use_transformers_continuous_batching
+        others = self.use_vllm or self.use_transformers_continuous_batching
         told = self.args.generation_kwargs or self.args.cache_implementation or self.min_p
-        if engine or told or self.repetition_penalty != 1.0 or not self._is_alone:
+        if others or told or self.repetition_penalty != 1.0 or not self._is_alone:
             return super()._generate_single_turn(prompt_ids, *arguments, **more)
         length, pad = self.generation_config.max_new_tokens, self.processing_class.pad_token_id
         decoding = Decoding(length, self.temperature, self.top_p, self.top_k or 0)
@@ -176,8 +178,12 @@ def make_trainer(run: Run, model: PreTrainedModel, tokenizer: PreTrainedTokenize
     for name, reward in zip(args.reward_funcs, funcs, strict=True):  # of people's own; `parse` knows ours by name
         if getattr(reward, "whole_groups", False):
             config.require_whole_groups(name)
+    if config.use_vllm:
+        engine.refuse_unmerged(model)
     trainer = GRPOTrainer(model, reward_funcs=funcs, args=config, train_dataset=rows, processing_class=tokenizer)
     config.sync_ref_model = refresh
+    if config.use_vllm:
+        engine.adopt(trainer)
     if config.beta:
         steps = config.ref_model_sync_steps if refresh else None
         trainer.add_callback(reference.ReferenceRefresh(trainer, steps, config.ref_model_mixup_alpha))

@@ -8,7 +8,7 @@ beyond a process's own part, and one file's of at most 5 GB where it writes: 671
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from data_prep.runs import ConfigError, write_json
@@ -191,11 +191,7 @@ def restore(named: Mapping[str, nn.Parameter], folder: Path) -> None:
 def save(model: PreTrainedModel, folder: Path, writes: bool) -> None:
     """Write weights and configs as `save_pretrained` does, under the published checkpoint's names. The process that
     `writes` does so; a file is there whole or not at all, the config last."""
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    tied = [one for one, other in model.all_tied_weights_keys.items() if parameters.get(one) is parameters.get(other)]
-    buffers = {*model.state_dict().keys() - parameters.keys(), *getattr(model, "saved_buffers", ())}
-    held = parameters | {name: one for name, one in model.named_buffers() if name in buffers}
-    held = {name: held[name] for name in held.keys() - {*tied, *(model._keys_to_ignore_on_save or ())}}
+    held = _held(model)
     _write(_published(model, held), held, folder, writes, lambda tensors: revert_weight_conversion(model, tensors))
     if writes:
         model.config.architectures = [type(model).__name__.removeprefix("FSDP")]
@@ -203,6 +199,25 @@ def save(model: PreTrainedModel, folder: Path, writes: bool) -> None:
         if model.can_generate():
             model.generation_config.save_pretrained(folder)
         model.config.save_pretrained(folder)
+
+
+def published(model: PreTrainedModel, gather: Callable[[str, torch.Tensor], torch.Tensor]) -> Iterator[dict]:
+    """What `save` would write, as mappings of published names to tensors: group by group, of which every process gets
+    all. `gather` makes the whole of one from its name in the model and what this process holds."""
+    held = _held(model)
+    for names in _published(model, held).values():
+        yield revert_weight_conversion(model, {name: gather(name, held[name]) for name in names})
+
+
+def _held(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """The tensors that a checkpoint of the model holds, by their names in the model. An adapter's are left out, and
+    what it is added to has its own name."""
+    named = dict(model.named_parameters(remove_duplicate=False))
+    parameters = {name.replace(".base_layer.", "."): one for name, one in named.items() if ".lora_" not in name}
+    tied = [one for one, other in model.all_tied_weights_keys.items() if parameters.get(one) is parameters.get(other)]
+    buffers = {*model.state_dict().keys() - named.keys(), *getattr(model, "saved_buffers", ())}
+    held = parameters | {name: one for name, one in model.named_buffers() if name in buffers}
+    return {name: held[name] for name in held.keys() - {*tied, *(model._keys_to_ignore_on_save or ())}}
 
 
 def _published(model: PreTrainedModel, names: Mapping[str, torch.Tensor]) -> dict[str, list[str]]:

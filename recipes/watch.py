@@ -36,6 +36,9 @@ FLAGS = (
      "a lower learning_rate, a higher beta"),
     ("grad_norm", lambda x: not math.isfinite(x), "the weights are lost with it",
      "a lower learning_rate, and go on from an earlier checkpoint"),
+    ("sampling/importance_sampling_ratio/min", lambda x: x == 0,
+     "vLLM and the policy differ so much on a completion that TRL leaves it out of the gradient",
+     "shorter completions, or vllm_importance_sampling_mode: token_truncate"),
 )  # fmt: skip
 
 

@@ -22,12 +22,13 @@ import yaml
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 REPOSITORY = Path(__file__).parents[2]
+HERE = Path(__file__).parent
 sys.path.append(str(RECIPES))
 _spec = importlib.util.spec_from_file_location("recipes_conftest", RECIPES / "conftest.py")
 recipes_conftest = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(recipes_conftest)
-CPU, GRPO, SFT, PROBE = (getattr(recipes_conftest, name) for name in ("CPU", "GRPO", "SFT", "PROBE"))
-log_of, record_of, made = (getattr(recipes_conftest, name) for name in ("log_of", "record_of", "made"))
+CPU, GRPO, SFT, LORA, PROBE = (getattr(recipes_conftest, name) for name in ("CPU", "GRPO", "SFT", "LORA", "PROBE"))
+log_of, record_of, made, sums = (getattr(recipes_conftest, name) for name in ("log_of", "record_of", "made", "sums"))
 
 # All that a test may say otherwise than one of accelerate_configs: how many processes on how many machines, and what
 # GPUs are for.
@@ -39,6 +40,8 @@ SIZES = {"batch_size": 8, "per_device_train_batch_size": 4, "learning_rate": 1e-
 ON_POLICY, LIVE = {"generation_batch_size": 8}, {"generation_batch_size": 16}
 PROBED = {"reward_funcs": ["probe.reward"], "reward_kwargs": {}, "reward_weights": None, "ref_model_sync_steps": 2}
 MODELS = {"HelpfulnessReward": {"model": "scorer"}, "HarmlessnessReward": {"model": "scorer"}}
+# Of vLLM on a CPU: a GB for what it has read, no binding of threads to cores, and nothing asked of a network.
+VLLM = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_CPU_CI_ENV": "1"}
 SECONDS = 540  # of one launch; two busy cores take half
 
 
@@ -92,8 +95,8 @@ class World:
         self.run = cache(self._run)
 
     def yaml(self, name: str, settings: dict) -> list[str]:
-        stage = next(one for one in ("reward_models", "all_scenarios_rl", "r1_zero", "distill", "cold_start_sft")
-                     if one in name)  # fmt: skip
+        stage = next(one for one in ("reward_models", "all_scenarios_rl", "reasoning_rl", "r1_zero", "distill",
+                                 "cold_start_sft") if one in name)  # fmt: skip
         path = self.folder / f"{name}.yaml"
         path.write_text(yaml.safe_dump(settings | {"output_dir": f"outputs/t/{name}"}), encoding="utf-8")
         return [str(REPOSITORY / f"recipes/{stage}.py"), "--config", str(path)]
@@ -102,16 +105,24 @@ class World:
         os.chdir(self.folder)
         return settings_of(case)
 
-    def start(self, config: str, jobs: list[dict], **overrides) -> subprocess.Popen:
-        (self.folder / f"{config}.json").write_text(json.dumps(jobs), encoding="utf-8")
-        script = [str(Path(__file__).with_name("stage.py")), str(self.folder / f"{config}.json")]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "HF_HUB_OFFLINE": "1"}
-        # DeepSpeed builds its gloo helper once, with g++ and the ninja beside Python.
-        environment["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), str(self.folder)])
-        environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-        output = (self.folder / f"{config}.txt").open("a")
+    def start(self, config: str, jobs: list[dict], log: str = "", **overrides) -> subprocess.Popen:
+        log = log or config
+        (self.folder / f"{log}.json").write_text(json.dumps(jobs), encoding="utf-8")
+        script = [str(HERE / "stage.py"), str(self.folder / f"{log}.json")]
+        output = (self.folder / f"{log}.txt").open("a")
         words = launch(config, script, mixed_precision="no", **overrides)
-        return subprocess.Popen(words, cwd=self.folder, env=environment, stdout=output, stderr=output)
+        return subprocess.Popen(words, cwd=self.folder, env=self.environment, stdout=output, stderr=output)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        # DeepSpeed builds its gloo helper once, with g++ and the ninja beside Python.
+        paths = {
+            "PYTHONPATH": [REPOSITORY, HERE, self.folder],
+            "PATH": [Path(sys.executable).parent, os.environ["PATH"]],
+        }
+        joined = {name: os.pathsep.join(map(str, folders)) for name, folders in paths.items()}
+        usual = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "HF_HUB_OFFLINE": "1"}
+        return os.environ | usual | VLLM | joined
 
     def _run(self, config: str) -> str:
         """Run all cases of a config; returns what was said."""
@@ -170,6 +181,11 @@ def world(made, tmp_path_factory) -> World:
     folder = tmp_path_factory.mktemp("world")
     shutil.copytree(made / "outputs", folder / "outputs")
     (folder / "probe.py").write_text(PROBE, encoding="utf-8")
+    plugin = folder / "vllm_for_cpu-0.dist-info"  # vLLM finds it on PYTHONPATH
+    plugin.mkdir()
+    (plugin / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm-for-cpu\nVersion: 0\n", encoding="utf-8")
+    entry = "[vllm.general_plugins]\nfor_cpu = vllm_for_cpu:register\n"
+    (plugin / "entry_points.txt").write_text(entry, encoding="utf-8")
     os.chdir(folder)
     base = stand_in("qwen2")
     set_seed(0)

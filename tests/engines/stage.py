@@ -1,8 +1,9 @@
 """accelerate launch ... stage.py JOBS: runs recipes one after the other in these processes, as their own commands do.
 
 Stands in for what accelerate and TRL give to GPUs only, and for the kill between two runs. JOBS is a JSON list of
-{"argv": [script, ...], "keep": folder, "completions": file, "replay": bool}: where `keep` is given, the run is first
-cut back to its last checkpoint, as a kill would leave it, and what it had made is kept there.
+{"argv": [script, ...], "keep": folder, "completions": file, "replay": bool, "engine": bool}: where `keep` is given,
+the run is first cut back to its last checkpoint, as a kill would leave it, and what it had made is kept there. With
+`engine`, vLLM samples.
 """
 
 import gc
@@ -82,9 +83,17 @@ def run(job: dict) -> None:
     real = GRPOTrainer._generate_and_score_completions, GRPOTrainer._generate_single_turn
     if "completions" in job:
         record_or_replay(Path(job["completions"]), job["replay"])
+    if job.get("engine"):
+        import vllm_for_cpu
+
+        vllm_for_cpu.send_by_file()
     sys.argv = argv
     runpy.run_path(argv[0], run_name="__main__")
     GRPOTrainer._generate_and_score_completions, GRPOTrainer._generate_single_turn = real
+    if job.get("engine"):
+        from vllm.distributed import destroy_model_parallel
+
+        destroy_model_parallel()  # the next engine may be a mixture of experts, and want a group for these
     gc.collect()
 
 
