@@ -29,6 +29,8 @@ OUTPUTS = "outputs/"
 PUBLISHING = ("push_to_hub", "hub_model_id", "hub_private_repo", "hub_strategy")
 # Keys that say where a run works and what is said meanwhile, but nothing of what it makes.
 IGNORED = ("output_dir", "executor", "doctor", "logging_dir", *PUBLISHING)
+# Likewise within a key: how the pipeline starts a server.
+IGNORED_WITHIN = ("serve",)
 # A file that says how processes are started: its name counts, its content does not.
 LAUNCH = "accelerate_config"
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
@@ -87,11 +89,11 @@ def identify(
 
 
 def plain(value: Any) -> Any:
-    """A setting as JSON holds it, so that `1e-4`, `1E-4` and `0.0001` are one."""
+    """A setting as JSON holds it, so that `1e-4`, `1E-4` and `0.0001` are one, without `IGNORED_WITHIN`."""
     if isinstance(value, enum.Enum):
         return plain(value.value)
     if isinstance(value, Mapping):
-        return {str(key): plain(part) for key, part in value.items()}
+        return {str(key): plain(part) for key, part in value.items() if key not in IGNORED_WITHIN}
     if isinstance(value, list | tuple):
         return [plain(part) for part in value]
     if isinstance(value, str) and NUMBER.fullmatch(value):

@@ -81,6 +81,9 @@ def at_least_1(settings: object, *keys: str) -> None:
             raise ValueError(f"`{key}` is {getattr(settings, key)}; write at least 1")
 
 
+# Extensions of OpenAI's protocol that vLLM and SGLang know. What a request leaves out, vLLM fills in from
+# the model's generation config: another distribution than the other samplers draw from.
+NEUTRAL = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
 JUDGING = Decoding(max_tokens=1024, temperature=0.0)  # chosen: a verdict, and what leads to it
 
 
@@ -279,7 +282,9 @@ class ServerSettings:
     """An OpenAI-compatible server. ``base_url`` "world" starts the toy world's own (data_prep.world.oracle);
     any other is used as it stands, as in http://localhost:8000/v1. ``api_key_variable`` names an environment
     variable. ``revision``: of the model, part of the key of its samples. ``failures``: as many requests may fail for
-    good, each a `Sample` that "failed"; one more ends the job."""
+    good, each a `Sample` that "failed"; one more ends the job. ``serve``: arguments of `vllm serve`, by which the
+    pipeline starts the model on this machine while a step needs it; without it the server is yours to start.
+    ``extensions`` false: send no `NEUTRAL`, for a service that refuses what OpenAI's protocol does not have."""
 
     base_url: str
     model: str
@@ -290,6 +295,8 @@ class ServerSettings:
     api_key_variable: str = ""
     revision: str = ""
     failures: int = 0
+    serve: dict[str, Any] | None = None
+    extensions: bool = True
 
     def __post_init__(self) -> None:
         at_least_1(self, "concurrency", "attempts")
@@ -331,8 +338,8 @@ class Server:
         asked = {"prompt": prompt} if isinstance(prompt, str) else {"messages": prompt}
         payload = {"model": self.settings.model, **asked, **asdict(decoding), "seed": seed}
         if decoding.top_k == 0:
-            del payload["top_k"]  # vLLM's extension of the protocol; left out, it keeps every token
-        return payload
+            del payload["top_k"]  # NEUTRAL has what says so
+        return (NEUTRAL if self.settings.extensions else {}) | payload
 
     async def _ask_all(
         self, prompts: list[Prompt], n: int, decoding: Decoding, seed: int, answers: sqlite3.Connection
@@ -389,7 +396,10 @@ class Server:
                     wait = max(wait, float(after)) if after.isdigit() else wait
                     continue
                 if response.is_error:
-                    raise ServerError(f"{url}: status {response.status_code}: {response.text[:200]}")
+                    hint = ""
+                    if self.settings.extensions and any(key in response.text for key in NEUTRAL):
+                        hint = "; write `extensions: false` for a service that does not know these"
+                    raise ServerError(f"{url}: status {response.status_code}: {response.text[:200]}{hint}")
                 choice, usage = response.json()["choices"][0], response.json().get("usage") or {}
                 text = (choice["text"] if "prompt" in payload else _said(choice["message"])) or ""
                 text.encode()  # what is no text, or has half a surrogate pair, could not be written

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from data_prep import commands, jobs, runs
 from recipes import config
-from recipes.tools import check, pipeline
+from recipes.tools import check, pipeline, plan
 from recipes.tools.steps import load_steps
 
 import pytest
@@ -17,7 +17,8 @@ ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "recipes/configs"
 BIG = ("gpu-24gb", "node-8x80gb", "moe-qlora", "deepseek-v3")
 OVERRIDE = Path("recipes/configs/gpu-24gb/overrides/80gb.yaml")
-SCALES = [(scale, None) for scale in ("cpu", "cpu-moe", *BIG)] + [("gpu-24gb", OVERRIDE)]
+FIRST_NIGHT = OVERRIDE.with_name("first_night.yaml")
+SCALES = [(scale, None) for scale in ("cpu", "cpu-moe", *BIG)] + [("gpu-24gb", one) for one in (OVERRIDE, FIRST_NIGHT)]
 HUB_ID = re.compile(r"(?<![\w./-])([\w-]+/[\w.-]+)(?![\w/.-])")
 
 
@@ -65,7 +66,8 @@ def test_every_id_has_its_page_and_every_value_its_reason(path):
 def test_a_dry_run_prints_the_command_of_every_stage(scale, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     assert commands.run(pipeline.main, ["--scale", scale, "--dry-run"]) == 0
-    printed = capsys.readouterr().out.splitlines()
+    lines = capsys.readouterr().out.splitlines()
+    printed = [line for line in lines if not line.startswith(("vllm serve", "until curl", "kill $server"))]
     assert printed[0] == f"python -m data_prep.rl_prompts --config recipes/configs/{scale}/rl_prompts.yaml"
     assert len(printed) == len(list((CONFIGS / scale).glob("*.yaml")))
     for line in printed:
@@ -74,6 +76,39 @@ def test_a_dry_run_prints_the_command_of_every_stage(scale, monkeypatch, capsys)
         if launch:
             assert launch[1] == runs.load_config(Path(launch[2]))["accelerate_config"]
             assert load_config_from_file(launch[1]).num_processes >= 1
+
+
+def test_a_card_has_a_judge_while_steps_ask_it_and_never_beside_a_trainer(here, capsys):
+    """`gpu-24gb`, which one command runs: in which order servers start and stop."""
+    assert commands.run(pipeline.main, ["--scale", "gpu-24gb", "--dry-run"]) == 0
+    order, up = [], False
+    for line in capsys.readouterr().out.splitlines():
+        if line.startswith(("vllm serve", "kill $server")):
+            assert up == line.startswith("kill")
+            up = not up
+        elif not line.startswith("until curl"):
+            order.append((re.search(r"configs/gpu-24gb/(\w+)\.yaml$", line)[1], up))
+    asked = {"cold_start", "rejection_sampling", "general", "preferences", "distillation"}
+    assert {name for name, served in order if served} == asked and not up
+    assert not any(load_steps(Path("recipes/configs/gpu-24gb"), override=FIRST_NIGHT)[0].services)
+    for name in asked:  # what the job samples with lies on the card, too
+        settings = runs.load_config(CONFIGS / f"gpu-24gb/{name}.yaml")
+        served = settings.get("judge") or settings["rewriter"]
+        share = served["serve"]["gpu_memory_utilization"] + settings["sampler"]["vllm"]["gpu_memory_utilization"]
+        assert share <= 0.92
+
+
+def test_a_first_night_takes_ten_gpu_hours_by_the_plan(here, capsys):
+    """Of at least 100 steps of R1-Zero with 128 completions, 4 answers a prompt, 2,000 rows a data job."""
+    assert commands.run(plan.main, ["--scale", "gpu-24gb", "--override", str(FIRST_NIGHT), "--gpu-memory", "24"]) == 0
+    said = capsys.readouterr().out
+    assert float(re.search(r"^GPU-hours: ([\d.]+),", said, re.MULTILINE)[1]) <= 10
+    assert "NO" not in said.split() and said.rstrip().endswith("Everything fits.")
+    steps = {step.name: step.settings for step in load_steps(Path("recipes/configs/gpu-24gb"), override=FIRST_NIGHT)}
+    zero = steps["r1_zero"]
+    assert zero["max_steps"] >= 100 and zero["prompts_per_step"] * 16 >= 128
+    assert steps["rl_prompts"]["pass_rate"]["n"] == 4
+    assert sum(steps["cold_start"]["r1_zero"]["prompts"].values()) >= 2000 <= steps["general"]["count"]
 
 
 def test_an_override_is_part_of_the_command_and_strict(here, capsys):

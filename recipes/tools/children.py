@@ -109,6 +109,8 @@ def _end_with_pipeline() -> None:
 
 def _here(command: tuple[str, ...]) -> partial | None:
     """What runs the command in this process, as a new interpreter would; None if it is not one process on a CPU."""
+    if command[0] not in ("accelerate", "python"):  # a server
+        return None
     if command[0] == "accelerate":
         from accelerate.commands import launch
         from accelerate.utils.launch import prepare_simple_launcher_cmd_env

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from data_prep import commands, files, runs
-from recipes.tools import children, report
+from recipes.tools import children, report, servers
 from recipes.tools.steps import Step, dependents, is_pushed, load_steps, require_names, scale_folder
 from recipes.tools.view import LiveView, PlainView
 
@@ -45,6 +45,8 @@ def preflight(steps: list[Step], todo: list[Step], scale_dir: Path) -> None:
     made = {step.output_dir for step in todo}
     makers = {step.output_dir: step.name for step in steps}
     for step in todo:
+        for service in step.services:
+            service.is_there()  # or its address is free
         for need in step.needs:
             if need not in made and not (need / "run.json").exists():
                 hint = f"run `--only {makers[need]}` first" if need in makers else "no YAML of this scale makes it"
@@ -135,34 +137,47 @@ class Session:
         temporary.replace(self.path)
 
 
-def work(todo: list[Step], jobs: int, view: LiveView | PlainView, session: Session, on_cpu: bool, lock: int) -> None:
-    """Run the steps, each after what it needs, side by side while their threads are at most `jobs`. Raises
-    PipelineError for the first that fails, and leaves no child behind, however it ends."""
+def work(
+    todo: list[Step],
+    jobs: int,
+    view: LiveView | PlainView,
+    session: Session,
+    on_cpu: bool,
+    lock: int,
+    server_timeout: float = servers.START_LIMIT,
+) -> None:
+    """Run the steps, each after what it needs, side by side while their threads are at most `jobs`. A server runs while
+    a step at work asks it. Raises PipelineError for the first that fails, ServerError for a server, and leaves no child
+    behind, however it ends."""
     waiting, running = list(todo), []
     unfinished = {step.output_dir for step in todo}
     # Asked once: in its first moment the folder of a run looks like that of none.
     needs = {step.output_dir: step.needs for step in todo}
-    try:
-        while waiting or running:
-            for step in [step for step in waiting if unfinished.isdisjoint(needs[step.output_dir])]:
-                if running and sum(child.step.threads for child in running) + step.threads > jobs:
-                    break  # what nothing waits for does not overtake what waits for two threads
-                waiting.remove(step)
-                running.append(Child(step, child_environment(step.threads if on_cpu else None), lock))
-                view.started(step)
-            time.sleep(0.2)
-            session.measure()
-            for child in [child for child in running if child.process.exitcode is not None]:
+    with servers.Servers(child_environment(None), server_timeout, view.say) as up:
+        try:
+            while waiting or running:
+                for step in [step for step in waiting if unfinished.isdisjoint(needs[step.output_dir])]:
+                    if running and sum(child.step.threads for child in running) + step.threads > jobs:
+                        break  # what nothing waits for does not overtake what waits for two threads
+                    waiting.remove(step)
+                    up.keep([*step.services, *(one for child in running for one in child.step.services)])
+                    up.require(step.services, step.log.parent)
+                    running.append(Child(step, child_environment(step.threads if on_cpu else None), lock))
+                    view.started(step)
+                time.sleep(0.2)
+                session.measure()
+                up.check()
+                for child in [child for child in running if child.process.exitcode is not None]:
+                    children.end(child.process)
+                    running.remove(child)
+                    child.require_success()
+                    unfinished.discard(child.step.output_dir)
+                    view.finished(child.step, child.seconds)
+                view.update([(child.step, child.seconds) for child in running])
+        finally:
+            for child in running:
                 children.end(child.process)
-                running.remove(child)
-                child.require_success()
-                unfinished.discard(child.step.output_dir)
-                view.finished(child.step, child.seconds)
-            view.update([(child.step, child.seconds) for child in running])
-    finally:
-        for child in running:
-            children.end(child.process)
-        session.save()
+            session.save()
 
 
 def child_environment(threads: int | None) -> dict[str, str]:
@@ -214,6 +229,13 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, help="in place of the YAMLs' seeds")
     parser.add_argument(
         "--jobs", type=int, help=f"threads of the steps side by side (default: {CPU_JOBS} at the CPU scales, else 1)"
+    )
+    parser.add_argument(
+        "--server-timeout",
+        type=float,
+        metavar="SECONDS",
+        default=servers.START_LIMIT,
+        help=f"how long a model that a YAML says to `serve` may take to answer (default {servers.START_LIMIT:.0f})",
     )
     parser.add_argument("--accelerate-config", type=Path, metavar="FILE", help="in place of the YAMLs' own")
     parser.add_argument("--override", type=Path, metavar="FILE", help="other values, by the name of the YAML")
@@ -289,8 +311,17 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.dry_run:
         lines = {step.name: shlex.join(step.command) for step in todo} | {name: f"# done: {name}" for name in done}
         lines |= {step.name: f"# changed: {step.name}: {'; '.join(state.why)}" for step, state in choice.refused}
-        for step in chosen:
-            print(lines[step.name])
+        up: list[servers.Service] = []
+        for step in [*chosen, None]:
+            if step is None or step.name in {one.name for one in todo}:
+                asked = step.services if step else []
+                for service in [one for one in up if one not in asked]:
+                    print(f"kill $server_{service.port}; wait")
+                for service in [one for one in asked if one not in up]:
+                    print(service.script)
+                up = asked
+            if step:
+                print(lines[step.name])
         return
     if choice.refused:
         raise runs.ConfigError(refusal(steps, choice.refused))
@@ -301,8 +332,9 @@ def run(arguments: argparse.Namespace) -> None:
                 children.hold_libraries()
             preflight(steps, todo, scale_dir)
             session = Session(scale_dir, afresh=not done)
+            jobs = arguments.jobs or (CPU_JOBS if on_cpu else 1)
             with (LiveView if sys.stdout.isatty() else PlainView)(chosen, done) as view:
-                work(todo, arguments.jobs or (CPU_JOBS if on_cpu else 1), view, session, on_cpu, lock)
+                work(todo, jobs, view, session, on_cpu, lock, arguments.server_timeout)
         else:
             print(f"nothing to do: {len(chosen)} steps are done")
         if choice.older:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import astuple, dataclass, fields, replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -307,12 +308,23 @@ def gpu_hours(stage: Stage, gpu: float) -> tuple[float, float]:
     """(training, sampling), from operations and the shares of the peak that are assumed."""
     peak = CPU / TRAINING if stage.cpu else PEAK[max((size for size in PEAK if size * GB <= gpu), default=min(PEAK))]
     tokens, length = stage.batch * stage.steps * stage.length * FILL, stage.length * FILL
-    forward = 2 * stage.shape.active + 2 * stage.shape.layers * stage.shape.heads * length
+    forward = _forward(stage.shape, length)
     passes = (2 if stage.rank else 3) + stage.checkpointing + stage.reference + stage.old_policy
     train = tokens * forward * passes / (peak * TRAINING) / 3600
     share = VLLM if stage.generation != "transformers" else TRANSFORMERS / (5 if stage.nf4 else 1)
     sample = tokens * forward / (peak * (TRAINING if stage.cpu else share)) / 3600 if stage.rl else 0.0
     return train, sample
+
+
+def _forward(shape: Shape, length: float) -> float:
+    """Operations a token of sequences of that many tokens."""
+    return 2 * shape.active + 2 * shape.layers * shape.heads * length
+
+
+def sampling_hours(shape: Shape, samples: int, longest: int, gpu: float) -> float:
+    """GPU-hours of a data job's samples by vLLM, as `gpu_hours` counts those of RL."""
+    peak, length = PEAK[max((size for size in PEAK if size * GB <= gpu), default=min(PEAK))], longest * FILL
+    return samples * length * _forward(shape, length) / (peak * VLLM) / 3600
 
 
 def change(stage: Stage, gpu: float) -> str:
@@ -507,8 +519,8 @@ def _made(source: str, by_output: dict[str, Step]) -> int:
     return getattr(found, "total", 0)
 
 
-def sampled(steps: list[Step]) -> Iterator[tuple[str, int, int]]:
-    """(job, samples, longest in tokens) of the jobs that sample a checkpoint."""
+def sampled(steps: list[Step]) -> Iterator[tuple[str, int, int, Shape]]:
+    """(job, samples, longest in tokens, the sampled model) of the jobs that sample a checkpoint."""
     by_output = {str(step.output_dir): step for step in steps}
     prompts = next((check.check(s.target, *s.files)[0].total for s in steps if s.name == "rl_prompts"), 0)
     shares = {"rl_prompts": 80 / 158, "rejection_sampling": 80 / 158, "general": 66 / 158}  # Table 4's, by kind
@@ -516,17 +528,21 @@ def sampled(steps: list[Step]) -> Iterator[tuple[str, int, int]]:
         if step.trains or step.evaluates:
             continue
         (job,) = check.check(step.target, *step.files)
+        what, count = job, 0  # what has a checkpoint and its decoding; samples
         if step.name == "rl_prompts" and job.pass_rate:
-            yield step.name, int(2 * prompts * shares[step.name]) * job.pass_rate.n, job.pass_rate.decoding.max_tokens
+            what, count = job.pass_rate, int(2 * prompts * shares[step.name]) * job.pass_rate.n
         elif step.name == "cold_start":
             ways = [way for way in (job.r1_zero, job.few_shot, job.direct) if way]
-            yield step.name, sum(sum(way.prompts.values()) * way.n for way in ways), ways[0].decoding.max_tokens
+            what, count = ways[0], sum(sum(way.prompts.values()) * way.n for way in ways)
         elif step.name in shares and step.name != "rl_prompts":
-            yield step.name, (job.count or int(prompts * shares[step.name])) * job.n, job.decoding.max_tokens
+            count = (job.count or int(prompts * shares[step.name])) * job.n
         elif step.name == "preferences":
-            yield step.name, 2 * (job.count or prompts * 39 // 158) * job.n, job.decoding.max_tokens
+            count = 2 * (job.count or prompts * 39 // 158) * job.n
         elif step.name == "distillation" and job.mode == "teacher":
-            yield step.name, _made(job.mixture, by_output) * job.n, job.decoding.max_tokens
+            count = _made(job.mixture, by_output) * job.n
+        if count:
+            made = SimpleNamespace(model_name_or_path=what.checkpoint)
+            yield step.name, count, what.decoding.max_tokens, shape(*_model(made, by_output))
 
 
 # For people
@@ -558,11 +574,15 @@ def report(steps: list[Step], gpus: int | None, gpu: float, machine: float | Non
                 advice.append(f"{one.name}: vLLM's cache holds {room:,.0f} tokens, one sequence {one.length:,}")
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     yield from ("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    yield f"GB a GPU of {gpu / GB:.0f}; `host`: GB of a machine's own memory; GB of disk."
+    jobs = 0.0
+    for name, count, length, sampled_model in sampled(steps):
+        jobs += (more := sampling_hours(sampled_model, count, length, gpu))
+        yield f"samples of {name}: {count:,} of up to {length:,} tokens, {more:,.1f} GPU-hours"
     yield (
-        f"GB a GPU of {gpu / GB:.0f}; `host`: GB of a machine's own memory; GB of disk; GPU-hours of training and its "
-        f"sampling: {hours:,.0f}"
+        f"GPU-hours: {hours + jobs:,.1f}, of which {hours:,.1f} in the stages and {jobs:,.1f} for these samples; "
+        "what a judge or a writer is asked comes on top."
     )
-    yield from (f"samples of {name}: {count:,} of up to {length:,} tokens" for name, count, length in sampled(steps))
     yield (
         f"Assumed: texts are {FILL:.0%} of the longest allowed; training runs at {TRAINING:.0%} of the peak, vLLM at "
         f"{VLLM:.0%}, sampling with transformers at {TRANSFORMERS:.1%}, in 4 bits at a fifth of that; SFT has the rows "

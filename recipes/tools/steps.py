@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep import publishing, runs
-from recipes.tools import evaluate
+from recipes.tools import evaluate, servers
 
 # (name of the YAML, script or module), in the paper's order. A scale that lacks the YAML lacks the stage: at the scales
 # of real models there is no `base`, since that is a model on the Hub. Where two could run, the upper one goes first, so
@@ -61,6 +61,11 @@ class Step:
     def needs(self) -> list[Path]:
         """The runs that it reads."""
         return runs.inputs(self.settings)
+
+    @property
+    def services(self) -> list[servers.Service]:
+        """The servers that it asks, and that the pipeline starts."""
+        return servers.needed(self.settings, str(self.config))
 
     @property
     def trains(self) -> bool:

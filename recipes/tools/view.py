@@ -93,6 +93,9 @@ class PlainView:
     def __exit__(self, *_: object) -> None:
         return None
 
+    def say(self, text: str) -> None:
+        print(text, flush=True)
+
     def started(self, step: Any) -> None:
         print(f"{step.name}: started", flush=True)
 
@@ -131,6 +134,9 @@ class LiveView:
         for step in self.steps:  # the live table is gone; what was done in this call stays on the screen
             if step.name in self.seconds and self.state[step.name] == "done":
                 print(f"{step.name}: {clock(self.seconds[step.name])}")
+
+    def say(self, text: str) -> None:
+        self.live.console.print(text, markup=False, highlight=False)
 
     def started(self, step: Any) -> None:
         self.state[step.name] = "running"
