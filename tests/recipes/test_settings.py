@@ -134,6 +134,16 @@ def test_a_group_that_a_reward_needs_whole_is_not_split(tmp_path, monkeypatch):
         ("r1_zero", {"per_device_train_batch_size": 3}, r"stage.yaml: .*2 x 4 = 8.*divisor of 8"),
         ("r1_zero", {"generation_batch_size": 12}, r"12.*not a multiple of the 8.*Set it to 8"),
         ("r1_zero", {"use_vllm": True}, r"use_vllm is part of `generation`; write generation: transformers, vllm_co"),
+        (
+            "r1_zero",
+            {"generation": "vllm_colocate", "generation_batch_size": 8192},
+            r"gives each engine 8192 completions at once; beside training vLLM takes 4096",
+        ),
+        (
+            "r1_zero",
+            {"generation": "vllm_colocate", "vllm_max_model_length": 40, "max_prompt_length": 30},
+            r"vllm_max_model_length is 40 tokens, but max_prompt_length 30 and max_completion_length 12 make 42; write",
+        ),
         ("r1_zero", {"generation": "vllm"}, r"generation is 'vllm'; write one of transformers, vllm_colocate, vllm_s"),
         ("r1_zero", {"dtype": "float"}, r"dtype is 'float'; write float32 or bfloat16"),
         ("r1_zero", {"completion_style": "chat"}, r"write r1_zero or think"),
