@@ -17,7 +17,7 @@ from data_prep import commands, jobs, publishing, runs
 from data_prep.runs import ConfigError
 from recipes import checks, config, grpo, training
 from recipes.checks import Finding
-from recipes.tools import check, plan, steps
+from recipes.tools import check, plan, servers, steps
 
 import psutil
 import torch
@@ -26,7 +26,8 @@ from huggingface_hub.errors import StrictDataclassError
 
 
 def of_step(step: steps.Step) -> Iterator[Finding | str]:
-    """All of one YAML. Raises ConfigError where its stage or job refuses it."""
+    """All of one YAML. Raises ConfigError where its stage, its job or the pipeline refuses it."""
+    servers.needed(step.settings, str(step.config))
     if not step.trains:
         with _only_parsing():
             check.check(step.target, *step.files)
@@ -99,10 +100,11 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--scale", default="cpu", help="a name in recipes/configs, or a path to a folder of YAMLs")
     parser.add_argument("--stage", help="only this one")
     parser.add_argument("--accelerate-config", type=Path, metavar="FILE", help="in place of the YAMLs' own")
+    parser.add_argument("--override", type=Path, metavar="FILE", help=commands.OVERRIDE)
     given = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     found, said = 0, set()
-    todo = steps.load_steps(steps.scale_folder(given.scale), None, given.accelerate_config)
+    todo = steps.load_steps(steps.scale_folder(given.scale), None, given.accelerate_config, given.override)
     steps.require_names(todo, [given.stage] if given.stage else [])
     too_big = {}
     try:

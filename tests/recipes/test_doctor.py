@@ -338,3 +338,8 @@ def test_the_command_looks_at_a_whole_scale_without_weights(here, capsys, monkey
     assert "finding: " in said and "unknown key 'max_lenght'" in said and "not yet: outputs/t/nobody" in said
     assert "GB, and there are" in said and "Write per_device_train_batch_size" in said
     assert said.rstrip().endswith("2 findings")
+    (here / "others.yaml").write_text(
+        "distill: {num_train_epochs: 0, judge: {serve: 1, base_url: x}}\n", encoding="utf-8"
+    )
+    assert doctor.main(["--scale", str(scale), "--override", "others.yaml"]) == 1
+    assert "serve is 1; write arguments of `vllm serve`" in capsys.readouterr().out
