@@ -11,7 +11,7 @@ from xdist.scheduler import LoadScopeScheduling
 # Files whose tests share what takes long to make: the fixture `whole`, a report.
 TOGETHER = {"tests/test_tiny.py": "whole", "tests/hub/test_pushed_pipeline.py": "whole", "tests/test_page.py": "page"}
 TOGETHER |= {"tests/engines/test_two_processes.py": "processes", "tests/engines/test_host_memory.py": "processes"}
-TOGETHER |= {"tests/engines/test_vllm.py": "vllm", "tests/engines/test_servers.py": "vllm"}
+TOGETHER |= {"tests/engines/test_vllm.py": "vllm", "tests/engines/test_serving.py": "vllm"}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -1,4 +1,4 @@
-"""What a step's settings say of servers; tests/engines/test_servers.py starts and stops real ones."""
+"""What a step's settings say of servers; tests/engines/test_serving.py starts and stops real ones."""
 
 from data_prep import identity
 from data_prep.runs import ConfigError
