@@ -34,6 +34,7 @@ LIBRARIES = (
     "trl.trainer.reward_trainer",
 )
 OURS = ("recipes", "data_prep", "rewards")
+LOG_TAIL, LOG_WIDTH = 20, 240  # lines, characters
 _server = multiprocessing.get_context("forkserver")
 
 
@@ -50,6 +51,11 @@ def start(command: tuple[str, ...], log: Path, environment: dict[str, str], lock
     process = _server.Process(target=_work, args=(command, log, environment, lock and _Descriptor(lock)))
     process.start()
     return process
+
+
+def end_of(log: str) -> str:
+    """The last lines of a log's text, for an error."""
+    return "".join(f"  {line[:LOG_WIDTH]}\n" for line in log.splitlines()[-LOG_TAIL:])
 
 
 def end(process: ForkServerProcess) -> None:

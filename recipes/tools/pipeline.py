@@ -32,7 +32,6 @@ import psutil
 # all others wait for says `threads: 2`. More threads than cores are the worst: they wait for each other by spinning.
 CPU_JOBS = 2
 FREE_DISK_GB = 2.0  # the scale `cpu` writes under 1 GB
-LOG_TAIL, LOG_WIDTH = 20, 240  # lines, characters
 
 
 class PipelineError(runs.Stopped):
@@ -93,9 +92,8 @@ class Child:
         own, _, launcher = text.rpartition("Traceback (most recent call last):\n")
         if "subprocess.CalledProcessError" in launcher:  # accelerate's own, after the stage's
             text = own
-        end = "".join(f"  {line[:LOG_WIDTH]}\n" for line in text.splitlines()[-LOG_TAIL:])
         raise PipelineError(
-            f"{self.step.name} {wrong}. The end of {self.step.log}:\n{end}To run it alone:\n"
+            f"{self.step.name} {wrong}. The end of {self.step.log}:\n{children.end_of(text)}To run it alone:\n"
             f"  {shlex.join(self.step.command)}\n"
             "What is finished stays, and so does what this step has saved: the same command goes on from there."
         )
@@ -147,7 +145,7 @@ def work(
     server_timeout: float = servers.START_LIMIT,
 ) -> None:
     """Run the steps, each after what it needs, side by side while their threads are at most `jobs`. A server runs while
-    a step at work asks it. Raises PipelineError for the first that fails, ServerError for a server, and leaves no child
+    a step at work asks it. Raises PipelineError for the first that fails, ServeError for a server, and leaves no child
     behind, however it ends."""
     waiting, running = list(todo), []
     unfinished = {step.output_dir for step in todo}

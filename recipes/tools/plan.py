@@ -306,7 +306,7 @@ def disk(stage: Stage) -> float:
 
 def gpu_hours(stage: Stage, gpu: float) -> tuple[float, float]:
     """(training, sampling), from operations and the shares of the peak that are assumed."""
-    peak = CPU / TRAINING if stage.cpu else PEAK[max((size for size in PEAK if size * GB <= gpu), default=min(PEAK))]
+    peak = CPU / TRAINING if stage.cpu else _peak(gpu)
     tokens, length = stage.batch * stage.steps * stage.length * FILL, stage.length * FILL
     forward = _forward(stage.shape, length)
     passes = (2 if stage.rank else 3) + stage.checkpointing + stage.reference + stage.old_policy
@@ -316,6 +316,11 @@ def gpu_hours(stage: Stage, gpu: float) -> tuple[float, float]:
     return train, sample
 
 
+def _peak(gpu: float) -> float:
+    """Operations a second of the largest known GPU with at most that many bytes."""
+    return PEAK[max((size for size in PEAK if size * GB <= gpu), default=min(PEAK))]
+
+
 def _forward(shape: Shape, length: float) -> float:
     """Operations a token of sequences of that many tokens."""
     return 2 * shape.active + 2 * shape.layers * shape.heads * length
@@ -323,7 +328,7 @@ def _forward(shape: Shape, length: float) -> float:
 
 def sampling_hours(shape: Shape, samples: int, longest: int, gpu: float) -> float:
     """GPU-hours of a data job's samples by vLLM, as `gpu_hours` counts those of RL."""
-    peak, length = PEAK[max((size for size in PEAK if size * GB <= gpu), default=min(PEAK))], longest * FILL
+    peak, length = _peak(gpu), longest * FILL
     return samples * length * _forward(shape, length) / (peak * VLLM) / 3600
 
 

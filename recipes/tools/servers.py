@@ -27,7 +27,6 @@ START_LIMIT = 1800.0  # seconds; the first start of a model downloads it
 STOP_LIMIT = 30.0  # seconds for a server to go by itself
 OWN = dict.fromkeys(("host", "port"), "base_url says it") | {"served_model_name": "it is served as `model`"}
 OWN |= {"api_key": "set VLLM_API_KEY, and name it in `api_key_variable`"}
-LOG_TAIL = 20  # lines
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ class Service:
     def serves(self) -> list[str] | None:
         """Names of the models that answer at the address; None if nobody does.
 
-        Raises ServerError where something listens that does not say which models it has.
+        Raises ServeError where something listens that does not say which models it has.
         """
         headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
         try:
@@ -70,23 +69,23 @@ class Service:
             said = f"answers with status {error.response.status_code}"
         except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
             said = f"is no server of models ({type(error).__name__})"
-        raise ServerError(
+        raise ServeError(
             f"{self.base_url}: what listens on port {self.port} {said}. Stop it, or write another port in base_url; "
             "for a server of yours that wants a token, write `api_key_variable`."
         )
 
     def is_there(self) -> bool:
-        """Whether somebody serves the model already. Raises ServerError where the address is another's."""
+        """Whether somebody serves the model already. Raises ServeError where the address is another's."""
         answers = self.serves()
         if answers is not None and self.model not in answers:
-            raise ServerError(
+            raise ServeError(
                 f"{self.base_url} serves {', '.join(answers)}, not {self.model}. Stop that server, or write another "
                 "port in base_url."
             )
         return answers is not None
 
 
-class ServerError(Stopped):
+class ServeError(Stopped):
     """A server does not start, or died; the message has the end of its log."""
 
 
@@ -154,7 +153,7 @@ class Servers:
         self.keep([])
 
     def require(self, services: list[Service], logs: Path) -> None:
-        """Start what does not answer yet, output to `logs`, and wait until all of it does. Raises ServerError."""
+        """Start what does not answer yet, output to `logs`, and wait until all of it does. Raises ServeError."""
         for service in services:
             if service not in self.running:
                 if service.is_there():
@@ -170,7 +169,7 @@ class Servers:
             self.check()
             if time.monotonic() - started > self.limit:
                 self.keep([one for one in self.running if one != service])
-                raise ServerError(
+                raise ServeError(
                     f"{service.model} does not answer at {service.base_url} after {self.limit:.0f} s.{_end(log)}"
                     "Start it by hand to see more:\n"
                     f"  {shlex.join(service.command)}"
@@ -179,11 +178,11 @@ class Servers:
         self.say(f"{service.model}: answers at {service.base_url} after {time.monotonic() - started:.0f} s")
 
     def check(self) -> None:
-        """Raises ServerError if one has died."""
+        """Raises ServeError if one has died."""
         for service, (process, log) in list(self.running.items()):
             if process.exitcode is not None:
                 self.keep([one for one in self.running if one != service])
-                raise ServerError(
+                raise ServeError(
                     f"the server of {service.model} at {service.base_url} ended with exit status {process.exitcode}."
                     f"{_end(log)}What is finished stays; the same command goes on from there."
                 )
@@ -209,10 +208,9 @@ def _answers(service: Service) -> bool:
     """Of one that is starting, which may take a request before it can answer."""
     try:
         return bool(service.serves())
-    except ServerError:
+    except ServeError:
         return False
 
 
 def _end(log: Path) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_TAIL:]
-    return f" The end of {log}:\n" + "".join(f"  {line[:240]}\n" for line in lines)
+    return f" The end of {log}:\n{children.end_of(log.read_text(encoding='utf-8', errors='replace'))}"
