@@ -4,7 +4,7 @@ import re
 import shlex
 from pathlib import Path
 
-from data_prep import commands, jobs, runs
+from data_prep import commands, runs
 from recipes import config
 from recipes.tools import check, pipeline, plan
 from recipes.tools.steps import load_steps
@@ -32,12 +32,7 @@ def here(tmp_path, monkeypatch) -> Path:
 
 
 @pytest.mark.parametrize(("scale", "override"), SCALES)
-def test_every_yaml_is_parsed_by_its_own_stage(scale, override, here, monkeypatch):
-    for module, name in ((config, "parse"), (jobs, "run")):  # brought back once the test is over
-        monkeypatch.setattr(module, name, getattr(module, name))
-    monkeypatch.setattr("sys.argv", [])
-    check.stop_jobs_after_parsing()
-    check.stop_scripts_after_parsing()
+def test_every_yaml_is_parsed_by_its_own_stage(scale, override, here):
     steps = load_steps(Path("recipes/configs") / scale, override=override)
     assert len(steps) >= 16
     for step in steps:

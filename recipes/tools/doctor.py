@@ -13,7 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
-from data_prep import commands, jobs, publishing, runs
+from data_prep import commands, publishing, runs
 from data_prep.runs import ConfigError
 from recipes import checks, config, grpo, training
 from recipes.checks import Finding
@@ -29,14 +29,14 @@ def of_step(step: steps.Step) -> Iterator[Finding | str]:
     """All of one YAML. Raises ConfigError where its stage, its job or the pipeline refuses it."""
     servers.needed(step.settings, str(step.config))
     if not step.trains:
-        with _only_parsing():
-            check.check(step.target, *step.files)
+        check.check(step.target, *step.files)
         return
     start = Path(step.command[step.command.index("--config_file") + 1])
     no_gpu = not step.settings.get("use_cpu") and not torch.cuda.is_available()
     said = io.StringIO()
     try:
-        with _only_parsing(runs.load_config(start).get("num_processes", 1)), contextlib.redirect_stderr(said):
+        processes = runs.load_config(start).get("num_processes", 1)
+        with mock.patch.object(config, "world_size", lambda: processes), contextlib.redirect_stderr(said):
             settings = check.check(step.target, *step.files, *(config.WITHOUT_GPU if no_gpu else ()))
     except SystemExit:  # as its command ends, with what is wrong as its last words
         raise ConfigError(said.getvalue().strip().rpartition("error: ")[2]) from None
@@ -84,16 +84,6 @@ def of_plan(todo: list[steps.Step]) -> Iterator[tuple[str, Finding]]:
             yield stage.name, Finding(text, "it would be killed for memory, late perhaps", plan.change(stage, room))
 
 
-@contextlib.contextmanager
-def _only_parsing(processes: int = 1) -> Iterator[None]:
-    """Stages' scripts that are run in here stop once they have their settings, as one of so many processes."""
-    patch, count = mock.patch.object, mock.patch.object(config, "world_size", lambda: processes)
-    with count, patch(config, "parse", config.parse), patch(jobs, "run", jobs.run), patch(sys, "argv", sys.argv):
-        check.stop_scripts_after_parsing()
-        check.stop_jobs_after_parsing()
-        yield
-
-
 def main(argv: list[str]) -> int:
     """Exit status 0: nothing found, 1: something."""
     parser = commands.parser("recipes.tools.doctor", __doc__)
@@ -108,7 +98,7 @@ def main(argv: list[str]) -> int:
     steps.require_names(todo, [given.stage] if given.stage else [])
     too_big = {}
     try:
-        with _only_parsing(), contextlib.redirect_stderr(io.StringIO()):
+        with contextlib.redirect_stderr(io.StringIO()):
             for name, finding in of_plan(todo):
                 too_big[name] = finding
     except (ConfigError, runs.MissingRunError, StrictDataclassError, SystemExit) as error:

@@ -396,8 +396,6 @@ def host_change(stage: Stage, memory: float) -> str:
 
 def stages(steps: list[Step], gpus: int | None = None) -> Iterator[Stage]:
     """The training stages among the steps of a scale; with `gpus`, as many processes instead of the YAMLs' own."""
-    check.stop_jobs_after_parsing()
-    check.stop_scripts_after_parsing()
     by_output = {str(step.output_dir): step for step in steps}
     for step in steps:
         if step.trains:
