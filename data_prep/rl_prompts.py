@@ -87,6 +87,7 @@ def build(
     config: RLPrompts, output_dir: Path, sources: list[sources.Wanted], evaluation_items: decontaminate.Index
 ) -> dict[str, object]:
     pools, figures = candidates(config, output_dir, sources, evaluation_items)
+    groups: dict[str, dict[str, int]] = {}
     chosen: list[Place] = []
     rates: dict[Place, float] = {}
     wanted = config.pass_rate
@@ -99,12 +100,12 @@ def build(
             chosen += kept
             short = quota - len(kept)
             counts = {"quota": quota, "available": len(pool), "asked": asked, "rows": len(kept), "shortfall": short}
-            figures[group] = counts
+            groups[group] = counts
             if short:
                 log.warning("%s: %d prompts short of the quota of %d", group, short, quota)
     if not chosen:
         raise rows.NoRowsError(f"{output_dir}: no prompt is left; see the counts above")
-    return {"rows": len(chosen), "files": write(output_dir, chosen, rates), **figures}
+    return {"rows": len(chosen), "rows_by_file": write(output_dir, chosen, rates), "groups": groups} | figures
 
 
 def candidates(

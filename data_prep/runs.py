@@ -72,12 +72,13 @@ def is_here(place: str) -> bool:
 class _Loader(yaml.SafeLoader):
     """YAML's safe loader, save that a key given twice is an error and not silently the last one."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key) for key, _ in node.value]
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        keys = [(key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         for key in keys:
             if keys.count(key) > 1:
-                raise yaml.MarkedYAMLError(problem=f"the key `{key}` is given twice", problem_mark=node.start_mark)
-        return super().construct_mapping(node, deep)
+                raise yaml.MarkedYAMLError(problem=f"the key `{key[1]}` is given twice", problem_mark=node.start_mark)
+        return node
 
 
 def load_config(path: Path, override: Path | None = None) -> dict[str, Any]:
@@ -397,6 +398,8 @@ def finish(output_dir: Path, models: Iterable[str] = (), **record: Any) -> None:
         "models": list(models),
         "made": {str(path.relative_to(output_dir)): path.stat().st_size for path in _promised(output_dir)},
     }
+    if taken := (begun | filled).keys() & record.keys():
+        raise ValueError(f"{', '.join(sorted(taken))}: run.json has these keys of its own; record it under another name")
     write_json(output_dir / "run.json", begun | filled | record)
 
 

@@ -42,9 +42,9 @@ def test_quotas_shortfalls_and_equal_prompts(run_job, prompts):
     counts = Counter(one["domain"] for one in found["reasoning"])
     assert counts == {"math": 26, "code": 17, "stem": 22, "logic": 10}
     assert (len(found["helpful"]), len(found["harmless"])) == (66, 8)
-    assert record["files"] == {"reasoning": 75, "helpful": 66, "harmless": 8}
-    assert record["math"] == {"quota": 26, "available": 60, "asked": 0, "rows": 26, "shortfall": 0}
-    assert (record["logic"]["shortfall"], record["harmless"]["shortfall"]) == (5, 4)
+    assert record["rows_by_file"] == {"reasoning": 75, "helpful": 66, "harmless": 8}
+    assert record["groups"]["math"] == {"quota": 26, "available": 60, "asked": 0, "rows": 26, "shortfall": 0}
+    assert (record["groups"]["logic"]["shortfall"], record["groups"]["harmless"]["shortfall"]) == (5, 4)
     assert record["duplicates"] == 60
     assert record["sources"]["rows-rows"] == {"rows": 278, "refused": 1, "reasons": {"unreadable": 1}}
     assert all(json.loads(one["tests"]) == TESTS for one in found["reasoning"] if one["domain"] == "code")
@@ -58,7 +58,7 @@ def test_a_trial_takes_a_few_records_of_each_source(run_job, prompts):
     assert jobs.run(RLPrompts, rl_prompts.load, rl_prompts.build, config(prompts, "--limit", "12")) == 0
     record = runs.read(Path("out/test/rl_prompts_limit_12"))
     assert record["sources"]["rows-rows"]["rows"] == 12
-    assert record["files"] == {"reasoning": 2}  # the first records are of mathematics only
+    assert record["rows_by_file"] == {"reasoning": 2}  # the first records are of mathematics only
 
 
 def config(values, *flags):
@@ -68,7 +68,7 @@ def config(values, *flags):
 
 def test_only_commercial_rows(run_job, prompts):
     record = run_job(rl_prompts, RLPrompts, prompts | {"commercial": True})
-    assert record["files"] == {"reasoning": 75}
+    assert record["rows_by_file"] == {"reasoning": 75}
     assert record["not_commercial"] == 88
     assert not Path("out/test/rl_prompts/helpful.parquet").exists()
 
@@ -77,7 +77,7 @@ def test_what_meets_an_evaluation_set_is_left_out_and_named(run_job, prompts):
     Path("held_out.jsonl").write_text(json.dumps({"id": "e1", "question": "what is  7+1"}) + "\n")
     sets = {"held": {"path": "held_out.jsonl", "columns": ["question"]}}
     record = run_job(rl_prompts, RLPrompts, prompts | {"decontamination": {"sets": sets}})
-    assert (record["contaminated"], record["math"]["available"]) == (1, 59)
+    assert (record["contaminated"], record["groups"]["math"]["available"]) == (1, 59)
     (line,) = Path("out/test/rl_prompts/contaminated.jsonl").read_text().splitlines()
     assert json.loads(line)["id"] == "m7"
     assert "held, item e1, in the prompt: 'What is 7 + 1'" in json.loads(line)["why"]
@@ -101,9 +101,9 @@ def test_prompts_that_are_always_or_never_right_are_left_out(run_job, prompts, s
     found = rows.load_rows("out/test/rl_prompts/reasoning.parquet")
     assert Counter(one["domain"] for one in found) == {"math": 26, "code": 17, "stem": 18, "logic": 6}
     assert {one["pass_rate"] for one in found} == {0.25, 0.5, 0.75}
-    assert record["stem"] == {"quota": 22, "available": 30, "asked": 30, "rows": 18, "shortfall": 4}
+    assert record["groups"]["stem"] == {"quota": 22, "available": 30, "asked": 30, "rows": 18, "shortfall": 4}
     assert all(one["pass_rate"] is None for one in rows.read_parquet("out/test/rl_prompts/helpful.parquet"))
-    assert record["general"]["rows"] == 66
+    assert record["groups"]["general"]["rows"] == 66
 
 
 def test_no_prompts_at_all_are_an_error(run_job, prompts, row, tmp_path, caplog):
