@@ -1,9 +1,12 @@
 r"""Accuracy: is the answer of a completion right (DeepSeek-R1, Methods, Eq. 4).
 
 What counts as the answer: in the part that `rewards.parse` gives (the `<answer>` body, else what follows the
-reasoning), every answer that is stated, by `\boxed{...}` or in words ("The answer is 14.", "答案是14。"), has to be the
-gold one, and so has what is stated beside it, outside of the reasoning: who states two different answers has given
-none. Where none is stated, the last bold text, formula or number counts. Equality is decided in `rewards.equality`.
+reasoning), an answer is stated by a box, by `####`, or in words ("The answer is 14.", "答案是14。"). It is what stands
+behind these words on their line, or else on the next line or in the next display, up to where its explanation begins.
+Where none is stated, the last bold text, the whole text or its last line is the answer, or else the last formula or
+number in it. Everything that is stated outside of the reasoning has to be the gold answer: who states two different
+answers has given none. A number in a sentence is read with its words: "negative 4" is -4, while "at least 4", "half of
+4" and "4 hundred" are not 4. Equality is decided in `rewards.equality`.
 """
 
 import itertools
@@ -12,23 +15,48 @@ import unicodedata
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from rewards.completion import parse, prompt_text, text_of, without_invisible
+from rewards.completion import parse, texts_of, without_invisible
 from rewards.equality import Judge, Policy, matching, prepare, strip_markup
 
 BOX = re.compile(r"\\(?:boxed|fbox|framebox)(?![A-Za-z])\s*")
+PLACEHOLDER = re.compile(r"[\s.…_?]*|\\[lc]?dots|(?:\\text\{)?(?:your |the |final )*answer\}?", re.I)
+# One of these opens a statement: to look for them first is ten times as fast as to look for what they open.
+OPENING = (
+    "answer",
+    "antwort",
+    "####",
+    "答",
+    "结果",
+    "정답",
+    "ответ",
+    "respuesta",
+    "risposta",
+    "resposta",
+    "réponse",
+    "reponse",
+)
 STATEMENT = re.compile(
-    r"(?:(?:\b(?:the|so|thus|hence|therefore|my|our|final|correct|right)\s+)*\banswers?\b"
+    r"(?:(?<!\bother )(?<!\bwrong )(?<!\banother )(?<!\bincorrect )\banswers?\b"
     r"(?:\s+(?:to|of|for)\s+[^.:=\n]{1,80}?)?\s*(?:\bis\b|\bare\b|\bwould be\b|\bshould be\b|[:：=])"
     r"|\b(?:respuesta|risposta|resposta|réponse|reponse)\b[^.:\n]{0,20}?\s*(?:\bes\b|\bè\b|\bé\b|\best\b|:)"
-    r"|\bantwort\b[^.:\n]{0,20}?\s*(?:\bist\b|\blautet\b|:)|\bответ\b\s*[:—-]"
+    r"|\bantwort\b[^.:\n]{0,20}?\s*(?:\bist\b|\blautet\b|:)|\bответ\b\s*[:—-]|(?<!#)####(?!#)"
     r"|(?:答案|结果|答え|정답)(?:\s*(?:应该|应当)?\s*(?:是|为|等于|は|은|[:：=]))|(?<![\u4e00-\u9fff])答\s*[:：])"
     r"[*_\s]*[:：]?\s*",
     re.I,
 )
 # Where a statement ends: a full stop before white space or the end, a Chinese full stop, or a clause that explains it.
 END = re.compile(
-    r"[。！；]|(?<!\d)\.(?=\s|$)|(?<=\d)\.(?=\s+\D|\s*$)"
-    r"|[,;，]?\s+(?:because|since|as|which|so that|where|by|due to)\s|，因为"
+    r"[。！；]|(?<!\d)(?<!\bMrs)(?<!\bMr)(?<!\bMs)(?<!\bDr)(?<!\bSt)\.(?=\s|$)|(?<=\d)\.(?=\s+\D|\s*$)"
+    r"|[,;，]?\s+(?:because|since|as|which|so that|where|by|due to|with|in total|or equivalently|i\.e\.|that is)\s"
+    r"|，因为"
+    r"|(?<=[\d)}])[,;，]?\s+\(?(?:not|no|pas|nicht|non)\s"
+)
+# A display or a fence is read as a formula in the line before it.
+DISPLAY = re.compile(
+    r"\s{0,40}(?:\\\[|\$\$|\\begin\{(?:equation|align|aligned|gather|gathered|displaymath|math|center)\*?\}"
+    r"|(?m:^[ \t]*(?:```|~~~)\w*$))[\s&]{0,40}(?P<inside>[^`~]{1,400}?)\s{0,40}"
+    r"(?:\\\]|\$\$|\\end\{(?:equation|align|aligned|gather|gathered|displaymath|math|center)\*?\}"
+    r"|(?m:^[ \t]*(?:```|~~~)))"
 )
 FORMULA = re.compile(
     r"\$\$(.+?)\$\$|(?<![\\\d])\$([^$\n]{1,400}?)\$(?!\d)|\\\[(.{1,2000}?)\\\]|\\\((.{1,400}?)\\\)", re.S
@@ -36,27 +64,44 @@ FORMULA = re.compile(
 BOLD = re.compile(r"\*\*([^*\n]{1,400})\*\*")
 # A number with what belongs to it: its sign, fraction, unit of percent, and a calculation that leads up to it.
 ARITHMETIC = re.compile(
-    r"[-+−]?(?<![A-Za-z_\d.])(?:\d[\d,.\s]*(?:[-+*/^=×÷·()−%!]|\b(?:or|and)\b)?[\s(]*)*(?:\d[\d,]*(?:\.\d+)?|\.\d+)\s*%?"
+    r"[-+]?(?<![A-Za-z_\d.])(?:\d[\d,.\s]*(?:[-+*/^=×÷·()−%!]|\b(?:or|and)\b)?[\s(]*)*(?:\d[\d,]*(?:\.\d+)?|\.\d+)\s*%?"
 )
+DASH = re.compile(r"(?<![\w.)\]}])[−–—‐‑‒﹣－⁻](?=\s?[\d.$€£¥\\])")
 PROSE = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{3,}")
-# What turns a number into no answer: "not 14", "cannot be 14", "at least 14", "14 is wrong".
+MINUS = re.compile(r"(?:\b(?:negative|minus)|负|(?<![\w.)\]}])-)\s*(?:US)?\\?[$€£¥]?\s*$", re.I)
+# What makes another number of one, or none: "not 14", "at least 14", "half of 14", "14 is wrong", "14 hundred".
 _NEGATION = (
     r"(?:(?:\bnot|n't|n\u2019t|\bnever|\bcannot)(?: (?:be|equal|equal to|simply|just|really|exactly))?"
-    r"|\bat (?:least|most)|\b(?:greater|less|more|fewer|larger|smaller|other|rather) than|\bbetween|\bexcept(?: for)?"
-    r"|\b(?:any|every)(?:thing|one|body) but|\binstead of|\bunlike"
+    r"|\bat (?:least|most)|\b(?:greater|less|more|fewer|larger|smaller|other|rather|bigger|higher|lower) than"
+    r"|\bbetween|\bexcept(?: for)?|\b(?:any|every)(?:thing|one|body) but|\ball but|\binstead of|\bunlike|\bneither"
+    r"|\bnor|\bexclud\w{1,3}|\beliminat\w{1,3}|\brul\w{1,3} out|\breject\w{0,3}|\b(?:wrong|incorrect|false) \w+ is"
     r"|不是|不等于|不可能是|并非|至少|至多|大于|小于|超过|除了)"
 )
-NEGATED = re.compile(_NEGATION + r"\s*$", re.I)
-NO_CHOICE = re.compile(rf"(?:{_NEGATION}|\bneither\b[^.]{{0,20}}\bnor)\W*(?:option|choice|answer)?\W*$", re.I)
-DENIED = re.compile(
-    r"[\s*$]*(?:(?:is|was|would be)(?: not\b|n't\b| (?:\w+ )?(?:wrong|incorrect|false)\b)|是错|不对|不是答案)", re.I
+NEGATED = re.compile(
+    rf"(?:{_NEGATION}|\b(?:over|under|above|below|beyond|past|within|nearly|almost|up to|down to|exceeds?|mod(?:ulo)?)"
+    r"|\b(?:half|third|quarter|double|twice|thrice|triple|square|cube|root|power|factorial|reciprocal|inverse|multiple"
+    r"|sum|product|logarithm|opposite|negation|sine|cosine|tangent)s?(?: (?:root )?of| to)?(?: the)?"
+    r"|\bno|\btimes|\bplus|\bchoose|\bbase|[≠<>≤≥~≈√^_][{]?|\\(?:ne|neq|le|leq|ge|geq|lt|gt|approx|sim)\b)[\s$(]*$",
+    re.I,
 )
-REMARK = re.compile(r"(?<=[\d}])\s*\([A-Za-z]{3,}[^()]*\)\s*$")
+CHANGED = re.compile(
+    r"[\s*$]*(?:(?:is|was|would be)(?: not\b|n't\b| (?:\w+ )?(?:wrong|incorrect|false)\b)|是错|不对|不是答案"
+    r"|(?:or|and) (?:more|less|fewer|above|below|over|under|higher|lower)\b"
+    r"|(?:choose|times|plus|minus|over|mod|modulo)\b"
+    r"|(?:hundred|dozen|score|gross|halves|thirds|quarters|squared|cubed|factorial)\b|(?:st|nd|rd|th)\b|[_^!])",
+    re.I,
+)
+NO_CHOICE = re.compile(rf"(?:{_NEGATION}|\\neg|¬|\bno)\W*(?:option|choice|answer|is)?\W*$", re.I)
+REMARK = re.compile(r"(?<=[\d}])\s*\((?=[^()]*[A-Za-z]{3})[^()]*\)\s*$")
+LABEL = re.compile(r"^(?:\\text\{)?\s*[A-Za-z][A-Za-z ]{0,30}[:：]\s*\}?\s*(?=[-+.\d$\\(]|\\)(?!.*[=:])")
+MARK = re.compile(r"^\s*(?:[>#]+|[-*+](?=\s)|\d+[.)](?=\s+\S))\s*")
 AND = re.compile(r"\s*(?:,|，|;|\band\b|\bor\b|和|或|、)+\s*(?:\band\b|\bor\b)?\s*")
 LETTERS = "A-J"
 MAX_READ = 20_000  # characters of an answer that are looked at, from its end
 CHOICE = re.compile(
-    rf"(?<![A-Za-z])\(?(?P<letter>[{LETTERS}])(?:\)|(?=[.:、，,;\]}}]|\s*$|\s*(?:,|/|&|and|or|和|或|与|及)(?![A-Za-z])))"
+    rf"(?<![A-Za-z])\(?(?P<letter>[{LETTERS}])(?:\)|(?=[.:、，,;\]}}]|\s*$|\s+[-–—]\s|\s+\d"
+    r"|\s*(?:,|/|&|and|or|和|或|与|及)(?![A-Za-z])|\s+(?:is|are|may be|could be)\s(?:also |the )*"
+    r"(?:right|correct|possible|true|answer)))"
 )
 GOLD_LETTERS = re.compile(rf"[{LETTERS}]+|[(\s]*[{LETTERS}][).\s]*(?:(?:,|\s)\s*\(?[{LETTERS}][).\s]*)*", re.I)
 
@@ -64,9 +109,11 @@ GOLD_LETTERS = re.compile(rf"[{LETTERS}]+|[(\s]*[{LETTERS}][).\s]*(?:(?:,|\s)\s*
 def statements(answer: str, is_text: bool = False) -> list[str]:
     r"""The answers that a text states, without repetition; [] where its last box never closes.
 
-    Several boxes are one answer of several parts, as math-verify has it. Unless the gold answer `is_text`, a statement
-    in prose ("the answer is the largest n, 34") is reduced to its formula or number.
+    Several boxes are one answer of several parts, as math-verify has it; boxes that hold a place only do not count.
+    Unless the gold answer `is_text`, a statement in prose ("the answer is the largest n, 34") is reduced to its first
+    formula or number, and one that holds none says nothing beside another.
     """
+    answer = flat(answer)
     boxes: list[str] = []
     at = 0
     while match := BOX.search(answer, at):
@@ -79,14 +126,41 @@ def statements(answer: str, is_text: bool = False) -> list[str]:
             at = end
         else:
             boxes.append(re.match(r"\S?[^\s$.,;。，]*", answer[at:]).group())
+    boxes = [box for box in boxes if not PLACEHOLDER.fullmatch(box)] or boxes
     found = [", ".join(dict.fromkeys(boxes))] if boxes else []
-    heads = list(STATEMENT.finditer(answer))
+    heads = _heads(answer)
     for head, following in itertools.zip_longest(heads, heads[1:]):
-        value = answer[head.end() : following.start() if following else None].split("\n", 1)[0]
-        if value.strip(" *_") and not BOX.search(value):
-            sentence = _sentence(value)
-            found.append(sentence if is_text else unstated(sentence, False) or sentence)
-    return list(dict.fromkeys(map(strip_markup, found)))
+        lines = answer[head.end() : following.start() if following else None].split("\n")[:6]
+        value = next((line for line in lines if re.search(r"[\w\\]", line)), "")
+        if not value or BOX.search(value):
+            continue
+        below = value is not lines[0] or "\n" in head.group()
+        sentence = _sentence(MARK.sub("", value) if below else value)
+        if not is_text and _reading(sentence) is None:
+            if head.group().lstrip().startswith("#"):
+                continue  # a heading
+            sentence = _number(sentence, first=True) or sentence
+        found.append(sentence)
+    found = map(strip_markup, found)
+    found = list(dict.fromkeys(one if is_text else strip_markup(LABEL.sub("", one)) for one in found))
+    if len(found) > 1 and not is_text:
+        found = [one for one in found if re.search(r"[\d\\]|^\W*[A-Za-z]\W*$", one)] or found
+    return found
+
+
+def _heads(answer: str) -> list[re.Match]:
+    """The words that open a statement, in their order."""
+    lowered = answer.lower()
+    lowered = lowered if len(lowered) == len(answer) else answer
+    places = {match.start() for word in OPENING if word in lowered for match in re.finditer(word, lowered)}
+    return list(filter(None, (STATEMENT.match(answer, at) for at in sorted(places))))
+
+
+def flat(text: str) -> str:
+    """A text with each display in the line before it, and a minus for every dash that is one."""
+    if any(mark in text for mark in ("\\[", "$$", "\\begin", "```", "~~~")):
+        text = DISPLAY.sub(r" \\(\g<inside>\\) ", text)
+    return text if text.isascii() else DASH.sub("-", text)
 
 
 def _sentence(text: str) -> str:
@@ -97,63 +171,94 @@ def _sentence(text: str) -> str:
     return REMARK.sub("", re.sub(r"(?<=[\d})])!+\s*$", "", END.split(text, maxsplit=1)[0]))
 
 
+def _reading(text: str) -> str | None:
+    """The text, where it reads as an answer by itself, with a label before it or a remark behind it left out."""
+    if len(text) > 300 or len(PROSE.findall(text)) > 6:  # no unit has more words
+        return None
+    text = REMARK.sub("", LABEL.sub("", strip_markup(text)))
+    formula = FORMULA.fullmatch(text.strip()) or ("\\" in text and not PROSE.search(text) and re.search(r"\w", text))
+    answer = prepare(text)
+    return text if formula or answer.tree is not None or "base" in (answer.words or ()) else None
+
+
+def _number(text: str, first: bool) -> str | None:
+    """The first or the last formula or number of a sentence; None where the words beside it change it."""
+    formulas = [match for match in FORMULA.finditer(text) if not re.fullmatch(r"\W*[A-Za-z]\W*", match.group())]
+    numbers = list(ARITHMETIC.finditer(text))
+    spans = {match.span(): match for match in (*formulas, *numbers)}
+    inside = list(map(re.Match.span, formulas))
+    found = [
+        match
+        for span, match in sorted(spans.items())
+        if match in formulas or not any(start <= span[0] < end for start, end in inside)
+    ]
+    if not found:
+        return None
+    parts = [found[0] if first else found[-1]]
+    if parts[0] in formulas:  # "$2$ and $3$" is one answer of two parts
+        others = formulas[formulas.index(parts[0]) + 1 :] if first else formulas[: formulas.index(parts[0])][::-1]
+        for other in others:
+            between = text[parts[-1].end() : other.start()] if first else text[other.end() : parts[0].start()]
+            if not AND.fullmatch(between):
+                break
+            parts.insert(len(parts) if first else 0, other)
+    before, after = text[: parts[0].start()], text[parts[-1].end() :]
+    if NEGATED.search(before[-80:]) or CHANGED.match(after):
+        return None
+    value = ", ".join("".join(filter(None, part.groups())) or part.group().strip() for part in parts)
+    return f"-{value}" if MINUS.search(before[-20:]) and value[0] not in "-+" else value
+
+
 def unstated(answer: str, is_text: bool) -> str | None:
     """What is meant as the answer where none is stated: one reading, so that nobody can give two.
 
     The last bold text, the whole text, its last line: the first of them that reads as an answer; else the last formula
     or number in it. For a gold answer that `is_text`, every text does.
     """
-
-    def reads(text: str) -> bool:
-        if len(text) > 300:
-            return False
-        formula = FORMULA.fullmatch(text.strip()) or (
-            "\\" in text and not PROSE.search(text) and re.search(r"\w", text)
-        )
-        return bool(is_text or formula or prepare(text).tree is not None)
-
-    answer = answer[-4_000:]
+    answer = flat(answer[-4_000:])
     bold = [text for text in BOLD.findall(answer) if not text.rstrip().endswith((":", "："))]
     last = answer.rstrip().rsplit("\n", 1)[-1]
-    for text in (*bold[-1:], answer, last):
-        if reads(text):
-            return strip_markup(END.split(text, maxsplit=1)[0] if is_text else text)
-    formulas = list(FORMULA.finditer(answer))
-    end = answer.rstrip()[-300:] if len(last) > 300 else last
-    numbers = list(ARITHMETIC.finditer(end))
-    if formulas and (not numbers or len(answer.rstrip()) - len(end) + numbers[-1].start() < formulas[-1].end()):
-        parts = [formulas[-1]]
-        for before in reversed(formulas[:-1]):  # "$2$ and $3$" is one answer of two parts
-            if not AND.fullmatch(answer[before.end() : parts[0].start()]):
-                break
-            parts.insert(0, before)
-        return ", ".join("".join(filter(None, part.groups())) for part in parts)
-    if not numbers or NEGATED.search(end[: numbers[-1].start()]) or DENIED.match(end, numbers[-1].end()):
-        return None
-    return numbers[-1].group().strip()
+    for text in (*bold[-1:], *([] if is_text else [answer]), last):
+        if is_text and len(text) <= 300:
+            return strip_markup(END.split(text, maxsplit=1)[0])
+        if (reading := _reading(text)) is not None:
+            return strip_markup(reading)
+    end = last if len(last) <= 300 else last[-300:]
+    value = _number(end, first=False)
+    if value is None and not ARITHMETIC.search(end) and (formulas := list(FORMULA.finditer(answer))):
+        value = "".join(filter(None, formulas[-1].groups()))
+    return value
 
 
 def chosen(answer: str) -> set[str]:
-    """The letters that a multiple-choice answer gives; none where it says which letter is wrong."""
+    """The letters that a multiple-choice answer gives; none where it says which letter is wrong, or offers two."""
     answer = unicodedata.normalize("NFKC", without_invisible(answer))
-    stated = statements(answer) or [answer]
+    stated = statements(answer, is_text=True) or [answer]
     letters: set[str] = set()
     for text in stated:
-        text = re.sub(r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}", r"\1", text)
+        text = re.sub(r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}|\\[ ,;]", r"\1 ", text)
         text = re.sub(r"^\W*(?:option|choice|answer|选项|选择|选)\s*[:：]?", "", text, flags=re.I).strip("$*_` \n")
+        text = re.split(r",?\s+(?:because|since)\s", text)[0]
+        if re.search(r"\\[A-Za-z]", text) and not NO_CHOICE.search(text):
+            continue  # a formula
         if re.fullmatch(rf"\(?[{LETTERS.lower()}]\)?", text):
             text = text.upper()
-        matches = list(CHOICE.finditer(text))
-        if matches and NO_CHOICE.search(text[: matches[0].start()]):
-            return set()
-        found = [match["letter"] for match in matches]
-        if re.fullmatch(rf"[{LETTERS}]+", text):
-            found = list(text)
+        if re.fullmatch(rf"[{LETTERS}](?:\W*(?:and|和|与|及)?\W*[{LETTERS}])*\W*", text):
+            letters |= set(re.findall(f"[{LETTERS}]", text))
+            continue
+        found = []
+        for match in CHOICE.finditer(text):
+            if not NO_CHOICE.search(text[: match.start()]):
+                found.append(match["letter"])
+            elif not found:
+                return set()
         if not found and stated == [answer]:
             found = re.findall(
                 rf"\b(?:option|choice|choose)\s+\(?([{LETTERS}])\b|选\s*(?:择|项)?\s*([{LETTERS}])", answer
             )
             found = ["".join(pair) for pair in found][-1:]
+        if len(set(found)) > 1 and re.search(r"\bor\b|或", text):
+            return set()
         letters |= set(found)
     return letters
 
@@ -191,9 +296,7 @@ def is_correct(completion: str, answer: str, verifier: str = "math", question: s
     return grade([completion], [answer], [verifier], _JUDGE)[0]
 
 
-def grade(
-    texts: list[str], golds: list[str], verifiers: list[str], judge: Judge, prefilled: bool = False
-) -> list[bool | None]:
+def grade(texts: list[str], golds: list[str], verifiers: list[str], judge: Judge) -> list[bool | None]:
     """`is_correct` for many completions; equal answers to equal golds are verified once."""
     usable: dict[tuple[str, str], str | None] = {}
     for key in dict.fromkeys(zip(golds, verifiers, strict=True)):
@@ -203,14 +306,15 @@ def grade(
     for row, (text, gold, verifier) in enumerate(zip(texts, golds, verifiers, strict=True)):
         if usable[gold, verifier] is not None:
             continue
-        parts = parse(text, prefilled=prefilled)
+        parts = parse(text)
         answer, shown = ((part or "")[-MAX_READ:] for part in (parts.answer, parts.shown))
         if verifier == "choice":
             beside = chosen(shown) if answer and answer != shown and statements(shown) else set()
             results[row] = chosen(answer) | beside == set(re.findall(f"[{LETTERS}]", gold.upper()))
             continue
         results[row] = False
-        is_text = prepare(gold_of(gold)).words is not None
+        words = prepare(gold_of(gold)).words
+        is_text = words is not None and "base" not in words
         stated = statements(answer, is_text)
         boxed = bool(BOX.search(answer))
         if not stated and not boxed and answer:
@@ -281,15 +385,14 @@ class AccuracyReward:
             for row in range(len(completions))
             if (kind is None or kind[row] == "reasoning") and (verifier is None or verifier[row] in ("math", "choice"))
         ]
-        texts = [text_of(completions[row]) for row in rows]
+        texts = texts_of(completions, prompts, self.prefilled)
         rules = [verifier[row] if verifier else _rule(golds[row]) for row in rows]
-        opened = self.prefilled or bool(rows and prompts and prompt_text(prompts[rows[0]]).rstrip().endswith("<think>"))
         before = self._judge.timeouts
-        graded = grade(texts, [golds[row] for row in rows], rules, self._judge, opened)
+        graded = grade([texts[row] for row in rows], [golds[row] for row in rows], rules, self._judge)
         for row, right in zip(rows, graded, strict=True):
             rewards[row] = None if right is None else float(right)
         if log_extra is not None:
-            log_extra("answer_found", [parse(text_of(completion)).answer or "" for completion in completions])
+            log_extra("answer_found", [parse(text).answer or "" for text in texts])
         if log_metric is not None and rows:
             log_metric("accuracy/gold_unusable", sum(right is None for right in graded) / len(rows))
             log_metric("accuracy/timeouts", float(self._judge.timeouts - before))

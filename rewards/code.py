@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from rewards.completion import parse, text_of
+from rewards.completion import parse, texts_of
 from rewards.sandbox import LocalSandbox, PistonSandbox, Provider, SandboxUnavailable
 
 logger = logging.getLogger(__name__)
@@ -267,10 +267,9 @@ class CodeReward:
             except ValueError as error:
                 logger.warning("code_reward: row left out: %s", error)
                 cases[row] = None
+        texts = texts_of(completions, prompts)
         with ThreadPoolExecutor(self.workers) as executor:
-            scores = dict(
-                zip(rows, executor.map(lambda row: self._score(completions[row], cases[row]), rows), strict=True)
-            )
+            scores = dict(zip(rows, executor.map(lambda row: self._score(texts[row], cases[row]), rows), strict=True))
         keys = {row: str(prompts[row]) if prompts else str(cases[row]) for row in rows}
         out = {keys[row] for row in rows if scores[row] is None and cases[row]}
         if log_metric is not None and rows:
@@ -278,8 +277,8 @@ class CodeReward:
             log_metric("code/tests_unusable", sum(cases[row] is None for row in rows) / len(rows))
         return [scores[row] if row in scores and keys[row] not in out else None for row in range(len(completions))]
 
-    def _score(self, completion: Any, tests: tuple[Test, ...] | None) -> float | None:
-        program = program_of(text_of(completion))
+    def _score(self, completion: str, tests: tuple[Test, ...] | None) -> float | None:
+        program = program_of(completion)
         if tests is None:
             return None
         if program is None:

@@ -7,20 +7,31 @@ one of them and wrong for another.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 THINK = ("<think>", "</think>")
 ANSWER = ("<answer>", "</answer>")
 INVISIBLE = "\u00ad\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufe00-\ufe0f\ufeff"
 # What no reader of the rendered text sees, or sees struck out.
+# Also text without colour or size, and what is written into a tag, an image or a link's target.
+_STYLE = (
+    r"\bhidden\b|(?:display|visibility)\s*:\s*(?:none|hidden)|color\s*[:=]\s*[\"']?\s*(?:white|transparent|#f{3,6})"
+)
+_STYLE += r"|(?:font-size|opacity)\s*:\s*0"
+_BRACED = r"\{(?:[^{}]|\{[^{}]{0,400}\}){0,400}\}"
 HIDDEN = re.compile(
     r"<!--.*?(?:-->|\Z)|\\begin\{comment\}.*?(?:\\end\{comment\}|\Z)|\\iffalse\b.*?(?:\\fi\b|\Z)"
-    r"|<(\w{1,20})\b[^<>]{0,200}(?:\bhidden\b|display\s*:\s*none)[^<>]{0,200}>.*?(?:</\1\s*>|\Z)"
-    r"|~~[^~\n]{1,400}~~|(?m:^[ \t]*%.*$)|\\[hv]?phantom\s*\{(?:[^{}]|\{[^{}]{0,400}\}){0,400}\}",
+    rf"|<(\w{{1,20}})\b[^<>]{{0,200}}(?:{_STYLE})[^<>]{{0,200}}>.*?(?:</\1\s*>|\Z)"
+    r"|</?[A-Za-z][\w-]{0,20}(?:\s+[\w-]{1,40}\s*=\s*(?:\"[^\"<>]{0,400}\"|'[^'<>]{0,400}'|[^\s<>\"']{1,400}))+\s*/?>"
+    rf"|~~[^~\n]{{1,400}}~~|(?m:^[ \t]*%.*$)|\\[hv]?phantom\s*{_BRACED}"
+    rf"|\\textcolor\s*\{{(?:white|transparent)\}}\s*{_BRACED}|\{{\s*\\color\s*\{{white\}}(?:[^{{}}]|\{{[^{{}}]{{0,400}}\}}){{0,400}}\}}"
+    r"|!\[[^\]\n]{0,400}\]\([^)\n]{0,400}\)|(?<=\])\([^)\n]{0,400}\)",
     re.S | re.I,
 )
 
 
+@cache
 def tag_pattern(*tags: str) -> re.Pattern:
     """Finds tags as a reader does: in any case, white space and invisible characters inside of them notwithstanding."""
     between = rf"[\s{INVISIBLE}]*"
@@ -78,9 +89,9 @@ def parse(text: str, think: tuple[str, str] = THINK, prefilled: bool = False) ->
     return Completion(
         reasoning="\n".join(filter(None, reasonings)) if reasonings else None,
         summary=_without_tags(tail),
-        answer=_without_tags(HIDDEN.sub(" ", answer)) or None if answer else None,
+        answer=_without_tags(_seen(answer)) or None if answer else None,
         complete=complete and tags.count(False) <= tags.count(True),
-        shown=HIDDEN.sub(" ", ANSWER_TAGS.sub("\n", "\n".join(pieces))).strip(),
+        shown=_seen(ANSWER_TAGS.sub("\n", "\n".join(pieces))).strip(),
     )
 
 
@@ -113,6 +124,11 @@ def _split(text: str, opening: str, closing: str) -> tuple[list[str], list[str],
     if inside:
         return outside, [*reasonings, text[start:].strip()], False
     return [*outside, text[start:]], reasonings, True
+
+
+def _seen(text: str) -> str:
+    """A text without what is `HIDDEN`. Without any of these characters nothing is."""
+    return HIDDEN.sub(" ", text) if any(mark in text for mark in "<\\%~]") else text
 
 
 def _without_tags(text: str) -> str:
@@ -163,3 +179,18 @@ def prompt_text(prompt: Any) -> str:
         if message.get("role") == "user":
             return text_of(message)
     return ""
+
+
+def opened(prompt: Any) -> bool:
+    """Whether a prompt ends in the opening tag of the reasoning, as that of some chat templates does."""
+    return prompt_text(prompt).rstrip().endswith(THINK[0])
+
+
+def texts_of(completions: Sequence, prompts: Sequence | None = None, prefilled: bool = False) -> list[str]:
+    """The texts of a batch, each after the opening tag of the reasoning where its prompt, or `prefilled`, has that: so
+    that all rewards read the same completion."""
+    before = prompts or [""] * len(completions)
+    return [
+        THINK[0] * (prefilled or opened(prompt)) + text_of(completion)
+        for completion, prompt in zip(completions, before, strict=True)
+    ]

@@ -26,7 +26,7 @@ class Unreadable(ValueError):
 
 SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿ", "0123456789+-()n")
 SPELLINGS = {
-    "-": "−–—‐‑", "*": "×·⋅∙•", "/": "÷∕⁄", "'": "′’", ".": "。", ",": "、", r"\sqrt ": "√", r"\pm ": "±",
+    "-": "−–—‐‑", "*": "×·⋅∙•∗✕", "/": "÷∕⁄", "'": "′’", ".": "。٫", ",": "、", r"\sqrt ": "√", r"\pm ": "±",
     r"\mp ": "∓", r"\pi ": "π", r"\infty ": "∞", r"\le ": "≤⩽", r"\ge ": "≥⩾", r"\ne ": "≠", r"\in ": "∈",
     r"\cup ": "∪", r"\cap ": "∩", r"\emptyset ": "∅", r"^\circ ": "°", r"\approx ": "≈", r"\sum ": "∑",
     r"\int ": "∫", r"\prod ": "∏", r"\mathbb{R}": "ℝ", r"\mathbb{Z}": "ℤ", r"\alpha ": "α", r"\beta ": "β",
@@ -37,6 +37,18 @@ REPLACEMENTS = [
     (re.compile(pattern), value)
     for pattern, value in (
         (r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|nolimits)(?![A-Za-z])\.?", ""),
+        (r"\\(?:bf|it|sf|tt|rm|tiny|small|normalsize|[lL]arge|LARGE|[hH]uge|bold|mathversion)(?![A-Za-z{])", ""),
+        (r"\\(?:boldsymbol|bm|pmb|mathsf|mathtt|mathcal|underline|emph|(?:text)?color ?\{\w+\}) ?(?=\{)", ""),
+        (r"\\color ?\{\w+\}|\\(?:checkmark|newline|blacksquare|square|qed)(?![A-Za-z])|✓|■", ""),
+        (r"\\operatorname\*? ?\{(\w+)\}", r"\\\1 "),
+        (r"(?<![A-Za-z\\])infinity(?![A-Za-z])", r"\\infty "),
+        (r"(?:\\(?:text|mathrm) ?\{ ?)?(?:the )?empty set(?: ?\})?", r"\\emptyset "),
+        (r"\\colon(?![A-Za-z])", ":"),
+        (r"(?<=\d)!=", "! ="),
+        (r"(?<=\d) ?x ?(?=10 ?\^)", "*"),
+        (r"(?<![\d.])(\d{1,3})((?:\.\d{3}){2,})(?![\d.])", lambda whole: whole[1] + whole[2].replace(".", "")),
+        (r"(?<![A-Za-z])C_\{?(\d+)\}?\^\{?(\d+)\}?", r"\\binom{\1}{\2}"),
+        (r"(?<=\d) ?\\mu (?=[mgslLAF](?![A-Za-z]))", " μ"),
         (r"\\(?:text|mathrm|textbf|mbox|rm)\{\s*(and|or)\s*\}", r" \1 "),
         (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
         (r"[\[(]?\s*\\begin\{array\}\{[lcr| ]*\}", r"\\begin{pmatrix}"),
@@ -352,8 +364,14 @@ class _Reader:
     def word(self, token: str) -> Node:
         if token in FUNCTIONS or token == "sqrt":
             return self.command(token)
+        if token == "abs" and self.take("("):
+            return Node("abs", (self.group("("),))
         if token == "pi":
             return Node("constant", name="pi")
+        if token[:-1] in FUNCTIONS:  # cosx
+            self.at -= 1
+            self.tokens[self.at : self.at + 1] = [("word", token[:-1]), ("word", token[-1])]
+            return self.atom()
         if len(token) > 1:
             if len(token) > 3 or not token.islower() or token in SHORT_WORDS:
                 raise Unreadable("a word")
@@ -422,9 +440,13 @@ class _Reader:
             base = self.argument()
         exponent = self.exponent() if self.take("^") else None
         argument = self.group("(") if self.take("(") else self.product_without_call()
+        if exponent is not None and exponent.value == -1 and f"arc{name}" in FUNCTIONS:
+            name, exponent = f"arc{name}", None
         node = Node("call", (argument,), name)
+        if name == "exp":
+            node = Node("^", (Node("constant", name="e"), argument))
         if base is not None:
-            node = Node("/", (node, Node("call", (base,), "ln")))
+            node = Node("/", (Node("call", (argument,), "ln"), Node("call", (base,), "ln")))
         return Node("^", (node, exponent)) if exponent is not None else node
 
     def product_without_call(self) -> Node:

@@ -1,14 +1,16 @@
 """Is a completion in the form that its stage asks for (DeepSeek-R1, Methods, Eq. 4: one half of the rule reward)."""
 
+import re
 import unicodedata
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from rewards.completion import ANSWER, THINK, tag_pattern, text_of
+from rewards.completion import ANSWER, HIDDEN, THINK, opened, tag_pattern, text_of
 
 Style = Literal["r1_zero", "think"]
 STYLES = ("r1_zero", "think")
 TAG = tag_pattern(*THINK, *ANSWER)
+ENTITY = re.compile(r"&#?\w{1,10};")
 BLANK = "\u115f\u1160\u2800\u3164\uffa0"  # letters and symbols by their category, and nothing to see
 
 
@@ -38,14 +40,20 @@ def is_well_formed(text: str, style: Style = "r1_zero", thinking: bool = True, p
 
 
 def _has_text(body: str) -> bool:
-    return any(unicodedata.category(letter)[0] not in "CMZ" and letter not in BLANK for letter in body)
+    """Whether a reader sees a letter, a number or a symbol such as ∅, and not only marks of a text's layout."""
+    seen = ENTITY.sub("", HIDDEN.sub("", body))
+    return any(
+        (letter.isalnum() or (unicodedata.category(letter)[0] == "S" and not letter.isascii())) and letter not in BLANK
+        for letter in seen
+    )
 
 
 @dataclass(frozen=True)
 class FormatReward:
     """1.0 for a completion in the form of its style, else 0.0 (`is_well_formed`).
 
-    A row whose column `thinking` is False is asked for plain text.
+    A row whose column `thinking` is False is asked for plain text. Prompts that end in `<think>` open the reasoning, as
+    with `prefilled`.
     """
 
     style: Style = "r1_zero"
@@ -56,11 +64,14 @@ class FormatReward:
         if self.style not in STYLES:
             raise ValueError(f"format_reward: style {self.style!r}: write one of {', '.join(STYLES)}")
 
-    def __call__(self, completions: list, thinking: list | None = None, **columns: Any) -> list[float]:
+    def __call__(
+        self, completions: list, prompts: list | None = None, thinking: list | None = None, **columns: Any
+    ) -> list[float]:
         thinks = thinking or [True] * len(completions)
+        openings = map(opened, prompts) if prompts else [False] * len(completions)
         return [
-            float(is_well_formed(text_of(completion), self.style, think is not False, self.prefilled))
-            for completion, think in zip(completions, thinks, strict=True)
+            float(is_well_formed(text_of(completion), self.style, think is not False, self.prefilled or opening))
+            for completion, think, opening in zip(completions, thinks, openings, strict=True)
         ]
 
 

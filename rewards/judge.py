@@ -15,7 +15,7 @@ import unicodedata
 from dataclasses import dataclass, field
 from typing import Any
 
-from rewards.completion import parse, prompt_text, text_of, without_invisible
+from rewards.completion import parse, prompt_text, texts_of, without_invisible
 
 logger = logging.getLogger(__name__)
 
@@ -146,7 +146,8 @@ class JudgeReward:
             raise ValueError("judge_reward: the data set needs a column `answer` or `solution` with the reference")
         rows = [row for row in range(len(completions)) if verifier is None or verifier[row] == "judge"]
         asked = {row: question[row] if question else prompt_text(prompts[row] if prompts else "") for row in rows}
-        answers = {row: (parse(text_of(completions[row])).answer or "")[: self.max_characters] for row in rows}
+        texts = texts_of(completions, prompts)
+        answers = {row: (parse(texts[row]).answer or "")[: self.max_characters] for row in rows}
         open_rows = [row for row in rows if refusal(answers[row]) is None]
         verdicts = await self.verdicts([(asked[row], references[row] or "", answers[row]) for row in open_rows])
         found = dict.fromkeys(rows, False) | dict(zip(open_rows, verdicts, strict=True))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any
 
-from rewards.completion import parse, prompt_text, text_of, without_invisible
+from rewards.completion import parse, prompt_text, texts_of, without_invisible
 
 # Each script with the languages written in it. Where there are several, py3langid decides, sentence by sentence.
 SCRIPTS = {
@@ -33,8 +33,10 @@ SCRIPTS = {
 }
 LANGUAGES = tuple(dict.fromkeys(language for _, languages in SCRIPTS.values() for language in languages))
 
+FENCE = re.compile(r"(?:```|~~~)[^\n`]{0,40}(?:\n|\Z)(.*?)(?:```|~~~|\Z)", re.S)
+CODE = re.compile(r"[][(){}=<>;_#\"'\\]|^\s*[\w.]+\s*$|:\s*$")  # in a line that is code, and no sentence
 NO_WORDS = re.compile(
-    r"```.*?(?:```|\Z)|`[^`\n]{0,400}`"  # code
+    r"`[^`\n]{0,400}`"  # code
     r"|\$\$.{0,2000}?\$\$|\$(?!\s)[^$\n]{1,400}?(?<!\s)\$(?!\d)|\\\[.{0,2000}?\\\]|\\\(.{0,400}?\\\)"  # formulas
     r"|\\begin\{(\w{1,20}\*?)\}.{0,2000}?\\end\{\1\}|\\[A-Za-z]+"
     r"|(?:https?://|www\.)[^\s\u3000-\u9fff\uff00-\uffef]+|(?<![\w.+-])[\w.+-]+@[\w-]+\.[\w.]+"
@@ -52,7 +54,13 @@ TOKEN = re.compile(
 )
 LATIN = re.compile(rf"[{SCRIPTS['latin'][0]}]+(?:['\u2019-][{SCRIPTS['latin'][0]}]+)*")
 NOT_LATIN = re.compile(rf"[^\W\d_{SCRIPTS['latin'][0]}]")
-NAME = re.compile(r"(?<![A-Za-z0-9_.])(?:[A-Za-z]*[0-9_]\w*|[A-Za-z_][\w.]*\()", re.A)
+# Also the points of a figure (AB, ABCD), and what stands directly at a sign of equality or a power (E = mc^2).
+NAME = re.compile(
+    r"(?<![A-Za-z0-9_.])(?:[A-Za-z]*[0-9_]\w*|[A-Za-z_][\w.]*\()"
+    r"|(?<![A-Za-z])(?:[A-Z]{2,4}(?![A-Za-z])|[A-Za-z]{1,4}(?=[=^])|(?<=[=^])[A-Za-z]{1,4}(?![A-Za-z]))",
+    re.A,
+)
+LETTERS = re.compile(r"[A-Za-z]{2,}")
 SENTENCE = re.compile(r"[.!?;:\n\u3002\uff01\uff1f\uff1b\uff1a\u0964\u061f]+")
 _MATH_NAMES = (
     "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln lg exp sqrt lim mod max min gcd lcm det dim ker"
@@ -90,6 +98,7 @@ def count_words(text: str, language: str) -> tuple[int, int]:
         raise ValueError(f"language {language!r} is not known: write one of {', '.join(LANGUAGES)}")
     target = total = 0
     windows: dict[tuple[str, ...], list[list[str]]] = {}
+    short: dict[tuple[str, ...], list[str]] = {}  # sentences of too few words are read together
     for sentence in SENTENCE.split(_plain(text)):
         words = _words(sentence)
         total += sum(map(len, words.values()))
@@ -98,8 +107,12 @@ def count_words(text: str, language: str) -> tuple[int, int]:
             if language in languages:
                 if script == "han" or len(languages) == 1:
                     target += len(found)
+                elif len(found) < SHORT:
+                    short.setdefault(languages, []).extend(found)
                 else:
                     windows.setdefault(languages, []).extend(_windows(found))
+    for languages, found in short.items():
+        windows.setdefault(languages, []).extend(_windows(found))
     return target + sum(_written_in(found, language, languages) for languages, found in windows.items()), total
 
 
@@ -107,7 +120,21 @@ def _plain(text: str) -> str:
     """A text without what is no word; full-width and ornamental letters count as what they are read as."""
     if not text.isascii():
         text = without_invisible(unicodedata.normalize("NFKC", text))
-    return NAME.sub(" ", NO_WORDS.sub(" ", text))
+    text = NO_WORDS.sub(_foreign, FENCE.sub(_prose, text))
+    return NAME.sub(lambda name: " ".join(parts) if len(parts := LETTERS.findall(name[0])) > 3 else " ", text)
+
+
+def _prose(fence: re.Match) -> str:
+    """The lines of a fence that are sentences; of code what is in no Latin letters."""
+    return "\n".join(_foreign(line) if CODE.search(line) else line for line in fence[1].split("\n"))
+
+
+def _foreign(found: re.Match | str) -> str:
+    """The letters of other scripts, which stand in no formula and in no code for themselves."""
+    text = found if isinstance(found, str) else found[0]
+    if text[0] == "`" and text.count(" ") > 2 and not CODE.search(text[1:-1]):
+        return text[1:-1]  # a sentence in the clothes of code
+    return " " if text.isascii() or "://" in text or "@" in text else "".join(NOT_LATIN.findall(text)) or " "
 
 
 def _words(sentence: str) -> dict[str, list[str]]:
@@ -222,7 +249,8 @@ def detect_language(text: str) -> str:
 
 @dataclass(frozen=True)
 class LanguageConsistencyReward:
-    """Num(words in the target language) / Num(words) over the reasoning (Eq. 7); without any word 1.0.
+    """Num(words in the target language) / Num(words) over the reasoning (Eq. 7); 1.0 for one without any word, such as
+    "3 * 4 = 12", and 0.0 for an empty one.
 
     The target is the column `language`, else the language of the column `question`, else that of the prompt. Where a
     row has no reasoning (`thinking` False), the whole text is read.
@@ -243,13 +271,13 @@ class LanguageConsistencyReward:
         **columns: Any,
     ) -> list[float]:
         rewards, without, summaries = [], 0, []
-        for row, completion in enumerate(completions):
+        for row, completion in enumerate(texts_of(completions, prompts)):
             target = language[row] if language else None
             if not target:
                 target = detect_language(question[row] if question else prompt_text(prompts[row] if prompts else ""))
-            parts = parse(text_of(completion))
+            parts = parse(completion)
             right, words = count_words(parts.summary if parts.reasoning is None else parts.reasoning, target)
-            rewards.append(right / words if words else 1.0)
+            rewards.append(right / words if words else float(parts.reasoning != ""))
             without += not words
             right, words = count_words(parts.summary, target)
             if words:

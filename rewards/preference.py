@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rewards.completion import parse, text_of
+from rewards.completion import parse, texts_of
 
 
 @dataclass
@@ -39,7 +39,8 @@ class _RewardModel:
     def __call__(self, completions: list, prompts: list, kind: list | None = None, **columns: Any) -> list:
         rows = [row for row in range(len(completions)) if kind is None or kind[row] == self.kind]
         rewards: list[float | None] = [None] * len(completions)
-        texts = [self.response(text_of(completions[row])) for row in rows]
+        whole = texts_of(completions, prompts)
+        texts = [self.response(whole[row]) for row in rows]
         # A response that says nothing deserves nothing, whatever a model makes of an empty text.
         scores = iter(
             self.score([prompts[row] for row, text in zip(rows, texts, strict=True) if text], filter(None, texts))

@@ -48,6 +48,8 @@ def test_majority_vote() -> None:
     assert majority_vote(["20", "20", "14", "14.0"], [False, False, True, True]) == 0.5
     assert majority_vote(["14", "20", "15"], [True, False, False]) == pytest.approx(1 / 3)
     assert majority_vote([None, None], [False, False]) == 0.0
+    wrong_leads = ["0.5", "\\frac12", "\\frac{1}{2}", "7", "7"]
+    assert majority_vote(wrong_leads, [False, False, False, True, True]) == 0.0
 
 
 def test_win_rate_counts_ties_half() -> None:

@@ -21,7 +21,7 @@ from data_prep.sampling import Decoding, LocalModel, Sample
 from data_prep.world import general
 from recipes.tools.metrics import majority_vote, mean_and_stderr, pass_at_k
 from rewards import is_well_formed, parse
-from rewards.accuracy import statements, unstated
+from rewards.accuracy import chosen, statements, unstated
 from rewards.language import count_words
 
 log = logging.getLogger("evaluate")
@@ -120,7 +120,7 @@ def score(style: str, set_name: str, row: Row, index: int, sample: Sample) -> di
         "completion": sample.text,
         "tokens": sample.completion_tokens,
         "truncated": sample.finish == "length",
-        "answer": _stated(parts.answer),
+        "answer": _stated(parts.answer, row["verifier"]),
         "correct": None,
         "well_formed": is_well_formed(sample.text, style, row["thinking"]),
         "reasoning_consistency": right / words if words else None,
@@ -139,9 +139,13 @@ def score(style: str, set_name: str, row: Row, index: int, sample: Sample) -> di
     return record
 
 
-def _stated(answer: str | None) -> str | None:
+def _stated(answer: str | None, verifier: str) -> str | None:
     """The answer without the sentence around it, for the vote of cons@16."""
-    return None if answer is None else ", ".join(statements(answer)) or unstated(answer, is_text=False)
+    if answer is None:
+        return None
+    if verifier == "choice":
+        return "".join(sorted(chosen(answer))) or None
+    return ", ".join(statements(answer)) or unstated(answer, is_text=False)
 
 
 def reasoning_figures(records: list[dict], style: str) -> dict[str, Any]:

@@ -5,6 +5,8 @@ from collections import Counter
 from collections.abc import Sequence
 from statistics import fmean, stdev
 
+from rewards.equality import EQUAL, compare
+
 
 def mean_and_stderr(groups: Sequence[Sequence[float]]) -> tuple[float | None, float | None]:
     """Mean over groups of each group's mean, and its standard error clustered by group.
@@ -40,10 +42,15 @@ def pass_at_k(n: int, correct: int, k: int) -> float:
 def majority_vote(answers: Sequence[str | None], correct: Sequence[bool]) -> float:
     """cons@n of one problem: 1.0 where the most frequent answer is right, 0.0 where it is wrong or nobody votes.
 
-    `correct[i]` says whether `answers[i]` is right; right answers are one answer, however they are written. Samples
-    without an answer do not vote. Where n answers lead, the right one among them counts 1/n.
+    `correct[i]` says whether `answers[i]` is right. Equal answers are one answer, however they are written: the right
+    ones, and wrong ones by the reward's own equality. Samples without an answer do not vote. Where n answers lead, the
+    right one among them counts 1/n.
     """
-    wrong = Counter(text for text, right in zip(answers, correct, strict=True) if text is not None and not right)
+    texts = Counter(text for text, right in zip(answers, correct, strict=True) if text is not None and not right)
+    wrong: dict[str, int] = {}
+    for text, count in texts.items():
+        first = next((other for other in wrong if compare(other, text) == EQUAL), text)
+        wrong[first] = wrong.get(first, 0) + count
     right, most = sum(correct), max(wrong.values(), default=0)
     if right < most or not right:
         return 0.0

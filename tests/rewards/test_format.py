@@ -1,13 +1,20 @@
 import pickle
 import time
 
-from rewards import FormatReward, format_reward, is_well_formed
+from rewards import (
+    FormatReward,
+    accuracy_reward,
+    code_reward,
+    format_reward,
+    is_well_formed,
+    language_consistency_reward,
+)
 
 import pytest
 
 GOOD = [
     "<think>a</think><answer>b</answer>", "<think> a </think> <answer> b </answer>",
-    "\n<think>\na\n</think>\n\n<answer>\nb\n</answer>\n",
+    "\n<think>\na\n</think>\n\n<answer>\nb\n</answer>\n", "<think>a</think><answer>∅</answer>",
 ]  # fmt: skip
 BAD = [
     "", "b", "<think>a</think>", "<answer>b</answer>", "<answer>b</answer><think>a</think>",
@@ -20,6 +27,9 @@ BAD = [
     "<think>a</think><answer>b</answer>" * 50, "<think>a</think><answer>\u3164</answer>",
     "<think>\u2800\u200d\ufe0f</think><answer>b</answer>", "<think>\x00</think><answer>b</answer>",
     "<think>a<THINK></think><answer>b</answer>", "<think>a</think><answer>b</Answer>c</answer>",
+    "<think>.</think><answer>b</answer>", "<think><!-- x --></think><answer>b</answer>",
+    "<think>a</think><answer>$$</answer>",
+    "<think>a</think><answer>&nbsp;</answer>", "<think>a</think><answer>**</answer>",
     "<think>a</ think ></think><answer>b</answer>", "<think>a<\u200b/think></think><answer>b</answer>",
 ]  # fmt: skip
 
@@ -60,6 +70,15 @@ def test_a_template_that_opens_the_reasoning():
     assert is_well_formed("a</think><answer>b</answer>", "r1_zero", prefilled=True)
     assert not is_well_formed("<think>a</think> b", "think", prefilled=True)
     assert not is_well_formed("a</think> b", "think")
+
+
+def test_a_prompt_that_opens_the_reasoning_is_seen_by_all_rewards():
+    columns = {"completions": ["so it is</think> <answer>14</answer>"], "prompts": ["2 + 3 * 4? <think>\n"]}
+    assert format_reward(**columns) == accuracy_reward(**columns, answer=["14"]) == [1.0]
+    assert language_consistency_reward(**columns, language=["zh"]) == [0.0]
+    cut = {"completions": ["print(14)"], "prompts": ["Print 14. <think>"]}
+    assert code_reward(**cut, answer=["14"]) == [0.0]
+    assert code_reward(**cut | {"completions": ["so</think>print(14)"]}, answer=["14"]) == [1.0]
 
 
 def test_messages_and_settings():

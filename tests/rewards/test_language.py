@@ -73,6 +73,17 @@ def language_words(text: str) -> int:
         ("გამარჯობა", "en", 0.0),
         ("先算 Ｔｈｅｎ 𝐭𝐡𝐞 ｓｕｍ", "zh", 2 / 5),
         ("先算 T\u200bh\u200be\u200bn", "zh", 2 / 3),
+        ("因此 AB=CD，且 AC=BD。", "zh", 1.0),
+        ("由 E=mc^2 得，△ABC 中", "zh", 1.0),
+        ("速度是 5 km/h", "zh", 1.0),
+        # No hiding place: sentences of two words, a fence, an unclosed one, inline code, a formula, names.
+        ("Primero multiplicamos. Luego sumamos. Por tanto. Es catorce. Así termina.", "en", 0.0),
+        ("```\n首先我们把两个数字相乘，因为乘法要先于加法。\n```", "en", 0.0),
+        ("```\n首先我们把", "en", 0.0),
+        ("```\nPrimero multiplicamos tres por cuatro y luego sumamos dos\n```", "en", 0.0),
+        ("`Primero multiplicamos tres por cuatro y luego sumamos dos`", "en", 0.0),
+        ("$首先我们把$", "en", 0.0),
+        ("Primero_multiplicamos_los_dos_números_porque", "en", 0.0),
     ],
 )
 def test_what_counts_as_a_word(text, language, score):
@@ -109,6 +120,11 @@ def test_reasoning_without_words_scores_one_and_is_counted_apart():
     assert rewards == [1.0, 1.0, 0.0]
     assert logged["language/no_words"] == pytest.approx(1 / 3)
     assert logged["language/summary"] == pytest.approx(1 / 3)
+
+
+def test_an_empty_reasoning_earns_nothing():
+    completions = ["<think></think> 14", "<think> \n </think> 14", "<think>3 * 4 = 12</think> 14"]
+    assert language_consistency_reward(completions=completions, language=["en"] * 3) == [0.0, 0.0, 1.0]
 
 
 def test_an_unknown_language_is_an_error_that_names_the_known_ones():
