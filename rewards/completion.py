@@ -89,9 +89,9 @@ def parse(text: str, think: tuple[str, str] = THINK, prefilled: bool = False) ->
     return Completion(
         reasoning="\n".join(filter(None, reasonings)) if reasonings else None,
         summary=_without_tags(tail),
-        answer=_without_tags(_seen(answer)) or None if answer else None,
+        answer=_without_tags(seen(answer)) or None if answer else None,
         complete=complete and tags.count(False) <= tags.count(True),
-        shown=_seen(ANSWER_TAGS.sub("\n", "\n".join(pieces))).strip(),
+        shown=seen(ANSWER_TAGS.sub("\n", "\n".join(pieces))).strip(),
     )
 
 
@@ -126,7 +126,7 @@ def _split(text: str, opening: str, closing: str) -> tuple[list[str], list[str],
     return [*outside, text[start:]], reasonings, True
 
 
-def _seen(text: str) -> str:
+def seen(text: str) -> str:
     """A text without what is `HIDDEN`. Without any of these characters nothing is."""
     return HIDDEN.sub(" ", text) if any(mark in text for mark in "<\\%~]") else text
 

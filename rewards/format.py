@@ -5,7 +5,7 @@ import unicodedata
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from rewards.completion import ANSWER, HIDDEN, THINK, opened, tag_pattern, text_of
+from rewards.completion import ANSWER, THINK, opened, seen, tag_pattern, text_of
 
 Style = Literal["r1_zero", "think"]
 STYLES = ("r1_zero", "think")
@@ -41,10 +41,9 @@ def is_well_formed(text: str, style: Style = "r1_zero", thinking: bool = True, p
 
 def _has_text(body: str) -> bool:
     """Whether a reader sees a letter, a number or a symbol such as ∅, and not only marks of a text's layout."""
-    seen = ENTITY.sub("", HIDDEN.sub("", body))
     return any(
         (letter.isalnum() or (unicodedata.category(letter)[0] == "S" and not letter.isascii())) and letter not in BLANK
-        for letter in seen
+        for letter in ENTITY.sub("", seen(body))
     )
 
 

@@ -207,8 +207,9 @@ def test_classes_of_answers(completion, gold, verifier, right):
 
 PLACES = [
     "\\boxed{ANSWER}", "The answer is:\n\\[\nANSWER\n\\]", "**ANSWER**", "We are done.\nANSWER",
-    "#### ANSWER\nI hope it helps.", "The answer is ANSWER.", "A: ANSWER", "$$\n\\boxed{ANSWER}\n$$", "```\nANSWER\n```", "**Answer:** ANSWER",
-    "<answer>ANSWER</answer>", "Hence\n\\begin{align*}\n\\boxed{ANSWER}\n\\end{align*}",
+    "#### ANSWER\nI hope it helps.", "The answer is ANSWER.", "A: ANSWER", "$$\n\\boxed{ANSWER}\n$$",
+    "```\nANSWER\n```", "**Answer:** ANSWER", "<answer>ANSWER</answer>",
+    "Hence\n\\begin{align*}\n\\boxed{ANSWER}\n\\end{align*}",
 ]  # fmt: skip
 ANSWERS = [
     "14",
