@@ -92,6 +92,8 @@ CHANGED = re.compile(
     re.I,
 )
 NO_CHOICE = re.compile(rf"(?:{_NEGATION}|\\neg|¬|\bno)\W*(?:option|choice|answer|is)?\W*$", re.I)
+# A formula that is a name and no value: n, f(x), \\overline{CD}.
+NAMED = re.compile(r"(?:\\(?!pi|sqrt|frac|infty|emptyset|text)[A-Za-z]+|[A-Za-z_{}()\s',|])+")
 REMARK = re.compile(r"(?<=[\d}])\s*\((?=[^()]*[A-Za-z]{3})[^()]*\)\s*$")
 LABEL = re.compile(r"^(?:\\text\{)?\s*[A-Za-z][A-Za-z ]{0,30}[:：]\s*\}?\s*(?=[-+.\d$\\(]|\\)(?!.*[=:])")
 MARK = re.compile(r"^\s*(?:[>#]+|[-*+](?=\s)|\d+[.)](?=\s+\S))\s*")
@@ -183,7 +185,7 @@ def _reading(text: str) -> str | None:
 
 def _number(text: str, first: bool) -> str | None:
     """The first or the last formula or number of a sentence; None where the words beside it change it."""
-    formulas = [match for match in FORMULA.finditer(text) if not re.fullmatch(r"\W*[A-Za-z]\W*", match.group())]
+    formulas = [match for match in FORMULA.finditer(text) if not NAMED.fullmatch("".join(filter(None, match.groups())))]
     numbers = list(ARITHMETIC.finditer(text))
     spans = {match.span(): match for match in (*formulas, *numbers)}
     inside = list(map(re.Match.span, formulas))
