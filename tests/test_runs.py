@@ -64,6 +64,7 @@ def test_settings_take_the_types_that_yaml_writes() -> None:
         ("output_dir: x\njudge: {base_url: 7}", "job.yaml: `judge`: `base_url` is 7; write a value of type str"),
         ("output_dir: x\nsources: [1]", "job.yaml: `sources`[0] is 1; write a value of type str"),
         ("output_dir: x\noutput_dir: y", "the key `output_dir` is given twice"),
+        ("a: &a {b: 1, b: 2}\noutput_dir: x", "the key `b` is given twice"),
         ("- x", "job.yaml: holds a list; write `key: value` lines"),
         ("a: [", "job.yaml: not valid YAML"),
     ],
@@ -72,6 +73,12 @@ def test_a_wrong_setting_is_named_with_its_remedy(text: str, message: str) -> No
     with pytest.raises(runs.ConfigError) as caught:
         runs.settings(Job, write(text))
     assert message in str(caught.value)
+
+
+def test_keys_can_be_merged_from_another_mapping() -> None:
+    write("one: &one {a: 1, b: 2}\ntwo: &two {<<: *one, b: 3}\nthree: {<<: *two, c: 4}")
+    found = runs.load_config(Path("job.yaml"))
+    assert (found["two"], found["three"]) == ({"a": 1, "b": 3}, {"a": 1, "b": 3, "c": 4})
 
 
 def test_a_config_that_is_not_there_is_named_with_those_that_are() -> None:
@@ -124,6 +131,11 @@ def test_settings_decide_by_their_values() -> None:
     assert why({key: same[key] for key in ("names", "judge")}) == ["`rate` was 0.0001 and is 0.1 now"]
     assert why(same | {"seed": 1}) == ["`seed` was 0 and is 1 now"]
     assert why(same | {"more": "x"}) == ['`more` was not set and is "x" now']
+
+
+def test_a_figure_does_not_write_over_what_a_record_knows_of_its_run() -> None:
+    with pytest.raises(ValueError, match="code, files: run.json has these keys of its own"):
+        finish({}, files={"reasoning": 77}, code={"quota": 5})
 
 
 def test_the_content_of_a_file_decides_and_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:

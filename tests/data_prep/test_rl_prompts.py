@@ -48,6 +48,7 @@ def test_quotas_shortfalls_and_equal_prompts(run_job, prompts):
     assert record["duplicates"] == 60
     assert record["sources"]["rows-rows"] == {"rows": 278, "refused": 1, "reasons": {"unreadable": 1}}
     assert all(json.loads(one["tests"]) == TESTS for one in found["reasoning"] if one["domain"] == "code")
+    assert run_job(rl_prompts, RLPrompts, prompts)["id"] == record["id"]  # is done already
     before = {kind: (folder / f"{kind}.parquet").read_bytes() for kind in found}
     (folder / "run.json").unlink()
     run_job(rl_prompts, RLPrompts, prompts)

@@ -1,5 +1,6 @@
 """The scale gpu-24gb by its one command, two steps a stage, on a CPU: vLLM samples, `vllm serve` judges and writes."""
 
+import shlex
 import shutil
 import subprocess
 import sys
@@ -43,9 +44,31 @@ def test_nothing_but_hardware_ids_and_sizes_differs():
         assert all(given[key].keys() <= other[key].keys() for key in nested - SIZES - IDS), name  # nothing is left out
 
 
+def test_the_judge_is_there_for_the_steps_that_ask_it(tmp_path):
+    """As `--dry-run` prints it, of the YAMLs as they are."""
+    words = ["-m", "recipes.tools.pipeline", "--scale", "gpu-24gb", "--dry-run"]
+    found = subprocess.run([sys.executable, *words], cwd=tmp_path, capture_output=True, text=True, check=True)
+    running, asking, started = False, asking_steps(), 0
+    for line in found.stdout.splitlines():
+        if line.startswith("vllm serve "):
+            running, started = True, started + 1
+        elif line.startswith("kill "):
+            running = False
+        elif "--config " in line:
+            name = Path(shlex.split(line)[shlex.split(line).index("--config") + 1]).stem
+            assert running == (name in asking), line
+    assert started == 4 and not running
+
+
+def asking_steps() -> set[str]:
+    found = {path.stem for path in SCALE.glob("*.yaml") if "serve:" in path.read_text(encoding="utf-8")}
+    assert found == {"cold_start", "rejection_sampling", "general", "preferences", "distillation"}
+    return found
+
+
 @pytest.fixture(scope="module")
-def walked(world: World, tmp_path_factory) -> tuple[Path, str]:
-    """The folder in which the pipeline has run, and what it said."""
+def walked(world: World, tmp_path_factory) -> Path:
+    """The folder in which the pipeline has run, with what it said in said.txt."""
     folder = tmp_path_factory.mktemp("walk")
     start = folder / "bin" / "accelerate"  # this venv has the package of another, and not its commands
     start.parent.mkdir()
@@ -61,28 +84,24 @@ def walked(world: World, tmp_path_factory) -> tuple[Path, str]:
         subprocess.run([sys.executable, *words], cwd=folder, env=environment | {"OMP_NUM_THREADS": "2"}, check=True)
     shutil.copytree(folder / "outputs/toy/world", folder / "sources")
     shutil.copytree(folder / "models/judge", folder / "models/policy")
-    return folder, pipeline(folder, environment)
-
-
-def pipeline(folder: Path, environment: dict[str, str]) -> str:
     words = ["-m", "recipes.tools.pipeline", "--scale", "gpu-24gb", "--override", str(OVERRIDE), "--jobs", "1"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
     process = subprocess.Popen([sys.executable, *words], cwd=folder, env=environment, **pipes)
     try:
-        said, _ = process.communicate(timeout=900)
+        said, _ = process.communicate(timeout=1200)
     finally:
         if process.poll() is None:
             kill(process)
     assert process.returncode == 0, said
-    return said
+    (folder / "said.txt").write_text(said, encoding="utf-8")
+    return folder
 
 
+@pytest.mark.walk
 def test_one_command_needs_no_hand_on_a_server(walked):
     """The judge is there for the steps that name it, and gone before the next one."""
-    _, said = walked
-    steps = [path.stem for path in SCALE.glob("*.yaml")]
-    asking = {name for name in steps if "serve:" in (SCALE / f"{name}.yaml").read_text(encoding="utf-8")}
-    assert asking == {"cold_start", "rejection_sampling", "general", "preferences", "distillation"}
+    said = (walked / "said.txt").read_text(encoding="utf-8")
+    steps, asking = [path.stem for path in SCALE.glob("*.yaml")], asking_steps()
     running, started = False, []
     for line in said.splitlines():
         if "answers at" in line:
@@ -97,18 +116,20 @@ def test_one_command_needs_no_hand_on_a_server(walked):
     assert not running and not left()
 
 
+@pytest.mark.walk
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_stage_took_its_two_steps(stage, walked):
-    log = log_of(walked[0] / "outputs/gpu-24gb" / stage)
+    log = log_of(walked / "outputs/gpu-24gb" / stage)
     assert [row["step"] for row in log] == [1, 2]
     assert min(row["grad_norm"] for row in log) > 0
     if stage in SAMPLED:  # with the weights of each step
         assert max(row["sampling/sampling_logp_difference/max"] for row in log) < 1e-5
 
 
+@pytest.mark.walk
 def test_every_job_made_rows(walked):
     """Some of them written by the writer, and judged."""
-    folder = walked[0] / "outputs/gpu-24gb"
+    folder = walked / "outputs/gpu-24gb"
     for name in ("cold_start", "rejection_sampling", "general", "mixture", "distillation"):
         assert rows.load_rows(folder / name / "train.parquet", sft=True), name
     written = {row["generator"] for row in rows.load_rows(folder / "general/train.parquet", sft=True)}

@@ -24,7 +24,11 @@ from conftest import REPOSITORY, World, kill, log_of
 from test_vllm import ENGINE, LARGEST, SHAPES
 
 PORT = 23111
-SAMPLED = [cells.Case("single_gpu", "server", cells.LORA_RL), cells.Case("zero2", "server", cells.FULL_RL)]
+SAMPLED = [
+    cells.Case("single_gpu", "server", cells.LORA_RL),
+    cells.Case("zero2", "server", cells.FULL_RL),
+    cells.Case("fsdp2", "server", cells.LORA_RL),
+]
 URL = f"http://127.0.0.1:{PORT}/v1"
 SERVE = {"enforce_eager": True, "max_model_len": 256, "max_num_seqs": 8}
 JOB = '''
