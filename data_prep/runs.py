@@ -399,7 +399,9 @@ def finish(output_dir: Path, models: Iterable[str] = (), **record: Any) -> None:
         "made": {str(path.relative_to(output_dir)): path.stat().st_size for path in _promised(output_dir)},
     }
     if taken := (begun | filled).keys() & record.keys():
-        raise ValueError(f"{', '.join(sorted(taken))}: run.json has these keys of its own; record it under another name")
+        raise ValueError(
+            f"{', '.join(sorted(taken))}: run.json has these keys of its own; record it under another name"
+        )
     write_json(output_dir / "run.json", begun | filled | record)
 
 

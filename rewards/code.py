@@ -1,100 +1,206 @@
 """Code rewards: does the program that a completion gives do what its tests ask for.
 
-What a program is expected to print or return never enters the sandbox: the input or the call goes in, and this process
-compares what comes out.
+What a program is expected to print or return never enters its sandbox: the input or the call goes in, and what comes
+out is compared outside of it. By this process, where a test is a value; in a second sandbox, where it is Python.
 """
 
 import ast
+import base64
+import builtins
+import hashlib
 import json
 import logging
 import math
+import pickletools
 import re
+import threading
+import time
+import zlib
+from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from textwrap import dedent
 from typing import Any, Literal
 
 from rewards.completion import parse, texts_of
-from rewards.sandbox import LocalSandbox, PistonSandbox, Provider, SandboxUnavailable
+from rewards.sandbox import LocalSandbox, PistonSandbox, Provider, Run, SandboxUnavailable
 
 logger = logging.getLogger(__name__)
 
-FENCE = re.compile(r"^[ \t]*```[ \t]*([\w+-]*)[^\n]*\n(.*?)(?:^[ \t]*```[ \t]*$|\Z)", re.S | re.M)
+FENCE = re.compile(r"^[ \t>]*(```|~~~)[ \t]*([\w+-]*)[^\n]*\n(.*?)(?:^[ \t>]*\1[ \t]*$|\Z)", re.S | re.M)
 NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
-HARNESS = Path(__file__).with_name("harness.py")
+HARNESS, TESTER = (Path(__file__).with_name(name) for name in ("harness.py", "tester.py"))
 TOLERANCE = 1e-6
 MAX_LATE = 3  # runs of a program that may reach the time limit; its other tests then count as failed, unrun
+MAX_CALLS, ROUNDS = 5_000, 4  # of a test that is Python: calls, and how often it may ask for more of them
+NOT_STARTED = "not started"
+MAX_PRIVATE = 1 << 28  # bytes of LiveCodeBench's private tests once they are inflated
 
 
 @dataclass(frozen=True)
 class Test:
-    """`expected` is what the program prints for `stdin`, or, in the form of `harness.encode`, what `call` gives."""
+    """`expected` is what the program prints for `stdin`, or, in the form of `harness.encode`, what `call` gives.
 
-    expected: str
+    `loose`: it came from JSON, which has lists only, and often one around the value. `script` is Python that asserts:
+    the functions in `names`, and the argument of its `check`, which is `entry`, are the program's.
+    """
+
+    expected: str = ""
     stdin: str = ""
     call: str | None = None
+    loose: bool = False
+    script: str = ""
+    entry: str = ""
+    names: tuple[str, ...] = ()
     __test__ = False  # for pytest, which collects what is called Test
 
 
 def parse_tests(tests: Any) -> tuple[Test, ...]:
-    """Read a row's tests.
+    """Read a row's tests, as the data sets publish them.
 
-    Forms: `{"input": ..., "output": ...}` (stdin and stdout), the same with `fn_name` (a call), a text of
-    `assert call == literal` lines; a list of these, alone or under `test_cases`, or `{"inputs": [...], "outputs":
-    [...]}`; all of it possibly as JSON text.
+    - `{"input": ..., "output": ...}`: stdin and stdout; with `fn_name`, or `"testtype": "functional"`, a call.
+    - `{"inputs": [...], "outputs": [...]}`, with `fn_name` or without (APPS, TACO), also under `input_output`.
+    - `{"test_list": [...]}`, with `test_setup_code` or `test_imports` (MBPP).
+    - `{"test": ..., "entry_point": ...}` (HumanEval).
+    - `{"public_test_cases": ..., "private_test_cases": ..., "metadata": ...}` (LiveCodeBench).
+    - Python: `assert` lines, `def check(candidate)`, functions called `test...`, `unittest`.
+    - A list of these, alone or under `test_cases`; all of it possibly as JSON text.
 
     Raises:
         ValueError: a test of another form. Data preparation refuses the row with this message.
     """
     if isinstance(tests, str):
         if not re.match(r"\s*[\[{\"]", tests):
-            return tuple(map(_assertion, _statements(tests))) or parse_tests([])
+            return _python(tests)
         try:
             tests = json.loads(tests)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"tests are neither JSON nor `assert` lines: {error}") from error
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise ValueError(f"tests are neither JSON nor Python that asserts: {error}") from error
         return parse_tests(tests)
-    if isinstance(tests, dict) and "test_cases" in tests:
-        return parse_tests(tests["test_cases"])
-    if isinstance(tests, dict) and "inputs" in tests:
-        name = tests.get("fn_name")
-        pairs = zip(tests["inputs"], tests["outputs"], strict=True)
-        return tuple(_case({"input": one, "output": other, "fn_name": name}) for one, other in pairs)
     if isinstance(tests, dict):
-        return (_case(tests),)
+        return _record(tests)
     if not isinstance(tests, Sequence) or not tests:
         raise ValueError("there are no tests")
-    return tuple(test for one in tests for test in (parse_tests(one) if isinstance(one, str) else (_case(one),)))
+    if all(isinstance(one, str) for one in tests):
+        return _python("\n".join(tests))
+    return tuple(test for one in tests for test in parse_tests(one))
+
+
+def _record(row: dict) -> tuple[Test, ...]:
+    """Tests in the columns of a data set, or a single one."""
+    for column in ("test_cases", "input_output"):
+        if row.get(column):
+            return parse_tests(row[column])
+    if "test_list" in row:
+        setup = row.get("test_setup_code") or "\n".join(row.get("test_imports") or ())
+        return _python("\n".join([setup, *row["test_list"]]))
+    if "test" in row:
+        return _python(row["test"], str(row.get("entry_point") or ""))
+    if "public_test_cases" in row:
+        name = json.loads(row.get("metadata") or "{}").get("func_name")
+        public, private = json.loads(row["public_test_cases"] or "[]"), row.get("private_test_cases") or "[]"
+        cases = [
+            *public,
+            *(json.loads(private) if private.lstrip().startswith("[") else json.loads(_unpacked(private))),
+        ]
+        return tuple(_case(case | {"fn_name": name}) for case in cases) or parse_tests([])
+    if "inputs" in row:
+        if len(row["inputs"]) != len(row["outputs"]) or not row["inputs"]:
+            raise ValueError(f"tests have {len(row['inputs'])} inputs and {len(row['outputs'])} outputs")
+        pairs = zip(row["inputs"], row["outputs"], strict=True)
+        return tuple(_case({"input": one, "output": other, "fn_name": row.get("fn_name")}) for one, other in pairs)
+    return (_case(row),)
+
+
+def _unpacked(text: str) -> str:
+    """The JSON text that LiveCodeBench has pickled, deflated and written in base64; nothing is unpickled.
+
+    Raises ValueError for a pickle that holds anything but one text.
+    """
+    try:
+        inflate = zlib.decompressobj()
+        pickled = inflate.decompress(base64.b64decode(text), MAX_PRIVATE)
+        if inflate.unconsumed_tail:
+            raise ValueError(f"private tests are longer than {MAX_PRIVATE:,} bytes")
+        found = []
+        for opcode, argument, _ in pickletools.genops(pickled):
+            if opcode.name in ("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "UNICODE"):
+                found.append(argument)
+            elif opcode.name not in ("PROTO", "FRAME", "MEMOIZE", "BINPUT", "LONG_BINPUT", "STOP"):
+                raise ValueError(f"private tests hold a pickle with {opcode.name}; only one JSON text is read")
+    except zlib.error as error:
+        raise ValueError(f"private tests are no deflated text: {error}") from error
+    if len(found) != 1:
+        raise ValueError(f"private tests hold {len(found)} texts; only one JSON text is read")
+    return found[0]
 
 
 def _case(case: dict) -> Test:
     if "input" not in case or "output" not in case:
         raise ValueError(f"a test needs `input` and `output`; this one has {', '.join(sorted(case)) or 'nothing'}")
     given, expected, name = case["input"], case["output"], case.get("fn_name")
-    if not name:
+    functional = case.get("testtype") == "functional"
+    if not name or (not functional and "testtype" in case):
         if not isinstance(given, str) or not isinstance(expected, str):
             raise ValueError("`input` and `output` of a stdin test must be text")
         return Test(expected, given)
+    if functional and isinstance(given, str):  # a line an argument
+        given, expected = [json.loads(line) for line in given.split("\n") if line.strip()], json.loads(expected)
     if not str(name).isidentifier() or not isinstance(given, list):
         raise ValueError(
             f"a test of a call needs a function's name and a list of arguments, not {name!r} and {given!r}"
         )
-    return Test(_encoded(expected), call=f"{name}({', '.join(map(repr, given))})")
+    return Test(_encoded(expected), call=f"{name}({', '.join(map(repr, given))})", loose=True)
 
 
-def _statements(text: str) -> list[ast.stmt]:
+def _python(text: str, entry: str = "") -> tuple[Test, ...]:
+    """Tests that are Python: values where every line is `assert call == literal`, else a script."""
     try:
-        return ast.parse(text).body
+        statements = ast.parse(text).body
+        found = [_assertion(statement) for statement in statements if not isinstance(statement, ast.Import)]
+        if found and not entry:
+            return tuple(found)
+    except _NoValueError:
+        pass
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
         raise ValueError(f"tests are no Python: {error}") from error
+    names = _asked(text)
+    called = re.findall(r"^check\((\w+)\)\s*$", text, re.M)
+    if "check" in re.findall(r"^def (\w+)\(", text, re.M) and not (entry or called):
+        raise ValueError("tests define `check` and do not say of which function; write `entry_point` beside `test`")
+    if not (names or entry):
+        raise ValueError("tests call nothing of the program")
+    return (Test(script=text, entry="" if called else entry, names=tuple(sorted(names))),)
+
+
+class _NoValueError(ValueError):
+    """A statement that is not `assert call == literal`."""
+
+
+def _asked(text: str) -> set[str]:
+    """The names that tests read and do not define: the program's."""
+    tree = ast.parse(text)
+    read = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+    made = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            made.add(node.name)
+        elif isinstance(node, ast.arg):
+            made.add(node.arg)
+        elif isinstance(node, ast.alias):
+            made.add((node.asname or node.name).split(".")[0])
+        elif isinstance(node, ast.ExceptHandler) and node.name:
+            made.add(node.name)
+    return read - made - set(dir(builtins)) - {"__name__"}
 
 
 def _assertion(statement: ast.stmt) -> Test:
     test = statement.test if isinstance(statement, ast.Assert) else None
     if not isinstance(test, ast.Compare) or len(test.ops) != 1 or not isinstance(test.ops[0], ast.Eq):
-        raise ValueError(f"a test must be `assert call == literal`, not `{ast.unparse(statement)[:100]}`")
+        raise _NoValueError
     for call, literal in ((test.left, test.comparators[0]), (test.comparators[0], test.left)):
         try:
             expected = ast.literal_eval(literal)
@@ -102,7 +208,7 @@ def _assertion(statement: ast.stmt) -> Test:
             continue
         if any(isinstance(node, ast.Call) for node in ast.walk(call)):
             return Test(_encoded(expected), call=ast.unparse(call))
-    raise ValueError(f"a test must compare a call with a literal, not `{ast.unparse(statement)[:100]}`")
+    raise _NoValueError
 
 
 def _encoded(value: Any) -> str:
@@ -111,13 +217,46 @@ def _encoded(value: Any) -> str:
     return json.dumps(encode(value))
 
 
-def program_of(completion: str) -> str | None:
-    """The program of a completion: the last fenced block of Python in its answer, else all of the answer."""
+def wanted(tests: Sequence[Test]) -> frozenset[str]:
+    """The names that a program has to define for its tests; none where they are of stdin."""
+    calls = {match[0] for test in tests if test.call and (match := re.match(r"\w+", test.call))}
+    return frozenset(calls | {name for test in tests for name in (*test.names, test.entry) if name})
+
+
+def program_of(completion: str, names: frozenset[str] = frozenset()) -> str | None:
+    """The program of a completion's answer, all of it where it has no fenced block of Python.
+
+    Of several blocks the last one that parses and defines what tests call, one of `names` or a class Solution; without
+    names the last one that parses and is more than literals, so that no example of input or output is taken for it.
+    """
     answer = parse(completion).answer
     if answer is None:
         return None
-    blocks = [body for tag, body in FENCE.findall(answer) if tag.lower() in ("", "py", "python", "python3")]
-    return (blocks[-1] if blocks else answer).strip("\n") + "\n"
+    blocks = [
+        dedent(re.sub(r"(?m)^[ \t]*> ?", "", body) if body.lstrip().startswith(">") else body)
+        for _, tag, body in FENCE.findall(answer)
+        if tag.lower() in ("", "py", "python", "python3")
+    ]
+    found = next((block for block in reversed(blocks) if _is_program(block, names)), None)
+    return (found or (blocks[-1] if blocks else answer)).strip("\n") + "\n"
+
+
+def _is_program(block: str, names: frozenset[str]) -> bool:
+    try:
+        body = ast.parse(block).body
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        return False
+    if not names:
+        return not all(isinstance(one, ast.Expr) and not list(_calls(one)) for one in body)
+    defined = {getattr(one, "name", "") for one in body}
+    defined |= {
+        target.id for one in body if isinstance(one, ast.Assign) for target in one.targets if hasattr(target, "id")
+    }
+    return bool(defined & (names | {"Solution"}))
+
+
+def _calls(node: ast.AST) -> list[ast.Call]:
+    return [one for one in ast.walk(node) if isinstance(one, ast.Call)]
 
 
 def same_output(expected: str, printed: str, tolerance: float = TOLERANCE) -> bool:
@@ -138,67 +277,159 @@ def _same_word(expected: str, printed: str, tolerance: float) -> bool:
     return math.isclose(float(expected), float(printed), rel_tol=tolerance, abs_tol=tolerance * 1e-3)
 
 
-def _same_value(expected: Any, given: Any, tolerance: float) -> bool:
-    """Compare two values in the form of `harness.encode`, as Python's == does but for floats."""
+def _same_value(expected: Any, given: Any, tolerance: float, loose: bool = False) -> bool:
+    """Compare two values in the form of `harness.encode`, as Python's == does but for floats.
+
+    A whole number is that number only, also where it is given as a float: 2.0 is 2, and 1000000500.0 is no 1000000007.
+    A float is one within `tolerance` of itself. With `loose` a tuple is a list, and [3] stands for 3.
+    """
     if not (isinstance(given, list) and len(given) == 2 and isinstance(given[0], str)):
         return False
     numbers = ("int", "float", "bool")
     if expected[0] in numbers and given[0] in numbers:
-        if "float" not in (expected[0], given[0]):
-            return int(expected[1], 16) == int(str(given[1]), 16)
         one, other = (
-            float.fromhex(value[1]) if value[0] == "float" else float(int(value[1], 16)) for value in (expected, given)
+            float.fromhex(value[1]) if value[0] == "float" else int(str(value[1]), 16) for value in (expected, given)
         )
-        return one == other or math.isclose(one, other, rel_tol=tolerance, abs_tol=tolerance * 1e-3)
-    if expected[0] != given[0]:
+        close = expected[0] == "float" and math.isclose(one, other, rel_tol=tolerance, abs_tol=tolerance * 1e-3)
+        return one == other or close
+    lists = ("list", "tuple")
+    if loose and expected[0] == "list" and given[0] not in lists and len(expected[1]) == 1:
+        return _same_value(expected[1][0], given, tolerance, loose)
+    if expected[0] != given[0] and not (loose and expected[0] in lists and given[0] in lists):
         return False
     if not isinstance(expected[1], list):
         return expected[1] == given[1]
     if not isinstance(given[1], list) or len(expected[1]) != len(given[1]):
         return False
+    pairs = zip(expected[1], given[1], strict=True)
     if expected[0] == "dict":
-        return all(
-            _same_value(one[0], other[0], tolerance) and _same_value(one[1], other[1], tolerance)
-            for one, other in zip(expected[1], given[1], strict=True)
-        )
-    return all(_same_value(one, other, tolerance) for one, other in zip(expected[1], given[1], strict=True))
+        return all(_same_value(x, y, tolerance, loose) for one, other in pairs for x, y in zip(one, other, strict=True))
+    return all(_same_value(one, other, tolerance, loose) for one, other in pairs)
 
 
-@lru_cache(maxsize=16_384)
 def share_passed(provider: Provider, program: str, tests: tuple[Test, ...], all_or_nothing: bool = True) -> float:
     """Share of the tests that a program passes; with `all_or_nothing` 1.0 or 0.0, and the first failure ends it.
+
+    Verdicts are remembered by a hash, but for those that a time limit has given.
 
     Raises:
         SandboxUnavailable: it could not be run.
     """
-    passed = 0
+    key = hashlib.sha256(repr((provider, program, _digest(tests), all_or_nothing)).encode("utf-8", "replace")).digest()
+    if (known := VERDICTS.get(key)) is not None:
+        return known
+    share, late = _share_passed(provider, program, tests, all_or_nothing)
+    if not late:
+        VERDICTS.put(key, share)
+    return share
+
+
+class _Verdicts:
+    """The last verdicts by their hashes: some hundred bytes each."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.kept, self.lock = most, OrderedDict(), threading.Lock()
+
+    def get(self, key: bytes) -> float | None:
+        return self.kept.get(key)
+
+    def put(self, key: bytes, share: float) -> None:
+        with self.lock:
+            self.kept[key] = share
+            while len(self.kept) > self.most:
+                self.kept.popitem(last=False)
+
+
+VERDICTS = _Verdicts(100_000)
+
+
+@lru_cache(maxsize=64)
+def _digest(tests: tuple[Test, ...]) -> str:
+    return hashlib.sha256(repr(tests).encode("utf-8", "replace")).hexdigest()
+
+
+def _share_passed(
+    provider: Provider, program: str, tests: tuple[Test, ...], all_or_nothing: bool
+) -> tuple[float, bool]:
+    """(share of the tests that passed, whether a time limit had a part in it)."""
+    passed = late = 0
     calls = [test for test in tests if test.call is not None]
-    if calls:
-        # the calls of a program share a process, as the asserts of a test file do
-        source = f"CALLS = {[test.call for test in calls]!r}\nPROGRAM = {program!r}\n" + HARNESS.read_text(
-            encoding="utf-8"
-        )
-        run = provider.run(source + "\nmain(PROGRAM, CALLS)\n", "")
+    if calls:  # the calls of a program share a process, as the asserts of a test file do
+        run = _called(provider, program, [test.call for test in calls])
+        late += run.stopped == "time"
         passed = sum(_same_call(test, line) for test, line in zip(calls, run.stdout.split("\n"), strict=False))
         if all_or_nothing and passed < len(calls):
-            return 0.0
-    late = 0
+            return 0.0, bool(late)
     for test in tests:
-        if test.call is None and late < MAX_LATE:
+        if test.call is not None or late >= MAX_LATE:
+            continue
+        if test.script:
+            right, slow = _script_passed(provider, program, test)
+        else:
             run = provider.run(program, test.stdin)
             right = run.exit_code == 0 and run.stopped is None and same_output(test.expected, run.stdout)
-            passed += right
-            late += run.stopped == "time"
-            if all_or_nothing and not right:
-                return 0.0
-    return passed / len(tests)
+            slow = run.stopped == "time"
+        passed, late = passed + right, late + slow
+        if all_or_nothing and not right:
+            return 0.0, bool(late)
+    return passed / len(tests), bool(late)
+
+
+def _called(provider: Provider, program: str, calls: list[str], raised: bool = False) -> Run:
+    """Run a program and calls of its functions, each of which gives a line."""
+    source = f"CALLS = {calls!r}\nPROGRAM = {program!r}\n{HARNESS.read_text(encoding='utf-8')}"
+    return provider.run(f"{source}\nmain(PROGRAM, CALLS, {raised})\n", "")
 
 
 def _same_call(test: Test, line: str) -> bool:
     try:
-        return _same_value(json.loads(test.expected), json.loads(line), TOLERANCE)
+        return _same_value(json.loads(test.expected), json.loads(line), TOLERANCE, test.loose)
     except (ValueError, TypeError, IndexError, KeyError, OverflowError, RecursionError):
         return False
+
+
+def _script_passed(provider: Provider, program: str, test: Test) -> tuple[bool, bool]:
+    """(whether a program passes tests that are Python, whether a time limit had a part in it).
+
+    What the tests call is asked of the program in its sandbox, and the tests run on the answers in another one. Where
+    an answer leads to a call that was not foreseen, the program is asked again.
+    """
+    calls = _foreseen(provider, test)
+    for _ in range(ROUNDS):
+        run = _called(provider, program, calls, raised=True)
+        answers = list(zip(calls, map(_line, run.stdout.split("\n")), strict=False))
+        answers += [(call, None) for call in calls[len(answers) :]]
+        said, slow = _tested(provider, test, answers)
+        late = slow or run.stopped == "time"
+        if "passed" in said or late:
+            return said.get("passed") is True and not late, late
+        calls = said.get("calls", [])
+        if not 0 < len(calls) <= MAX_CALLS:
+            break
+    return False, False
+
+
+@lru_cache(maxsize=1_024)
+def _foreseen(provider: Provider, test: Test) -> list[str]:
+    """The calls of tests, as far as they do not depend on an answer. Raises ValueError for tests that cannot run."""
+    said, _ = _tested(provider, test, None)
+    if not said.get("calls"):
+        raise ValueError(f"tests cannot be run: {said.get('why')}")
+    return said.get("calls", [])[:MAX_CALLS]
+
+
+def _tested(provider: Provider, test: Test, answers: list | None) -> tuple[dict, bool]:
+    arguments = ", ".join(map(repr, (test.script, test.entry, test.names, answers)))
+    run = provider.run(f"{TESTER.read_text(encoding='utf-8')}\nmain({arguments})\n", "")
+    said = _line(run.stdout.split("\n")[0])
+    return said if isinstance(said, dict) else {}, run.stopped == "time"
+
+
+def _line(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
 
 
 def prints(completion: str, expected: str, provider: Provider | None = None) -> bool:
@@ -221,11 +452,13 @@ class CodeReward:
 
     Args:
         seconds: wall-clock limit of a run.
+        step_seconds: when so much time has passed in a call, no further completion is started. What was not is None,
+            and counted. The last ones that were may take their own limits.
         piston_url: a Piston server that runs the programs; else the embedded sandbox does.
         workers: programs run at once.
         provider: any other place to run programs.
 
-    Metrics: `code/outage`, `code/tests_unusable`: shares of the rows.
+    Metrics: `code/outage`, `code/tests_unusable`, `code/not_started`: shares of the rows.
 
     Raises:
         SandboxRefused: this machine cannot shut a program in; the message names what it lacks.
@@ -233,6 +466,7 @@ class CodeReward:
 
     mode: Literal["all", "share"] = "all"
     seconds: float = 6.0
+    step_seconds: float = 60.0
     piston_url: str = ""
     workers: int = 2
     provider: Provider | None = None
@@ -258,29 +492,51 @@ class CodeReward:
         if given is None and answer is None:
             raise ValueError("code_reward: the data set needs a column `tests`, or `answer` with what is to be printed")
         rows = [row for row in range(len(completions)) if verifier is None or verifier[row] == "code"]
+        read: dict[str, tuple[Test, ...] | None] = {}  # a group shares its tests
         cases: dict[int, tuple[Test, ...] | None] = {}
         for row in rows:
-            try:
-                cases[row] = (
-                    parse_tests(given[row]) if given and given[row] else (Test(answer[row]),) if answer else None
-                )
-            except ValueError as error:
-                logger.warning("code_reward: row left out: %s", error)
-                cases[row] = None
-        texts = texts_of(completions, prompts)
+            found, printed = given[row] if given else None, answer[row] if answer else None
+            key = repr((found, printed))
+            if key not in read:
+                read[key] = self._tests(found, printed)
+            cases[row] = read[key]
+        texts, end = texts_of(completions, prompts), time.monotonic() + self.step_seconds
+
+        def score(row: int) -> float | None | str:
+            if cases[row] is None:
+                return None
+            return self._score(texts[row], cases[row]) if time.monotonic() < end else NOT_STARTED
+
         with ThreadPoolExecutor(self.workers) as executor:
-            scores = dict(zip(rows, executor.map(lambda row: self._score(texts[row], cases[row]), rows), strict=True))
+            scores = dict(zip(rows, executor.map(score, rows), strict=True))
+        late = {row for row in rows if scores[row] == NOT_STARTED}
+        scores |= dict.fromkeys(late)
         keys = {row: str(prompts[row]) if prompts else str(cases[row]) for row in rows}
-        out = {keys[row] for row in rows if scores[row] is None and cases[row]}
+        out = {keys[row] for row in rows if scores[row] is None and cases[row] and row not in late}
         if log_metric is not None and rows:
             log_metric("code/outage", sum(keys[row] in out for row in rows) / len(rows))
             log_metric("code/tests_unusable", sum(cases[row] is None for row in rows) / len(rows))
+            log_metric("code/not_started", len(late) / len(rows))
         return [scores[row] if row in scores and keys[row] not in out else None for row in range(len(completions))]
 
-    def _score(self, completion: str, tests: tuple[Test, ...] | None) -> float | None:
-        program = program_of(completion)
-        if tests is None:
+    def _tests(self, tests: Any, printed: Any) -> tuple[Test, ...] | None:
+        """A row's tests, or what its program prints; None where it has neither, or tests that cannot be read or run."""
+        try:
+            if not tests:
+                return (Test(str(printed)),) if printed not in (None, "") else None
+            found = parse_tests(tests)
+            for test in found:
+                if test.script:
+                    _foreseen(self.provider, test)
+            return found
+        except SandboxUnavailable:
+            return found  # said of each completion
+        except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
+            logger.warning("code_reward: row left out: %s", error)
             return None
+
+    def _score(self, completion: str, tests: tuple[Test, ...]) -> float | None:
+        program = program_of(completion, wanted(tests))
         if program is None:
             return 0.0
         try:

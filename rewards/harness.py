@@ -24,17 +24,39 @@ def encode(value):
     return [type(value).__name__, None if not isinstance(value, (bytes, complex)) else repr(value)]
 
 
-def main(program, calls):
-    """Run the program with its output thrown away, then each call; one that fails or is no value gives `null`."""
+# What programs of LeetCode and its like use without importing it.
+PRELUDE = (
+    "from typing import *\nfrom collections import *\nfrom functools import *\nfrom itertools import *\n"
+    "from heapq import *\nfrom bisect import *\nfrom math import *\nimport bisect, collections, copy, functools, heapq,"
+    " itertools, math, operator, random, re, string, sys\n"
+)
+
+
+class Names(dict):
+    """What a test's call means by a name: the program's, or a method of its class Solution."""
+
+    def __init__(self, names):
+        self.names = names
+
+    def __missing__(self, name):
+        if name not in self.names and hasattr(self.names.get("Solution"), name):
+            return getattr(self.names["Solution"](), name)
+        return self.names[name]
+
+
+def main(program, calls, raised=False):
+    """Run the program with its output thrown away, then each call; one that fails or is no value gives `null`, or with
+    `raised` the name of what it raised."""
     results = os.fdopen(os.dup(1), "w")
     os.dup2(os.open("/dev/null", os.O_WRONLY), 1)
-    names = {"__name__": "__main__"}
+    names = {"__name__": "program"}  # a main guard has nothing to read
+    exec(PRELUDE, names)
     exec(compile(program, "program.py", "exec"), names)  # this is the sandbox
     for call in calls:
         try:
-            line = json.dumps(encode(eval(call, names)))  # a test's own call
-        except Exception:  # noqa: BLE001 (whatever the program raises is a failed test)
-            line = "null"
+            line = json.dumps(encode(eval(call, names, Names(names))))  # a test's own call
+        except Exception as error:  # noqa: BLE001 (whatever the program raises is a failed test)
+            line = json.dumps(["raised", type(error).__name__]) if raised else "null"
         results.write(line + "\n")
         results.flush()
     sys.stdout.flush()

@@ -85,7 +85,7 @@ class LocalSandbox:
         interpreter = os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
         packages = sysconfig.get_path("purelib")
         readable = [str(source), sys.base_prefix, packages, "/usr/lib", "/usr/share/zoneinfo", "/lib", "/lib64"]
-        readable += [interpreter, "/etc/ld.so.cache", "/etc/localtime"]
+        readable += [interpreter, "/etc/ld.so.cache", "/etc/localtime", str(folder / "stdin")]  # as /dev/stdin too
         status_out, status_in = os.pipe()
         jail = {
             "status": status_in,

@@ -1,9 +1,14 @@
+import base64
 import json
+import os
+import pickle
 import threading
+import time
+import zlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from rewards import CodeReward, PistonSandbox, is_correct, parse_tests
-from rewards.code import program_of, same_output, share_passed
+from rewards.code import program_of, same_output, share_passed, wanted
 from rewards.sandbox import LocalSandbox, Run, SandboxRefused, SandboxUnavailable
 
 import pytest
@@ -29,11 +34,23 @@ def sandbox():
         ("<think>```python\nprint(1)\n```</think> ```python\nprint(14)\n```", None),
         ("<think>```python\nprint(1)\n```", None),
         ("```python\nprint(14)", "print(14)"),
+        ("```python\nprint(14)\n```\nExample:\n```\n3\n1 2 3\n```\nOutput:\n```\n6\n```", "print(14)"),
+        ("1. So:\n   ```python\n   print(14)\n   ```", "print(14)"),
+        ("~~~python\nprint(14)\n~~~", "print(14)"),
+        ("> ```python\n> print(14)\n> ```", "print(14)"),
+        ("```python\nprint(14)\n```\n```python\nprint(14\n```", "print(14)"),
     ],
 )
 def test_the_program_is_the_last_block_of_the_answer(completion, program):
     found = program_of(completion)
     assert found == (None if program is None else program + "\n") or (program is None and "print(1)" not in found)
+
+
+def test_of_several_programs_the_last_that_defines_what_is_called():
+    blocks = ["def f(x): return x", "def f(x): return 2 * x", "print(f(3))"]
+    completion = "\n".join(f"```python\n{block}\n```" for block in blocks)
+    assert program_of(completion, wanted(parse_tests("assert f(1) == 2"))) == blocks[1] + "\n"
+    assert program_of(completion) == blocks[2] + "\n"
 
 
 @pytest.mark.parametrize(
@@ -66,6 +83,81 @@ def test_rows_of_the_toy_world():
     assert is_correct("print(14)", "14", "code") is True
 
 
+def private(value) -> str:
+    """As LiveCodeBench publishes its private tests: pickled, deflated, in base64."""
+    return base64.b64encode(zlib.compress(pickle.dumps(value))).decode()
+
+
+CASES = [{"input": "[1, 2]\n3", "output": "6", "testtype": "functional"}]
+PRIVATE = private(json.dumps(CASES)), private(os.system)
+ADD = "class Solution:\n    def add(self, xs: List[int], y): return sum(xs) + y"
+CHECK = "def check(candidate):\n    for n in range(9):\n        assert abs(candidate(n) - n / 3) < 1e-9\n"
+RAISES = "try:\n    f(1)\n    assert False\nexcept ValueError:\n    pass"
+CASE = "import unittest\nclass T(unittest.TestCase):\n    def test(self): self.assertEqual(f(1), 2)"
+ROUND_TRIP = "import random\ndef check(candidate):\n    for _ in range(9):\n        text = random.choice('ab') * 3\n"
+ROUND_TRIP += "        assert candidate(pack(text)) == text\n"
+PACK = "def pack(text): return text[::-1] + 'x'\ndef unpack(text): return text[-2::-1]"
+EVIL = "class E:\n    __eq__ = __lt__ = __gt__ = lambda *_: True\n    __abs__ = __sub__ = lambda self, *_: self\n"
+# As data sets publish them, with right programs, wrong ones, and attacks.
+FORMS = [
+    ({"input_output": json.dumps({"fn_name": "add", "inputs": [[[1, 2], 3]], "outputs": [6]})}, ADD, 1.0),
+    ({"fn_name": "add", "inputs": [[[1, 2], 3]], "outputs": [[6]]}, ADD, 1.0),
+    ({"fn_name": "f", "inputs": [[1]], "outputs": [[1, 2]]}, "def f(x): return (1, 2)", 1.0),
+    ({"fn_name": "f", "inputs": [[1]], "outputs": [[1, 2]]}, "def f(x): return (1, 3)", 0.0),
+    ({"fn_name": "f", "inputs": [[4]], "outputs": [2]}, "def f(x): return isqrt(x)", 1.0),
+    ({"fn_name": "f", "inputs": [[4]], "outputs": [4]}, "def f(x): return x\nif __name__ == '__main__': input()", 1.0),
+    ({"test_list": ["assert f(1) == 2", "assert f(2) != 2"], "test_setup_code": ""}, "def f(x): return x + 1", 1.0),
+    ({"test_list": ["assert math.isclose(f(1), 1/3)"], "test_imports": ["import math"]}, "def f(x): return x / 3", 1.0),
+    ({"test": CHECK, "entry_point": "third"}, "def third(x): return x / 3", 1.0),
+    ({"test": CHECK, "entry_point": "third"}, "def third(x): return x / 3 if x < 8 else 0", 0.0),
+    ({"test": CHECK, "entry_point": "Third"}, "def Third(x): return x / 3", 1.0),
+    ({"test": ROUND_TRIP, "entry_point": "unpack"}, PACK, 1.0),
+    ({"test": ROUND_TRIP, "entry_point": "unpack"}, PACK.replace("-2::", "::"), 0.0),
+    ({"public_test_cases": json.dumps(CASES), "private_test_cases": PRIVATE[0], "metadata": '{"func_name": "add"}'},
+     ADD, 1.0),
+    ({"public_test_cases": json.dumps([{"input": "3", "output": "6", "testtype": "stdin"}]), "metadata": "{}"},
+     "print(2 * int(input()))", 1.0),
+    ("assert f(1)", "def f(x): return x > 0", 1.0),
+    ("assert f(1) is True", "def f(x): return 1", 0.0),
+    ("assert 2 in f(1)", "def f(x): return {x, 2}", 1.0),
+    ("def test_f():\n    assert f(1) == g(2)", "f = abs\ndef g(x): return 1", 1.0),
+    ("assert Solution().f(1) == 2", "class Solution:\n    def f(self, x): return x + 1", 1.0),
+    (RAISES, "def f(x): raise ValueError", 1.0),
+    (RAISES, "def f(x): raise KeyError", 0.0),
+    (CASE, "def f(x): return 2", 1.0),
+    (CASE, "def f(x): return 3", 0.0),
+    *(
+        (tests, attack, 0.0)
+        for tests in ({"test": CHECK, "entry_point": "f"}, "assert f(1) > 2", CASE)
+        for attack in (
+            f"{EVIL}def f(x): return E()",
+            "import os\nos._exit(0)",
+            "raise SystemExit(0)",
+            "def f(x): raise SystemExit(0)",
+            "import unittest\nunittest.TestCase.assertEqual = lambda *_: 0\ndef f(x): return 1",
+            "import builtins\nbuiltins.abs = builtins.isinstance = lambda *_: 0\ndef f(x): return 1",
+            "import sys\nsys.settrace(lambda *_: None)\ndef f(x): return sys._getframe(1).f_globals.get('SCRIPT')",
+            "import json\njson.dumps = lambda *_, **__: '{\"passed\": true}'\ndef f(x): return 1",
+            "print('{\"passed\": true}')\ndef f(x): return 0",
+            "try:\n    f = open('/proc/self/maps').read\nexcept Exception: pass",
+        )
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("tests, program, share", FORMS)
+def test_forms_of_tests_as_they_are_published(tests, program, share):
+    for form in (tests, json.dumps(tests)):
+        assert share_passed(SANDBOX, program, parse_tests(form)) == share
+
+
+def test_numbers_of_calls():
+    big = parse_tests("assert f() == 1000000007")
+    assert share_passed(SANDBOX, "def f(): return 1000000500.0", big) == 0.0
+    assert share_passed(SANDBOX, "def f(): return 1000000007.0", big) == 1.0
+    assert share_passed(SANDBOX, "def f(): return 0.1 + 0.2", parse_tests("assert f() == 0.3")) == 1.0
+
+
 TESTS = [
     ([{"input": "3\n", "output": "6\n"}, {"input": "5\n", "output": "11\n"}], "print(int(input()) * 2)", 0.5),
     ({"inputs": ["3", "4"], "outputs": ["6", "8"]}, "print(int(input()) * 2)", 1.0),
@@ -75,7 +167,8 @@ TESTS = [
     (["assert f() == {1: [0.3], 'a': (1, {2, 3})}"], "def f(): return {'a': (1, {3, 2}), 1: [0.1 + 0.2]}", 1.0),
     (["assert f() == (1, 2)"], "def f(): return [1, 2]", 0.0),
     (["assert f() == 1"], "def f(): return True", 1.0),
-    (["assert f() == 10**30 - 1"], "x = 1", None),
+    (["assert f() == 10**30 - 1"], "def f(): return 10**30 - 1", 1.0),
+    (["assert f() == 10**30 - 1"], "x = 1", 0.0),
     (["assert f() == -5"], "def f(): print('noise'); return -5", 1.0),
     ([{"fn_name": "f", "input": [[1, 2], "a"], "output": 3}], "def f(x, y): return sum(x)", 1.0),
     (["assert f() == 'x'"], "class E:\n    def __eq__(self, other): return True\ndef f(): return E()", 0.0),
@@ -93,18 +186,14 @@ TESTS = [
 
 @pytest.mark.parametrize("tests, program, share", TESTS)
 def test_streams_and_calls(tests, program, share):
-    if share is None:
-        with pytest.raises(ValueError, match="literal"):
-            parse_tests(tests)
-        return
     assert share_passed(SANDBOX, program, parse_tests(tests), False) == share
     assert share_passed(SANDBOX, program, parse_tests(json.dumps(tests)), True) == float(share == 1.0)
 
 
 @pytest.mark.parametrize(
     "tests",
-    ["", "[]", "assert f(1)", "assert f(1) > 2", "assert f(1) == g(2)", "x = 1", "assert 1 == 1", "assert f(",
-    [{"input": "3"}],
+    ["", "[]", "x = 1", "assert 1 == 1", "assert f(", [{"input": "3"}], "def check(c):\n    assert c(1)",
+     {"inputs": ["1"], "outputs": []}, {"public_test_cases": "[]", "private_test_cases": PRIVATE[1], "metadata": "{}"},
      [{"input": 3, "output": "3"}], [{"fn_name": "f()", "input": [1], "output": 2}], "{bad json"],
 )  # fmt: skip
 def test_a_test_of_another_form_is_refused_with_a_reason(tests):
@@ -115,11 +204,9 @@ def test_a_test_of_another_form_is_refused_with_a_reason(tests):
 def test_unreadable_tests_are_a_reason_of_the_prompt():
     logged = {}
     reward = CodeReward(provider=SANDBOX)
-    assert reward(completions=["x", "x"], tests=["assert f(1)", "assert f(1)"], log_metric=logged.__setitem__) == [
-        None,
-        None,
-    ]
-    assert logged == {"code/outage": 0.0, "code/tests_unusable": 1.0}
+    columns = {"tests": ["x = 1", "", None], "answer": ["", "", None], "log_metric": logged.__setitem__}
+    assert reward(completions=["pass"] * 3, **columns) == [None] * 3
+    assert logged == {"code/outage": 0.0, "code/tests_unusable": 1.0, "code/not_started": 0.0}
 
 
 class Flaky:
@@ -214,7 +301,7 @@ def piston():
     server.server_close()
 
 
-@pytest.mark.parametrize("tests, program, share", [case for case in TESTS if case[2] is not None])
+@pytest.mark.parametrize("tests, program, share", TESTS)
 def test_piston_is_a_provider_like_the_embedded_one(piston, tests, program, share):
     assert share_passed(PistonSandbox(piston[0]), program, parse_tests(tests), False) == share
 
@@ -241,6 +328,23 @@ def test_no_program_makes_an_outage(piston):
     assert CodeReward(piston_url=piston[0])(completions=programs, answer=["14"] * 5) == [0.0, 1.0, 0.0, 0.0, 0.0]
     assert CodeReward(provider=SANDBOX)(completions=programs, answer=["14"] * 5) == [1.0, 1.0, 0.0, 0.0, 0.0]
     assert PistonSandbox(piston[0], seconds=1).run("while True: pass").stopped == "time"
+
+
+def test_a_step_ends_though_every_completion_is_hostile():
+    """What was not started is None and counted, and what took its own limit is wrong, and not remembered."""
+    started, logged = [], {}
+
+    class Slow:
+        def run(self, program: str, stdin: str = "") -> Run:
+            started.append(program)
+            time.sleep(0.05)
+            return Run("", "", -9, "time")
+
+    reward = CodeReward(provider=Slow(), step_seconds=0.2, workers=1)
+    columns = {"answer": ["14"] * 64, "log_metric": logged.__setitem__}
+    found = reward(completions=["while True: pass"] * 64, **columns)
+    assert 2 <= len(started) < 10 and found == [0.0] * len(started) + [None] * (64 - len(started))
+    assert logged["code/not_started"] == 1 - len(started) / 64 and logged["code/outage"] == 0
 
 
 def test_a_program_that_is_always_late_holds_nothing_up():

@@ -222,3 +222,7 @@ def test_without_namespaces_the_other_layers_hold(monkeypatch, tmp_path):
         assert [name for name, text in zip(ATTACKS, printed, strict=True) if "HACKED" in text] == []
     assert SANDBOX.run(HONEST["stdin"][0], "1 2 3").stdout == "6\n"
     assert SANDBOX.run("open('x', 'w')").exit_code == 1
+
+
+def test_stdin_can_be_opened_by_its_name():
+    assert LocalSandbox().run("print(open('/dev/stdin').read())", "14").stdout == "14\n"
