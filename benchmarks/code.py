@@ -1,4 +1,4 @@
-"""How many programs a second the code reward judges, beside plain `exec` in a pool of processes, which shuts nothing in.
+"""How many programs a second the code reward judges, beside plain `exec` in processes, which shuts nothing in.
 
     python -m benchmarks.code [--programs 200] [--humaneval HumanEval.jsonl]
 
