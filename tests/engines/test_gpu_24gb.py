@@ -97,7 +97,7 @@ def walked(world: World, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.walk
+@pytest.mark.slow
 def test_one_command_needs_no_hand_on_a_server(walked):
     """The judge is there for the steps that name it, and gone before the next one."""
     said = (walked / "said.txt").read_text(encoding="utf-8")
@@ -116,7 +116,7 @@ def test_one_command_needs_no_hand_on_a_server(walked):
     assert not running and not left()
 
 
-@pytest.mark.walk
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_stage_took_its_two_steps(stage, walked):
     log = log_of(walked / "outputs/gpu-24gb" / stage)
@@ -126,7 +126,7 @@ def test_every_stage_took_its_two_steps(stage, walked):
         assert max(row["sampling/sampling_logp_difference/max"] for row in log) < 1e-5
 
 
-@pytest.mark.walk
+@pytest.mark.slow
 def test_every_job_made_rows(walked):
     """Some of them written by the writer, and judged."""
     folder = walked / "outputs/gpu-24gb"
