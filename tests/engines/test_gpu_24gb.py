@@ -97,8 +97,7 @@ def walked(world: World, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.slow
-def test_one_command_needs_no_hand_on_a_server(walked):
+def test_the_walk_needs_no_hand_on_a_server(walked):
     """The judge is there for the steps that name it, and gone before the next one."""
     said = (walked / "said.txt").read_text(encoding="utf-8")
     steps, asking = [path.stem for path in SCALE.glob("*.yaml")], asking_steps()
@@ -116,9 +115,8 @@ def test_one_command_needs_no_hand_on_a_server(walked):
     assert not running and not left()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
-def test_every_stage_took_its_two_steps(stage, walked):
+def test_every_stage_of_the_walk_took_its_two_steps(stage, walked):
     log = log_of(walked / "outputs/gpu-24gb" / stage)
     assert [row["step"] for row in log] == [1, 2]
     assert min(row["grad_norm"] for row in log) > 0
@@ -126,8 +124,7 @@ def test_every_stage_took_its_two_steps(stage, walked):
         assert max(row["sampling/sampling_logp_difference/max"] for row in log) < 1e-5
 
 
-@pytest.mark.slow
-def test_every_job_made_rows(walked):
+def test_every_job_of_the_walk_made_rows(walked):
     """Some of them written by the writer, and judged."""
     folder = walked / "outputs/gpu-24gb"
     for name in ("cold_start", "rejection_sampling", "general", "mixture", "distillation"):
