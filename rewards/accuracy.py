@@ -49,7 +49,7 @@ END = re.compile(
     r"[。！；]|(?<!\d)(?<!\bMrs)(?<!\bMr)(?<!\bMs)(?<!\bDr)(?<!\bSt)\.(?=\s|$)|(?<=\d)\.(?=\s+\D|\s*$)"
     r"|[,;，]?\s+(?:because|since|as|which|so that|where|by|due to|with|in total|or equivalently|i\.e\.|that is)\s"
     r"|，因为"
-    r"|(?<=[\d)}])[,;，]?\s+\(?(?:not|no|pas|nicht|non)\s"
+    r"|(?<=[\d)}$])[,;，]?\s+\(?(?:(?:and|but)\s+)?(?:not|no|pas|nicht|non)\s"
 )
 # A display or a fence is read as a formula in the line before it.
 DISPLAY = re.compile(
@@ -75,7 +75,9 @@ _NEGATION = (
     r"|\bat (?:least|most)|\b(?:greater|less|more|fewer|larger|smaller|other|rather|bigger|higher|lower) than"
     r"|\bbetween|\bexcept(?: for)?|\b(?:any|every)(?:thing|one|body) but|\ball but|\binstead of|\bunlike|\bneither"
     r"|\bnor|\bexclud\w{1,3}|\beliminat\w{1,3}|\brul\w{1,3} out|\breject\w{0,3}|\b(?:wrong|incorrect|false) \w+ is"
-    r"|不是|不等于|不可能是|并非|至少|至多|大于|小于|超过|除了)"
+    r"|(?:n't|\bnot) (?:think|believe)\b[^.]{0,40}|\bno longer|\belse than"
+    r"|(?:不是|不为|不等于|不可能是|不应该是|并非|至少|至多|最少|最多|大于|小于|超过|不少于|不多于|不超过|低于|高于|除了)"
+    r"(?:是|为|等于|有)?)"
 )
 NEGATED = re.compile(
     rf"(?:{_NEGATION}|\b(?:over|under|above|below|beyond|past|within|nearly|almost|up to|down to|exceeds?|mod(?:ulo)?)"
@@ -86,16 +88,35 @@ NEGATED = re.compile(
 )
 CHANGED = re.compile(
     r"[\s*$]*(?:(?:is|was|would be)(?: not\b|n't\b| (?:\w+ )?(?:wrong|incorrect|false)\b)|是错|不对|不是答案"
-    r"|(?:or|and) (?:more|less|fewer|above|below|over|under|higher|lower)\b"
+    r"|(?:or|and) (?:more|less|fewer|above|below|over|under|higher|lower|up|so)\b|,? at (?:most|least)\b|\+(?!\s*\d)"
+    r"|(?:less|more|fewer|greater) than\b|(?:degrees? )?below\b|\((?:wrong|incorrect|base)\b|in (?:hex|binary|octal)\b|‰"
+    r"|(?:倍|的|分之|以上|以下|左右|成|折|百|千|万|亿|不对|是错|或|和|至)"
     r"|(?:choose|times|plus|minus|over|mod|modulo)\b"
-    r"|(?:hundred|dozen|score|gross|halves|thirds|quarters|squared|cubed|factorial)\b|(?:st|nd|rd|th)\b|[_^!])",
+    r"|(?:hundred|dozen|score|gross|pair|half|third|quarter|[a-z]{3,8}th)s?\b|(?:halves|squared|cubed|factorial)\b"
+    r"|per (?:thousand|cent|mille)\b|(?:st|nd|rd|th)\b|[_^!])",
     re.I,
 )
 NO_CHOICE = re.compile(rf"(?:{_NEGATION}|\\neg|¬|\bno)\W*(?:option|choice|answer|is)?\W*$", re.I)
 # A formula that is a name and no value: n, f(x), \\overline{CD}.
 NAMED = re.compile(r"(?:\\(?!pi|sqrt|frac|infty|emptyset|text)[A-Za-z]+|[A-Za-z_{}()\s',|])+")
-REMARK = re.compile(r"(?<=[\d}])\s*\((?=[^()]*[A-Za-z]{3})[^()]*\)\s*$")
-LABEL = re.compile(r"^(?:\\text\{)?\s*[A-Za-z][A-Za-z ]{0,30}[:：]\s*\}?\s*(?=[-+.\d$\\(]|\\)(?!.*[=:])")
+LEAD = re.compile(r"^(?:(?:so|thus|hence|therefore|then|and|finally|即|所以|因此|故)[,，:：\s]*)+", re.I)
+# What stands between the parts of an answer, and what offers another one.
+JOINED = re.compile(r"\b(?:and|or)\b|[,，;、和或与及]", re.I)
+OFFER = re.compile(r"\b(?:or|and|to)\b|[或和与]|至", re.I)
+VERB = re.compile(r"\b(?:is|are|was|were|equals|becomes|gives|simplifies to)\s|=|[:：]\s|(?:是|为|等于|得到?)\s*", re.I)
+FOREIGN = re.compile("[\u0400-\u04ff\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af]")
+# What takes a statement back, before it and behind it.
+DOUBT = re.compile(
+    r"(?:\b(?:not|never|false|wrong|doubt|unlikely|if|cannot)\b|n't|n\u2019t|不认为|并非|如果|假如)[^.。\n]*$", re.I
+)
+CORRECTED = re.compile(
+    r"\b(?:wait|actually|hmm+|oops|sorry|correction|instead|should be)\b|^\W*(?:no|or(?! equivalently))\b|不对|不[，,]|错了|应该是|应为",
+    re.I,
+)
+REMARK = re.compile(
+    r"(?<=[\d}])\s*\((?!\s*(?:or|wrong|incorrect|base|not really)\b)(?=[^()]*[A-Za-z]{3}|[^()]*\d\s*[×*+])[^()]*\)\s*$"
+)
+LABEL = re.compile(r"^(?:\\text\{)?\s*[A-Za-z][A-Za-z ]{0,30}[:：]\s*\}?\s*(?=[-+.\d$\\(]|[a-z][-+*/^\d(])(?!.*[=:])")
 MARK = re.compile(r"^\s*(?:[>#]+|[-*+](?=\s)|\d+[.)](?=\s+\S))\s*")
 AND = re.compile(r"\s*(?:,|，|;|\band\b|\bor\b|和|或|、)+\s*(?:\band\b|\bor\b)?\s*")
 LETTERS = "A-J"
@@ -124,30 +145,63 @@ def statements(answer: str, is_text: bool = False) -> list[str]:
             end = matching(answer, at)
             if end is None:
                 return []
-            boxes.append(answer[at + 1 : end].strip())
-            at = end
+            content, at = answer[at + 1 : end].strip(), end + 1
         else:
-            boxes.append(re.match(r"\S?[^\s$.,;。，]*", answer[at:]).group())
+            content = re.match(r"\S?[^\s$.,;。，]*", answer[at:]).group()
+            at += len(content)
+        boxes.append(_in_place(content, answer[: match.start()], answer[at:]))
     boxes = [box for box in boxes if not PLACEHOLDER.fullmatch(box)] or boxes
     found = [", ".join(dict.fromkeys(boxes))] if boxes else []
-    heads = _heads(answer)
+    heads, void = _heads(answer), False
     for head, following in itertools.zip_longest(heads, heads[1:]):
+        if DOUBT.search(answer[: head.start()].rsplit("\n", 1)[-1][-60:]):
+            void = True
+            continue
         lines = answer[head.end() : following.start() if following else None].split("\n")[:6]
         value = next((line for line in lines if re.search(r"[\w\\]", line)), "")
-        if not value or BOX.search(value):
-            continue
+        if box := BOX.search(value):
+            value = value[: box.start()].rstrip(" $,.:;(*")
+            if not re.search(r"\d", value) or value.endswith("=") or _reading(value) is None:
+                continue
         below = value is not lines[0] or "\n" in head.group()
-        sentence = _sentence(MARK.sub("", value) if below else value)
-        if not is_text and _reading(sentence) is None:
-            if head.group().lstrip().startswith("#"):
-                continue  # a heading
-            sentence = _number(sentence, first=True) or sentence
-        found.append(sentence)
-    found = map(strip_markup, found)
+        value = MARK.sub("", value) if below else value
+        value = value if value.count("**") % 2 == 0 else value.replace("**", "")
+        sentence = _sentence(value)
+        if not value:
+            continue
+        if is_text:
+            found.append(sentence)
+            continue
+        if _reading(sentence) is None:
+            is_heading = head.group().lstrip().startswith("#")
+            if is_heading or (found and re.search(r"[^\W\d_]{3}", re.split(r"[\d\\$]", sentence)[0])):
+                continue  # a heading, or talk about the answer beside one that is given
+        found.append(_said(sentence) or sentence)
+        rest = value[len(sentence) :]
+        if (again := CORRECTED.search(rest)) and (other := _said(_sentence(rest[again.end() :]))):
+            found.append(other)
+    if void and not found:
+        return ["?"]
+    found = [strip_markup(one) for one in found]
     found = list(dict.fromkeys(one if is_text else strip_markup(LABEL.sub("", one)) for one in found))
     if len(found) > 1 and not is_text:
         found = [one for one in found if re.search(r"[\d\\]|^\W*[A-Za-z]\W*$", one)] or found
     return found
+
+
+def _in_place(content: str, before: str, after: str) -> str:
+    """What a box says where it stands: "-" before it belongs to it, and so does a base; within a root, with a power or
+    behind "at least" it says another thing, which is given as "?"."""
+    before, after = before.rsplit("\n", 1)[-1][-80:], after[:80]
+    if base := re.match(r"_\{?\d{1,2}\}?", after):
+        return content + base.group()
+    if before.endswith("-") and not before.endswith(("--", " -")):
+        return f"-{content}"
+    about = re.search(r"(?:≈|~|\\approx|\\sim)\s*\$?$", before)
+    inside = re.search(r"(?:\\sqrt(?:\[\w+\])?|\\[dt]?frac\{[^{}]*\}|\^|\d)\{?$", before)
+    if inside or (NEGATED.search(before) and not about) or (CHANGED.match(after) and after[0] != "!"):
+        return "?"
+    return "?" if re.match(r"\s*(?:\\pi|\\sqrt|[+*/]\s*\d|\d)|\$?\s*(?:[mb]illion|thousand)\b", after) else content
 
 
 def _heads(answer: str) -> list[re.Match]:
@@ -168,7 +222,7 @@ def flat(text: str) -> str:
 def _sentence(text: str) -> str:
     """A statement up to its end; a formula in dollars is kept whole."""
     if match := re.match(r"[*\s]*(?:\$\$?.+?\$\$?|\\\(.+?\\\)|\\\[.+?\\\])", text):
-        rest = END.split(text[match.end() :], maxsplit=1)[0]
+        rest = END.split(text[match.end() - 1 :], maxsplit=1)[0][1:]
         return match.group() + (rest if re.match(r"\s*(?:,|and\b|or\b|和|或|\\text|[A-Za-z%°]+\s*$)", rest) else "")
     return REMARK.sub("", re.sub(r"(?<=[\d})])!+\s*$", "", END.split(text, maxsplit=1)[0]))
 
@@ -177,33 +231,46 @@ def _reading(text: str) -> str | None:
     """The text, where it reads as an answer by itself, with a label before it or a remark behind it left out."""
     if len(text) > 300 or len(PROSE.findall(text)) > 6:  # no unit has more words
         return None
-    text = REMARK.sub("", LABEL.sub("", strip_markup(text)))
-    formula = FORMULA.fullmatch(text.strip()) or ("\\" in text and not PROSE.search(text) and re.search(r"\w", text))
+    text = LEAD.sub("", REMARK.sub("", LABEL.sub("", strip_markup(text))))
+    outside = FORMULA.sub(" ", text)
+    is_formula = outside != text and not JOINED.sub("", outside).strip(" ,.;*$")
+    is_formula |= "\\" in text and outside == text and not PROSE.search(text) and not FOREIGN.search(text)
     answer = prepare(text)
-    return text if formula or answer.tree is not None or "base" in (answer.words or ()) else None
+    if is_formula and re.search(r"\w", text) or answer.tree is not None or "base" in (answer.words or ()):
+        return text
+    return None
 
 
-def _number(text: str, first: bool) -> str | None:
-    """The first or the last formula or number of a sentence; None where the words beside it change it."""
+def _said(text: str) -> str | None:
+    """What a sentence gives as its value: itself, its bold part, what stands behind its last "is", else a number of it:
+    the one that it begins with, or the last. None where the words beside it change it, or where it offers two."""
+    if (reading := _reading(text)) is not None:
+        return reading
+    if bold := BOLD.findall(text):
+        return _reading(bold[-1])
+    tail = VERB.split(FORMULA.sub(lambda formula: formula.group().replace("=", "\0"), text))[-1].replace("\0", "=")
+    if tail != text and not NEGATED.search(text[: len(text) - len(tail)][-80:]) and _reading(tail) is not None:
+        return _reading(tail)
     formulas = [match for match in FORMULA.finditer(text) if not NAMED.fullmatch("".join(filter(None, match.groups())))]
-    numbers = list(ARITHMETIC.finditer(text))
-    spans = {match.span(): match for match in (*formulas, *numbers)}
-    inside = list(map(re.Match.span, formulas))
-    found = [
-        match
-        for span, match in sorted(spans.items())
-        if match in formulas or not any(start <= span[0] < end for start, end in inside)
+    inside = [match.span() for match in FORMULA.finditer(text)]
+    numbers = [
+        match for match in ARITHMETIC.finditer(text) if not any(start <= match.start() < end for start, end in inside)
     ]
+    found = sorted((*formulas, *numbers), key=re.Match.start)
     if not found:
         return None
-    parts = [found[0] if first else found[-1]]
+    parts = [found[-1]]
     if parts[0] in formulas:  # "$2$ and $3$" is one answer of two parts
-        others = formulas[formulas.index(parts[0]) + 1 :] if first else formulas[: formulas.index(parts[0])][::-1]
-        for other in others:
-            between = text[parts[-1].end() : other.start()] if first else text[other.end() : parts[0].start()]
-            if not AND.fullmatch(between):
+        for other in formulas[: formulas.index(parts[0])][::-1]:
+            if not AND.fullmatch(text[other.end() : parts[0].start()]):
                 break
-            parts.insert(len(parts) if first else 0, other)
+            parts.insert(0, other)
+    elif not re.search(r"\w", text[: found[0].start()]):
+        if len(found) > 1 and OFFER.search(text[found[0].end() : found[1].start()]):
+            return None
+        between = text[found[0].end() : found[1].start()] if len(found) > 1 else ""
+        if len(found) > 1 and not (PROSE.search(between) or FOREIGN.search(between)):
+            return None
     before, after = text[: parts[0].start()], text[parts[-1].end() :]
     if NEGATED.search(before[-80:]) or CHANGED.match(after):
         return None
@@ -226,10 +293,10 @@ def unstated(answer: str, is_text: bool) -> str | None:
         if (reading := _reading(text)) is not None:
             return strip_markup(reading)
     end = last if len(last) <= 300 else last[-300:]
-    value = _number(end, first=False)
-    if value is None and not ARITHMETIC.search(end) and (formulas := list(FORMULA.finditer(answer))):
-        value = "".join(filter(None, formulas[-1].groups()))
-    return value
+    if (value := _said(end)) is not None:
+        return strip_markup(value)
+    formulas = [] if ARITHMETIC.search(end) else list(FORMULA.finditer(answer))
+    return "".join(filter(None, formulas[-1].groups())) if formulas else None
 
 
 def chosen(answer: str) -> set[str]:
