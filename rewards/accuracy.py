@@ -81,22 +81,22 @@ _NEGATION = (
 )
 NEGATED = re.compile(
     rf"(?:{_NEGATION}|\b(?:over|under|above|below|beyond|past|within|nearly|almost|up to|down to|exceeds?|mod(?:ulo)?)"
-    r"|\b(?:half|third|quarter|double|twice|thrice|triple|square|cube|root|power|factorial|reciprocal|inverse|multiple"
-    r"|sum|product|logarithm|opposite|negation|sine|cosine|tangent)s?(?: (?:root )?of| to)?(?: the)?"
+    r"|\b(?:half|double|twice|thrice|triple)|\b(?:half|third|quarter|square|cube|root|power|factorial|reciprocal|inverse"
+    r"|multiple|sum|product|logarithm|opposite|negation|sine|cosine|tangent)s? (?:root )?of(?: the)?"
     r"|\bno|\btimes|\bplus|\bchoose|\bbase|[≠<>≤≥~≈√^_][{]?|\\(?:ne|neq|le|leq|ge|geq|lt|gt|approx|sim)\b)[\s$(]*$",
     re.I,
 )
 CHANGED = re.compile(
     r"[\s*$]*(?:(?:is|was|would be)(?: not\b|n't\b| (?:\w+ )?(?:wrong|incorrect|false)\b)|是错|不对|不是答案"
-    r"|(?:or|and) (?:more|less|fewer|above|below|over|under|higher|lower|up|so)\b|,? at (?:most|least)\b|\+(?!\s*\d)"
-    r"|(?:less|more|fewer|greater) than\b|(?:degrees? )?below\b|\((?:wrong|incorrect|base)\b|in (?:hex|binary|octal)\b|‰"
+    r"|(?:or|and) (?:more|less|fewer|above|below|over|under|higher|lower|up|so)\b|,? ?at (?:most|least)\b|\+(?!\s*\d)"
+    r"|(?:less|more|fewer|greater) than\b|(?:degrees? )?below\b|\((?:wrong|incorrect|base)\b"
+    r"|in (?:hex|binary|octal)\b|‰"
     r"|(?:倍|的|分之|以上|以下|左右|成|折|百|千|万|亿|不对|是错|或|和|至)"
     r"|(?:choose|times|plus|minus|over|mod|modulo)\b"
     r"|(?:hundred|dozen|score|gross|pair|half|third|quarter|[a-z]{3,8}th)s?\b|(?:halves|squared|cubed|factorial)\b"
     r"|per (?:thousand|cent|mille)\b|(?:st|nd|rd|th)\b|[_^!])",
     re.I,
 )
-NO_CHOICE = re.compile(rf"(?:{_NEGATION}|\\neg|¬|\bno)\W*(?:option|choice|answer|is)?\W*$", re.I)
 # A formula that is a name and no value: n, f(x), \\overline{CD}.
 NAMED = re.compile(r"(?:\\(?!pi|sqrt|frac|infty|emptyset|text)[A-Za-z]+|[A-Za-z_{}()\s',|])+")
 LEAD = re.compile(r"^(?:(?:so|thus|hence|therefore|then|and|finally|即|所以|因此|故)[,，:：\s]*)+", re.I)
@@ -110,21 +110,32 @@ DOUBT = re.compile(
     r"(?:\b(?:not|never|false|wrong|doubt|unlikely|if|cannot)\b|n't|n\u2019t|不认为|并非|如果|假如)[^.。\n]*$", re.I
 )
 CORRECTED = re.compile(
-    r"\b(?:wait|actually|hmm+|oops|sorry|correction|instead|should be)\b|^\W*(?:no|or(?! equivalently))\b|不对|不[，,]|错了|应该是|应为",
+    r"\b(?:wait|actually|hmm+|oops|sorry|correction|instead|should be)\b|^\W*(?:no|or(?! equivalently))\b"
+    r"|不对|不[，,]|错了|应该是|应为",
     re.I,
 )
 REMARK = re.compile(
-    r"(?<=[\d}])\s*\((?!\s*(?:or|wrong|incorrect|base|not really)\b)(?=[^()]*[A-Za-z]{3}|[^()]*\d\s*[×*+])[^()]*\)\s*$"
+    r"(?<=[\d}])\s*\((?!\s*(?:or|wrong|incorrect|base)\b|not really)(?=[^()]*[A-Za-z]{3}|[^()]*\d\s*[×*+])[^()]*\)\s*$"
 )
 LABEL = re.compile(r"^(?:\\text\{)?\s*[A-Za-z][A-Za-z ]{0,30}[:：]\s*\}?\s*(?=[-+.\d$\\(]|[a-z][-+*/^\d(])(?!.*[=:])")
 MARK = re.compile(r"^\s*(?:[>#]+|[-*+](?=\s)|\d+[.)](?=\s+\S))\s*")
 AND = re.compile(r"\s*(?:,|，|;|\band\b|\bor\b|和|或|、)+\s*(?:\band\b|\bor\b)?\s*")
 LETTERS = "A-J"
 MAX_READ = 20_000  # characters of an answer that are looked at, from its end
+OPTION_IS = re.compile(
+    r"(?:(?:correct|right|best|final)\s+(?:option|choice)|选项|选择)\s*(?:\bis\b|\bare\b|是|为|应为|[:：])\s*"
+    r"([^\n]{1,200})",
+    re.I,
+)
+# A letter that a sentence sets aside.
+NO_LETTER = re.compile(r"\(?\b(?:rather than|instead of|not|unlike)\s+\(?[A-J]\b\)?", re.I)
+DENIED = re.compile(
+    r"\W*(?:is|are|was)?\s*(?:not\b|n't|(?:\w+ )?(?:wrong|incorrect|false)\b|do(?:es)?(?:n't| not)|错|不对)", re.I
+)
 CHOICE = re.compile(
     rf"(?<![A-Za-z])\(?(?P<letter>[{LETTERS}])(?:\)|(?=[.:、，,;\]}}]|\s*$|\s+[-–—]\s|\s+\d"
     r"|\s*(?:,|/|&|and|or|和|或|与|及)(?![A-Za-z])|\s+(?:is|are|may be|could be)\s(?:also |the )*"
-    r"(?:right|correct|possible|true|answer)))"
+    r"(?:right|correct|possible|true|answer)|\s*(?:选项)?(?:正确|です|입니다)))"
 )
 GOLD_LETTERS = re.compile(rf"[{LETTERS}]+|[(\s]*[{LETTERS}][).\s]*(?:(?:,|\s)\s*\(?[{LETTERS}][).\s]*)*", re.I)
 
@@ -160,8 +171,8 @@ def statements(answer: str, is_text: bool = False) -> list[str]:
         lines = answer[head.end() : following.start() if following else None].split("\n")[:6]
         value = next((line for line in lines if re.search(r"[\w\\]", line)), "")
         if box := BOX.search(value):
-            value = value[: box.start()].rstrip(" $,.:;(*")
-            if not re.search(r"\d", value) or value.endswith("=") or _reading(value) is None:
+            value = re.sub(r"[\s$,.:;(*]+(?:\b(?:or|and))?[\s$(]*$", "", value[: box.start()])
+            if not re.search(r"\d", value) or value.endswith("=") or _reading(value.strip("$ ")) is None:
                 continue
         below = value is not lines[0] or "\n" in head.group()
         value = MARK.sub("", value) if below else value
@@ -178,8 +189,8 @@ def statements(answer: str, is_text: bool = False) -> list[str]:
                 continue  # a heading, or talk about the answer beside one that is given
         found.append(_said(sentence) or sentence)
         rest = value[len(sentence) :]
-        if (again := CORRECTED.search(rest)) and (other := _said(_sentence(rest[again.end() :]))):
-            found.append(other)
+        others = [_said(_sentence(rest[again.end() :])) for again in CORRECTED.finditer(rest[:200])]
+        found += filter(None, others)
     if void and not found:
         return ["?"]
     found = [strip_markup(one) for one in found]
@@ -199,7 +210,7 @@ def _in_place(content: str, before: str, after: str) -> str:
         return f"-{content}"
     about = re.search(r"(?:≈|~|\\approx|\\sim)\s*\$?$", before)
     inside = re.search(r"(?:\\sqrt(?:\[\w+\])?|\\[dt]?frac\{[^{}]*\}|\^|\d)\{?$", before)
-    if inside or (NEGATED.search(before) and not about) or (CHANGED.match(after) and after[0] != "!"):
+    if inside or (NEGATED.search(before) and not about) or (CHANGED.match(after) and after.lstrip("$* ")[:1] != "!"):
         return "?"
     return "?" if re.match(r"\s*(?:\\pi|\\sqrt|[+*/]\s*\d|\d)|\$?\s*(?:[mb]illion|thousand)\b", after) else content
 
@@ -221,7 +232,7 @@ def flat(text: str) -> str:
 
 def _sentence(text: str) -> str:
     """A statement up to its end; a formula in dollars is kept whole."""
-    if match := re.match(r"[*\s]*(?:\$\$?.+?\$\$?|\\\(.+?\\\)|\\\[.+?\\\])", text):
+    if match := re.match(r"[*\s]*(?:\$\$?(?:\\.|[^$\\])+\$\$?|\\\(.+?\\\)|\\\[.+?\\\])", text):
         rest = END.split(text[match.end() - 1 :], maxsplit=1)[0][1:]
         return match.group() + (rest if re.match(r"\s*(?:,|and\b|or\b|和|或|\\text|[A-Za-z%°]+\s*$)", rest) else "")
     return REMARK.sub("", re.sub(r"(?<=[\d})])!+\s*$", "", END.split(text, maxsplit=1)[0]))
@@ -248,9 +259,10 @@ def _said(text: str) -> str | None:
         return reading
     if bold := BOLD.findall(text):
         return _reading(bold[-1])
-    tail = VERB.split(FORMULA.sub(lambda formula: formula.group().replace("=", "\0"), text))[-1].replace("\0", "=")
-    if tail != text and not NEGATED.search(text[: len(text) - len(tail)][-80:]) and _reading(tail) is not None:
-        return _reading(tail)
+    masked = FORMULA.sub(lambda formula: formula.group().replace("=", " "), text)
+    for verb in VERB.finditer(masked):
+        if not NEGATED.search(text[: verb.end()][-80:]) and (reading := _reading(text[verb.end() :])) is not None:
+            return reading
     formulas = [match for match in FORMULA.finditer(text) if not NAMED.fullmatch("".join(filter(None, match.groups())))]
     inside = [match.span() for match in FORMULA.finditer(text)]
     numbers = [
@@ -301,35 +313,43 @@ def unstated(answer: str, is_text: bool) -> str | None:
 
 def chosen(answer: str) -> set[str]:
     """The letters that a multiple-choice answer gives; none where it says which letter is wrong, or offers two."""
-    answer = unicodedata.normalize("NFKC", without_invisible(answer))
-    stated = statements(answer, is_text=True) or [answer]
-    letters: set[str] = set()
-    for text in stated:
-        text = re.sub(r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}|\\[ ,;]", r"\1 ", text)
-        text = re.sub(r"^\W*(?:option|choice|answer|选项|选择|选)\s*[:：]?", "", text, flags=re.I).strip("$*_` \n")
-        text = re.split(r",?\s+(?:because|since)\s", text)[0]
-        if re.search(r"\\[A-Za-z]", text) and not NO_CHOICE.search(text):
-            continue  # a formula
-        if re.fullmatch(rf"\(?[{LETTERS.lower()}]\)?", text):
-            text = text.upper()
-        if re.fullmatch(rf"[{LETTERS}](?:\W*(?:and|和|与|及)?\W*[{LETTERS}])*\W*", text):
-            letters |= set(re.findall(f"[{LETTERS}]", text))
-            continue
-        found = []
-        for match in CHOICE.finditer(text):
-            if not NO_CHOICE.search(text[: match.start()]):
-                found.append(match["letter"])
-            elif not found:
-                return set()
-        if not found and stated == [answer]:
-            found = re.findall(
-                rf"\b(?:option|choice|choose)\s+\(?([{LETTERS}])\b|选\s*(?:择|项)?\s*([{LETTERS}])", answer
-            )
-            found = ["".join(pair) for pair in found][-1:]
-        if len(set(found)) > 1 and re.search(r"\bor\b|或", text):
+    answer = flat(unicodedata.normalize("NFKC", without_invisible(answer)))[-4_000:]
+    stated = statements(answer, is_text=True)
+    stated += [END.split(found[1], maxsplit=1)[0] for found in OPTION_IS.finditer(answer)] if not stated else []
+    if not stated:
+        bold = [text for text in BOLD.findall(answer) if _letters(text)]
+        last = answer.rstrip().rsplit("\n", 1)[-1]
+        stated = bold[-1:] or [last if _letters(last) else answer]
+    found = [_letters(text) for text in stated]
+    return set().union(*found) if all(found) else set().union(*found) if len(found) > 1 else set()
+
+
+def _letters(text: str) -> set[str]:
+    """The letters that one statement gives."""
+    text = re.sub(r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}", r"\1", text)
+    text = re.sub(r"\\(?:quad|[ ,;])|[*_`~'\"“”]|^\s*\$|\$\s*$", " ", text)
+    text = re.sub(r"^\W*(?:option|choice|answer|选项|选择|选)\s*[:：]?", "", text.strip(), flags=re.I).strip("$ \n")
+    if re.fullmatch(rf"\(?[{LETTERS.lower()}]\)?", text):
+        text = text.upper()
+    if re.fullmatch(rf"[{LETTERS}](?:\W*(?:and|和|与|及)?\W*[{LETTERS}])*\W*", text):
+        return set(re.findall(f"[{LETTERS}]", text))
+    text = re.split(r",?\s+(?:because|since)\s", re.sub(NO_LETTER, " ", text))[0]
+    first = re.match(
+        rf"\(?([{LETTERS}])\s*(?:[).:：]|(?=\s[(\\$])|(?=\s*(?:选项)?(?:正确|です|입니다)))(.*)", text, re.S
+    )
+    if first and not DENIED.match(first[2]) and not re.match(rf"\W*(?:or|and|,|和|或)?\W*[{LETTERS}]\b", first[2]):
+        return {first[1]}
+    if re.search(r"\\[A-Za-z]", text):
+        return set()  # a formula
+    found = set()
+    for clause in re.split(r"[;；。]|\.\s|,\s(?=(?:so|but|and)\s)|(?<![Aa]ll )(?<!thing )(?<!any )\bbut\b", text):
+        letters = [match["letter"] for match in CHOICE.finditer(clause)]
+        letters += re.findall(rf"\b(?:option|choice|choose)\s+\(?([{LETTERS}])\b", clause) if not letters else []
+        if len(set(letters)) > 1 and re.search(r"\bor\b|或", clause):
             return set()
-        letters |= set(found)
-    return letters
+        if letters and not re.search(rf"{_NEGATION}|\\neg|¬|\b(?:wrong|incorrect|false)\b|\bno\b", clause, re.I):
+            found |= set(letters)
+    return found
 
 
 def gold_of(text: str) -> str:

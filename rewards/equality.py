@@ -100,7 +100,10 @@ _NOT_COUNTED = (
     " plus minus times less cos is as this us percents percentages bases squares cubes roots powers"
 )
 NOT_COUNTED = frozenset(_NOT_COUNTED.split())
-_FILLERS = "of the per a each square sq cubic total left more in all 平方 立方"
+# Chinese measure words, and what behind one makes another number of it.
+COUNTERS = "个人只本支条颗棵辆张名位岁天次件箱袋瓶页元块角套双班朵头台部艘根枚盒包杯碗层排组题道座户"
+SHARES = "的倍半多以左分之"
+_FILLERS = "of the per a each square sq cubic total left more in all old 平方 立方"
 FILLERS = frozenset(_FILLERS.split())
 CLOCK = re.compile(r"(\d{1,2}):([0-5]\d(?::[0-5]\d)?)\s*([ap]m)?", re.I)  # a time of day, and no ratio
 SIDES = re.compile(r"(?<![<>!=\\])=(?!=)(?![^{}]*\})")
@@ -245,9 +248,8 @@ def _is_unit(name: str) -> bool:
     name = name.lower()
     if len(name) > 1 and (name in UNITS or name.removesuffix("s") in UNITS or name in IRREGULAR):
         return True
-    return (
-        name not in NOT_COUNTED and re.fullmatch(r"[a-z]{3,}(?<![tu]h)(?<!s)s|[\u4e00-\u9fff]{1,3}", name) is not None
-    )
+    counted = rf"[a-z]{{3,}}(?<!th)(?<!s)s|[{COUNTERS}](?![{SHARES}])\w{{0,4}}"
+    return name not in NOT_COUNTED and bool(re.fullmatch(counted, name))
 
 
 @lru_cache(maxsize=4096)
@@ -313,7 +315,9 @@ def compare(gold: str, answer: str, policy: Policy = Policy()) -> Verdict:
         wanted = prepare(gold, True)
     if not wanted.text or not given.text:
         return DIFFERENT
-    if (times := [_minutes(side.text) for side in (wanted, given)])[0] is not None and times[1] is not None:
+    if (times := [_minutes(WRAPPED.sub(r"\1", side.text)) for side in (wanted, given)])[0] is not None and times[
+        1
+    ] is not None:
         return EQUAL if times[0] == times[1] else DIFFERENT
     if wanted.words is not None or given.words is not None:
         return EQUAL if _same_words(wanted, given) and _same_unit(wanted, given) == 1 else DIFFERENT
@@ -354,7 +358,7 @@ def _renamed(node: Node) -> Node:
 
 def _minutes(text: str) -> tuple[int, str] | None:
     """A time of day, (minutes since midnight, seconds)."""
-    if not (match := CLOCK.fullmatch(text)):
+    if not (match := CLOCK.fullmatch(re.sub(r"\s+", " ", text).strip())):
         return None
     hour, half = int(match[1]), (match[3] or "").lower()
     return hour % 12 * 60 + 720 * (half == "pm") if half else hour * 60, match[2]

@@ -44,6 +44,7 @@ REPLACEMENTS = [
         (r"(?<![A-Za-z\\])infinity(?![A-Za-z])", r"\\infty "),
         (r"(?:\\(?:text|mathrm) ?\{ ?)?(?:the )?empty set(?: ?\})?", r"\\emptyset "),
         (r"\\colon(?![A-Za-z])", ":"),
+        (r"\\(?:text|mathrm) ?\{ ?[或和与及] ?\}|[或和与及]", " or "),
         (r"(?<=\d)!=", "! ="),
         (r"(?<=\d) ?x ?(?=10 ?\^)", "*"),
         (r"(?<![\d.])(\d{1,3})((?:\.\d{3}){2,})(?![\d.])", lambda whole: whole[1] + whole[2].replace(".", "")),
