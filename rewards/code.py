@@ -9,10 +9,12 @@ import base64
 import builtins
 import hashlib
 import json
+import keyword
 import logging
 import math
 import pickletools
 import re
+import sys
 import threading
 import time
 import zlib
@@ -26,7 +28,7 @@ from textwrap import dedent
 from typing import Any, Literal
 
 from rewards.completion import parse, texts_of
-from rewards.sandbox import LocalSandbox, PistonSandbox, Provider, Run, SandboxUnavailable
+from rewards.sandbox import LocalSandbox, PistonSandbox, Provider, Run, SandboxRefused, SandboxUnavailable
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +37,9 @@ NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 HARNESS, TESTER = (Path(__file__).with_name(name) for name in ("harness.py", "tester.py"))
 TOLERANCE = 1e-6
 MAX_LATE = 3  # runs of a program that may reach the time limit; its other tests then count as failed, unrun
-MAX_CALLS, ROUNDS = 5_000, 4  # of a test that is Python: calls, and how often it may ask for more of them
+MAX_CALLS, ROUNDS = 5_000, 16  # of a test that is Python: calls, and how often it may ask for more of them
+MAX_PARSED = 50_000  # characters of a block that this process parses
+HELD = "\u0001held"  # stands for a block while the answer is looked for
 NOT_STARTED = "not started"
 MAX_PRIVATE = 1 << 28  # bytes of LiveCodeBench's private tests once they are inflated
 
@@ -44,17 +48,20 @@ MAX_PRIVATE = 1 << 28  # bytes of LiveCodeBench's private tests once they are in
 class Test:
     """`expected` is what the program prints for `stdin`, or, in the form of `harness.encode`, what `call` gives.
 
-    `loose`: it came from JSON, which has lists only, and often one around the value. `script` is Python that asserts:
-    the functions in `names`, and the argument of its `check`, which is `entry`, are the program's.
+    `loose`: it came from JSON, which has lists only; `wrapped`: of a data set that often puts one around the value.
+    `script` is Python that asserts: the functions in `names`, of which `classes` are classes, and the argument of its
+    `check`, which is `entry`, are the program's.
     """
 
     expected: str = ""
     stdin: str = ""
     call: str | None = None
     loose: bool = False
+    wrapped: bool = False
     script: str = ""
     entry: str = ""
     names: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
     __test__ = False  # for pytest, which collects what is called Test
 
 
@@ -73,7 +80,7 @@ def parse_tests(tests: Any) -> tuple[Test, ...]:
         ValueError: a test of another form. Data preparation refuses the row with this message.
     """
     if isinstance(tests, str):
-        if not re.match(r"\s*[\[{\"]", tests):
+        if not re.match(r"\s*(?:[\[{]|\"(?!\"\"))", tests):
             return _python(tests)
         try:
             tests = json.loads(tests)
@@ -98,7 +105,7 @@ def _record(row: dict) -> tuple[Test, ...]:
         setup = row.get("test_setup_code") or "\n".join(row.get("test_imports") or ())
         return _python("\n".join([setup, *row["test_list"]]))
     if "test" in row:
-        return _python(row["test"], str(row.get("entry_point") or ""))
+        return _python(_helpers(row) + row["test"], str(row.get("entry_point") or ""))
     if "public_test_cases" in row:
         name = json.loads(row.get("metadata") or "{}").get("func_name")
         public, private = json.loads(row["public_test_cases"] or "[]"), row.get("private_test_cases") or "[]"
@@ -108,10 +115,15 @@ def _record(row: dict) -> tuple[Test, ...]:
         ]
         return tuple(_case(case | {"fn_name": name}) for case in cases) or parse_tests([])
     if "inputs" in row:
+        if not all(isinstance(row.get(name), list | tuple) for name in ("inputs", "outputs")):
+            raise ValueError("tests have `inputs` or `outputs` that are no lists")
         if len(row["inputs"]) != len(row["outputs"]) or not row["inputs"]:
             raise ValueError(f"tests have {len(row['inputs'])} inputs and {len(row['outputs'])} outputs")
         pairs = zip(row["inputs"], row["outputs"], strict=True)
-        return tuple(_case({"input": one, "output": other, "fn_name": row.get("fn_name")}) for one, other in pairs)
+        return tuple(
+            _case({"input": one, "output": other, "fn_name": row.get("fn_name"), "wrapped": True})
+            for one, other in pairs
+        )
     return (_case(row),)
 
 
@@ -144,45 +156,93 @@ def _case(case: dict) -> Test:
     given, expected, name = case["input"], case["output"], case.get("fn_name")
     functional = case.get("testtype") == "functional"
     if not name or (not functional and "testtype" in case):
+        given, expected = (
+            "\n".join(map(str, side)) if isinstance(side, list) else side for side in (given, expected)
+        )  # lines
         if not isinstance(given, str) or not isinstance(expected, str):
             raise ValueError("`input` and `output` of a stdin test must be text")
         return Test(expected, given)
     if functional and isinstance(given, str):  # a line an argument
         given, expected = [json.loads(line) for line in given.split("\n") if line.strip()], json.loads(expected)
-    if not str(name).isidentifier() or not isinstance(given, list):
+    name = str(name).removeprefix("Solution.")
+    if not name.isidentifier() or keyword.iskeyword(name) or not isinstance(given, list):
         raise ValueError(
             f"a test of a call needs a function's name and a list of arguments, not {name!r} and {given!r}"
         )
-    return Test(_encoded(expected), call=f"{name}({', '.join(map(repr, given))})", loose=True)
+    return Test(
+        _encoded(expected), call=f"{name}({', '.join(map(repr, given))})", loose=True, wrapped=bool(case.get("wrapped"))
+    )
+
+
+def _helpers(row: dict) -> str:
+    """What HumanEval's prompts define beside the function that is asked for, such as `poly` for `find_zero`."""
+    try:
+        body = ast.parse(row.get("prompt") or "").body
+    except SyntaxError:
+        body = ast.parse(row["prompt"] + "    pass\n").body
+    kept = [one for one in body if getattr(one, "name", "") != row.get("entry_point")]
+    return "".join(f"{ast.unparse(one)}\n" for one in kept)
 
 
 def _python(text: str, entry: str = "") -> tuple[Test, ...]:
     """Tests that are Python: values where every line is `assert call == literal`, else a script."""
     try:
-        statements = ast.parse(text).body
-        found = [_assertion(statement) for statement in statements if not isinstance(statement, ast.Import)]
+        tree = ast.parse(text)
+        if any(isinstance(node, ast.AsyncFunctionDef | ast.Await) for node in ast.walk(tree)):
+            raise ValueError("tests are asynchronous, which the sandbox does not run")
+        found = [_assertion(statement) for statement in tree.body]
         if found and not entry:
             return tuple(found)
     except _NoValueError:
         pass
-    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
+    except (SyntaxError, MemoryError, RecursionError) as error:
         raise ValueError(f"tests are no Python: {error}") from error
-    names = _asked(text)
+    names = _asked(tree)
+    standing = sorted(name for name in names if name in sys.stdlib_module_names or name in ("np", "numpy"))
+    imports = "".join(f"import {'numpy as np' if name == 'np' else name}\n" for name in standing)
+    names -= set(standing)
     called = re.findall(r"^check\((\w+)\)\s*$", text, re.M)
     if "check" in re.findall(r"^def (\w+)\(", text, re.M) and not (entry or called):
         raise ValueError("tests define `check` and do not say of which function; write `entry_point` beside `test`")
     if not (names or entry):
         raise ValueError("tests call nothing of the program")
-    return (Test(script=text, entry="" if called else entry, names=tuple(sorted(names))),)
+    classes, kept = _classes(tree, names)
+    if kept:
+        raise ValueError(f"tests keep an object of the program's class {kept}; only plain values leave its sandbox")
+    script = imports + text
+    return (Test(script=script, entry="" if called else entry, names=tuple(sorted(names)), classes=tuple(classes)),)
+
+
+def _classes(tree: ast.AST, names: set[str]) -> tuple[list[str], str]:
+    """(names that are made and asked at once, as in Solution().f(1), a name whose object is kept, or "")."""
+    made = {}
+    for node in ast.walk(tree):
+        for part in ast.iter_child_nodes(node):
+            if isinstance(part, ast.Call) and isinstance(part.func, ast.Name) and part.func.id in names:
+                made.setdefault(part.func.id, []).append(node)
+    classes = [name for name, above in made.items() if any(isinstance(node, ast.Attribute) for node in above)]
+    targets = {
+        target.id: node.value.func.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and isinstance(node.value.func, ast.Name)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    used = {
+        node.value.id for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+    }
+    kept = next(
+        (name for target, name in targets.items() if target in used and name in names and name[0].isupper()), ""
+    )
+    return sorted(classes), kept
 
 
 class _NoValueError(ValueError):
     """A statement that is not `assert call == literal`."""
 
 
-def _asked(text: str) -> set[str]:
+def _asked(tree: ast.AST) -> set[str]:
     """The names that tests read and do not define: the program's."""
-    tree = ast.parse(text)
     read = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
     made = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)}
     for node in ast.walk(tree):
@@ -198,16 +258,17 @@ def _asked(text: str) -> set[str]:
 
 
 def _assertion(statement: ast.stmt) -> Test:
+    """`assert f(literals) == literal`, of which the literal does not enter the sandbox. Raises _NoValueError else."""
     test = statement.test if isinstance(statement, ast.Assert) else None
-    if not isinstance(test, ast.Compare) or len(test.ops) != 1 or not isinstance(test.ops[0], ast.Eq):
-        raise _NoValueError
-    for call, literal in ((test.left, test.comparators[0]), (test.comparators[0], test.left)):
-        try:
-            expected = ast.literal_eval(literal)
-        except (ValueError, TypeError):
-            continue
-        if any(isinstance(node, ast.Call) for node in ast.walk(call)):
-            return Test(_encoded(expected), call=ast.unparse(call))
+    if isinstance(test, ast.Compare) and len(test.ops) == 1 and isinstance(test.ops[0], ast.Eq):
+        for call, literal in ((test.left, test.comparators[0]), (test.comparators[0], test.left)):
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id not in dir(builtins):
+                try:
+                    for one in (*call.args, *(word.value for word in call.keywords)):
+                        ast.literal_eval(one)
+                    return Test(_encoded(ast.literal_eval(literal)), call=ast.unparse(call))
+                except (ValueError, TypeError, SyntaxError):
+                    continue
     raise _NoValueError
 
 
@@ -229,19 +290,28 @@ def program_of(completion: str, names: frozenset[str] = frozenset()) -> str | No
     Of several blocks the last one that parses and defines what tests call, one of `names` or a class Solution; without
     names the last one that parses and is more than literals, so that no example of input or output is taken for it.
     """
-    answer = parse(completion).answer
+    blocks: list[str] = []
+
+    def keep(fence: re.Match) -> str:
+        blocks.append(fence.group())
+        return f"{fence.group(1)}\n{HELD}{len(blocks) - 1}.\n{fence.group(1)}\n"
+
+    answer = parse(FENCE.sub(keep, completion)).answer  # what is markup elsewhere is code in a fence
     if answer is None:
         return None
-    blocks = [
+    held = [FENCE.match(blocks[int(number)]) for number in re.findall(rf"{HELD}(\d+)\.", answer)]
+    found = [
         dedent(re.sub(r"(?m)^[ \t]*> ?", "", body) if body.lstrip().startswith(">") else body)
-        for _, tag, body in FENCE.findall(answer)
+        for _, tag, body in map(re.Match.groups, held)
         if tag.lower() in ("", "py", "python", "python3")
     ]
-    found = next((block for block in reversed(blocks) if _is_program(block, names)), None)
-    return (found or (blocks[-1] if blocks else answer)).strip("\n") + "\n"
+    program = next((block for block in reversed(found) if _is_program(block, names)), None)
+    return (program or (found[-1] if found else answer)).strip("\n") + "\n"
 
 
 def _is_program(block: str, names: frozenset[str]) -> bool:
+    if len(block) > MAX_PARSED:
+        return True
     try:
         body = ast.parse(block).body
     except (SyntaxError, ValueError, MemoryError, RecursionError):
@@ -281,7 +351,7 @@ def _same_value(expected: Any, given: Any, tolerance: float, loose: bool = False
     """Compare two values in the form of `harness.encode`, as Python's == does but for floats.
 
     A whole number is that number only, also where it is given as a float: 2.0 is 2, and 1000000500.0 is no 1000000007.
-    A float is one within `tolerance` of itself. With `loose` a tuple is a list, and [3] stands for 3.
+    A float is one within `tolerance` of itself. With `loose` a tuple is a list.
     """
     if not (isinstance(given, list) and len(given) == 2 and isinstance(given[0], str)):
         return False
@@ -293,8 +363,6 @@ def _same_value(expected: Any, given: Any, tolerance: float, loose: bool = False
         close = expected[0] == "float" and math.isclose(one, other, rel_tol=tolerance, abs_tol=tolerance * 1e-3)
         return one == other or close
     lists = ("list", "tuple")
-    if loose and expected[0] == "list" and given[0] not in lists and len(expected[1]) == 1:
-        return _same_value(expected[1][0], given, tolerance, loose)
     if expected[0] != given[0] and not (loose and expected[0] in lists and given[0] in lists):
         return False
     if not isinstance(expected[1], list):
@@ -353,6 +421,7 @@ def _share_passed(
 ) -> tuple[float, bool]:
     """(share of the tests that passed, whether a time limit had a part in it)."""
     passed = late = 0
+    end = time.monotonic() + MAX_LATE * getattr(provider, "seconds", 6.0)  # of all tests of a program together
     calls = [test for test in tests if test.call is not None]
     if calls:  # the calls of a program share a process, as the asserts of a test file do
         run = _called(provider, program, [test.call for test in calls])
@@ -361,8 +430,10 @@ def _share_passed(
         if all_or_nothing and passed < len(calls):
             return 0.0, bool(late)
     for test in tests:
-        if test.call is not None or late >= MAX_LATE:
+        if test.call is not None:
             continue
+        if late >= MAX_LATE or time.monotonic() > end:
+            return (0.0 if all_or_nothing else passed / len(tests)), True
         if test.script:
             right, slow = _script_passed(provider, program, test)
         else:
@@ -383,7 +454,10 @@ def _called(provider: Provider, program: str, calls: list[str], raised: bool = F
 
 def _same_call(test: Test, line: str) -> bool:
     try:
-        return _same_value(json.loads(test.expected), json.loads(line), TOLERANCE, test.loose)
+        wanted, given = json.loads(test.expected), json.loads(line)
+        if test.wrapped and wanted[0] == "list" and len(wanted[1]) == 1:  # [3] stands for 3
+            return any(_same_value(one, given, TOLERANCE, test.loose) for one in (wanted, wanted[1][0]))
+        return _same_value(wanted, given, TOLERANCE, test.loose)
     except (ValueError, TypeError, IndexError, KeyError, OverflowError, RecursionError):
         return False
 
@@ -397,9 +471,12 @@ def _script_passed(provider: Provider, program: str, test: Test) -> tuple[bool, 
     calls = _foreseen(provider, test)
     for _ in range(ROUNDS):
         run = _called(provider, program, calls, raised=True)
-        answers = list(zip(calls, map(_line, run.stdout.split("\n")), strict=False))
-        answers += [(call, None) for call in calls[len(answers) :]]
-        said, slow = _tested(provider, test, answers)
+        lines = [*map(_line, run.stdout.split("\n")), *[None] * len(calls)]
+        answers = list(zip(calls, lines, strict=False))
+        try:
+            said, slow = _tested(provider, test, answers)
+        except RecursionError:  # of an answer that is nested too deeply to be written
+            return False, False
         late = slow or run.stopped == "time"
         if "passed" in said or late:
             return said.get("passed") is True and not late, late
@@ -413,13 +490,14 @@ def _script_passed(provider: Provider, program: str, test: Test) -> tuple[bool, 
 def _foreseen(provider: Provider, test: Test) -> list[str]:
     """The calls of tests, as far as they do not depend on an answer. Raises ValueError for tests that cannot run."""
     said, _ = _tested(provider, test, None)
-    if not said.get("calls"):
-        raise ValueError(f"tests cannot be run: {said.get('why')}")
+    if said.get("unusable") or not said.get("calls"):
+        raise ValueError(f"tests cannot be run: {said.get('unusable') or said.get('why')}")
     return said.get("calls", [])[:MAX_CALLS]
 
 
 def _tested(provider: Provider, test: Test, answers: list | None) -> tuple[dict, bool]:
-    arguments = ", ".join(map(repr, (test.script, test.entry, test.names, answers)))
+    answered = None if answers is None else json.dumps(answers)
+    arguments = ", ".join(map(repr, (test.script, test.entry, test.names, test.classes, answered)))
     run = provider.run(f"{TESTER.read_text(encoding='utf-8')}\nmain({arguments})\n", "")
     said = _line(run.stdout.split("\n")[0])
     return said if isinstance(said, dict) else {}, run.stopped == "time"
@@ -492,11 +570,11 @@ class CodeReward:
         if given is None and answer is None:
             raise ValueError("code_reward: the data set needs a column `tests`, or `answer` with what is to be printed")
         rows = [row for row in range(len(completions)) if verifier is None or verifier[row] == "code"]
-        read: dict[str, tuple[Test, ...] | None] = {}  # a group shares its tests
+        read: dict[Any, tuple[Test, ...] | None] = {}  # a group shares its tests
         cases: dict[int, tuple[Test, ...] | None] = {}
         for row in rows:
             found, printed = given[row] if given else None, answer[row] if answer else None
-            key = repr((found, printed))
+            key = id(found) if found is not None and not isinstance(found, str) else repr((found, printed))
             if key not in read:
                 read[key] = self._tests(found, printed)
             cases[row] = read[key]
@@ -531,19 +609,24 @@ class CodeReward:
             return found
         except SandboxUnavailable:
             return found  # said of each completion
-        except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
+        except SandboxRefused:
+            raise
+        except Exception as error:  # noqa: BLE001 (no row ends training)
             logger.warning("code_reward: row left out: %s", error)
             return None
 
     def _score(self, completion: str, tests: tuple[Test, ...]) -> float | None:
-        program = program_of(completion, wanted(tests))
-        if program is None:
-            return 0.0
         try:
-            return share_passed(self.provider, program, tests, self.mode == "all")
+            program = program_of(completion, wanted(tests))
+            return 0.0 if program is None else share_passed(self.provider, program, tests, self.mode == "all")
         except SandboxUnavailable as error:
             logger.warning("code_reward: the sandbox is out of service: %s", error)
             return None
+        except SandboxRefused:
+            raise
+        except Exception as error:  # noqa: BLE001 (no completion ends training)
+            logger.warning("code_reward: a completion could not be judged: %s: %s", type(error).__name__, error)
+            return 0.0
 
 
 code_reward = CodeReward()

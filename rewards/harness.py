@@ -1,8 +1,10 @@
 """Goes into the sandbox with a program: makes the calls of its tests and writes what each gives as a JSON line."""
 
+import builtins
 import json
 import os
 import sys
+import types
 
 
 def encode(value):
@@ -21,42 +23,54 @@ def encode(value):
         return ["set", sorted(map(encode, value), key=json.dumps)]
     if isinstance(value, (list, tuple)):
         return ["list" if isinstance(value, list) else "tuple", [encode(item) for item in value]]
+    if type(value).__name__ in ITERABLE:  # equal to no list, and yet to be looped over
+        return ["iterable", [encode(item) for _, item in zip(range(MOST), value, strict=False)]]
     return [type(value).__name__, None if not isinstance(value, (bytes, complex)) else repr(value)]
 
 
+ITERABLE = ("generator", "map", "filter", "zip", "range", "deque", "dict_keys", "dict_values", "ndarray")
+MOST = 100_000  # items of one of these
 # What programs of LeetCode and its like use without importing it.
 PRELUDE = (
     "from typing import *\nfrom collections import *\nfrom functools import *\nfrom itertools import *\n"
-    "from heapq import *\nfrom bisect import *\nfrom math import *\nimport bisect, collections, copy, functools, heapq,"
-    " itertools, math, operator, random, re, string, sys\n"
+    "from heapq import *\nfrom bisect import *\nfrom math import *\ndel pow\nimport bisect, collections, copy,"
+    " functools, heapq, itertools, math, operator, random, re, string, sys\n"
 )
 
 
 class Names(dict):
-    """What a test's call means by a name: the program's, or a method of its class Solution."""
+    """What a test's call means by a name: what the program has set, or a method of its class Solution."""
 
-    def __init__(self, names):
-        self.names = names
+    def __init__(self, own):
+        self.own = own
 
     def __missing__(self, name):
-        if name not in self.names and hasattr(self.names.get("Solution"), name):
-            return getattr(self.names["Solution"](), name)
-        return self.names[name]
+        if name in self.own:
+            return self.own[name]
+        if hasattr(self.own.get("Solution"), name):
+            return getattr(self.own["Solution"](), name)
+        raise KeyError(name)
 
 
 def main(program, calls, raised=False):
     """Run the program with its output thrown away, then each call; one that fails or is no value gives `null`, or with
-    `raised` the name of what it raised."""
+    `raised` the names of what it raised, from the exception's class to its ancestors, and the message."""
     results = os.fdopen(os.dup(1), "w")
     os.dup2(os.open("/dev/null", os.O_WRONLY), 1)
-    names = {"__name__": "program"}  # a main guard has nothing to read
+    sys.setrecursionlimit(20_000)
+    module = types.ModuleType("program")  # so a main guard, which has nothing to read, is passed by
+    sys.modules["program"] = module
+    names = module.__dict__
     exec(PRELUDE, names)
+    before = dict(names)
     exec(compile(program, "program.py", "exec"), names)  # this is the sandbox
+    own = {name: value for name, value in names.items() if name not in before or before[name] is not value}
     for call in calls:
         try:
-            line = json.dumps(encode(eval(call, names, Names(names))))  # a test's own call
+            line = json.dumps(encode(eval(call, {"__builtins__": builtins}, Names(own))))  # a test's own call
         except Exception as error:  # noqa: BLE001 (whatever the program raises is a failed test)
-            line = json.dumps(["raised", type(error).__name__]) if raised else "null"
+            kinds = [kind.__name__ for kind in type(error).__mro__ if kind.__module__ == "builtins"]
+            line = json.dumps(["raised", kinds, str(error)[:1000]]) if raised else "null"
         results.write(line + "\n")
         results.flush()
     sys.stdout.flush()

@@ -6,6 +6,7 @@ collect all that they ask: then an unknown answer passes for anything, and a fai
 """
 
 import ast
+import builtins
 import json
 import os
 import random
@@ -45,6 +46,10 @@ class _Anything:
         return 0.0
 
 
+class _Unsendable(BaseException):
+    """A call whose arguments are no plain values, so that no program can be asked."""
+
+
 class _Opaque:
     """A value of a type that does not come across: it is equal to nothing."""
 
@@ -60,13 +65,17 @@ def decode(value):
         return float.fromhex(content)
     if kind == "dict":
         return {decode(key): decode(item) for key, item in content}
-    if kind in ("list", "tuple", "set"):
-        return {"list": list, "tuple": tuple, "set": set}[kind](map(decode, content))
+    if kind in ("list", "tuple", "iterable"):
+        return (tuple if kind == "tuple" else list)(map(decode, content))
+    if kind == "set":
+        return {frozenset(one) if isinstance(one, set) else one for one in map(decode, content)}
+    if kind in ("bytes", "complex"):
+        return ast.literal_eval(content)
     return _Opaque()
 
 
 def _plain(value):
-    """A value as text that Python reads back. Raises TypeError for what is none."""
+    """A value as text that Python reads back. Raises _Unsendable for what is none."""
     if value is None or isinstance(value, (bool, int, str, bytes)):
         return repr(value)
     if isinstance(value, float):
@@ -80,7 +89,9 @@ def _plain(value):
         if isinstance(value, (list, tuple)):
             return f"[{inside}]" if isinstance(value, list) else f"({inside}{',' * (len(value) == 1)})"
         return f"{type(value).__name__}([{inside}])"
-    raise TypeError(f"a {type(value).__name__} cannot be handed to the program")
+    if isinstance(value, _Anything):
+        raise TypeError("an answer that is not known yet")
+    raise _Unsendable(f"a {type(value).__name__} cannot be handed to the program")
 
 
 class _Program:
@@ -95,11 +106,12 @@ class _Program:
     def __call__(self, *given, **named):
         words = [*map(_plain, given), *(f"{name}={_plain(value)}" for name, value in named.items())]
         text = f"{self._path}({', '.join(words)})"
-        if self._path.rpartition(".")[2][:1].isupper() and not self._is_function:
+        if not self._is_function and self._path in self._answers["classes"]:
             return _Program(text, self._calls, self._answers)
         self._calls.append(text)
         waiting = self._answers.get(text)
         if not waiting:
+            self._answers["asked"] = True
             if self._answers["strict"]:
                 raise _Asked
             return _Anything()
@@ -107,8 +119,10 @@ class _Program:
         if line is None:
             raise _Failed("the program gave no value")
         if line[0] == "raised":
-            kind = getattr(__import__("builtins"), str(line[1]), None)
-            raise kind if isinstance(kind, type) and issubclass(kind, Exception) else _Failed(str(line[1]))
+            kinds = [getattr(builtins, str(name), None) for name in line[1]]
+            kinds = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Exception)]
+            # A StopIteration would end a test's loop as if all was well.
+            raise kinds[0](line[2]) if kinds and not issubclass(kinds[0], StopIteration) else _Failed(line[2])
         return decode(line)
 
 
@@ -125,10 +139,29 @@ class _Forgiving(ast.NodeTransformer):
         return ast.fix_missing_locations(ast.copy_location(ast.Try(body, [handler], [], []), node))
 
 
-def attempt(script, entry, names, answers, strict):
+class _Raises:
+    """`assertRaises` while calls are collected: whatever happens is what was wanted."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        return error[0] is None or issubclass(error[0], Exception)
+
+    exception = _Anything()
+
+
+def _raises(case, kind, *given, **named):
+    if "callable" not in named and not (len(given) and callable(given[-1] if len(given) == 1 else given[0])):
+        return _Raises()
+    with _Raises():
+        given[0](*given[1:], **named)
+
+
+def attempt(script, entry, names, classes, answers, strict):
     """Run the tests once -> (calls that they made, {"passed": ...} or {} where one had no answer)."""
     random.seed(0)
-    calls, waiting = [], {"strict": strict}
+    calls, waiting = [], {"strict": strict, "classes": classes, "asked": False}
     for call, line in answers:
         waiting.setdefault(call, []).append(line)
     known = {name: _Program(name, calls, waiting) for name in names}
@@ -136,34 +169,47 @@ def attempt(script, entry, names, answers, strict):
     tree = ast.parse(script)
     if not strict:
         tree = _Forgiving().visit(tree)
+    said = {"passed": True}
     try:
         exec(compile(tree, "tests.py", "exec"), scope)  # this is a sandbox
         if entry:
             scope["check"](_Program(entry, calls, waiting, is_function=True))
-        for test in [value for name, value in scope.items() if name.startswith("test") and callable(value)]:
+        own = {name: value for name, value in scope.items() if not isinstance(value, _Program)}
+        for test in [value for name, value in own.items() if name.startswith("test") and callable(value)]:
             test()
-        cases = [one for one in scope.values() if isinstance(one, type) and issubclass(one, unittest.TestCase)]
-        for case in cases:
-            for name in unittest.defaultTestLoader.getTestCaseNames(case):
-                case(name).debug()
+        for case in [one for one in own.values() if isinstance(one, type) and one.__module__ == "tests"]:
+            if issubclass(case, unittest.TestCase):
+                if strict:
+                    outcome = unittest.defaultTestLoader.loadTestsFromTestCase(case).run(unittest.TestResult())
+                    if outcome.failures or outcome.errors:
+                        said = {"passed": False, "why": str([*outcome.failures, *outcome.errors])[-300:]}
+                else:
+                    for name in unittest.defaultTestLoader.getTestCaseNames(case):
+                        case(name).debug()
+            elif case.__name__.startswith("Test"):
+                for name in [name for name in dir(case) if name.startswith("test")]:
+                    getattr(case(), name)()
     except _Asked:
-        return calls, {}
+        pass
+    except _Unsendable as error:
+        return calls, {"unusable": str(error)}
     except (Exception, SystemExit) as error:  # noqa: BLE001 (whatever a test raises is a failed test)
-        return calls, {"passed": False, "why": f"{type(error).__name__}: {error}"[:300]}
-    return calls, {"passed": True}
+        said = {"passed": False, "why": f"{type(error).__name__}: {error}"[:300]}
+    return calls, {} if waiting["asked"] else said
 
 
-def main(script, entry, names, answers):
+def main(script, entry, names, classes, answers):
     """Run the tests on [(call, answer), ...]; write {"passed": ...}, or {"calls": [...]} with all that they ask."""
     results = os.fdopen(os.dup(1), "w")
     os.dup2(os.open("/dev/null", os.O_WRONLY), 1)
-    _, said = attempt(script, entry, names, answers, True) if answers is not None else ([], {})
+    answers = None if answers is None else json.loads(answers)
+    _, said = attempt(script, entry, names, classes, answers, True) if answers is not None else ([], {})
     if not said:
         for name in dir(unittest.TestCase):
-            if name.startswith("assert") and "Raises" not in name and "Warns" not in name:
-                setattr(unittest.TestCase, name, lambda *_, **__: None)
-        calls, said = attempt(script, entry, names, answers or [], False)
-        said = {"calls": calls, "why": said.get("why")}
+            if name.startswith("assert"):
+                setattr(unittest.TestCase, name, _raises if "Raises" in name else lambda *_, **__: None)
+        calls, said = attempt(script, entry, names, classes, answers or [], False)
+        said = {"calls": calls, "why": said.get("why"), "unusable": said.get("unusable")}
     results.write(json.dumps(said) + "\n")
     results.flush()
     sys.stdout.flush()

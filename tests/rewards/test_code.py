@@ -151,6 +151,134 @@ def test_forms_of_tests_as_they_are_published(tests, program, share):
         assert share_passed(SANDBOX, program, parse_tests(form)) == share
 
 
+# What people and attacks made of an earlier version: (reward, program, tests). None is the row's fault alone.
+CHEAT = "class E(int):\n def __eq__(s, o): return True\n __lt__ = __eq__\n def __sub__(s, o): return s\n"
+CHEAT += " def __abs__(s): return s\n def __hash__(s): return 0\n"
+POLY = "import math\ndef poly(xs, x):\n    return sum(c * x**i for i, c in enumerate(xs))\n"
+POLY += 'def find_zero(xs):\n    """x"""\n'
+DATACLASS = "from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\nclass P:\n    x: int\n"
+FOUND = [
+    (
+        0.0,
+        "import sys\nsys.setrecursionlimit(10**5)\ndef f(x):\n r=1\n for _ in range(492): r=[r]\n return r",
+        "assert f(1) in (1,)",
+    ),
+    (1.0, "import operator\nOPS={'+':operator.add}\ndef ev(o,a,b):\n return OPS[o](a, b)", "assert ev('+',1,2) == 3"),
+    (1.0, "def f(a,b):\n    return (a * b\n            % 7)", "assert f(3,4) == 5"),
+    (1.0, "def f(): return '<p class=\"x\">hi</p>'", "assert f() == '<p class=\"x\">hi</p>'"),
+    (1.0, "def f(s): return s.replace('<think>','')", "assert f('a<think>b') == 'ab'"),
+    (0.0, CHEAT + "def f(n): return E(0)", ["assert (f(5) == 120) == True"]),
+    (0.0, CHEAT + "def f(n): return E(0)", ["assert (f(2) in [4,5]) == True"]),
+    (0.0, CHEAT + "def f(n): return E(0)", ["assert (abs(f(2)-1.414)<1e-3) == True"]),
+    (
+        0.0,
+        "import math as _m\n_m.isclose=lambda *a,**k: True\ndef f(n): return 0",
+        "import math\nassert math.isclose(f(2),1.41421356) == True",
+    ),
+    (
+        0.0,
+        "class math:\n isclose=staticmethod(lambda *a,**k: True)\ndef f(n): return 0",
+        ["assert math.isclose(f(2), 1.41421356)"],
+    ),
+    (0.0, "def f(n): raise StopIteration", "assert all(map(lambda p: f(p[0]) == p[1], [(1,2),(2,3)]))"),
+    (
+        0.0,
+        "def f(n): raise StopIteration",
+        {
+            "test": "def check(candidate):\n    for got, want in zip(map(candidate,[1,2]),[3,4]): assert got == want",
+            "entry_point": "f",
+        },
+    ),
+    (1.0, "def f(a,b,m): return pow(a,b,m)", "assert f(2,5,7) == 4"),
+    (
+        1.0,
+        "class Solution:\n def merge(self,a,b): return sorted(a+b)",
+        {"fn_name": "merge", "inputs": [[[1, 3], [2]]], "outputs": [[1, 2, 3]]},
+    ),
+    (0.0, "x = 1", ["assert gcd(12,18)==6", "assert gcd(7,3)==1"]),
+    (
+        1.0,
+        "def sort_array(a): return sorted(a)",
+        {"fn_name": "sort_array", "inputs": [[[5, 3, 2]]], "outputs": [[[2, 3, 5]]]},
+    ),
+    (0.0, "def f(x): return [1,2]", {"fn_name": "f", "inputs": [[1]], "outputs": [[[1], [2]]]}),
+    (
+        0.0,
+        "def f(x): return 3",
+        {
+            "public_test_cases": json.dumps([{"input": "1", "output": "[3]", "testtype": "functional"}]),
+            "metadata": '{"func_name":"f"}',
+        },
+    ),
+    (None, "def f(x): return 1", "def test_a():\n    assert f(1)==1\nasync def test_b():\n    assert f(2)==2"),
+    (
+        0.0,
+        "def f(x): return 1",
+        "def test_a():\n    assert f(1)==1\nclass TestF:\n    def test_b(self):\n        assert f(2)==2",
+    ),
+    (1.0, "def f(n): yield from range(n)", "def test_a(): assert list(f(3)) == [0,1,2]"),
+    (1.0, "def f(n): return bytes([n])", "def test_a(): assert f(3) == b'\\x03'"),
+    (None, "def ap(g,x): return g(x) if g else x", "assert ap(None,3)==3\nassert ap(lambda x:x+1,3)==4"),
+    (
+        1.0,
+        "import json\ndef f(s): return json.loads(s)",
+        "try:\n    f('{')\n    assert False\nexcept ValueError:\n    pass",
+    ),
+    (
+        1.0,
+        "def f(x): raise ValueError('negative '+str(x))",
+        "import unittest\nclass T(unittest.TestCase):\n"
+        + "".join(
+            f"    def test_{i}(self):\n        with self.assertRaisesRegex(ValueError,'negative'): f({i})\n"
+            for i in range(6)
+        ),
+    ),
+    (
+        1.0,
+        "def test_distinct(xs): return len(set(xs))==len(xs)",
+        ["assert test_distinct([1,2]) is True", "assert test_distinct([1,1]) is False"],
+    ),
+    (1.0, "def Check(x): return x==3", "assert Check(3) is True"),
+    (
+        1.0,
+        "class Solution:\n    def f(self,n): return 0 if n==0 else 1+self.f(n-1)",
+        {"fn_name": "f", "inputs": [[5000]], "outputs": [5000]},
+    ),
+    (
+        1.0,
+        DATACLASS + "def f(x): return P(x).x",
+        "assert f(3) == 3",
+    ),
+    (1.0, "print('a\\nb')", {"inputs": [["3", "1 2 3"]], "outputs": [["a", "b"]]}),
+    (None, "x=1", "s=Stack()\ns.push(1)\nassert s.pop()==1"),
+    (1.0, "def f(x):\n    return x*2", '"""Tests."""\nassert f(2) == 4'),
+    (
+        1.0,
+        "def poly(xs,x): return 0\ndef find_zero(xs): return -xs[0]/xs[1]",
+        {
+            "prompt": POLY,
+            "test": "def check(candidate):\n    assert abs(poly([1,2],candidate([1,2])))<1e-6",
+            "entry_point": "find_zero",
+        },
+    ),
+    (
+        0.0,
+        "def poly(xs,x): return 0\ndef find_zero(xs): return 5",
+        {
+            "prompt": POLY,
+            "test": "def check(candidate):\n    assert abs(poly([1,2],candidate([1,2])))<1e-6",
+            "entry_point": "find_zero",
+        },
+    ),
+]
+
+
+@pytest.mark.parametrize("reward, program, tests", FOUND, ids=range(len(FOUND)))
+def test_programs_of_people_and_attackers(reward, program, tests):
+    completion = f"```python\n{program}\n```"
+    assert CodeReward(provider=SANDBOX)(completions=[completion], tests=[tests]) == [reward]
+
+
 def test_numbers_of_calls():
     big = parse_tests("assert f() == 1000000007")
     assert share_passed(SANDBOX, "def f(): return 1000000500.0", big) == 0.0
