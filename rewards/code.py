@@ -32,7 +32,9 @@ from rewards.sandbox import LocalSandbox, PistonSandbox, Provider, Run, SandboxR
 
 logger = logging.getLogger(__name__)
 
-FENCE = re.compile(r"^[ \t>]*(```|~~~)[ \t]*([\w+-]*)[^\n]*\n(.*?)(?:^[ \t>]*\1[ \t]*$|\Z)", re.S | re.M)
+FENCE = re.compile(
+    r"(?:^|(?<=>))[ \t>]*(```|~~~)[ \t]*([\w+-]*)[^\n]*\n(.*?)(?:^[ \t>]*\1[ \t]*(?=$|<)|\Z)", re.S | re.M
+)
 NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 HARNESS, TESTER = (Path(__file__).with_name(name) for name in ("harness.py", "tester.py"))
 TOLERANCE = 1e-6

@@ -37,6 +37,7 @@ def sandbox():
         ("```python\nprint(14)\n```\nExample:\n```\n3\n1 2 3\n```\nOutput:\n```\n6\n```", "print(14)"),
         ("1. So:\n   ```python\n   print(14)\n   ```", "print(14)"),
         ("~~~python\nprint(14)\n~~~", "print(14)"),
+        ("<think>x</think> <answer> ```python\nprint(14)\n``` </answer>", "print(14)"),
         ("> ```python\n> print(14)\n> ```", "print(14)"),
         ("```python\nprint(14)\n```\n```python\nprint(14\n```", "print(14)"),
     ],
