@@ -415,7 +415,8 @@ def grade(texts: list[str], golds: list[str], verifiers: list[str], judge: Judge
     decided = judge.decide(pair for pairs in candidates for pair in pairs)
     for row, pairs in enumerate(candidates):
         if pairs:
-            results[row] = all(decided[pair] for pair in pairs)
+            verdicts = [decided[pair] for pair in pairs]
+            results[row] = None if None in verdicts and False not in verdicts else all(verdicts)
     return results
 
 
@@ -429,27 +430,33 @@ class AccuracyReward:
     The gold answer stands in the column `answer` or, where a row has none there, `solution`: as an answer, or as a
     worked solution with a box.
     None for rows that a rule of this reward cannot grade: another kind than `reasoning`, another verifier than "math"
-    and "choice", or a gold answer that cannot be used; never because of the completion.
+    and "choice", or a gold answer that cannot be used; never because of the completion. Also for what math-verify was
+    not asked once `step_seconds` had passed.
 
     Args:
         percent, decimals: see `rewards.equality.Policy`.
         prefilled: the prompts end in `<think>`; seen by itself for prompts that are strings.
+        step_seconds: how long a call may ask math-verify about what `rewards.equality` cannot decide by itself.
 
-    Metrics: `accuracy/gold_unusable`, share of the rows; `accuracy/timeouts`, answers not decided in time.
+    Metrics: `accuracy/gold_unusable`, share of the rows, with what was not asked; `accuracy/timeouts`, answers not
+    decided in time.
     """
 
     percent: Literal["loose", "strict"] = "loose"
     decimals: int | None = 6
     prefilled: bool = False
+    step_seconds: float = 60.0
     _judge: Judge | None = field(default=None, init=False, repr=False, compare=False)
     __name__ = "accuracy_reward"
 
     def __post_init__(self) -> None:
-        policy = Policy(self.percent, self.decimals)
-        object.__setattr__(self, "_judge", _JUDGE if policy == Policy() else Judge(policy))
+        judge = Judge(Policy(self.percent, self.decimals), self.step_seconds)
+        object.__setattr__(
+            self, "_judge", _JUDGE if (judge.policy, judge.seconds) == (Policy(), _JUDGE.seconds) else judge
+        )
 
     def __reduce__(self) -> tuple:
-        return type(self), (self.percent, self.decimals, self.prefilled)
+        return type(self), (self.percent, self.decimals, self.prefilled, self.step_seconds)
 
     def __call__(
         self,

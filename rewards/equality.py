@@ -11,6 +11,7 @@ math-verify. Where math-verify is known to be wrong, `compare` decides:
 
 import itertools
 import re
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -789,20 +790,29 @@ def _scientific(node: Node) -> bool:
     return power.kind == "^" and power.parts[0].value == 10
 
 
+NOT_ASKED = "not asked"
 ALGEBRA = "rewards.algebra:verify_pair"
+
+
+ASKED_AT_ONCE = 16  # pairs, between two looks at the clock
 
 
 @dataclass
 class Judge:
-    """Decides pairs (gold, answer) in batches and remembers them; counts what was too late."""
+    """Decides pairs (gold, answer) in batches and remembers them; counts what was too late.
+
+    Once a batch has taken `seconds`, no further pair is given to math-verify: what it was not asked is None.
+    """
 
     policy: Policy = field(default_factory=Policy)
+    seconds: float = 60.0
     timeouts: int = 0
     _known: dict[tuple[str, str], bool | None] = field(default_factory=dict, repr=False)
 
-    def decide(self, pairs: Iterable[tuple[str, str]]) -> dict[tuple[str, str], bool]:
-        """Every pair with its verdict; what cannot be decided in time is no match."""
-        verdicts: dict[tuple[str, str], bool] = {}
+    def decide(self, pairs: Iterable[tuple[str, str]]) -> dict[tuple[str, str], bool | None]:
+        """Every pair with its verdict; what cannot be decided in its own time is no match, what was not asked is
+        None."""
+        verdicts: dict[tuple[str, str], bool | None] = {}
         open_pairs = []
         for pair in dict.fromkeys(pairs):
             verdict = compare(*pair, self.policy)
@@ -811,7 +821,9 @@ class Judge:
             else:
                 open_pairs.append(pair)
         asked = self._ask([(prepare(gold).text, prepare(answer).text) for gold, answer in open_pairs])
-        return verdicts | {pair: asked[i] is True for i, pair in enumerate(open_pairs)}
+        return verdicts | {
+            pair: None if asked[i] is NOT_ASKED else asked[i] is True for i, pair in enumerate(open_pairs)
+        }
 
     def gold_error(self, gold: str) -> str | None:
         """Why a gold answer cannot be used, None where it can: it has to be readable, and equal to itself."""
@@ -830,13 +842,17 @@ class Judge:
             return "the gold answer cannot be parsed, or does not equal itself"
         return None
 
-    def _ask(self, pairs: list[tuple[str, str]]) -> list[bool | None]:
+    def _ask(self, pairs: list[tuple[str, str]]) -> list[bool | None | str]:
         """What math-verify says to each pair: None where it cannot parse the gold answer, or in time."""
         unknown = [pair for pair in dict.fromkeys(pairs) if pair not in self._known]
-        if unknown:
-            if len(self._known) > 50_000:
-                self._known.clear()
-            for pair, (in_time, verdict) in zip(unknown, pool(ALGEBRA).map(unknown), strict=True):
+        if unknown and len(self._known) > 50_000:
+            self._known.clear()
+        end = time.monotonic() + self.seconds
+        for start in range(0, len(unknown), ASKED_AT_ONCE):
+            if time.monotonic() > end:
+                break
+            part = unknown[start : start + ASKED_AT_ONCE]
+            for pair, (in_time, verdict) in zip(part, pool(ALGEBRA).map(part), strict=True):
                 self.timeouts += not in_time
                 self._known[pair] = verdict
-        return [self._known[pair] for pair in pairs]
+        return [self._known.get(pair, NOT_ASKED) for pair in pairs]

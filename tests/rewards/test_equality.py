@@ -138,3 +138,20 @@ def test_equal_answers_of_a_group_are_verified_once():
     answers = ["\\boxed{\\gcd(a,b)}"] * 16
     assert grade(answers, ["\\gcd(b,a)"] * 16, ["math"] * 16, judge)
     assert len(judge._known) <= 2
+
+
+def test_a_step_ends_though_every_answer_takes_its_limit(monkeypatch):
+    """What math-verify was not asked is None; what is known already, or decided here, is not."""
+    asked = []
+
+    class Slow:
+        def map(self, pairs):
+            asked.extend(pairs)
+            time.sleep(0.05)
+            return [(False, None) for _ in pairs]
+
+    monkeypatch.setattr("rewards.equality.pool", lambda _: Slow())
+    gold, many = r"\gcd(a, b)", [rf"\gcd({n}, b)" for n in range(400)]
+    found = grade([f"\\boxed{{{one}}}" for one in many], [gold] * 400, ["math"] * 400, Judge(seconds=0.2))
+    assert asked and len(asked) < 200
+    assert found.count(None) >= 400 - len(asked) and found.count(False) <= len(asked)
