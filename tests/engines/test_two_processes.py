@@ -73,9 +73,11 @@ def test_the_model_is_that_of_one_process_and_loads(case, world):
     for two, one in zip(parts(world.folder_of(case)), parts(world.folder_of(case, "one")), strict=True):
         here, there = (load_file(folder / "model.safetensors") for folder in (two, one))
         assert here.keys() == there.keys()
-        worst = max((here[name] - there[name]).abs().max().item() for name in there)
-        # Steps of 1e-3, which Adam takes for the gradients' signs where they are next to nothing, as some are in RL.
-        assert worst < (1e-4 if case.samples else 1e-6)
+        apart = torch.cat([(here[name] - there[name]).abs().flatten() for name in there])
+        # Steps of 1e-3, which Adam takes for the gradients' signs where they are next to nothing, as some are in RL and
+        # those of a few numbers of an expert that hardly a token meets (2 of 191,944 on a CPU with AVX512: 3e-6).
+        assert apart.max() < (1e-4 if case.samples else 1e-5)
+        assert case.samples or (apart > 1e-6).sum() <= len(apart) / 10_000
         config = json.loads((two / "config.json").read_text())
         assert config == json.loads((one / "config.json").read_text())
         scorer = "SequenceClassification" in config["architectures"][0]
