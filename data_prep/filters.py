@@ -20,7 +20,7 @@ from data_prep import commands
 from data_prep.decontaminate import CHARACTER, LETTER, ngrams, split
 from data_prep.rows import Row
 from data_prep.sampling import Sample
-from rewards.code import program_of, share_passed, wanted
+from rewards.code import passes
 from rewards.language import ENGLISH, NOT_LATIN, count_words
 
 import numpy as np
@@ -97,9 +97,7 @@ def is_right(row: Row, text: str) -> bool | None:
         return rewards.is_correct(text, row["answer"], row["verifier"], row["question"])
     if not row.get("tests"):
         return rewards.is_correct(text, row["answer"], "code") if row["answer"] else None
-    tests = rewards.parse_tests(row["tests"])
-    program = program_of(text, wanted(tests))
-    return program is not None and share_passed(SANDBOX, program, tests) == 1.0
+    return passes(text, rewards.parse_tests(row["tests"]), SANDBOX) == 1.0
 
 
 def incorrect(candidate: Candidate, thresholds: Thresholds) -> str | None:

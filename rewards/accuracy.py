@@ -144,8 +144,8 @@ def statements(answer: str, is_text: bool = False) -> list[str]:
     r"""The answers that a text states, without repetition; [] where its last box never closes.
 
     Several boxes are one answer of several parts, as math-verify has it; boxes that hold a place only do not count.
-    Unless the gold answer `is_text`, a statement in prose ("the answer is the largest n, 34") is reduced to its first
-    formula or number, and one that holds none says nothing beside another.
+    Unless the gold answer `is_text`, a statement in prose ("the answer is the largest n, 34") is reduced to its value,
+    and one that holds none says nothing beside another.
     """
     answer = flat(answer)
     boxes: list[str] = []
@@ -177,9 +177,9 @@ def statements(answer: str, is_text: bool = False) -> list[str]:
         below = value is not lines[0] or "\n" in head.group()
         value = MARK.sub("", value) if below else value
         value = value if value.count("**") % 2 == 0 else value.replace("**", "")
-        sentence = _sentence(value)
         if not value:
             continue
+        sentence = _sentence(value)
         if is_text:
             found.append(sentence)
             continue
@@ -263,8 +263,9 @@ def _said(text: str) -> str | None:
     for verb in VERB.finditer(masked):
         if not NEGATED.search(text[: verb.end()][-80:]) and (reading := _reading(text[verb.end() :])) is not None:
             return reading
-    formulas = [match for match in FORMULA.finditer(text) if not NAMED.fullmatch("".join(filter(None, match.groups())))]
-    inside = [match.span() for match in FORMULA.finditer(text)]
+    every = list(FORMULA.finditer(text))
+    inside = [match.span() for match in every]
+    formulas = [match for match in every if not NAMED.fullmatch("".join(filter(None, match.groups())))]
     numbers = [
         match for match in ARITHMETIC.finditer(text) if not any(start <= match.start() < end for start, end in inside)
     ]
@@ -277,11 +278,9 @@ def _said(text: str) -> str | None:
             if not AND.fullmatch(text[other.end() : parts[0].start()]):
                 break
             parts.insert(0, other)
-    elif not re.search(r"\w", text[: found[0].start()]):
-        if len(found) > 1 and OFFER.search(text[found[0].end() : found[1].start()]):
-            return None
-        between = text[found[0].end() : found[1].start()] if len(found) > 1 else ""
-        if len(found) > 1 and not (PROSE.search(between) or FOREIGN.search(between)):
+    elif len(found) > 1 and not re.search(r"\w", text[: found[0].start()]):
+        between = text[found[0].end() : found[1].start()]
+        if OFFER.search(between) or not (PROSE.search(between) or FOREIGN.search(between)):
             return None
     before, after = text[: parts[0].start()], text[parts[-1].end() :]
     if NEGATED.search(before[-80:]) or CHANGED.match(after):
@@ -320,8 +319,7 @@ def chosen(answer: str) -> set[str]:
         bold = [text for text in BOLD.findall(answer) if _letters(text)]
         last = answer.rstrip().rsplit("\n", 1)[-1]
         stated = bold[-1:] or [last if _letters(last) else answer]
-    found = [_letters(text) for text in stated]
-    return set().union(*found) if all(found) else set().union(*found) if len(found) > 1 else set()
+    return set().union(*map(_letters, stated))
 
 
 def _letters(text: str) -> set[str]:

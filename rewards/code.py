@@ -512,14 +512,21 @@ def _line(text: str) -> Any:
         return None
 
 
-def prints(completion: str, expected: str, provider: Provider | None = None) -> bool:
-    """Whether the program of a completion prints what is expected.
+def passes(
+    completion: str, tests: tuple[Test, ...], provider: Provider | None = None, all_or_nothing: bool = True
+) -> float:
+    """`share_passed` of the program that a completion gives, 0.0 where it gives none.
 
     Raises:
         SandboxUnavailable: the program could not be run.
     """
-    program = program_of(completion)
-    return program is not None and share_passed(provider or LocalSandbox(), program, (Test(expected),)) == 1.0
+    program = program_of(completion, wanted(tests))
+    return 0.0 if program is None else share_passed(provider or LocalSandbox(), program, tests, all_or_nothing)
+
+
+def prints(completion: str, expected: str, provider: Provider | None = None) -> bool:
+    """Whether the program of a completion prints what is expected. Raises SandboxUnavailable as `passes` does."""
+    return passes(completion, (Test(expected),), provider) == 1.0
 
 
 @dataclass(frozen=True)
@@ -619,8 +626,7 @@ class CodeReward:
 
     def _score(self, completion: str, tests: tuple[Test, ...]) -> float | None:
         try:
-            program = program_of(completion, wanted(tests))
-            return 0.0 if program is None else share_passed(self.provider, program, tests, self.mode == "all")
+            return passes(completion, tests, self.provider, self.mode == "all")
         except SandboxUnavailable as error:
             logger.warning("code_reward: the sandbox is out of service: %s", error)
             return None

@@ -316,9 +316,8 @@ def compare(gold: str, answer: str, policy: Policy = Policy()) -> Verdict:
         wanted = prepare(gold, True)
     if not wanted.text or not given.text:
         return DIFFERENT
-    if (times := [_minutes(WRAPPED.sub(r"\1", side.text)) for side in (wanted, given)])[0] is not None and times[
-        1
-    ] is not None:
+    times = [_minutes(WRAPPED.sub(r"\1", side.text)) for side in (wanted, given)]
+    if None not in times:
         return EQUAL if times[0] == times[1] else DIFFERENT
     if wanted.words is not None or given.words is not None:
         return EQUAL if _same_words(wanted, given) and _same_unit(wanted, given) == 1 else DIFFERENT
