@@ -19,7 +19,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -124,6 +124,18 @@ def configs(groups: dict[str, list[str]]) -> list[dict[str, Any]]:
     return [{"config_name": name, "data_files": [{"split": "train", "path": parts}]} for name, parts in groups.items()]
 
 
+def license_of(stated: Iterable[str]) -> dict[str, str]:
+    """The header's licence: the Hub's identifier of the one that is stated, else `other` under a name of its own, or
+    under one that says where several are listed."""
+    names = {rows.hub_license(name) or name.strip() for name in stated}
+    name = names.pop() if len(names) == 1 else "other"
+    if name in rows.HUB_LICENSES - {"other"}:
+        return {"license": name}
+    own = re.sub(r"[^a-z0-9.-]+", "-", re.sub(r"^https?://", "", name.lower())).strip("-.")
+    found = {"license": "other", "license_name": own if own not in ("", "other") else "as-listed-in-this-card"}
+    return found | ({"license_link": name} if re.fullmatch(r"https?://\S+", name) else {})
+
+
 def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     """(dotted name, value) of all that is neither mapping nor list inside of a value."""
     if isinstance(value, dict | list | tuple):
@@ -183,11 +195,7 @@ def statistics(files: list[Path], config: Card) -> dict[str, Any]:
         "rows": total,
         "files": {name: {"rows": file.metadata.num_rows, "bytes": path.stat().st_size}
                   for (name, file), path in zip(found.items(), files, strict=True)},
-        "text_bytes": sum(
-            file.metadata.row_group(group).total_byte_size
-            for file in found.values() for group in range(file.num_row_groups)
-        ),
-        "columns": {column.name: str(column.type).replace("double", "float64") for column in schema},
+        "columns": {column.name: str(column.type) for column in schema},
         "counts": {name: dict(values.most_common()) for name, values in counts.items() if values},
         "domains": domains if lengths["summary"] else {},
         "revisions": {source: sorted(values) for source, values in sorted(revisions.items()) if values},
@@ -283,32 +291,17 @@ def _commit() -> str:
 
 def metadata(config: Card, stats: dict[str, Any]) -> dict[str, Any]:
     """The YAML at the head of the card."""
-    licenses = list(stats["counts"].get("license", {}))
     sources = [name for name in stats["counts"].get("source", {}) if re.fullmatch(r"[\w.-]+/[\w.-]+", name)]
-    groups = rows.configurations(stats["files"])
-    splits = [
-        {"name": group, "num_bytes": sum(stats["files"][name]["bytes"] for name in names),
-         "num_examples": sum(stats["files"][name]["rows"] for name in names)}
-        for group, names in groups.items()
-    ]  # fmt: skip
-    single = licenses[0] if len(licenses) == 1 else "other"
     return {
         "pretty_name": config.title,
-        "license": config.license or single,
-        **({"license_name": "per-row"} if (config.license or single) == "other" else {}),
+        **license_of([config.license] if config.license else stats["counts"].get("license", {})),
         "language": list(stats["counts"].get("language", {})),
         "annotations_creators": "machine-generated",
         "size_categories": next((name for size, name in SIZES if stats["rows"] < size), "n>1M"),
         "source_datasets": sources or ["original"],
         "task_categories": ["text-generation"],
         "tags": ["reasoning", "deepseek-r1", "synthetic"],
-        "configs": configs(groups),
-        "dataset_info": {
-            "features": [{"name": name, "dtype": kind} for name, kind in stats["columns"].items()],
-            "splits": splits,
-            "download_size": sum(split["num_bytes"] for split in splits),
-            "dataset_size": stats["text_bytes"],
-        },
+        "configs": configs(rows.configurations(stats["files"])),
     }
 
 
@@ -467,11 +460,9 @@ def record_card(folder: Path, files: hub.Files, groups: dict[str, list[str]]) ->
     tables = {name: [pq.ParquetFile(files[part]) for part in names] for name, names in groups.items()}
     stated = list(licences(folder))
     own = {license for names in groups.values() for part in names for license in _column(files[part], "license")}
-    names = sorted(own | {name for _, counts in stated for name in counts})
     header = {
         "pretty_name": title(folder),
-        "license": names[0] if len(names) == 1 else "other",
-        **({} if len(names) == 1 else {"license_name": "as-listed-in-this-card"}),
+        **license_of(own | {name for _, counts in stated for name in counts}),
         "annotations_creators": ["machine-generated"],
         "tags": ["reasoning", "deepseek-r1", "synthetic"],
         "configs": configs(groups),
@@ -542,8 +533,6 @@ def _settings(config: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _header(folder, config, parent, stated, measured, hub_model_id) -> str:
-    names = sorted({name for _, counts in stated for name in counts})
-    single = names[0] if len(names) == 1 and names[0] != "unknown" else "other"
     results = [
         EvalResult(
             task_type="text-generation",
@@ -560,8 +549,7 @@ def _header(folder, config, parent, stated, measured, hub_model_id) -> str:
     ]
     adapter = (folder / "adapter_config.json").is_file()
     data = ModelCardData(
-        license=single,
-        license_name="as-listed-in-this-card" if single == "other" else None,
+        **license_of({name for _, counts in stated for name in counts}),
         base_model=parent[0],
         base_model_relation="adapter" if adapter else "finetune" if parent[0] else None,
         datasets=sorted({name for name, _, _ in map(hub_name, _sources(config)) if name}) or None,

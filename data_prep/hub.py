@@ -2,7 +2,7 @@
 
 Files lie on disk before they are pushed. A push is one commit of what the repository does not have yet, made on the
 head that was just looked at; so the same push again, after a fault or a kill, goes on where the last one stopped, and
-does nothing where it had arrived. What is there afterwards is compared by size and checksum, then downloaded.
+does nothing where it had arrived. What is there afterwards is compared by the sizes and checksums that the Hub tells.
 
 The token comes from the environment variable HF_TOKEN alone. A file that contains it is not pushed.
 """
@@ -15,23 +15,31 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Literal, TypeVar
 
 from data_prep.runs import ConfigError
 
 import httpx2
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, snapshot_download
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils import parse_ratelimit_headers
+from huggingface_hub.utils import get_session, parse_ratelimit_headers
 
 log = logging.getLogger(__name__)
 Files = dict[str, Path | bytes]  # path in the repository -> where its content is, or the content
+Additions = dict[str, CommitOperationAdd]  # by their paths in the repository, with their checksums
 T = TypeVar("T")
 
 ATTEMPTS = 10
+REACHING, REACHING_S = 3, 4.0  # attempts at the first request, and the seconds in which each must be connected
 FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 120.0  # each wait twice the last: about six minutes until a push gives up
 PASSING = {408, 409, 412, 425, 429}  # and 5xx: statuses that another try may not meet
 MEANING = {
@@ -39,7 +47,7 @@ MEANING = {
     403: "the token in HF_TOKEN may not do this",
     404: "there is no such repository for the token in HF_TOKEN",
 }
-STALE = (".parquet", ".safetensors")  # left from another push, such a file would be loaded with the new ones
+UNREACHED = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.ProxyError)
 
 
 class HubError(RuntimeError):
@@ -74,28 +82,56 @@ def token() -> str:
 
 
 def require_write(repository: Repository) -> None:
-    """Make the repository if need be. Raises ConfigError where the token cannot write to it: before any work."""
+    """Make the repository if need be. Raises ConfigError where the token cannot write to it, or the Hub cannot be
+    reached: before any work, and within seconds."""
     api, named = HfApi(token=token()), {"repo_id": repository.id, "repo_type": repository.kind}
     try:
-        _patiently(lambda: api.create_repo(**named, private=repository.private, exist_ok=True), "making the repository")
+        _first(lambda: api.create_repo(**named, private=repository.private, exist_ok=True), "making the repository")
         _patiently(lambda: api.auth_check(**named, write=True), "asking for write access")
     except HubError as error:
         raise ConfigError(f"{repository.id}: {error}") from error
 
 
-def push(repository: Repository, files: Files, message: str, branch: str = "main") -> str:
+def files_of(repository: Repository, branch: str = "main") -> dict[str, RepoFile] | None:
+    """The files of a branch, by their paths; none where the branch is not there yet, None where there is no such
+    repository for the token, if any, in HF_TOKEN."""
+    api = HfApi(token=os.environ.get("HF_TOKEN") or False)
+
+    def listing() -> dict[str, RepoFile]:
+        try:
+            # This request first: the client itself repeats that of a listing, for half a minute.
+            head = api.repo_info(repository.id, repo_type=repository.kind, revision=branch).sha
+            return _listing(api, repository, head)
+        except RevisionNotFoundError:
+            return {}
+
+    try:
+        return _first(listing, "looking at what is there")
+    except HubError as error:
+        if isinstance(error.__cause__, RepositoryNotFoundError):
+            return None
+        raise
+
+
+def additions(files: Files) -> Additions:
+    """The files, read once for their checksums. Raises HubError for one that contains the token."""
+    secret = os.environ.get("HF_TOKEN", "").strip().encode()
+    for path, content in files.items():
+        if secret and _contains(content, secret):
+            raise HubError(f"{path} contains the token of HF_TOKEN; it is not pushed")
+    sources = {path: content if isinstance(content, bytes) else str(content) for path, content in files.items()}
+    return {path: CommitOperationAdd(path, source) for path, source in sources.items()}
+
+
+def push(
+    repository: Repository, added: Additions, message: str, branch: str = "main", delete: Collection[str] = ()
+) -> str:
     """Bring the files there, in one commit, and compare what is there then; returns the commit's hash.
 
-    Only what differs is uploaded. A branch that is not there starts from the empty repository. Files with the endings
-    `STALE` that are not among `files` are deleted. Raises HubError, after which the same call goes on.
+    Only what differs is uploaded. A branch that is not there starts from the empty repository. Of the repository's
+    other files, those named in `delete` are deleted. Raises HubError, after which the same call goes on.
     """
-    secret = token()
-    for path, content in files.items():
-        if _contains(content, secret.encode()):
-            raise HubError(f"{path} contains the token of HF_TOKEN; it is not pushed")
-    api, named = HfApi(token=secret), {"repo_id": repository.id, "repo_type": repository.kind}
-    sources = {path: content if isinstance(content, bytes) else str(content) for path, content in files.items()}
-    additions = {path: CommitOperationAdd(path, source) for path, source in sources.items()}  # reads each file once
+    api, named = HfApi(token=token()), {"repo_id": repository.id, "repo_type": repository.kind}
 
     def attempt() -> str:
         # Looked for rather than `exist_ok`, for which any 409 says that the branch is there.
@@ -104,11 +140,11 @@ def push(repository: Repository, files: Files, message: str, branch: str = "main
             api.create_branch(**named, branch=branch, revision=first)
         head = api.repo_info(**named, revision=branch).sha
         there = _listing(api, repository, head)
-        missing = [addition for path, addition in additions.items() if not _same(addition, there.get(path))]
-        stale = [CommitOperationDelete(path) for path in there if path.endswith(STALE) and path not in files]
+        missing = [addition for path, addition in added.items() if not same(addition, there.get(path))]
+        stale = [CommitOperationDelete(path) for path in delete if path in there]
         if not missing + stale:
             return head
-        log.info("%s: pushing %d of %d files", repository.id, len(missing), len(files))
+        log.info("%s: pushing %d of %d files", repository.id, len(missing), len(added))
         done = api.create_commit(
             **named, operations=[*missing, *stale], commit_message=message, revision=branch, parent_commit=head
         )
@@ -116,13 +152,13 @@ def push(repository: Repository, files: Files, message: str, branch: str = "main
 
     sha = _patiently(attempt, "pushing")
     there = _patiently(lambda: _listing(api, repository, sha), "looking at what was pushed")
-    if wrong := [path for path, addition in additions.items() if not _same(addition, there.get(path))]:
+    if wrong := [path for path, addition in added.items() if not same(addition, there.get(path))]:
         raise HubError(f"{repository.id} at {sha}: not as on disk: {', '.join(wrong)}")
     return sha
 
 
-def read_back(repository: Repository, sha: str, files: Files, cache: Path) -> Path:
-    """Download the files of a commit to a folder below `cache`, compare each by its SHA-256; returns the folder."""
+def read_back(repository: Repository, sha: str, files: Collection[str], cache: Path) -> Path:
+    """Download files of a commit to a folder below `cache`; returns the folder."""
 
     def attempt() -> Path:
         folder = snapshot_download(
@@ -137,16 +173,15 @@ def read_back(repository: Repository, sha: str, files: Files, cache: Path) -> Pa
             raise _Incomplete(f"{', '.join(lost)} did not arrive")
         return Path(folder)
 
-    folder = _patiently(attempt, "reading back")
-    if wrong := [path for path, content in files.items() if _sha256(folder / path) != _sha256(content)]:
-        raise HubError(f"{repository.id} at {sha}: came back otherwise than on disk: {', '.join(wrong)}")
-    return folder
+    return _patiently(attempt, "reading back")
 
 
 def stated_license(kind: Literal["model", "dataset"], name: str) -> str:
     """The licence that a repository's card states, "unknown" where it states none."""
-    info = _patiently(lambda: HfApi(token=token()).repo_info(name, repo_type=kind), f"reading the card of {name}")
-    return str(getattr(info.card_data, "license", None) or "unknown")
+    api = HfApi(token=os.environ.get("HF_TOKEN") or False)
+    info = _first(lambda: api.repo_info(name, repo_type=kind), f"reading the card of {name}")
+    stated = getattr(info.card_data, "license", None) or "unknown"
+    return stated if isinstance(stated, str) else ", ".join(stated)
 
 
 def _listing(api: HfApi, repository: Repository, revision: str) -> dict[str, RepoFile]:
@@ -154,7 +189,7 @@ def _listing(api: HfApi, repository: Repository, revision: str) -> dict[str, Rep
     return {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
 
 
-def _same(addition: CommitOperationAdd, there: RepoFile | None) -> bool:
+def same(addition: CommitOperationAdd, there: RepoFile | None) -> bool:
     """Whether a file of the repository is that of the disk: LFS keeps its SHA-256, git the SHA-1 of its blob."""
     if there is None or there.size != addition.upload_info.size:
         return False
@@ -166,11 +201,6 @@ def _same(addition: CommitOperationAdd, there: RepoFile | None) -> bool:
 
 def _open(content: Path | bytes) -> io.BufferedIOBase:
     return io.BytesIO(content) if isinstance(content, bytes) else content.open("rb")
-
-
-def _sha256(content: Path | bytes) -> str:
-    with _open(content) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _contains(content: Path | bytes, secret: bytes) -> bool:
@@ -186,20 +216,30 @@ def _contains(content: Path | bytes, secret: bytes) -> bool:
 # Patience
 
 
-def _patiently(work: Callable[[], T], what: str) -> T:
+def _patiently(work: Callable[[], T], what: str, reached: bool = True) -> T:
     """What `work` returns, tried again with growing waits, or those that the Hub asks for, while its faults may pass.
-    Raises HubError for one that will not, and after the last attempt."""
+    Raises HubError for one that will not, and after the last attempt: the third, where no connection was made and the
+    Hub has not been reached before."""
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return work()
         except (httpx2.HTTPError, OSError, RuntimeError, ValueError) as error:
             passing, reason, asked = _judge(error)
-            if not passing or attempt == ATTEMPTS:
-                raise HubError(f"{what} failed{f' {attempt} times' if passing else ''}: {reason}") from error
+            unreached = isinstance(error, UNREACHED) and not reached
+            if not passing or attempt == (REACHING if unreached else ATTEMPTS):
+                where = f"{constants.ENDPOINT} cannot be reached, " if unreached else ""
+                raise HubError(f"{what} failed{f' {attempt} times' if passing else ''}: {where}{reason}") from error
             wait = max(asked, min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** (attempt - 1)))
             log.warning("%s: %s; again in %.0f s", what, reason, wait)
             time.sleep(wait)
     raise AssertionError("unreachable")
+
+
+def _first(work: Callable[[], T], what: str) -> T:
+    """As `_patiently`, for what may be a command's first request: where there is no network, minutes of waiting would
+    not bring one. The client itself would wait for a connection for ever."""
+    get_session().timeout = httpx2.Timeout(None, connect=REACHING_S)
+    return _patiently(work, what, reached=False)
 
 
 def _judge(error: BaseException) -> tuple[bool, str, float]:
@@ -213,6 +253,8 @@ def _judge(error: BaseException) -> tuple[bool, str, float]:
             said = str(error) if status == 400 else one.server_message or str(one).strip().splitlines()[0]
             reason = f"{MEANING[status]} ({status}: {said})" if status in MEANING else f"{status}: {said}"
             return status in PASSING or status >= 500, reason, asked
+    if isinstance(error, OfflineModeIsEnabled):
+        return False, "HF_HUB_OFFLINE is set; take it out of the environment to push", 0.0
     for one in _chain(error):
         if isinstance(one, httpx2.TransportError | LocalEntryNotFoundError | _Incomplete | ConnectionError):
             return True, f"{type(one).__name__}: {str(one).strip().splitlines()[0] if str(one).strip() else ''}", 0.0

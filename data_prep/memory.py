@@ -1,6 +1,9 @@
-"""What a process on a CPU keeps of the memory that it frees."""
+"""Memory of a CPU: what a process may still take, and what it keeps of what it frees."""
 
 import ctypes
+from pathlib import Path
+
+import psutil
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of glibc's malloc.h
 
@@ -13,3 +16,14 @@ def keep_freed() -> None:
     if mallopt is not None:
         mallopt(_TRIM_THRESHOLD, -1)  # never given back from the end of the heap
         mallopt(_MMAP_MAX, 0)  # nor put outside of it
+
+
+def available() -> int:
+    """Bytes that this process may still take: what the machine has free, and what the limits of its control groups
+    (version 2; of a container or a Slurm job) leave of it."""
+    found = psutil.virtual_memory().available
+    leaf = Path("/sys/fs/cgroup" + Path("/proc/self/cgroup").read_text().rpartition("0::")[2].strip())
+    for limit in (group / "memory.max" for group in (leaf, *leaf.parents)):
+        if limit.is_file() and (said := limit.read_text().strip()) != "max":
+            found = min(found, int(said) - int(limit.with_name("memory.current").read_text()))
+    return found

@@ -1,24 +1,41 @@
 """Push what lies on disk to the Hub: `python -m data_prep.push FOLDER --hub-model-id OWNER/NAME`.
 
 FOLDER is a finished run of a stage, a data job or an evaluation, the report of a scale, a model, or an adapter. With
-its files goes a card that explains it, which is the last word on README.md. Then all of it is read back: checksums, the
-rows of a data set, what a model says to one question. The same command finishes a push that failed or was killed.
+its files goes a card that explains it, which is the last word on README.md. Before anything is uploaded, the rows of a
+data set are loaded as its card says, and the files of the repository that would be replaced are named. No other file of
+it is touched. Afterwards the checksums are compared, and a model that fits is asked one question. The same command
+finishes a push that failed or was killed.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import logging
+import os
+import re
 import shlex
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from data_prep import commands
-from data_prep.hub import Files, HubError, Repository, push, read_back, require_write
+from data_prep import commands, memory
+from data_prep.hub import (
+    Additions,
+    Files,
+    HubError,
+    Repository,
+    additions,
+    files_of,
+    push,
+    read_back,
+    require_write,
+    same,
+)
 from data_prep.publishing import pushed
 from data_prep.runs import ConfigError, Stopped, write_json
 
@@ -28,6 +45,12 @@ STATE_FILES = (*MODEL_FILES, ".pt", ".pth")  # what a checkpoint needs to be tra
 DATA_FILES = (".parquet", ".json", ".jsonl", ".png", ".svg", ".html")
 OURS = {"begun.json", "hub.json", "sessions.json"}  # about this disk
 SCRATCH = ".pushed"  # what is read back, while it is compared
+# Left beside what is pushed, transformers or PEFT would load these with it or instead of it.
+OF_A_MODEL = re.compile(
+    r"model.*\.safetensors(\.index\.json)?|adapter_(config\.json|model.*)|generation_config\.json|.*chat_template.*|"
+    r"tokenizer.*|(added_tokens|special_tokens_map|vocab)\.json|merges\.txt"
+)
+OF_A_DATA_SET = ("dataset_infos.json", ".huggingface.yaml")  # datasets reads them beside any card
 
 
 def main(argv: list[str]) -> None:
@@ -39,6 +62,10 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--public", action="store_true", help="make the repository public, if it has to be made")
     parser.add_argument("--checkpoints", action="store_true", help="each checkpoint-N too, as a branch of that name")
     parser.add_argument("--card", type=Path, help="folder with the README.md and stats.json of data_prep.cards")
+    parser.add_argument(
+        "--delete-stale", action="store_true", help="delete files there that would be loaded with or instead of these"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="say what would be done, change nothing on the Hub")
     parser.add_argument("--check", choices=["model", "dataset"], help="only make sure that such a thing can be pushed")
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
@@ -48,10 +75,13 @@ def main(argv: list[str]) -> None:
             require_write(Repository(arguments.hub_model_id, arguments.check, private))
             return
         found = parts(arguments.folder, arguments.hub_model_id, private)
-        for _, repository in found:
+        for _, repository in [] if arguments.dry_run else found:
             require_write(repository)
-        for folder, repository in found:
-            send(folder, repository, arguments)
+        plans = [one for folder, repository in found for one in prepare(folder, repository, arguments)]
+        if arguments.dry_run:
+            return
+        for one in plans:
+            send(one)
         if found[0][0] != arguments.folder:  # several models
             write_json(
                 arguments.folder / "hub.json", {"id": arguments.hub_model_id, "parts": [one.id for _, one in found]}
@@ -61,25 +91,89 @@ def main(argv: list[str]) -> None:
         raise Stopped(f"{error}\nNothing is lost on this disk. To finish the push:\n{command}") from error
 
 
-def send(folder: Path, repository: Repository, arguments: argparse.Namespace) -> None:
-    """Push one model or data set with its card, read it back, note in hub.json where it went."""
+class Plan(NamedTuple):
+    """What goes from one folder to one branch."""
+
+    folder: Path
+    repository: Repository
+    branch: str
+    added: Additions
+    stale: list[str]  # to be deleted
+
+
+def prepare(folder: Path, repository: Repository, arguments: argparse.Namespace) -> Iterator[Plan]:
+    """What a model or a data set and its checkpoints need, made and checked on this disk, and what it would change on
+    the Hub, which is only looked at.
+
+    Raises ConfigError for rows that do not load as the card says, and for files of the repository that would be loaded
+    with or instead of what is pushed, unless --delete-stale is given.
+    """
     shutil.rmtree(folder / SCRATCH, ignore_errors=True)  # of a push that was killed
     (folder / SCRATCH).mkdir()
     with tempfile.TemporaryDirectory(dir=folder / SCRATCH) as scratch:
         if repository.kind == "model":
             files = model_files(folder) | card_of_model(folder, repository)
-            said = {part: answer(folder / part) for part in ("", "adapter") if is_model(folder / part)}
         else:
             files = data_files(folder) | card_of_data(folder, arguments.card, Path(scratch))
-        sha = push(repository, files, f"{folder.name}, with its card")
-        back = read_back(repository, sha, files, Path(scratch) / "hub")
-        if repository.kind == "dataset":
-            compare_rows(back, files, Path(scratch) / "rows")
-        elif said != {part: answer(back / part) for part in said}:
-            raise HubError(f"{repository.id} at {sha}: the model that came back answers otherwise than the one here")
+        yield plan(folder, repository, "main", files, arguments, Path(scratch) / "whole")
     for checkpoint in sorted(folder.glob("checkpoint-*/complete.json")) if arguments.checkpoints else []:
-        state = grounded(listed(checkpoint.parent, STATE_FILES, "**/*"))
-        push(repository, state, f"{folder.name}, {checkpoint.parent.name}", branch=checkpoint.parent.name)
+        files = grounded(listed(checkpoint.parent, STATE_FILES, "**/*"))
+        yield plan(folder, repository, checkpoint.parent.name, files, arguments, Path(scratch))
+
+
+def plan(
+    folder: Path, repository: Repository, branch: str, files: Files, arguments: argparse.Namespace, scratch: Path
+) -> Plan:
+    """What would be changed on one branch, and said of it."""
+    added, where, new = additions(files), f"{repository.id}, branch {branch}", "new"
+    try:
+        there = files_of(repository, branch)
+    except HubError as error:
+        if not arguments.dry_run:
+            raise
+        log.warning("%s: what is there and would be replaced is not known: %s", where, error)
+        there, new = {}, "to push"
+    if there is None and not arguments.dry_run:
+        raise HubError(f"{repository.id} is not there any more (404)")
+    there = there or {}
+    others = sorted(there.keys() - files.keys() - {".gitattributes"})
+    if repository.kind == "model":
+        stale = stale_of_model(files, others)
+    else:
+        stale = stale_of_data(folder, files, others, scratch)
+    changed = [path for path in files if path in there and not same(added[path], there[path])]
+    for what, paths in (
+        (new, [path for path in files if path not in there]),
+        ("replaced", changed),
+        ("deleted" if arguments.delete_stale else "in the way", stale),
+        ("kept, and not loaded", [path for path in others if path not in stale]),
+    ):
+        if paths:
+            log.info("%s: %s: %s", where, what, ", ".join(paths))
+    if stale and not arguments.delete_stale:
+        raise ConfigError(
+            f"{where}: {', '.join(stale)} would be loaded with or instead of what is pushed, and nothing is deleted "
+            "unasked. Nothing was pushed. Push to another --hub-model-id, or add --delete-stale to delete these files."
+        )
+    return Plan(folder, repository, branch, added, stale)
+
+
+def send(one: Plan) -> None:
+    """Push what was prepared, compare it, note in hub.json where it went."""
+    folder, repository, branch, added, stale = one
+    if branch != "main":
+        push(repository, added, f"{folder.name}, {branch}", branch, stale)
+        return
+    asked = [part for part in ("", "adapter") if is_model(folder / part)] if repository.kind == "model" else []
+    if asked and (reason := too_large(folder)):
+        log.info("%s: compared by its checksums, and not asked a question: %s", repository.id, reason)
+        asked = []
+    said = {part: answer(folder / part) for part in asked}
+    sha = push(repository, added, f"{folder.name}, with its card", delete=stale)
+    with tempfile.TemporaryDirectory(dir=folder / SCRATCH) as scratch:
+        back = read_back(repository, sha, added, Path(scratch)) if asked else folder
+        if said != {part: answer(back / part) for part in said}:
+            raise HubError(f"{repository.id} at {sha}: the model that came back answers otherwise than the one here")
     write_json(folder / "hub.json", {"id": repository.id, "kind": repository.kind, "revision": sha})
     log.info("%s is on the Hub as %s, revision %s", folder, repository.id, sha)
 
@@ -172,22 +266,70 @@ def card_of_data(folder: Path, card: Path | None, scratch: Path) -> Files:
     return {"README.md": cards.record_card(folder, files, configurations(files)).encode()}
 
 
-def compare_rows(back: Path, files: Files, cache: Path) -> None:
-    """Raises HubError where a configuration, loaded as its card says, has other rows than the files here."""
-    from data_prep.rows import configurations
+def stale_of_model(files: Files, others: Iterable[str]) -> list[str]:
+    """Which other files of the repository would be loaded with or instead of a model's."""
+    folders = {Path(path).parent for path in files}
+    return [path for path in others if Path(path).parent in folders and OF_A_MODEL.fullmatch(Path(path).name)]
 
-    from datasets import get_dataset_config_names, load_dataset
 
-    groups = configurations(files)
-    if groups and sorted(get_dataset_config_names(str(back))) != sorted(groups):
-        raise HubError(f"{back.name}: its configurations are not {', '.join(groups)}")
-    for name, names in groups.items():
-        there = load_dataset(str(back), name, split="train", cache_dir=str(cache))
-        here = load_dataset(
-            "parquet", data_files=[str(files[part]) for part in names], split="train", cache_dir=str(cache)
-        )
-        if there.features != here.features or not there.data.table.equals(here.data.table):
-            raise HubError(f"{name}: {len(there):,} rows came back, {len(here):,} lie here, and they are not the same")
+def stale_of_data(folder: Path, files: Files, others: list[str], whole: Path) -> list[str]:
+    """Which other files of the repository would be loaded with a data set's: `datasets` is asked, at `whole`, where an
+    empty file stands for each of them.
+
+    Then the rows are loaded without these. Raises ConfigError where the card has other configurations than the files,
+    or where a row does not come back as it lies here.
+    """
+    from data_prep.rows import CHUNK, configurations, stream
+
+    from datasets import get_dataset_config_names, load_dataset, load_dataset_builder
+    from datasets.exceptions import DatasetsError
+
+    stale = [path for path in others if path in OF_A_DATA_SET]
+    for path, content in {**dict.fromkeys(set(others) - set(stale), b""), **files}.items():
+        (whole / path).parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, bytes):
+            (whole / path).write_bytes(content)
+        else:
+            (whole / path).symlink_to(content.resolve())
+    groups, cache, name = configurations(files), str(whole.with_name("cache")), ""
+    try:
+        if groups and sorted(found := get_dataset_config_names(str(whole))) != sorted(groups):
+            raise ConfigError(f"it has {', '.join(found)}, and the files here make {', '.join(groups)}")
+        for name in groups:
+            loaded = load_dataset_builder(str(whole), name, cache_dir=cache).config.data_files
+            paths = {os.path.relpath(path, whole.resolve()) for split in loaded.values() for path in split}
+            stale += sorted(paths & set(others))
+        for path in stale:
+            (whole / path).unlink(missing_ok=True)
+        for name, parts in groups.items():
+            loaded = load_dataset(str(whole), name, split="train", streaming=True, cache_dir=cache)
+            there = (row for batch in loaded.with_format("arrow").iter(CHUNK) for row in batch.to_pylist())
+            here = stream([files[part] for part in parts])
+            for number, (one, other) in enumerate(itertools.zip_longest(there, here)):
+                if repr(one) != repr(other):  # as text, in which a NaN is as another
+                    raise ConfigError(f"row {number} comes back as {one!r:.200}, and is {other!r:.200} here")
+    except (DatasetsError, ValueError, TypeError, NotImplementedError, OSError) as error:
+        said = " ".join(str(error).split()).rstrip(".")[:600]
+        raise ConfigError(
+            f"{folder / f'{name}.parquet' if name else folder} does not load as its card says: {said}. Nothing was "
+            "pushed. Give each column a type that `datasets` knows, the same in all its files, and name them in the card."
+        ) from error
+    return stale
+
+
+def too_large(folder: Path) -> str:
+    """Why a model is not loaded and downloaded to be asked a question; "" where there is twice the room for it."""
+    weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    if not (folder / "config.json").is_file():  # an adapter alone, with whose base it is loaded
+        base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+        if Path(base).is_dir():
+            weights += sum(path.stat().st_size for path in Path(base).glob("*.safetensors"))
+        else:
+            there = files_of(Repository(base, "model")) or {}
+            weights += sum(file.size for path, file in there.items() if path.endswith(".safetensors"))
+    free = {"memory": memory.available(), "disk": shutil.disk_usage(folder).free}
+    short = [f"{size / 1e9:.1f} GB of {what}" for what, size in free.items() if size < 2 * weights]
+    return f"its weights take {weights / 1e9:.1f} GB, and {' and '.join(short)} are free" if short else ""
 
 
 def answer(folder: Path) -> Any:

@@ -38,16 +38,42 @@ Row = dict[str, Any]
 CHUNK = 1_000  # rows read or written at a time
 
 
-# The SPDX-like names of cards under which a row may be used commercially; any other, and none, is taken as not.
+# https://huggingface.co/docs/hub/repositories-licenses
+HUB_LICENSES = frozenset(
+    """apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0 bigcode-openrail-m
+    afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear c-uda cc cc0-1.0 cc-by-2.0 cc-by-2.5
+    cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nd-4.0 cc-by-nc-nd-3.0
+    cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cdla-sharing-1.0 cdla-permissive-1.0
+    cdla-permissive-2.0 wtfpl ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 eupl-1.2 agpl-3.0 gfdl gpl gpl-2.0 gpl-3.0 lgpl
+    lgpl-2.1 lgpl-3.0 isc h-research intel-research lppl-1.3c ms-pl apple-ascl apple-amlr mpl-2.0 odc-by odbl
+    openmdw-1.0 openrail++ osl-3.0 postgresql ofl-1.1 ncsa unlicense zlib pddl lgpl-lr deepfloyd-if-license
+    fair-noncommercial-research-license llama2 llama3 llama3.1 llama3.2 llama3.3 llama4 gemma unknown other""".split()
+)
+# Those under which a row may be used commercially; any other, and none, is taken as not.
 COMMERCIAL = {
     "apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-2.0", "cc-by-3.0", "cc-by-4.0",
     "cc-by-sa-3.0", "cc-by-sa-4.0", "odc-by", "cdla-permissive-2.0",
 }  # fmt: skip
 
 
+def hub_license(stated: str) -> str | None:
+    """The Hub's identifier of a licence that is stated by it, by SPDX or by its short name, else None.
+
+    "Apache License 2.0" is apache-2.0, "GPL-3.0-or-later" and "GNU GPLv3+" are gpl-3.0, "ODC-By-1.0" is odc-by.
+    """
+    name = re.sub(r"[\s_]+", "-", stated.strip().lower()) or "unknown"
+    short = re.sub(r"\b(the|gnu|licen[sc]e|version)\b|,", "", name)
+    short = re.sub(r"(?<=[a-z])-*v\.?-?(?=\d)", "-", short)
+    short = re.sub(r"-(only|or-later)$|(?<=\d)\+$", "", re.sub(r"-+", "-", short).strip("-"))
+    apart = re.sub(r"(?<=[a-z])(?=\d)", "-", short)  # apache2.0
+    family = re.sub(r"^(odc-by|odbl|pddl|gfdl|l?gpl|c-uda)-\d\.\d$", r"\1", short)  # the Hub has no version of it
+    found = (name, short, apart, f"{short}.0", f"{apart}.0", family, "cc0-1.0" if short == "cc0" else "")
+    return next((one for one in found if one in HUB_LICENSES), None)
+
+
 def commercial(license: str) -> bool:
     """Whether the licence of a row is known to allow commercial use."""
-    return license.strip().lower() in COMMERCIAL
+    return hub_license(license) in COMMERCIAL
 
 
 def fault(row: Row, sft: bool = False) -> str | None:

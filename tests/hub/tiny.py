@@ -70,7 +70,7 @@ def push_branch(folder: str | Path, name: str, branch: str) -> tuple[str, list[f
     files = {path.name: path for path in Path(folder).iterdir()}
     with no_waiting() as waits:
         try:
-            hub.push(hub.Repository(name, "model"), files, "a checkpoint", branch=branch)
+            hub.push(hub.Repository(name, "model"), hub.additions(files), "a checkpoint", branch=branch)
         except hub.HubError as error:
             return str(error), waits
     return "", waits
