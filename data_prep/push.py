@@ -312,7 +312,7 @@ def stale_of_data(folder: Path, files: Files, others: list[str], whole: Path) ->
         said = " ".join(str(error).split()).rstrip(".")[:600]
         raise ConfigError(
             f"{folder / f'{name}.parquet' if name else folder} does not load as its card says: {said}. Nothing was "
-            "pushed. Give each column a type that `datasets` knows, the same in all its files, and name them in the card."
+            "pushed. Give each column a type that `datasets` knows, the same in all files, and name them in the card."
         ) from error
     return stale
 

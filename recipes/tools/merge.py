@@ -48,6 +48,11 @@ SCALES = "_scale_inv"  # of an FP8 weight, by blocks
 KEPT = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]  # weights, configs, tokenizers and their templates
 # Ways to begin an adapter that leave the parent's weights as they are.
 PLAIN = ("none", "true", "false", "gaussian", "eva", "orthogonal", "mica")
+# Keys of an adapter that is more than the product of its two matrices.
+UNREAD = (
+    "use_dora", "fan_in_fan_out", "lora_bias", "alora_invocation_tokens", "use_qalora", "use_bdlora", "arrow_config",
+    "kasa_config", "monteclora_config", "layer_replication",
+)  # fmt: skip
 
 
 def give_back_memory(done: int) -> None:
@@ -138,19 +143,26 @@ class Parent:
         if lost := sorted({file for file in self.file_of.values() if not (self.folder / file).is_file()}):
             raise ConfigError(f"{name}: {', '.join(lost[:3])} of its index is not there; copy the checkpoint again.")
         self.keys = [key for key in self.file_of if not (self.fp8 and key.endswith(SCALES))]
+        self.untied: dict[str, str] = {}  # what is written apart, by the tensor that it is tied to here
         self._open = lru_cache(maxsize=2)(lambda file: safe_open(self.folder / file, "pt"))
 
     def files(self) -> list[str]:
         return sorted({self.file_of[key] for key in self.keys})
 
+    def untie(self, key: str, tied_to: str) -> None:
+        """Give a tensor that is tied to another one a place of its own."""
+        self.untied[key], self.file_of[key] = tied_to, self.file_of[tied_to]
+        self.keys.append(key)
+
     def is_scaled(self, key: str) -> bool:
         return key + SCALES in self.file_of
 
     def shape(self, key: str) -> list[int]:
-        return self._open(self.file_of[key]).get_slice(key).get_shape()
+        return self._open(self.file_of[key]).get_slice(self.untied.get(key, key)).get_shape()
 
     def read(self, key: str) -> torch.Tensor:
         """The tensor as stored; FP8 times its scales, one for each block, in float32."""
+        key = self.untied.get(key, key)
         tensor = self._open(self.file_of[key]).get_tensor(key)
         if not self.is_scaled(key):
             if tensor.is_floating_point() and tensor.itemsize == 1:
@@ -181,16 +193,18 @@ class Adapter:
         if not path.is_file():
             raise ConfigError(f"{folder}: holds no LoRA adapter (there is no {path.name}); name the folder of one")
         self.config = json.loads(path.read_text(encoding="utf-8"))
-        unread = ("use_dora", "fan_in_fan_out", "lora_bias", "alora_invocation_tokens")
-        odd = [key for key in unread if self.config.get(key)]
+        odd = [key for key in UNREAD if self.config.get(key)]
+        odd += ["bias"] if self.config.get("bias", "none") != "none" else []
         odd += ["init_lora_weights"] if str(self.config.get("init_lora_weights")).lower() not in PLAIN else []
-        if self.config["peft_type"] != "LORA" or odd or self.config.get("bias", "none") != "none":
+        odd += ["peft_type"] if self.config["peft_type"] != "LORA" else []
+        if odd:
             raise ConfigError(f"{folder}: not a plain LoRA adapter ({', '.join(odd)}); merge it with PEFT.")
         self.leaves, rename = expert_names(model), module_names(model)
         self.transposed = any(getattr(module, "is_transposed", False) for module in model.modules())
         self.tensors = safe_open(self.file, "pt")
         self._read = lru_cache(maxsize=4)(lambda key: self.tensors.get_tensor(key).float())  # stacked ones serve many
         self.names, self.whole = {}, {}  # by their name in the model: as they are in the file
+        self.apart = False  # does it change one of two tied tensors
         for key in list(self.tensors.keys()):
             module, _, pair = key.removeprefix("base_model.model.").partition(".lora_")
             if pair.startswith("A."):
@@ -227,6 +241,12 @@ class Adapter:
     def check(self, plan: dict[str, list[Part]], source: Parent) -> None:
         """Raises ConfigError where a pair of matrices has another size than what it is added to."""
         experts = Counter((part.module, part.parameter) for parts in plan.values() for part in parts if not part.half)
+        for name, key in self.whole.items():
+            if name in plan and self.tensors.get_slice(key).get_shape() != source.shape(name):
+                raise ConfigError(
+                    f"{self.file.parent}: {key} is of another size than {name} of {source.folder}. Name the checkpoint "
+                    "that it was trained on."
+                )
         for key, parts in plan.items():
             whole = torch.empty(source.shape(key), device="meta")
             for part in parts:
@@ -294,15 +314,16 @@ def merge(
     """Write the checkpoint `parent` + `adapter`, weights in `dtype`, to `output`, with the adapter's tokenizer, else
     the parent's, and with `settings` in its config.
 
-    A tensor that a 16-bit parent keeps in float32 stays so. The adapter of a scorer makes a scorer. Raises ConfigError
-    where the adapter has a part that the parent has not.
+    Where the adapter changes an embedding and not the head that is tied to it, or the other way round, the result has
+    both and ties none. A tensor that a 16-bit parent keeps in float32 stays so. The adapter of a scorer makes a scorer.
+    Raises ConfigError where the adapter has a part that the parent has not.
     """
     source, output = Parent(parent), Path(output)
     model = skeleton(source.folder)
     added = Adapter(adapter, model) if adapter else None
     if output.resolve() == source.folder.resolve():
         raise ConfigError(f"{output}: is the parent itself; name another output.")
-    plan = _plan(source, added, module_names(model))
+    plan = _plan(source, added, module_names(model), model.all_tied_weights_keys)
     _begin(source, added, output, dtype)
     for name in source.files():
         if not (output / name).exists():
@@ -321,11 +342,28 @@ def merge(
     _finish(source, added, output, {"dtype": dtype} | settings)
 
 
-def _plan(source: Parent, added: Adapter | None, rename: Callable[[str], str]) -> dict[str, list[Part]]:
-    """What is added to each tensor that is kept."""
-    plan = {key: added.parts(rename(key), source.shape(key)) if added else [] for key in source.keys}
+def _plan(
+    source: Parent, added: Adapter | None, rename: Callable[[str], str], tied: dict[str, str]
+) -> dict[str, list[Part]]:
+    """What is added to each tensor that is kept; `tied` is to which one each is tied, by their names in the model."""
     if added is None:
-        return plan
+        return {key: [] for key in source.keys}
+    names = {key: rename(key) for key in source.keys}
+    stored = {name: key for key, name in names.items()}
+    scores = added.config.get("task_type") == "SEQ_CLS"
+    if not scores:
+        changed = added.whole.keys() | {f"{name}.weight" for name in added.names}
+        apart = tied.keys() & changed
+        if not added.config.get("ensure_weight_tying"):  # by which PEFT changes both alike
+            apart |= {name for name, other in tied.items() if other in changed}
+        for pair in ((name, tied[name]) for name in apart):
+            for one, other in (pair, pair[::-1]):
+                if one not in stored:
+                    source.untie(one, stored[other])
+                    names[one] = stored[one] = one
+        added.apart = bool(apart)
+        added.whole = {stored.get(name, name): key for name, key in added.whole.items()}
+    plan = {key: added.parts(name, source.shape(key)) for key, name in names.items()}
     left = added.names.keys() - {part.module for parts in plan.values() for part in parts}
     if left:
         raise ConfigError(
@@ -335,7 +373,7 @@ def _plan(source: Parent, added: Adapter | None, rename: Callable[[str], str]) -
     if strange := added.whole.keys() - plan.keys() - {"score.weight", "lm_head.weight"}:
         raise ConfigError(f"{added.file.parent}: {min(strange)} is of no linear layer; merge it with PEFT.")
     added.check(plan, source)
-    replaced = set(added.whole) | ({"lm_head.weight"} if added.config.get("task_type") == "SEQ_CLS" else set())
+    replaced = set(added.whole) | ({"lm_head.weight"} if scores else set())
     return {key: parts for key, parts in plan.items() if key not in replaced}
 
 
@@ -383,8 +421,9 @@ def _finish(source: Parent, added: Adapter | None, output: Path, settings: dict)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     config.update(settings)
-    if added and "lm_head.weight" in added.whole:
-        config.tie_word_embeddings = False  # the head was trained by itself
+    if added and added.apart:
+        for one in (config, config.get_text_config()):
+            one.tie_word_embeddings = False
     if added and added.config.get("task_type") == "SEQ_CLS":
         config.num_labels = len(added.read_whole(settings["dtype"])["score.weight"])
         config.architectures = [AutoModelForSequenceClassification._model_mapping[type(config)].__name__]

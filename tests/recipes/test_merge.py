@@ -17,7 +17,7 @@ import torch
 from huggingface_hub.utils import filter_repo_objects
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 IDS = torch.arange(3, 67).view(2, 32)
 EXPERTS = ["q_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -66,20 +66,54 @@ def test_linear_layers_are_merged_exactly_as_peft_does(tmp_path):
     assert all(merged[name].equal(tensor) for name, tensor in by_peft.state_dict().items())
 
 
-@pytest.mark.parametrize("more", [{"init_lora_weights": "orthogonal"}, {"modules_to_save": ["lm_head"]}, {}])
-@pytest.mark.parametrize("tied", [False, True])
-def test_heads_and_ways_to_begin_are_merged_as_peft_does(more, tied, tmp_path):
-    parent = moe.write(tmp_path / "base", "qwen3_moe", tie_word_embeddings=tied)
-    targets = ["q_proj"] if more or tied else ["q_proj", "lm_head"]  # PEFT saves the frozen head beside its pair
-    folder = adapter(parent, tmp_path / "adapter", targets, **more)
-    if "modules_to_save" in more:
-        held = load_file(folder / "adapter_model.safetensors")
-        (head,) = (key for key in held if "lm_head" in key)
-        save_file(held | {head: held[head] + 1}, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    merge(parent, folder, tmp_path / "merged", dtype="float32")
+WHOLE = [["lm_head"], ["embed_tokens"], ["embed_tokens", "lm_head"]]
+
+
+@pytest.mark.parametrize(
+    ("targets", "more"),
+    [(["q_proj"], {"init_lora_weights": "orthogonal"})]
+    + [(["q_proj"], {"modules_to_save": names}) for names in WHOLE]
+    + [(["q_proj"], {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True})]
+    + [(["q_proj", "lm_head"], more) for more in ({}, {"modules_to_save": ["embed_tokens"]})],
+)
+@pytest.mark.parametrize("stored", ["untied", "tied", "tied, with a head", "tied, as the head"])
+def test_heads_embeddings_and_ways_to_begin_are_merged_as_peft_does(targets, more, stored, tmp_path):
+    parent = moe.write(tmp_path / "base", "qwen3_moe", tie_word_embeddings=stored != "untied")
+    held = load_file(parent / "model.safetensors")
+    if stored.startswith("tied,"):
+        held["lm_head.weight"] = held["model.embed_tokens.weight"].clone()
+        if stored == "tied, as the head":
+            del held["model.embed_tokens.weight"]
+        save_file(held, parent / "model.safetensors", metadata={"format": "pt"})
+    same_as_peft(parent, adapter(parent, tmp_path / "adapter", targets, **more), tmp_path / "merged")
+
+
+def same_as_peft(parent: Path, folder: Path, output: Path) -> None:
+    """Tensors that an adapter has whole are changed first, as training would."""
+    held = load_file(folder / "adapter_model.safetensors")
+    for key in held:
+        if ".lora_" not in key and ".base_layer." not in key:
+            alike = torch.Generator().manual_seed(0)  # for a head and an embedding that PEFT ties
+            held[key] = held[key] + torch.rand(held[key].shape, generator=alike)
+    save_file(held, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    merge(parent, folder, output, dtype="float32")
     by_peft = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(parent), folder)
     with torch.no_grad():
-        assert torch.allclose(logits(tmp_path / "merged"), by_peft(IDS).logits, atol=1e-4)
+        assert torch.allclose(logits(output), by_peft(IDS).logits, atol=1e-4)
+    assert not torch.allclose(logits(output), logits(parent), atol=0.1)
+
+
+@pytest.mark.parametrize("names", WHOLE)
+def test_ties_that_a_nested_config_says_are_untied(names, tmp_path):
+    """Gemma 3: its language model is a part, whose tensors have other names in the file than in the model."""
+    text = moe.SIZES | {"vocab_size": 320, "head_dim": 16}
+    image = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = AutoConfig.for_model("gemma3", text_config=text, vision_config=image | {"image_size": 28})
+    assert config.text_config.tie_word_embeddings
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
+    folder = adapter(tmp_path / "base", tmp_path / "adapter", ["o_proj"], modules_to_save=names)
+    same_as_peft(tmp_path / "base", folder, tmp_path / "merged")
+    assert not AutoConfig.from_pretrained(tmp_path / "merged").text_config.tie_word_embeddings
 
 
 def test_a_list_of_end_tokens_stays_where_the_tokenizer_s_is_among_them():
@@ -231,6 +265,12 @@ def test_what_does_not_fit_is_refused(tmp_path):
         merge(
             parent, adapter(parent, tmp_path / "tokens", ["q_proj"], trainable_token_indices=[3]), tmp_path / "merged"
         )
+    with pytest.raises(ConfigError, match=r"not a plain LoRA adapter .bias."):
+        merge(parent, adapter(parent, tmp_path / "bias", ["q_proj"], bias="all"), tmp_path / "merged")
+    more = moe.write(tmp_path / "more", "qwen3_moe", vocab=330)
+    with pytest.raises(ConfigError, match=r"embed_tokens.weight is of another size than model.embed_tokens.weight"):
+        saved = adapter(more, tmp_path / "of_more", ["q_proj"], modules_to_save=["embed_tokens"])
+        merge(parent, saved, tmp_path / "merged")
     wide = moe.write(tmp_path / "wide", "qwen3_moe", hidden_size=128)
     with pytest.raises(ConfigError, match=r"matrices of \[4, 128\] and \[64, 4\] at rank 4, which do not fit"):
         merge(parent, adapter(wide, tmp_path / "of_wide", ["q_proj"]), tmp_path / "merged")
