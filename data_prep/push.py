@@ -78,6 +78,13 @@ def main(argv: list[str]) -> None:
         for _, repository in [] if arguments.dry_run else found:
             require_write(repository)
         plans = [one for folder, repository in found for one in prepare(folder, repository, arguments)]
+        stale = [f"{path} of {one.repository.id}" for one in plans for path in one.stale]
+        if stale and not arguments.delete_stale:
+            raise ConfigError(
+                f"{', '.join(stale)} would be loaded with or instead of what is pushed. Nothing is deleted unasked and "
+                "nothing was pushed. Push to another --hub-model-id, or delete these files: "
+                f"{shlex.join(['python', '-m', 'data_prep.push', *argv, '--delete-stale'])}"
+            )
         if arguments.dry_run:
             return
         for one in plans:
@@ -98,16 +105,12 @@ class Plan(NamedTuple):
     repository: Repository
     branch: str
     added: Additions
-    stale: list[str]  # to be deleted
+    stale: list[str]  # would be loaded with or instead of these, and are deleted if that is asked for
 
 
 def prepare(folder: Path, repository: Repository, arguments: argparse.Namespace) -> Iterator[Plan]:
     """What a model or a data set and its checkpoints need, made and checked on this disk, and what it would change on
-    the Hub, which is only looked at.
-
-    Raises ConfigError for rows that do not load as the card says, and for files of the repository that would be loaded
-    with or instead of what is pushed, unless --delete-stale is given.
-    """
+    the Hub, which is only looked at. Raises ConfigError for rows that do not load as the card says."""
     shutil.rmtree(folder / SCRATCH, ignore_errors=True)  # of a push that was killed
     (folder / SCRATCH).mkdir()
     with tempfile.TemporaryDirectory(dir=folder / SCRATCH) as scratch:
@@ -150,11 +153,6 @@ def plan(
     ):
         if paths:
             log.info("%s: %s: %s", where, what, ", ".join(paths))
-    if stale and not arguments.delete_stale:
-        raise ConfigError(
-            f"{where}: {', '.join(stale)} would be loaded with or instead of what is pushed, and nothing is deleted "
-            "unasked. Nothing was pushed. Push to another --hub-model-id, or add --delete-stale to delete these files."
-        )
     return Plan(folder, repository, branch, added, stale)
 
 

@@ -4,10 +4,13 @@ Blobs are known by their SHA-256, commits form one line a branch. A file is LFS 
 `.gitattributes` says; its content goes to and comes from a second host name, which must never see a token.
 """
 
+import argparse
 import base64
+import contextlib
 import hashlib
 import json
 import re
+import sys
 import threading
 import time
 from collections import Counter
@@ -291,11 +294,15 @@ class Handler(BaseHTTPRequestHandler):
         return {"url": url, "name": name, "id": name}
 
     def validate(self, body: bytes) -> dict:
-        """As the Hub does: a card must have a YAML header, which must be a mapping with a licence as text."""
+        """As the Hub does: a card's YAML header must be a mapping, and its licences must be identifiers."""
         found = header_of(json.loads(body)["content"])
         errors = [] if found is None or isinstance(found, dict) else [{"message": "the header is no mapping"}]
-        if isinstance(found, dict) and not isinstance(found.get("license", ""), str | list):
-            errors.append({"message": '"license" must be a string or a list'})
+        stated = found.get("license", []) if isinstance(found, dict) else []
+        for one in stated if isinstance(stated, list) else [stated]:
+            if not re.fullmatch(r"[a-z0-9.+-]+", str(one)):
+                errors.append({"message": '"license" must be one of [apache-2.0, mit, ...]'})
+        if stated == "other" and not re.fullmatch(r"[a-z0-9.-]+", str(found.get("license_name"))):
+            errors.append({"message": '"license_name" must be an identifier'})
         if errors:
             return self.answer(400, {"errors": errors, "warnings": []})
         return {"errors": [], "warnings": []}
@@ -470,3 +477,14 @@ def start(hub: Hub) -> ThreadingHTTPServer:
     hub.url = f"http://127.0.0.1:{server.server_port}"
     threading.Thread(target=server.serve_forever, daemon=True).start()
     return server
+
+
+if __name__ == "__main__":
+    text = "A Hub on loopback, in memory until Ctrl-C. It writes the line that points the clients of a shell to it."
+    argparse.ArgumentParser(description=text).parse_args()
+    server = start(Hub())
+    address = f"http://127.0.0.1:{server.server_port}"
+    sys.stdout.write(f"export HF_ENDPOINT={address} HF_TOKEN={WRITER} HF_HUB_DISABLE_XET=1\n")
+    sys.stdout.flush()
+    with contextlib.suppress(KeyboardInterrupt):
+        threading.Event().wait()

@@ -1,5 +1,6 @@
 """`python -m data_prep.push` against the server: what lies on disk arrives, explains itself, and is not lost."""
 
+import datetime
 import json
 import re
 import signal
@@ -11,9 +12,11 @@ from pathlib import Path
 
 from data_prep import rows
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import tiny
-from hub_server import READER, STRANGER, WRITER, Hub
+from hub_server import READER, STRANGER, WRITER, File, Hub
 
 
 @pytest.fixture
@@ -58,6 +61,170 @@ def test_a_model_arrives_with_its_card(hub: Hub, client: Callable, tmp_path: Pat
     assert client(tiny.logits, "me/sft") == client(tiny.logits, str(sft))
 
 
+def put(hub: Hub, kind: str, name: str, files: dict[str, bytes]) -> None:
+    """What somebody else pushed to a repository that is there."""
+    repo = hub.repo(kind, name)
+    there = {path: File(hub.keep(content), path.endswith(".safetensors")) for path, content in files.items()}
+    hub.commit(repo, "main", "theirs", repo.at("main").files | there)
+    hub.asked.clear()
+
+
+def test_a_smaller_data_set_replaces_a_larger_one_and_removes_nothing(
+    hub: Hub, client: Callable, tmp_path: Path, mixture: Path
+) -> None:
+    arguments = ("outputs/t/mixture", "--hub-model-id", "me/smaller")
+    whole = mixture / "train.parquet"
+    for number in range(2):
+        whole.with_name(f"train-{number:05}-of-00002.parquet").write_bytes(whole.read_bytes())
+    whole.rename(tmp_path / "kept.parquet")
+    assert client(tiny.run_push, tmp_path, *arguments)[0] == 0
+    put(hub, "datasets", "me/smaller", {"theirs.parquet": b"theirs", "notes.txt": b"theirs"})
+    before = hub.files("datasets", "me/smaller")
+    for path in mixture.glob("*.parquet"):
+        path.unlink()
+    (tmp_path / "kept.parquet").rename(whole)
+    status, log, _ = client(tiny.run_push, tmp_path, *arguments)
+    assert status == 0, log
+    shards = "train-00000-of-00002.parquet, train-00001-of-00002.parquet"
+    assert "replaced: README.md, stats.json" in log
+    assert f"kept, and not loaded: notes.txt, theirs.parquet, {shards}" in log
+    assert client(load_rows, "me/smaller", False) == tiny.sums(40)
+    after = hub.files("datasets", "me/smaller")
+    assert {path: after[path] for path in before if path.endswith((".parquet", ".txt"))} == {
+        path: content for path, content in before.items() if path.endswith((".parquet", ".txt"))
+    }
+
+
+def test_what_a_card_would_load_as_well_stops_a_push(hub: Hub, client: Callable, tmp_path: Path, mixture: Path) -> None:
+    arguments = ("outputs/t/mixture", "--hub-model-id", "me/pattern", "--card", "card")
+    (tmp_path / "card").mkdir()
+    header = "configs:\n- config_name: train\n  data_files:\n  - split: train\n    path: train*.parquet"
+    (tmp_path / "card/README.md").write_text(f"---\nlicense: mit\n{header}\n---\n")
+    assert client(tiny.run_push, tmp_path, *arguments)[0] == 0
+    old = {"train-00000-of-00002.parquet": (mixture / "train.parquet").read_bytes(), "dataset_infos.json": b"{}"}
+    put(hub, "datasets", "me/pattern", old)
+    status, log, _ = client(tiny.run_push, tmp_path, *arguments)
+    assert status == 2 and "train-00000-of-00002.parquet of me/pattern would be loaded" in log
+    assert "in the way: dataset_infos.json, train-00000-of-00002.parquet" in log
+    assert log.endswith(f"python -m data_prep.push {' '.join(arguments)} --delete-stale\n")
+    assert not any(hub.count(place) for place in ("preupload", "upload", "commit"))
+    status, log, _ = client(tiny.run_push, tmp_path, *arguments, "--delete-stale")
+    assert status == 0 and "deleted: dataset_infos.json, train-00000-of-00002.parquet" in log
+    assert not old.keys() & hub.files("datasets", "me/pattern").keys()
+    assert client(load_rows, "me/pattern", False) == tiny.sums(40)
+
+
+def test_files_that_would_be_loaded_instead_of_a_models_stop_its_push(
+    hub: Hub, client: Callable, tmp_path: Path
+) -> None:
+    folder = tiny.save_run(tmp_path, "base", {"vocab_size": 300}, inputs=[])
+    client(tiny.save_model, str(folder))
+    arguments = ("outputs/t/base", "--hub-model-id", "me/instead")
+    assert client(tiny.run_push, tmp_path, *arguments)[0] == 0
+    kept = {"value_head.safetensors": b"theirs", "old/model.safetensors": b"theirs", "LICENSE": b"theirs"}
+    stale = {"adapter_config.json": b"{}", "model-00001-of-00002.safetensors": b"theirs"}
+    put(hub, "models", "me/instead", kept | stale)
+    for flags in ((), ("--dry-run",)):
+        status, log, _ = client(tiny.run_push, tmp_path, *arguments, *flags)
+        assert status == 2 and "model-00001-of-00002.safetensors of me/instead would be loaded" in log, log
+        assert "in the way: adapter_config.json, model-00001-of-00002.safetensors" in log
+    assert not any(hub.count(place) for place in ("preupload", "upload", "commit"))
+    status, log, _ = client(tiny.run_push, tmp_path, *arguments, "--delete-stale")
+    assert status == 0, log
+    after = hub.files("models", "me/instead")
+    assert kept.items() <= after.items() and not stale.keys() & after.keys()
+    assert client(tiny.logits, "me/instead") == client(tiny.logits, str(folder))
+
+
+def leave_free(size: int | None) -> None:
+    """How many bytes of memory this process believes to be free."""
+    from data_prep import memory, push
+
+    push.memory = type("", (), {"available": staticmethod(lambda: size)}) if size is not None else memory
+
+
+def test_a_model_that_does_not_fit_twice_is_compared_by_checksums_alone(
+    hub: Hub, client: Callable, tmp_path: Path
+) -> None:
+    folder = tiny.save_run(tmp_path, "base", {"vocab_size": 300}, inputs=[])
+    client(tiny.save_model, str(folder))
+    client(leave_free, 2 * (folder / "model.safetensors").stat().st_size - 1)
+    try:
+        status, log, _ = client(tiny.run_push, tmp_path, "outputs/t/base", "--hub-model-id", "me/large")
+    finally:
+        client(leave_free, None)
+    assert status == 0 and "not asked a question: its weights take 0.0 GB, and 0.0 GB of memory are free" in log
+    assert not any(hub.count(place) for place in ("head", "resolve", "download"))
+    assert hub.files("models", "me/large")["model.safetensors"] == (folder / "model.safetensors").read_bytes()
+
+
+def test_a_dry_run_says_what_would_be_done_and_changes_nothing(
+    hub: Hub, client: Callable, tmp_path: Path, mixture: Path
+) -> None:
+    arguments = ("outputs/t/mixture", "--hub-model-id", "me/dry")
+    status, log, _ = client(tiny.run_push, tmp_path, *arguments, "--dry-run")
+    assert status == 0 and "me/dry, branch main: new: run.json, train.parquet, README.md, stats.json" in log, log
+    assert ("datasets", "me/dry") not in hub.repos
+    assert client(tiny.run_push, tmp_path, *arguments)[0] == 0
+    rows.write_rows(mixture / "train.parquet", tiny.sums(39), sft=True)
+    before = hub.repo("datasets", "me/dry").branches.copy()
+    status, log, _ = client(tiny.run_push, tmp_path, *arguments, "--dry-run")
+    assert status == 0 and "replaced: train.parquet, README.md, stats.json" in log
+    assert hub.repo("datasets", "me/dry").branches == before
+
+
+def point_at(endpoint: str) -> None:
+    from huggingface_hub import constants
+
+    constants.ENDPOINT = endpoint
+
+
+def test_without_a_network_it_says_so_at_once(hub: Hub, client: Callable, tmp_path: Path, mixture: Path) -> None:
+    client(point_at, "http://127.0.0.1:9")
+    try:
+        for flags, expected in (((), 2), (("--check", "dataset"), 2), (("--dry-run",), 0)):
+            status, log, waits = client(
+                tiny.run_push, tmp_path, "outputs/t/mixture", "--hub-model-id", "me/offline", *flags
+            )
+            assert (status, waits) == (expected, [1, 2]), log
+            assert "http://127.0.0.1:9 cannot be reached, ConnectError" in log
+        assert "what is there and would be replaced is not known" in log and "to push: run.json, train.parquet" in log
+    finally:
+        client(point_at, hub.url)
+
+
+def test_lists_structs_and_dates_come_back_as_they_were(
+    hub: Hub, client: Callable, tmp_path: Path, mixture: Path
+) -> None:
+    more = {"tests": [["a"], []], "on": datetime.date(2026, 1, 2), "none": None, "share": float("inf")}
+    more["at"] = datetime.datetime(2026, 1, 2, 3, tzinfo=datetime.UTC)
+    more["votes"] = [{"by": "x", "counts": {"yes": [1, 2], "on": more["on"]}}]
+    written = [row | more | {"license": " MIT "} for row in tiny.sums(5)]
+    rows.write_parquet(mixture / "train.parquet", written)
+    status, log, _ = client(tiny.run_push, tmp_path, "outputs/t/mixture", "--hub-model-id", "me/nested")
+    assert status == 0, log
+    assert client(load_rows, "me/nested", False) == client(load_rows, "me/nested", True) == written
+    assert "license: mit\n" in hub.files("datasets", "me/nested")["README.md"].decode()
+
+
+@pytest.mark.parametrize("kind", ["a type that datasets does not know", "another type in another file"])
+def test_rows_that_nobody_could_load_are_not_pushed(
+    hub: Hub, client: Callable, tmp_path: Path, mixture: Path, kind: str
+) -> None:
+    table = pa.Table.from_pylist(tiny.sums(5))
+    if kind.startswith("another"):
+        (mixture / "train.parquet").unlink()
+        columns = [pa.nulls(5), pa.array(["x"] * 5)]
+        for number, column in enumerate(columns):
+            pq.write_table(table.append_column("x", column), mixture / f"train-{number:05}-of-00002.parquet")
+    else:
+        column = pa.array([[("a", 1)]] * 5, pa.map_(pa.string(), pa.int64()))
+        pq.write_table(table.append_column("x", column), mixture / "train.parquet")
+    status, log, _ = client(tiny.run_push, tmp_path, "outputs/t/mixture", "--hub-model-id", "me/unloadable")
+    assert status == 2 and "outputs/t/mixture/train.parquet does not load as its card says" in log, log
+    assert not any(hub.count(place) for place in ("preupload", "upload", "commit"))
+
+
 PLACES = (
     "create", "auth_check", "info", "tree", "validate", "preupload", "batch", "upload", "verify", "commit", "head",
     "resolve", "download",
@@ -87,22 +254,28 @@ def impatient(client: Callable, request: pytest.FixtureRequest) -> Iterator[None
 def test_each_fault_in_each_place(
     hub: Hub, client: Callable, impatient: None, tmp_path: Path, mixture: Path, fault: str | int
 ) -> None:
-    """One that may pass is waited for; one that will not ends the push with what finishes it; nothing is lost."""
+    """One that may pass is waited for; one that will not ends the push with what finishes it; nothing is lost. Only a
+    model is downloaded again, to be asked a question."""
+    model = tiny.save_run(tmp_path, "base", {"vocab_size": 300}, inputs=[])
+    client(tiny.save_model, str(model))
     for place in PLACES:
         where, name = f"{fault} in {place}", f"me/{place}-{fault}"
+        kind, made = ("models", model) if place in ("head", "resolve", "download") else ("datasets", mixture)
+        folder = str(made.relative_to(tmp_path))
         hub.fail(place, fault)
-        status, log, waits = client(tiny.run_push, tmp_path, "outputs/t/mixture", "--hub-model-id", name)
+        status, log, waits = client(tiny.run_push, tmp_path, folder, "--hub-model-id", name)
         assert hub.faults == [], f"{where}: never met"
         if fault in FINAL:
             assert status == (2 if place in ("create", "auth_check") else 1), f"{where}: {log}"
             assert (str(fault) in log or "404" in log) and waits == [], where
             if status == 1:
-                command = f"python -m data_prep.push outputs/t/mixture --hub-model-id {name}"
+                command = f"python -m data_prep.push {folder} --hub-model-id {name}"
                 assert log.splitlines()[-1] == command, where
-            status, log, waits = client(tiny.run_push, tmp_path, "outputs/t/mixture", "--hub-model-id", name)
+            status, log, waits = client(tiny.run_push, tmp_path, folder, "--hub-model-id", name)
         assert status == 0, f"{where}: {log}"
-        assert hub.files("datasets", name)["train.parquet"] == (mixture / "train.parquet").read_bytes(), where
-        assert len(hub.repo("datasets", name).commits) == 2, where
+        for path in (*made.glob("*.parquet"), *made.glob("*.safetensors")):
+            assert hub.files(kind, name)[path.name] == path.read_bytes(), where
+        assert len(hub.repo(kind, name).commits) == 2, where
         if fault == 429 and place not in ("head", "create"):  # which the client asks again at once
             assert max(waits, default=0) >= 7, where
 
