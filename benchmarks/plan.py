@@ -22,7 +22,7 @@ from typing import Any
 
 from benchmarks.moe_qlora import Peak
 from data_prep import prompts, rows, runs
-from recipes import training
+from recipes import data, training
 from recipes.tokenizer import train_tokenizer
 from recipes.tools import plan
 from recipes.tools.steps import load_steps
@@ -93,7 +93,7 @@ def fill(stage: str, tokenizer: PreTrainedTokenizerBase, wanted: int) -> list[ro
         words = [f" {word}" for word in (WORDS * 4)[number:]]
 
         def length(count: int, words=words) -> int:
-            return training.count_tokens(as_counted(stage, "".join(words[:count])), tokenizer)
+            return data.count_tokens(as_counted(stage, "".join(words[:count])), tokenizer)
 
         text = "".join(words[: bisect.bisect_right(range(len(words) + 1), wanted - 2, key=length) - 1])
         question = text if stage != "cold_start_sft" else f"q{number}"
@@ -105,7 +105,7 @@ def fill(stage: str, tokenizer: PreTrainedTokenizerBase, wanted: int) -> list[ro
 def as_counted(stage: str, text: str) -> str | list[dict]:
     """The text as the stage's trainer will count it."""
     if stage == "cold_start_sft":
-        return training.as_messages("user", "q00") + training.as_messages("assistant", f"<think>{text}</think>")
+        return data.as_messages("user", "q00") + data.as_messages("assistant", f"<think>{text}</think>")
     return prompts.r1_zero(text)
 
 

@@ -25,7 +25,7 @@ from types import SimpleNamespace
 
 from benchmarks.plan import CPU, write_base
 from data_prep import prompts
-from recipes import checks, grpo, training, watch
+from recipes import checks, data, grpo, training, watch
 from recipes.config import LoraArguments, PolicyArguments, RLArguments
 from recipes.trl_configs import GRPOConfig, SFTConfig
 
@@ -158,10 +158,10 @@ def ours(trainer, args) -> Side:
 
 def sft(folder: Path, rows: list[dict]) -> dict[str, Side]:
     """The three ways to fine-tune; for each of ours the checks that its stage makes."""
-    data = Dataset.from_list(
+    conversations = Dataset.from_list(
         [
-            {"prompt": training.as_messages("user", row["prompt"])}
-            | {"completion": training.as_messages("assistant", row["completion"])}
+            {"prompt": data.as_messages("user", row["prompt"])}
+            | {"completion": data.as_messages("assistant", row["completion"])}
             for row in rows
         ]
     )
@@ -169,7 +169,7 @@ def sft(folder: Path, rows: list[dict]) -> dict[str, Side]:
 
     def make(kind: type, config) -> trl.SFTTrainer:
         policy, tokenizer = training.load_policy(SimpleNamespace(args=args, config=config))
-        return kind(policy, args=config, train_dataset=data, processing_class=tokenizer)
+        return kind(policy, args=config, train_dataset=conversations, processing_class=tokenizer)
 
     theirs = trl.SFTConfig(output_dir=str(folder / "trl"), max_steps=SFT["max_steps"], **SETTINGS)
     found = {"TRL's defaults": Side(make(trl.SFTTrainer, theirs))}
@@ -188,8 +188,8 @@ def rl(folder: Path, rows: list[dict]) -> dict[str, Side]:
         completion_style="r1_zero",
         stop_when_all_wrong=0,  # a random model has no right answer
     )
-    data = Dataset.from_list([row | {"prompt": prompts.r1_zero(row["question"])} for row in rows])
-    data = data.remove_columns("completion")
+    asked = Dataset.from_list([row | {"prompt": prompts.r1_zero(row["question"])} for row in rows])
+    asked = asked.remove_columns("completion")
     found = {}
     for name in ("TRL's", "ours"):
         config = GRPOConfig(output_dir=str(folder / f"grpo {name}"), **SETTINGS | ROLLOUT)
@@ -197,11 +197,11 @@ def rl(folder: Path, rows: list[dict]) -> dict[str, Side]:
         run = SimpleNamespace(args=args, config=config)
         policy, tokenizer = training.load_policy(run)
         if name == "ours":
-            found[name] = ours(grpo.make_trainer(run, policy, tokenizer, data), args)
+            found[name] = ours(grpo.make_trainer(run, policy, tokenizer, asked), args)
         else:
             funcs = grpo.load_rewards(args)
             trainer = trl.GRPOTrainer(
-                policy, reward_funcs=funcs, args=config, train_dataset=data, processing_class=tokenizer
+                policy, reward_funcs=funcs, args=config, train_dataset=asked, processing_class=tokenizer
             )
             found[name] = Side(trainer)
     return found

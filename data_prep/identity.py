@@ -75,13 +75,13 @@ def identify(
             continue
         found = made_by(path) if text.startswith(OUTPUTS) or os.path.exists(path) else None
         if os.path.isfile(path):
-            files[text] = _hash(path)
+            files[text] = content(path)
         elif found:
             folders[text] = "/".join([found[1], *path.relative_to(found[0]).parts])
         elif os.path.isdir(path) and (digest := _hash_folder(path)):
             folders[text] = digest
         elif path.suffix == ".parquet" and os.path.isdir(path.parent):  # rows that several tasks wrote
-            files |= {str(part): _hash(part) for part in sorted(path.parent.glob(f"{path.stem}-*-of-*.parquet"))}
+            files |= {str(part): content(part) for part in sorted(path.parent.glob(f"{path.stem}-*-of-*.parquet"))}
     own = {}
     for name in texts(given.get("reward_funcs")):
         own |= _own_modules(name)
@@ -185,7 +185,7 @@ def remember() -> None:
         write_json(HASHES, {path: entry for path, entry in (stored | mine).items() if os.path.exists(path)})
 
 
-def _hash(path: Path, sampled: bool = False) -> str:
+def content(path: Path, sampled: bool = False) -> str:
     """The SHA-256 of a file, remembered by its size and times; of a large one that may be `sampled`, of its size and 64
     evenly spaced megabytes."""
     stat = path.stat()
@@ -213,7 +213,7 @@ def _hash_folder(folder: Path) -> str | None:
     if not any(path.name == "config.json" or path.suffix in ROWS for path in folder.iterdir()):
         return None
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith(".")]
-    parts = [[str(path.relative_to(folder)), _hash(path, sampled=True)] for path in files]
+    parts = [[str(path.relative_to(folder)), content(path, sampled=True)] for path in files]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

@@ -111,17 +111,24 @@ def validate(rows: list[Row], where: str, sft: bool = False) -> None:
         seen[row["id"]] = number
 
 
+def local_files(source: str | Path) -> list[Path] | None:
+    """The Parquet files of a source, None for a Hub id. Raises FileNotFoundError for a path that is not there."""
+    path = Path(source)
+    if path.suffix == ".parquet":
+        return parquet_files(path)
+    if path.exists() or str(source).startswith(("outputs/", ".", "/")):
+        raise FileNotFoundError(f"{source}: not a Parquet file; write the path of a .parquet file or a Hub id")
+    return None
+
+
 def load_rows(source: str | Path, split: str = "train", sft: bool = False, without: tuple[str, ...] = ()) -> list[Row]:
     """Rows of a Parquet file, or of a Hub dataset whose columns follow the contract ("owner/name"); some columns of a
     file can be left out.
 
     Raises FileNotFoundError for a path that is not there and ValueError for a file or row that is not sound.
     """
-    path = Path(source)
-    if path.suffix == ".parquet":
-        rows = read_parquet(path, without)
-    elif path.exists() or str(source).startswith(("outputs/", ".", "/")):
-        raise FileNotFoundError(f"{source}: not a Parquet file; write the path of a .parquet file or a Hub id")
+    if local_files(source):
+        rows = read_parquet(source, without)
     else:
         from datasets import load_dataset  # slow to import, and only needed for the Hub
 

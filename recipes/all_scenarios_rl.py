@@ -68,14 +68,14 @@ def _forever(rows: list[Row], shuffle: random.Random) -> Iterator[Row]:
 
 def main() -> None:
     settings = parse(AllScenariosArguments, GRPOConfig)
-    from recipes import grpo, training  # once the settings are right: TRL and torch take seconds to import
+    from recipes import data, grpo, training  # once the settings are right: TRL and torch take seconds to import
 
     run = training.start(*settings)
     if not run.args.general_datasets:
         raise ConfigError("general_datasets is missing: list the files with helpful and harmless rows.")
     policy, tokenizer = training.load_policy(run)
-    reasoning = training.read_rows(run.args)
-    general = [training.read_rows(run.args, source) for source in run.args.general_datasets]
+    reasoning = data.read_rows(run.args)
+    general = [data.read_rows(run.args, source) for source in run.args.general_datasets]
     questions = grpo.as_prompts(run, schedule(reasoning, general, run.args, run.config), tokenizer)
     run.config.shuffle_dataset = False  # their order is the two phases
     run.train(grpo.make_trainer(run, policy, tokenizer, questions))

@@ -35,7 +35,7 @@ class BaseArguments(StageArguments):
 
 def main() -> None:
     settings = parse(BaseArguments, SFTConfig)
-    from recipes import given, training  # once the settings are right: TRL and torch take seconds to import
+    from recipes import data, given, training  # once the settings are right: TRL and torch take seconds to import
     from recipes.muon import MuonWithAdamW
     from recipes.tokenizer import train_tokenizer
 
@@ -48,7 +48,7 @@ def main() -> None:
     if args.checkpoint:
         return given.take(run)
     run.figures["made_with"] = given.made_with(run)
-    texts = [row["text"] for row in training.read_records(args.dataset, "dataset", "text")]
+    texts = [row["text"] for row in data.read_records(args.dataset, "dataset", "text")]
     if args.tokenizer:
         tokenizer = training.load_tokenizer(training.require_checkpoint(args.tokenizer, "tokenizer"))
     else:

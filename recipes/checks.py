@@ -11,9 +11,8 @@ import logging
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from recipes.muon import product_dtype
 from rewards.accuracy import gold_of
 from rewards.completion import ANSWER, THINK, prompt_text
 
+import numpy as np
 import torch
 import trl
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerState
@@ -231,17 +231,17 @@ def of_tokenizer(tokenizer: PreTrainedTokenizerBase, args: Any) -> Iterator[Find
 # What the rows hold
 
 
-def of_lengths(lengths: list[int], limit: int | None, key: str) -> Iterator[Finding]:
+def of_lengths(lengths: Sequence[int], limit: int | None, key: str) -> Iterator[Finding]:
     """Logs a histogram of the rows' tokens; finds too many over the limit."""
-    edges = [0, *(2**power for power in range(5, 40))]
-    counts = {high: sum(low < one <= high for one in lengths) for low, high in pairwise(edges)}
-    shown = ", ".join(f"up to {high}: {count}" for high, count in counts.items() if count)
-    over = sum(limit is not None and one > limit for one in lengths) / max(1, len(lengths))
-    if any(lengths) and os.environ.get("RANK", "0") == "0":  # without a limit nobody counted
+    lengths, edges = np.asarray(lengths), 2 ** np.arange(5, 40)
+    counts = np.bincount(np.searchsorted(edges, lengths), minlength=len(edges))
+    shown = ", ".join(f"up to {high}: {count}" for high, count in zip(edges, counts, strict=False) if count)
+    over = 0.0 if limit is None or not len(lengths) else float((lengths > limit).mean())
+    if lengths.any() and os.environ.get("RANK", "0") == "0":  # without a limit nobody counted
         logger.info("tokens a row: %s; %.1f%% over %s: %s", shown, 100 * over, key, limit)
     if over > MAX_TOO_LONG:
-        text = f"{over:.0%} of the rows are longer than {key}: {limit} (the longest {max(lengths)})"
-        yield Finding(text, "they are left out, and they are the hardest", f"{key}: {max(lengths)}", stops=False)
+        text = f"{over:.0%} of the rows are longer than {key}: {limit} (the longest {lengths.max()})"
+        yield Finding(text, "they are left out, and they are the hardest", f"{key}: {lengths.max()}", stops=False)
 
 
 def _many(rows: list[Row], faults: Callable[[Row], str | None], why: str, write: str, stops=False) -> Iterator[Finding]:
@@ -294,7 +294,7 @@ def of_questions(rows: list[Row], reward_funcs: list[Callable]) -> Iterator[Find
             yield Finding(text, "there is little to learn but that", "the right column into that file", stops=False)
 
 
-def of_completions(rows: list[Row], tokenizer: PreTrainedTokenizerBase) -> Iterator[Finding]:
+def of_completions(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> Iterator[Finding]:
     """The rows of supervised fine-tuning."""
     few = spread(rows, GOLDS)
 

@@ -17,11 +17,11 @@ class DistillArguments(PolicyArguments):
 
 def main() -> None:
     settings = parse(DistillArguments, SFTConfig)
-    from recipes import training  # once the settings are right: TRL and torch take seconds to import
+    from recipes import data, training  # once the settings are right: TRL and torch take seconds to import
 
     run = training.start(*settings)
     policy, tokenizer = training.load_policy(run)
-    rows = training.load_sft_rows(run, tokenizer)
+    rows = data.load_sft_rows(run, tokenizer)
     run.train(training.SFTTrainer(policy, args=run.config, train_dataset=rows, processing_class=tokenizer))
 
 

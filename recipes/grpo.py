@@ -15,7 +15,8 @@ from data_prep.runs import ConfigError
 from data_prep.sampling import Decoding
 from recipes import engine, reference, sharded
 from recipes.config import RLArguments
-from recipes.training import Resumable, Run, as_messages, count_tokens, keep_short, read_rows, require_checkpoint
+from recipes.data import as_messages, count_tokens, keep_short, read_rows
+from recipes.training import Resumable, Run, require_checkpoint
 
 import torch
 import trl
@@ -41,7 +42,7 @@ def as_prompts(run: Run, rows: list[Row], tokenizer: PreTrainedTokenizerBase) ->
     ]
     limit = run.args.max_prompt_length
     lengths = [count_tokens(row["prompt"], tokenizer) if limit else 0 for row in asked]
-    return keep_short(run, asked, lengths, limit, "max_prompt_length")
+    return keep_short(run, Dataset.from_list(asked), lengths, limit, "max_prompt_length")
 
 
 def load_rewards(args: RLArguments) -> list[Callable]:

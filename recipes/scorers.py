@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import rewards
-from recipes import training
+from recipes import data, training
 from recipes.config import LoraArguments
 from recipes.trl_configs import RewardConfig
 
@@ -29,19 +29,19 @@ class PointwiseTrainer(training.Resumable, Trainer):
 
 def load_pairs(source: str) -> Dataset:
     """Chat messages of each pair, summaries only."""
-    rows = training.read_records(source, "helpfulness_dataset", "prompt", "chosen", "rejected")
+    rows = data.read_records(source, "helpfulness_dataset", "prompt", "chosen", "rejected")
     for row in rows:
-        row["prompt"] = training.as_messages("user", row["prompt"])
+        row["prompt"] = data.as_messages("user", row["prompt"])
         for side in ("chosen", "rejected"):
-            row[side] = training.as_messages("assistant", rewards.parse(row[side]).summary)
+            row[side] = data.as_messages("assistant", rewards.parse(row[side]).summary)
     return Dataset.from_list(rows)
 
 
 def load_labels(source: str, tokenizer, max_length: int) -> Dataset:
     """Tokens of each whole response, if they fit, with its label: 1.0 is safe."""
     rows = []
-    for row in training.read_records(source, "harmlessness_dataset", "prompt", "response", "label"):
-        messages = training.as_messages("user", row["prompt"]) + training.as_messages("assistant", row["response"])
+    for row in data.read_records(source, "harmlessness_dataset", "prompt", "response", "label"):
+        messages = data.as_messages("user", row["prompt"]) + data.as_messages("assistant", row["response"])
         text = tokenizer.apply_chat_template(messages, tokenize=False)
         rows.append({"labels": [float(row["label"])]} | tokenizer(text, add_special_tokens=False))
     return Dataset.from_list(rows).filter(lambda row: len(row["input_ids"]) <= max_length)

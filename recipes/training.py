@@ -12,10 +12,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from data_prep import commands, memory, publishing, runs
-from data_prep.rows import Row, load_rows, read_parquet
 from data_prep.runs import ConfigError
 from recipes import checkpoints, checks, loading, qlora_proof, sharded, watch
-from recipes.config import LoraArguments, PolicyArguments, StageArguments, given, world_size
+from recipes.config import LoraArguments, StageArguments, given, world_size
 from recipes.tools import merge
 
 import torch
@@ -159,67 +158,6 @@ def align(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     merge.align(tokenizer, model.config, getattr(model, "generation_config", None))
 
 
-def read_rows(args: PolicyArguments, source: str | None = None, sft: bool = False) -> list[Row]:
-    """The rows of `source`, or of the key `dataset`."""
-    source = source or args.dataset
-    if not source:
-        raise ConfigError("dataset is missing: write the Parquet file, or the Hub id, of the rows to train on.")
-    try:
-        return load_rows(source, split=args.dataset_split, sft=sft)
-    except (ValueError, FileNotFoundError) as error:
-        raise ConfigError(f"dataset: {error}") from error
-
-
-def read_records(source: str, key: str, *columns: str) -> list[Row]:
-    """The records of the Parquet file that `key` names, which have at least these columns."""
-    if not source:
-        raise ConfigError(f"{key} is missing: write the Parquet file to train on.")
-    try:
-        records = read_parquet(source)
-    except (ValueError, FileNotFoundError) as error:
-        raise ConfigError(f"{key}: {error}") from error
-    if missing := [column for column in columns if not records or records[0].get(column) is None]:
-        raise ConfigError(f"{key}: {source} has no {', '.join(missing)}; its columns must be {', '.join(columns)}.")
-    return records
-
-
-def load_sft_rows(run: "Run", tokenizer: PreTrainedTokenizerBase) -> Dataset:
-    """Rows as SFTTrainer reads them: chat prompt and completion. One too long for `max_length` is left out and counted:
-    truncated, it would lose its answer and its end token."""
-    read = read_rows(run.args, sft=True)
-    if run.args.doctor:
-        checks.tell(checks.of_completions(read, tokenizer))
-    rows = [
-        {"prompt": as_messages("user", row["prompt"]), "completion": as_messages("assistant", row["completion"])}
-        for row in read
-    ]
-    texts = [checks.faithful(tokenizer, row["prompt"] + row["completion"], run.args.model_name_or_path) for row in rows]
-    lengths = [count_tokens(text, tokenizer) for text in texts]
-    return keep_short(run, rows, lengths, run.config.max_length, "max_length")
-
-
-def as_messages(role: str, content: str) -> list[dict]:
-    return [{"role": role, "content": content}]
-
-
-def count_tokens(text: str | list[dict], tokenizer: PreTrainedTokenizerBase) -> int:
-    """Length of a text, or of a prompt of messages, as the trainers see it."""
-    return len(tokenizer(checks.opening(tokenizer, text), add_special_tokens=False)["input_ids"])
-
-
-def keep_short(run: "Run", rows: list[dict], lengths: list[int], limit: int | None, key: str) -> Dataset:
-    """The rows whose length in tokens is within the limit that `key` sets; the others are counted in run.json."""
-    kept = [row for row, length in zip(rows, lengths, strict=True) if limit is None or length <= limit]
-    if run.args.doctor:
-        checks.tell(checks.of_lengths(lengths, limit, key))
-    run.figures |= {"rows": len(kept), "rows_too_long": len(rows) - len(kept)}
-    if len(kept) < len(rows):
-        logger.info("%d of %d rows are longer than %s: %s; left out", len(rows) - len(kept), len(rows), key, limit)
-    if not kept:
-        raise ConfigError(f"{run.args.dataset}: all of its {len(rows)} rows are longer than {key}: {limit}; raise it.")
-    return Dataset.from_list(kept)
-
-
 # Trainers
 
 
@@ -286,6 +224,12 @@ class Resumable:
 
 
 class SFTTrainer(Resumable, trl.SFTTrainer):
+    def _prepare_dataset(self, dataset: Dataset, processing_class, args, packing: bool, *more) -> Dataset:
+        """Rows that have labels were tokenized, and are short enough: TRL would copy all of them twice to see that."""
+        if packing or "labels" not in dataset.column_names:
+            return super()._prepare_dataset(dataset, processing_class, args, packing, *more)
+        return dataset.shuffle(seed=args.seed) if args.shuffle_dataset else dataset
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         self.count(inputs["labels"][..., 1:] != -100)  # a first token is predicted by nothing
         loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
@@ -456,9 +400,13 @@ def hardware() -> dict[str, str | int]:
 
 def steps_for_budget(trainer: SFTTrainer, budget: int) -> int:
     """Optimiser steps in which `budget` completion tokens have a gradient, so that the schedule ends there too."""
-    labels = trainer.train_dataset["labels"]
-    tokens = sum(sum(token != -100 for token in row[1:]) for row in labels)
-    return max(1, math.ceil(budget / (tokens / len(labels) * trainer.args.batch_size)))
+    data, tokens = trainer.train_dataset, 0
+    for batch in data.with_format("arrow").iter(1000):
+        labels = batch["labels"].combine_chunks()
+        first = labels.offsets.to_numpy()[:-1]  # which is predicted by nothing
+        trained = labels.values.to_numpy() != -100
+        tokens += int(trained[first[0] : labels.offsets[-1].as_py()].sum() - trained[first].sum())
+    return max(1, math.ceil(budget / (tokens / len(data) * trainer.args.batch_size)))
 
 
 def require_disk(trainer) -> None:

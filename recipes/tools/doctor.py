@@ -15,7 +15,7 @@ from unittest import mock
 
 from data_prep import commands, publishing, runs
 from data_prep.runs import ConfigError
-from recipes import checks, config, grpo, training
+from recipes import checks, config, data, grpo, training
 from recipes.checks import Finding
 from recipes.tools import check, plan, servers, steps
 
@@ -63,7 +63,7 @@ def examine(settings: tuple, raw: Mapping, path: Path, environment: Mapping[str,
         return
     try:
         if not hasattr(args, "reward_funcs"):
-            training.load_sft_rows(run, tokenizer)
+            data.load_sft_rows(run, tokenizer)
             return
         rows, funcs = list(grpo.load_prompts(run, tokenizer)), grpo.load_rewards(args)
     except ConfigError as error:

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import rewards
 from data_prep import prompts
 from data_prep.runs import ConfigError
-from recipes import grpo, training
+from recipes import data, grpo, training
 from recipes.config import RLArguments
 from recipes.tokenizer import TAGS
 from recipes.tools.merge import merge
@@ -58,8 +58,8 @@ def test_loss_falls_on_the_whole_completion_and_its_end(tokenizer, here):
     turns = [ASKED, {"role": "assistant", "content": SOLVED}]
     for row, only in (({"prompt": turns[:1], "completion": turns[1:]}, False), ({"messages": turns}, True)):
         config = SFTConfig(output_dir="outputs/t/x", batch_size=1, assistant_only_loss=only, **CPU)
-        data = Dataset.from_list([row])
-        trainer = training.SFTTrainer(model, args=config, train_dataset=data, processing_class=tokenizer)
+        turn = Dataset.from_list([row])
+        trainer = training.SFTTrainer(model, args=config, train_dataset=turn, processing_class=tokenizer)
         prepared = trainer.train_dataset[0]
         trained = [token for token in prepared["labels"] if token != -100]
         assert tokenizer.decode(trained) == SOLVED + "<|end|>"
@@ -110,8 +110,7 @@ def test_prompts_in_both_styles(tokenizer, here):
 def test_long_rows_are_left_out_and_counted(run_stage, refuses, tokenizer):
     limit = 22
     turns = [
-        training.as_messages("user", row["prompt"]) + training.as_messages("assistant", row["completion"])
-        for row in sums(100)
+        data.as_messages("user", row["prompt"]) + data.as_messages("assistant", row["completion"]) for row in sums(100)
     ]
     lengths = [len(tokenizer.apply_chat_template(turn)["input_ids"]) for turn in turns]
     short = sum(length <= limit for length in lengths)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from data_prep import runs
 from data_prep.rows import write_parquet
-from recipes import training, trl_configs
+from recipes import data, training, trl_configs
 
 import moe
 import pytest
@@ -129,7 +129,7 @@ def test_two_steps_on_a_stand_in(scale, name, family, run_stage):
             # The end of the markup, or under an adapter that of the base's texts, and of what is left the padding.
             end, pad = WORDS[family][:1:-1] if (part / "adapter").is_dir() else WORDS[family][2:]
             assert (tokenizer.eos_token, tokenizer.pad_token) == (end, pad)
-            said = training.as_messages("assistant", "<think>a</think> b")
+            said = data.as_messages("assistant", "<think>a</think> b")
             assert "<think>a</think> b" + end in tokenizer.apply_chat_template(said, tokenize=False)
 
 

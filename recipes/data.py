@@ -1,0 +1,232 @@
+"""What a stage trains on: rows and records, those that are short enough, and for SFT their tokens.
+
+SFT rows are tokenized once, and memory-mapped. What was made is known by the content of the rows, the tokenizer with
+its template, and the code of `_tokenized`. It lies beside the run, in `.tokenized/`, and is found again at the next
+start. The first process to come makes it, with `dataset_num_proc` processes; all others on that file system wait.
+"""
+
+import contextlib
+import hashlib
+import inspect
+import logging
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from data_prep import identity
+from data_prep.rows import COLUMNS, Row, fault, load_rows, local_files, read_parquet
+from data_prep.runs import ConfigError
+from recipes import checks
+from recipes.config import PolicyArguments
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from datasets import Dataset, Features, List, Value, load_dataset
+from datasets.exceptions import DatasetsError
+from filelock import FileLock, Timeout
+from transformers import PreTrainedTokenizerBase
+
+if TYPE_CHECKING:
+    from recipes.training import Run
+
+logger = logging.getLogger(__name__)
+CACHE = ".tokenized"
+BATCH = 200  # rows tokenized at a time: 20 MB of ids at the paper's 5,355 tokens a row
+PROCESS = 5_000  # rows that each process tokenizes at least, where `dataset_num_proc` is not set
+IDS = List(Value("int32"))
+TOKENIZED = Features({"input_ids": IDS, "labels": IDS, "length": Value("int32")})
+
+
+def read_rows(args: PolicyArguments, source: str | None = None) -> list[Row]:
+    """The rows of `source`, or of the key `dataset`."""
+    source = source or named(args)
+    try:
+        return load_rows(source, split=args.dataset_split)
+    except (ValueError, FileNotFoundError) as error:
+        raise ConfigError(f"dataset: {error}") from error
+
+
+def named(args: PolicyArguments) -> str:
+    """The key `dataset`."""
+    if not args.dataset:
+        raise ConfigError("dataset is missing: write the Parquet file, or the Hub id, of the rows to train on.")
+    return args.dataset
+
+
+def read_records(source: str, key: str, *columns: str) -> list[Row]:
+    """The records of the Parquet file that `key` names, which have at least these columns."""
+    if not source:
+        raise ConfigError(f"{key} is missing: write the Parquet file to train on.")
+    try:
+        records = read_parquet(source)
+    except (ValueError, FileNotFoundError) as error:
+        raise ConfigError(f"{key}: {error}") from error
+    if missing := [column for column in columns if not records or records[0].get(column) is None]:
+        raise ConfigError(f"{key}: {source} has no {', '.join(missing)}; its columns must be {', '.join(columns)}.")
+    return records
+
+
+def as_messages(role: str, content: str) -> list[dict]:
+    return [{"role": role, "content": content}]
+
+
+def count_tokens(text: str | list[dict], tokenizer: PreTrainedTokenizerBase) -> int:
+    """Length of a text, or of a prompt of messages, as the trainers see it."""
+    return len(tokenizer(checks.opening(tokenizer, text), add_special_tokens=False)["input_ids"])
+
+
+def keep_short(run: "Run", rows: Dataset, lengths: np.ndarray | list[int], limit: int | None, key: str) -> Dataset:
+    """The rows whose length in tokens is within the limit that `key` sets; the others are counted in run.json."""
+    short = np.flatnonzero(np.asarray(lengths) <= (np.inf if limit is None else limit))
+    if run.args.doctor:
+        checks.tell(checks.of_lengths(lengths, limit, key))
+    run.figures |= {"rows": len(short), "rows_too_long": len(rows) - len(short)}
+    if len(short) < len(rows):
+        logger.info("%d of %d rows are longer than %s: %s; left out", len(rows) - len(short), len(rows), key, limit)
+    if not len(short):
+        raise ConfigError(f"{run.args.dataset}: all of its {len(rows)} rows are longer than {key}: {limit}; raise it.")
+    return rows.select(short)
+
+
+# Supervised fine-tuning
+
+
+def load_sft_rows(run: "Run", tokenizer: PreTrainedTokenizerBase) -> Dataset:
+    """The rows of `dataset` as SFTTrainer trains on them: `input_ids`, and `labels`, which are -100 on the prompt.
+
+    A row too long for `max_length` is left out and counted: truncated, it would lose its answer and its end token.
+    Raises ConfigError for a row that breaks the contract, and where no row is short enough.
+    """
+    args, config = run.args, run.config
+    source = named(args)
+    cache = Path(config.output_dir).parent / CACHE
+    cache.mkdir(parents=True, exist_ok=True)
+    with _alone(cache / f"{_digest(source.encode())}.lock", source):
+        rows, content = _mapped(source, args.dataset_split, cache)
+        settings = {"source": source, "completion_only": config.completion_only_loss is not False}
+        code = inspect.getsource(_tokenized)
+        key = _digest(content.encode(), code.encode(), str(settings).encode(), *_files(tokenizer))
+        for partial in (cache / content).glob("tmp*"):  # of a process that was killed
+            partial.unlink()
+        tokenized = rows.with_format("arrow").map(
+            _tokenized,
+            with_indices=True,
+            batched=True,
+            batch_size=BATCH,
+            writer_batch_size=BATCH,
+            remove_columns=rows.column_names,
+            features=TOKENIZED,
+            num_proc=config.dataset_num_proc or max(1, min(len(os.sched_getaffinity(0)), len(rows) // PROCESS)),
+            cache_file_name=str(cache / content / f"{key}.arrow"),
+            new_fingerprint=key,
+            fn_kwargs=settings | {"tokenizer": tokenizer, "name": args.model_name_or_path},
+        )
+    _refuse_double(rows, source)
+    if args.doctor:
+        checks.tell(checks.of_completions(rows, tokenizer))
+    lengths = tokenized.data.column("length").to_numpy()
+    found = tokenized.select_columns(["input_ids", "labels"]).with_format(None)
+    return keep_short(run, found, lengths, config.max_length, "max_length")
+
+
+@contextlib.contextmanager
+def _alone(path: Path, source: str) -> Iterator[None]:
+    """Wait until no other process tokenizes these rows."""
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=1)
+    except Timeout:
+        logger.info("another process is tokenizing %s; this one waits for it", source)
+        lock.acquire()
+    with lock:  # which counts how often it was acquired
+        lock.release()
+        yield
+
+
+def _mapped(source: str, split: str, cache: Path) -> tuple[Dataset, str]:
+    """(the rows, memory-mapped; a name for their content, which is the folder below `cache` that is theirs)."""
+    try:
+        files = local_files(source)
+        if files is None:
+            rows = load_dataset(source, split=split)
+            content = _digest(rows._fingerprint.encode())
+            (cache / content).mkdir(exist_ok=True)
+            return rows, content
+        content = _digest(*(identity.content(file).encode() for file in files))
+        identity.remember()
+        if not sum(pq.read_metadata(file).num_rows for file in files):
+            raise ConfigError(f"dataset: {source} has no rows.")
+        there = pq.read_schema(files[0]).names
+        rows = load_dataset(
+            "parquet",
+            data_files=[str(file) for file in files],
+            split="train",
+            columns=[name for name in (*COLUMNS, "completion") if name in there],
+            batch_size=BATCH,
+            cache_dir=str(cache / content),
+        )
+    except FileNotFoundError as error:
+        raise ConfigError(f"dataset: {error}") from error
+    except (pa.ArrowInvalid, OSError, DatasetsError) as error:
+        text = f"dataset: {source}: not a readable Parquet file ({error.__cause__ or error}); delete it"
+        raise ConfigError(f"{text} and run its stage again") from error
+    return rows, content
+
+
+def _files(tokenizer: PreTrainedTokenizerBase) -> list[bytes]:
+    """All that a tokenizer consists of, its chat template too."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        return [path.read_bytes() for path in sorted(Path(folder).rglob("*")) if path.is_file()]
+
+
+def _digest(*parts: bytes) -> str:
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(hashlib.sha256(part).digest())
+    return found.hexdigest()[:16]
+
+
+def _tokenized(
+    table: pa.Table,
+    numbers: list[int],
+    tokenizer: PreTrainedTokenizerBase,
+    source: str,
+    completion_only: bool,
+    name: str,
+) -> pa.Table:
+    """Rows as chat prompt and completion, in tokens. The completion begins where the prompt's tokens end, or where they
+    first differ: what TRL does, row by row."""
+    rows = table.to_pylist()
+    for number, row in zip(numbers, rows, strict=True):
+        if wrong := fault(row, sft=True):
+            raise ConfigError(f"dataset: {source}, row {number}, {wrong}")
+    asked = [as_messages("user", row["prompt"]) for row in rows]
+    said = [one + as_messages("assistant", row["completion"]) for one, row in zip(asked, rows, strict=True)]
+    texts = [checks.faithful(tokenizer, one, name) for one in said] + [checks.opening(tokenizer, one) for one in asked]
+    found = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+    whole = [np.array(one, np.int32) for one in found[: len(rows)]]
+    labels = [one.copy() for one in whole]
+    for ids, prompt, trained in zip(whole, found[len(rows) :], labels, strict=True):
+        start = min(len(ids), len(prompt))
+        differs = np.flatnonzero(ids[:start] != np.array(prompt[:start], np.int32))
+        if completion_only:
+            trained[: differs[0] if len(differs) else start] = -100
+    ends = np.cumsum([0, *map(len, whole)], dtype=np.int32)
+    lists = [pa.ListArray.from_arrays(ends, np.concatenate(one)) for one in (whole, labels)]
+    return pa.table([*lists, np.diff(ends)], schema=TOKENIZED.arrow_schema)
+
+
+def _refuse_double(rows: Dataset, source: str) -> None:
+    """Raises ConfigError where two rows have one id."""
+    ids = rows.data.column("id")
+    if pc.count_distinct(ids).as_py() < len(ids):
+        seen: dict[str, int] = {}
+        for number, id in enumerate(ids.to_pylist()):
+            if id in seen:
+                raise ConfigError(f"dataset: {source}, row {number}, column 'id': {id!r} is also row {seen[id]}'s")
+            seen[id] = number
