@@ -266,6 +266,16 @@ class SFTConfig(_SequenceBatch):
     packing: bool = False  # chosen: not printed
     per_device_train_batch_size: int = 1  # chosen: not printed; one sequence of 32,768 tokens in a micro batch
 
+    def __post_init__(self):
+        super().__post_init__()
+        for key in ("assistant_only_loss", "chat_template_path", "eos_token"):
+            if getattr(self, key, None):
+                raise ConfigError(
+                    f"{key}: rows are tokenized before TRL's trainer sees them, with loss on the completion. Leave it "
+                    "out; template and end token are those of the checkpoint's folder (chat_template.jinja, "
+                    "tokenizer_config.json)."
+                )
+
 
 @dataclass
 class RewardConfig(_SequenceBatch):

@@ -5,13 +5,11 @@ its template, and the code of `_tokenized`. It lies beside the run, in `.tokeniz
 start. The first process to come makes it, with `dataset_num_proc` processes; all others on that file system wait.
 """
 
-import contextlib
 import hashlib
 import inspect
 import logging
 import os
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +25,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import Dataset, Features, List, Value, load_dataset
 from datasets.exceptions import DatasetsError
-from filelock import FileLock, Timeout
+from huggingface_hub.utils import WeakFileLock
 from transformers import PreTrainedTokenizerBase
 
 if TYPE_CHECKING:
@@ -105,7 +103,7 @@ def load_sft_rows(run: "Run", tokenizer: PreTrainedTokenizerBase) -> Dataset:
     source = named(args)
     cache = Path(config.output_dir).parent / CACHE
     cache.mkdir(parents=True, exist_ok=True)
-    with _alone(cache / f"{_digest(source.encode())}.lock", source):
+    with WeakFileLock(cache / f"{_digest(source.encode())}.lock"):  # which logs that it waits
         rows, content = _mapped(source, args.dataset_split, cache)
         settings = {"source": source, "completion_only": config.completion_only_loss is not False}
         code = inspect.getsource(_tokenized)
@@ -131,20 +129,6 @@ def load_sft_rows(run: "Run", tokenizer: PreTrainedTokenizerBase) -> Dataset:
     lengths = tokenized.data.column("length").to_numpy()
     found = tokenized.select_columns(["input_ids", "labels"]).with_format(None)
     return keep_short(run, found, lengths, config.max_length, "max_length")
-
-
-@contextlib.contextmanager
-def _alone(path: Path, source: str) -> Iterator[None]:
-    """Wait until no other process tokenizes these rows."""
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=1)
-    except Timeout:
-        logger.info("another process is tokenizing %s; this one waits for it", source)
-        lock.acquire()
-    with lock:  # which counts how often it was acquired
-        lock.release()
-        yield
 
 
 def _mapped(source: str, split: str, cache: Path) -> tuple[Dataset, str]:
