@@ -27,6 +27,7 @@ from typing import Any
 import rewards
 from data_prep import hub, jobs, prompts, rows, runs
 from data_prep.mixture import TABLE_5
+from rewards.settings import Positive
 
 import numpy as np
 import pyarrow as pa
@@ -77,7 +78,7 @@ class Card(jobs.Job):
     license: str = ""
     tokenizer: str = ""
     gaps: list[str] = field(default_factory=list)
-    read_rows: int = 20_000
+    read_rows: Positive = 20_000
 
 
 def load(config: Card) -> dict[str, list]:

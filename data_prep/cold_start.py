@@ -20,11 +20,13 @@ import sys
 from collections.abc import Container, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Annotated
 
 import rewards
 from data_prep import jobs, prompts, rows, runs
 from data_prep.filters import FILTERS, Candidate, Funnel, Thresholds, first_failure, is_right
 from data_prep.sampling import Decoding, Prompt, Sampler, ServerSettings, connect, cost, open_model
+from rewards.settings import FILLED, Positive
 
 log = logging.getLogger(__name__)
 STYLES = {"few_shot": "plain", "direct": "plain", "r1_zero": "r1_zero"}
@@ -38,10 +40,10 @@ class Way:
     many of each domain, as in {math: 400, code: 100}."""
 
     checkpoint: str
-    prompts: dict[str, int]
+    prompts: Annotated[dict[str, Positive], FILLED]
     decoding: Decoding
-    n: int = 4
-    keep: int = 1
+    n: Positive = 4
+    keep: Positive = 1
 
 
 @dataclass(frozen=True, kw_only=True)

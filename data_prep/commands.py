@@ -35,10 +35,13 @@ def parser(module: str, doc: str | None, epilog: str = "") -> argparse.ArgumentP
 
 def keys(kind: type, indent: str = "  ") -> Iterator[str]:
     """One line for each key that a YAML may have for a dataclass, the keys of what is nested below it."""
-    hints = typing.get_type_hints(kind)
+    hints = typing.get_type_hints(kind, include_extras=True)
     for field in dataclasses.fields(kind):
         nested = [hint for hint in (hints[field.name], *typing.get_args(hints[field.name])) if _is_settings(hint)]
         name = field.type if isinstance(field.type, str) else getattr(field.type, "__name__", str(field.type))
+        if typing.get_origin(hints[field.name]) is typing.Annotated:
+            value, allowed = typing.get_args(hints[field.name])
+            name = f"{getattr(value, '__name__', value)} ({allowed})"
         default = "" if field.default is dataclasses.MISSING else f" = {field.default!r}"
         yield f"{indent}{field.name}: " + ("" if nested else name + default)
         for one in nested:

@@ -12,9 +12,10 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from data_prep.rows import Row, json_lines, read_parquet
+from rewards.settings import FILLED
 
 import numpy as np
 
@@ -42,7 +43,7 @@ class EvaluationSet:
     question; all are matched by n-grams, and a question of fewer than n words as a whole."""
 
     path: str
-    columns: list[str] = field(default_factory=lambda: ["question", "answer"])
+    columns: Annotated[list[str], FILLED] = field(default_factory=lambda: ["question", "answer"])
     id: str = "id"
     split: str = "test"
     subset: str = ""

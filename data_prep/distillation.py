@@ -15,6 +15,7 @@ from typing import Literal
 
 from data_prep import jobs, rejection_sampling, rows, runs
 from data_prep.sampling import Decoding, ServerSettings
+from rewards.settings import Positive
 
 import pyarrow.parquet as pq
 
@@ -29,8 +30,8 @@ class Distillation(rejection_sampling.Selection):
     checkpoint: str = ""
     judge: ServerSettings | None = None
     decoding: Decoding | None = None
-    n: int = 1
-    keep: int = 1
+    n: Positive = 1
+    keep: Positive = 1
 
     def __post_init__(self) -> None:
         taught = self.mode == "teacher"

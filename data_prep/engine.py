@@ -21,10 +21,11 @@ from concurrent.futures.process import BrokenProcessPool
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from data_prep import commands
 from data_prep.runs import EngineError
+from rewards.settings import Count, Range, check
 
 from datatrove.data import Document
 from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, SlurmPipelineExecutor
@@ -43,20 +44,17 @@ class Executor:
     one on this machine, else a new one. The nodes of a cluster must share the file system of the working directory."""
 
     kind: Literal["local", "ray", "slurm"] = "local"
-    workers: int = 0
-    memory_gb: float = 2.0
-    gpus: int = 0
+    workers: Count = 0
+    memory_gb: Annotated[float, Range(0, open=True)] = 2.0
+    gpus: Count = 0
     partition: str = ""
     time: str = "10:00:00"
     sbatch: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check(self, "executor: ")
         if self.kind == "slurm" and not self.partition:
             raise ValueError("`executor: kind: slurm` needs the name of a partition; write `executor: partition: ...`")
-        if self.workers < 0:
-            raise ValueError(
-                f"`executor: workers` is {self.workers}; write how many, or 0 for as many as there is room"
-            )
 
 
 class Step(PipelineStep):

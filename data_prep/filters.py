@@ -22,6 +22,7 @@ from data_prep.rows import Row
 from data_prep.sampling import Sample
 from rewards.code import passes
 from rewards.language import ENGLISH, NOT_LATIN, count_words
+from rewards.settings import Positive, Share
 
 import numpy as np
 
@@ -41,10 +42,10 @@ class Thresholds:
 
     style: Literal["think", "r1_zero", "plain"] = "think"
     steps: list[str] = field(default_factory=lambda: [check.__name__ for check in FILTERS])
-    min_language_share: float = 0.95  # chosen: one foreign word in twenty is a name or a quotation
-    max_paragraph_chars: int = 1500  # chosen: about 250 English words
-    repetition_ngram: int = 20  # words
-    min_distinct_ngrams: float = 0.8  # chosen: of the text's n-grams, the share that are distinct
+    min_language_share: Share = 0.95  # chosen: one foreign word in twenty is a name or a quotation
+    max_paragraph_chars: Positive = 1500  # chosen: about 250 English words
+    repetition_ngram: Positive = 20  # words
+    min_distinct_ngrams: Share = 0.8  # chosen: of the text's n-grams, the share that are distinct
 
     def __post_init__(self) -> None:
         known = [check.__name__ for check in FILTERS]
@@ -55,7 +56,7 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One completion for a row, ``generator`` says whose. ``finish`` as in data_prep.sampling.Sample."""
+    """One completion for a row, ``generator`` says whose. ``finish`` and ``why`` as in data_prep.sampling.Sample."""
 
     row: Row
     text: str
@@ -63,14 +64,20 @@ class Candidate:
     completion_tokens: int = 0
     generator: str = ""
     before: Candidate | None = None  # what a rewriter made it from
+    why: str = ""
 
     @classmethod
     def of(cls, row: Row, sample: Sample, generator: str) -> Candidate:
-        return cls(row, sample.text.strip(), sample.finish, sample.completion_tokens, generator)
+        return cls(row, sample.text.strip(), sample.finish, sample.completion_tokens, generator, why=sample.why)
 
     @functools.cached_property
     def reasoning(self) -> str | None:
         return rewards.parse(self.text).reasoning
+
+
+def unanswered(candidate: Candidate, thresholds: Thresholds) -> str | None:
+    """Applied whatever the steps are: there is no text to look at."""
+    return candidate.why or "no answer" if candidate.finish in ("refused", "failed") else None
 
 
 def empty(candidate: Candidate, thresholds: Thresholds) -> str | None:
@@ -181,14 +188,14 @@ def _words(text: str) -> list[str] | list[bytes]:
 
 
 FILTERS: tuple[Callable[[Candidate, Thresholds], str | None], ...] = (
-    empty, truncated, malformed, incorrect, mixed_language, long_paragraph, code_block, repetitive,
+    unanswered, empty, truncated, malformed, incorrect, mixed_language, long_paragraph, code_block, repetitive,
 )  # fmt: skip
 
 
 def first_failure(candidate: Candidate, thresholds: Thresholds) -> tuple[str, str] | None:
     """(name of the first filter that the candidate fails, why), or None where it passes all."""
     for check in FILTERS:
-        why = check(candidate, thresholds) if check.__name__ in thresholds.steps else None
+        why = check(candidate, thresholds) if check is unanswered or check.__name__ in thresholds.steps else None
         if why:
             return check.__name__, why
     return None

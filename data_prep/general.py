@@ -13,11 +13,13 @@ import sys
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Annotated
 
 import rewards
 from data_prep import jobs, prompts, rows
 from data_prep.filters import FILTERS, Candidate, Funnel, Thresholds
 from data_prep.sampling import JUDGING, Decoding, Sampler, ServerSettings, connect, cost, open_model
+from rewards.settings import Count, Positive, Range
 
 log = logging.getLogger(__name__)
 
@@ -35,17 +37,19 @@ class General(jobs.Job):
     writer: ServerSettings
     judge: ServerSettings
     decoding: Decoding
-    count: int = 0
-    n: int = 2
-    written: int = 1
-    keep: int = 2
-    min_score: int = 2
+    count: Count = 0
+    n: Count = 2
+    written: Count = 1
+    keep: Positive = 2
+    min_score: Annotated[int, Range(0, 3)] = 2
     judge_thinking: bool = False
     tasks: dict[str, int] = field(default_factory=dict)
     filters: Thresholds = field(default_factory=Thresholds)
     sampler: Sampler = field(default_factory=Sampler)
 
     def __post_init__(self) -> None:
+        if not self.n + self.written:
+            raise ValueError("`n` and `written` are 0, so that nobody answers; write at least 1 for one of them")
         if unknown := ", ".join(set(self.tasks) - set(prompts.TASKS)):
             raise ValueError(f"`tasks`: {unknown} is not known; write shares of {', '.join(prompts.TASKS)}")
         if self.tasks and not (

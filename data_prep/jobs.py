@@ -24,6 +24,7 @@ from typing import Any, ClassVar
 from data_prep import commands, engine, publishing, runs
 from data_prep.rows import Row
 from rewards.sandbox import SandboxRefused, SandboxUnavailable
+from rewards.settings import Count
 
 log = logging.getLogger("data_prep")
 
@@ -34,8 +35,8 @@ class Job:
 
     output_dir: str
     executor: engine.Executor = dataclasses.field(default_factory=engine.Executor)
-    seed: int = 0
-    limit: int = 0
+    seed: Count = 0
+    limit: Count = 0
     distributed: ClassVar[bool] = False
 
 

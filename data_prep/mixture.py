@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep import decontaminate, dedup, engine, filters, jobs, rows, runs, shards
+from rewards.settings import Count, Positive, Share
 
 import numpy as np
 import pyarrow as pa
@@ -39,26 +40,27 @@ class Mixture(jobs.Job):
     more, as in 0.8, the first one's (0: none are sought). ``tasks``: 0 makes one for every 128 MB of text."""
 
     sources: list[str]
-    total: int
+    total: Positive
     exclude_non_commercial: bool = False
     filters: filters.Thresholds = field(default_factory=lambda: filters.Thresholds(steps=[]))
     decontamination: decontaminate.Decontamination = field(default_factory=decontaminate.Decontamination)
-    per_prompt: int = 0
-    near_duplicates: float = 0.0
-    tasks: int = 0
+    per_prompt: Count = 0
+    near_duplicates: Share = 0.0
+    tasks: Count = 0
     distributed = True
 
     def __post_init__(self) -> None:
         if not self.sources:
             raise ValueError("`sources` is empty; write the Parquet or JSONL files of rows to mix")
-        if self.total < 1:
-            raise ValueError(f"`total` is {self.total}; write the number of rows, 804745 for the paper's")
-        if not 0 <= self.near_duplicates <= 1:
-            raise ValueError(f"`near_duplicates` is {self.near_duplicates}; write a similarity from 0 to 1, as in 0.8")
 
 
 def load(config: Mixture) -> dict[str, Any]:
-    return {"parts": shards.parts(config.sources), "evaluation_items": decontaminate.load(config.decontamination)}
+    return {"parts": shards.parts(_sources(config)), "evaluation_items": decontaminate.load(config.decontamination)}
+
+
+def _sources(config: Mixture) -> list[str]:
+    """The files of ``sources``, each part of one that several tasks wrote."""
+    return [file for source in config.sources for file in shards.files(source)]
 
 
 def quotas(total: int) -> dict[str, int]:
@@ -69,8 +71,8 @@ def quotas(total: int) -> dict[str, int]:
 def plan(config: Mixture, parts: list[shards.Part], evaluation_items: decontaminate.Index) -> list[str]:
     """What is read, made and needed, in lines."""
     lines = [
-        f"{source}: {shards.described([part for part in parts if part.file == number])}"
-        for number, source in enumerate(config.sources)
+        f"{source}: {shards.described([part for part in parts if part.path in shards.files(source)])}"
+        for source in config.sources
     ]
     wanted = quotas(config.limit or config.total)
     lines.append("quotas: " + ", ".join(f"{count:,} {domain}" for domain, count in wanted.items()))
@@ -95,9 +97,9 @@ def build(
     config: Mixture, output_dir: Path, parts: list[shards.Part], evaluation_items: decontaminate.Index
 ) -> dict[str, object]:
     work = output_dir.resolve() / "work"
-    files = _files(parts)
+    files, sources = _files(parts), _sources(config)
     _begin(work, parts)
-    strict = {source for source in config.sources if source.startswith(runs.OUTPUTS)}
+    strict = {source for source in sources if source.startswith(runs.OUTPUTS)}
     schema = shards.schema(parts)
     hashes = {
         KEY: functools.partial(order_key, config.seed),
@@ -114,19 +116,14 @@ def build(
     kept = work / "kept"
     signatures = prompt_signatures if config.near_duplicates else None
     read = shards.Read(parts, schema.names[len(shards.CONTRACT) :], strict)
-    steps = [read, *checks, shards.Keep(kept, config.sources, schema, hashes, files, signatures)]
+    steps = [read, *checks, shards.Keep(kept, sources, schema, hashes, files, signatures)]
     engine.run(steps, _tasks(config, parts), work / "read", config.executor)
 
     figures = select(config, kept, output_dir / "dropped.jsonl", quotas(config.limit or config.total), strict)
-    names = [output_dir.resolve() / name for name in file_names(files)]
+    names = [output_dir.resolve() / name for name in rows.part_names(files)]
     engine.run([shards.Collect(kept, schema, KEY, names)], files, work / "write", config.executor)
     engine.discard(work)
     return figures
-
-
-def file_names(files: int) -> list[str]:
-    """``rows.read_parquet`` and the Hub read several such files as one."""
-    return [f"train-{at:05d}-of-{files:05d}.parquet" for at in range(files)] if files > 1 else ["train.parquet"]
 
 
 def _begin(work: Path, parts: list[shards.Part]) -> None:
@@ -184,7 +181,7 @@ def select(config: Mixture, kept: Path, dropped: Path, wanted: dict[str, int], s
 
     leave_out("duplicate_id", dedup.occurrence(of_left("_id")) > 0)
     for at in causes["duplicate_id"]:
-        source, number = shards.place(config.sources, int(columns[shards.ORDER][at]))
+        source, number = shards.place(_sources(config), int(columns[shards.ORDER][at]))
         if source in strict:
             raise engine.EngineError(f"{source}, row {number}, column 'id': an earlier row of `sources` has the same")
     leave_out("duplicate", dedup.occurrence(of_left("_row")) > 0)
@@ -221,7 +218,7 @@ def _figures(kept, dropped, config, wanted, available, left, columns, causes, le
         raise engine.EngineError(f"{kept} lacks {lost} of the rows that were kept; delete {kept.parent}, run again")
     examples: dict[str, str] = {}
     with runs.whole_file(dropped) as file:
-        for line in _dropped_lines(kept, config.sources, columns, causes, lengths):
+        for line in _dropped_lines(kept, _sources(config), columns, causes, lengths):
             record = json.loads(line)
             examples.setdefault(record["step"], f"{record['file']}, row {record['row']}: {record['why']}")
             file.write(line)

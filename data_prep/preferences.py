@@ -16,11 +16,13 @@ import random
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Annotated
 
 import rewards
 from data_prep import jobs, prompts, rows
 from data_prep.filters import Funnel
 from data_prep.sampling import JUDGING, Decoding, Sample, Sampler, Server, ServerSettings, connect, cost, open_model
+from rewards.settings import Count, NotNegative, Positive, Range
 
 log = logging.getLogger(__name__)
 AGAIN = replace(JUDGING, temperature=0.7)  # chosen: at 0, to ask again would bring the same answer
@@ -39,14 +41,14 @@ class Preferences(jobs.Job):
     writer: ServerSettings
     judge: ServerSettings
     decoding: Decoding
-    count: int = 0
-    n: int = 4
-    written: int = 1
-    declined: int = 1
-    pairs: int = 2
-    queries: int = 4  # paper
-    min_difference: float = 1.0  # paper: more than 1
-    length_tolerance: float = 0.1  # chosen: the paper says "comparable"
+    count: Count = 0
+    n: Positive = 4
+    written: Count = 1
+    declined: Count = 1
+    pairs: Positive = 2
+    queries: Positive = 4  # paper
+    min_difference: Annotated[float, Range(0, 4)] = 1.0  # paper: more than 1
+    length_tolerance: NotNegative = 0.1  # chosen: the paper says "comparable"
     sampler: Sampler = field(default_factory=Sampler)
 
     def __post_init__(self) -> None:
@@ -86,7 +88,7 @@ def build(
     samples[len(helpful) :] = [own + other for own, other in zip(samples[len(helpful) :], written, strict=True)]
     refusals: dict[str, list[Sample]] = {}
     for row, group in zip(harmless, written, strict=True):
-        refusals.setdefault(row["language"], []).extend(group)
+        refusals.setdefault(row["language"], []).extend(one for one in group if not one.is_unanswered)
     for at, row in enumerate(helpful):
         pool = refusals.get(row["language"], [])
         draw = random.Random(f"declined-{config.seed}-{row['id']}")
@@ -97,6 +99,10 @@ def build(
     with connect(config.judge) as server:
         pairs, figures = judge_pairs(config, server, store, helpful, distinct[: len(helpful)])
         labels, safety = label_safety(config, server, store, harmless, distinct[len(helpful) :])
+    for funnel, groups in ((figures, samples[: len(helpful)]), (safety, samples[len(helpful) :])):
+        missing = sum(sample.is_unanswered for group in groups for sample in group)
+        funnel["seen"] += missing
+        funnel["dropped"] = {"unanswered": missing} | funnel["dropped"]
     rows.write_parquet(output_dir / "helpfulness.parquet", pairs)
     rows.write_parquet(output_dir / "harmlessness.parquet", labels)
     return {"helpfulness": figures, "harmlessness": safety}
@@ -126,7 +132,8 @@ def judge_pairs(
         one, other = (sum(side) / max(len(side), 1) for side in readable)
         difference = (one - other) / 2
         if not all(readable):
-            funnel.drop("no_verdict", row, (straight if not readable[0] else swapped)[0].text[:200])
+            said = (straight if not readable[0] else swapped)[0]
+            funnel.drop("no_verdict", row, said.why or said.text[:200])
         elif abs(difference) <= config.min_difference:
             funnel.drop("too_close", row, f"a mean difference of {difference:g}")
         else:
@@ -182,7 +189,7 @@ def label_safety(
     for (row, text), (answer,) in zip(drawn, answers, strict=True):
         safe = prompts.read_safety(answer.text)
         if safe is None:
-            funnel.drop("no_verdict", row, answer.text[:200])
+            funnel.drop("no_verdict", row, answer.why or answer.text[:200])
             continue
         label = {"prompt": row["prompt"], "response": text, "label": int(safe)}
         labels.append(label | {name: row[name] for name in ("id", "question", "language")})

@@ -1,7 +1,8 @@
-"""Every prompt that the data jobs send, in one place.
+"""Every prompt that the data jobs send, in one place; but for the judge's of correctness, which is the reward's
+(`rewards.judge`).
 
 The R1-Zero template is the paper's (v1, Table 1), word for word. The others follow what the paper says of its own
-(v2, Appendix B: Listings 1, 3 and 4, and the preference judge) in our words; their headings are also what
+(v2, Appendix B: Listings 1 and 3, and the preference judge) in our words; their headings are also what
 ``data_prep.world.oracle`` recognises. Text of users is put in by ``str.replace``, never by ``str.format``, so that
 braces and backslashes in it stay as they are.
 """
@@ -30,20 +31,6 @@ Below are a question and a raw thought process that solves it. Write them up so 
 
 ## Thought process
 {thought}
-"""
-CORRECTNESS = """# Task: judge correctness
-Compare an answer with a reference. It is "correct" if its reasoning and its conclusion both agree with the reference,
-and "incorrect" if a key step or the conclusion is wrong or beside the point. Explain first, then close with JSON of two
-keys: {"analysis": "...", "correctness": "correct" or "incorrect"}.
-
-## Question
-{question}
-
-## Reference
-{reference}
-
-## Answer
-{answer}
 """
 PREFERENCE = """# Task: compare two answers
 Be an impartial judge. Think of your own answer to the question first; then compare the two below, and name their
@@ -146,10 +133,6 @@ def rewrite(question: str, thought: str, language: str) -> str:
     return fill(REWRITE, question=question, thought=thought, language=LANGUAGE_NAMES[language])
 
 
-def correctness(question: str, reference: str, answer: str) -> str:
-    return fill(CORRECTNESS, question=question, reference=reference, answer=answer)
-
-
 def preference(question: str, first: str, second: str) -> str:
     return fill(PREFERENCE, question=question, first=first, second=second)
 
@@ -174,11 +157,6 @@ def short_reasoning(question: str, language: str) -> str:
 
 # chosen: the paper prints no numbers. Five verdicts are five points: A>>B gives A 5 and B 1, A>B 4 and 2, A=B 3 and 3.
 PREFERENCE_SCORES = {"A>>B": 4, "A>B": 2, "A=B": 0, "B>A": -2, "B>>A": -4}
-
-
-def read_correctness(text: str) -> bool | None:
-    labels = re.findall(r'"correctness"\s*:\s*"(correct|incorrect)"', text)  # not json.loads: LaTeX breaks judges' JSON
-    return labels[-1] == "correct" if labels else None
 
 
 def read_preference(text: str) -> int | None:

@@ -17,9 +17,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import rewards
-from data_prep import engine, jobs, prompts, rows, runs
+from data_prep import engine, jobs, prompts, rows, runs, shards
 from data_prep.filters import FILTERS, Candidate, Funnel, Thresholds
 from data_prep.sampling import JUDGING, Decoding, Sampler, ServerSettings, connect, cost, open_model
+from rewards import judge as correctness
+from rewards.settings import Count, Positive
+
+import pyarrow as pa
 
 log = logging.getLogger(__name__)
 
@@ -32,11 +36,11 @@ class Selection(jobs.Job):
     checkpoint: str
     judge: ServerSettings
     decoding: Decoding
-    n: int
-    keep: int
+    n: Positive
+    keep: Positive
     filters: Thresholds = field(default_factory=Thresholds)
     sampler: Sampler = field(default_factory=Sampler)
-    tasks: int = 1
+    tasks: Positive = 1
     distributed = True
 
 
@@ -45,9 +49,9 @@ class RejectionSampling(Selection):
     """``count`` prompts (0: all). The paper prints none of these numbers, nor the temperature."""
 
     prompts: str
-    count: int = 0
-    n: int = 4
-    keep: int = 2
+    count: Count = 0
+    n: Positive = 4
+    keep: Positive = 2
 
 
 def load(config: RejectionSampling) -> dict[str, list[rows.Row]]:
@@ -98,11 +102,16 @@ def select_in_tasks(config: Selection, output_dir: Path, asked: list[rows.Row], 
 
 
 def _share(config: Selection, output_dir: Path, load: Callable, rank: int, tasks: int) -> None:
-    """A task's share of the prompts: every ``tasks``th, from the ``rank``th on."""
-    asked = load(config)["prompts"][rank::tasks]
-    kept, figures = sample_and_select(config, output_dir / "samples" / f"{rank:05d}-of-{tasks:05d}", asked)
-    if kept:
-        rows.write_rows(output_dir / f"train-{rank:05d}-of-{tasks:05d}.parquet", kept, sft=True)
+    """A task's share of the prompts: every ``tasks``th, from the ``rank``th on. All files have the same columns, also
+    one without a row."""
+    asked = load(config)["prompts"]
+    more = ["completion", "generator"] + ["tests"] * any(row.get("tests") for row in asked)
+    schema = pa.schema([*shards.CONTRACT, *((name, pa.string()) for name in more)])
+    store = output_dir / "samples" / f"{rank:05d}-of-{tasks:05d}"
+    kept, figures = sample_and_select(config, store, asked[rank::tasks])
+    path = output_dir / rows.part_names(tasks)[rank]
+    rows.validate(kept, str(path), sft=True)
+    rows.write_stream(path, kept, schema)
     runs.write_json(output_dir / "work" / f"figures-{rank:05d}.json", figures)
 
 
@@ -138,20 +147,28 @@ def sample_and_select(
 def judge(
     groups: list[list[Candidate]], settings: ServerSettings, seed: int, store: Path, funnel: Funnel
 ) -> list[list[Candidate]]:
-    """Leaves out what the judge holds incorrect against the reference; only rows with verifier "judge" are asked."""
-    asked = [c for group in groups for c in group if c.row["verifier"] == "judge"]
-    if not asked:
-        return groups
-    questions = [prompts.chat(prompts.correctness(c.row["question"], c.row["answer"], c.text)) for c in asked]
-    with connect(settings) as server:
-        answers = server.sample(questions, 1, JUDGING, seed, store)
-    dropped = set()
+    """Leaves out what the judge holds incorrect against the reference, and what the judge reward would not show it;
+    only rows with verifier "judge" are asked."""
+    asked, questions, dropped = [], [], set()
+    for candidate in (c for group in groups for c in group if c.row["verifier"] == "judge"):
+        shown = correctness.shown(candidate.text)
+        if why := correctness.refusal(shown):
+            dropped.add(id(candidate))
+            funnel.drop("judged_incorrect", candidate.row, f"not shown to the judge: {why}")
+        else:
+            asked.append(candidate)
+            question = correctness.judge_prompt(candidate.row["question"], candidate.row["answer"], shown)
+            questions.append(prompts.chat(question))
+    answers = []
+    if asked:
+        with connect(settings) as server:
+            answers = server.sample(questions, 1, JUDGING, seed, store)
     for candidate, (answer,) in zip(asked, answers, strict=True):
-        verdict = prompts.read_correctness(answer.text)
+        verdict = correctness.read_verdict(answer.text)
         if verdict is not True:
             dropped.add(id(candidate))
             step = "no_verdict" if verdict is None else "judged_incorrect"
-            funnel.drop(step, candidate.row, answer.text[:200])
+            funnel.drop(step, candidate.row, answer.why or answer.text[:200])
     return [[c for c in group if id(c) not in dropped] for group in groups]
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -21,8 +22,9 @@ from typing import Any
 
 from data_prep import decontaminate, dedup, filters, jobs, prompts, rows, runs, sources
 from data_prep.rows import Row
-from data_prep.sampling import Decoding, Model, Sampler, at_least_1, cost, open_model, within
+from data_prep.sampling import Decoding, Model, Sampler, cost, open_model
 from data_prep.sources import plan as convert_plan
+from rewards.settings import Positive, Share, check
 
 log = logging.getLogger(__name__)
 # Table 4 of the paper, v2, and the 12,000 harmlessness prompts of its text; the 8,000 bugs to fix have no source here.
@@ -38,15 +40,16 @@ class PassRate:
 
     checkpoint: str
     decoding: Decoding
-    n: int = 8
-    least: float = 0.125
-    most: float = 0.875
+    n: Positive = 8
+    least: Share = 0.125
+    most: Share = 0.875
     template: str = "r1_zero"
     sampler: Sampler = field(default_factory=Sampler)
 
     def __post_init__(self) -> None:
-        at_least_1(self, "n")
-        within(self, 0, 1, "least", "most")
+        check(self)
+        if self.least > self.most:
+            raise ValueError(f"`least` is {self.least:g}; write at most `most`, which is {self.most:g}")
         if self.template not in ("r1_zero", "chat"):
             raise ValueError(f"`template` is {self.template!r}; write r1_zero or chat")
 
@@ -56,7 +59,7 @@ class RLPrompts(jobs.Job):
     """``total`` prompts, where no group falls short; ``commercial``: only under licences that allow commercial use."""
 
     sources: list[sources.Wanted]
-    total: int = sum(TABLE_4.values())
+    total: Positive = sum(TABLE_4.values())
     commercial: bool = False
     decontamination: decontaminate.Decontamination = field(default_factory=decontaminate.Decontamination)
     pass_rate: PassRate | None = None
@@ -105,6 +108,8 @@ def build(
                 log.warning("%s: %d prompts short of the quota of %d", group, short, quota)
     if not chosen:
         raise rows.NoRowsError(f"{output_dir}: no prompt is left; see the counts above")
+    if wanted:
+        figures["unanswered"] = sum(map(math.isnan, rates.values()))
     return {"rows": len(chosen), "rows_by_file": write(output_dir, chosen, rates), "groups": groups} | figures
 
 
@@ -158,6 +163,9 @@ def passing(
         with ThreadPoolExecutor(os.cpu_count()) as threads:  # programs may be run
             right = list(threads.map(lambda pair: filters.is_right(*pair) is True, pairs))
         shares = {place: sum(right[at * wanted.n :][: wanted.n]) / wanted.n for at, place in enumerate(gradable)}
+        for place, group in zip(gradable, samples, strict=True):
+            if any(sample.is_unanswered for sample in group):
+                shares[place] = math.nan  # in no range
         rates.update(shares)
         kept += [place for place in places if place not in rates or wanted.least <= rates[place] <= wanted.most]
     return kept[:quota], at

@@ -146,12 +146,27 @@ def sft_row(row: Row, number: int, completion: str, generator: str) -> Row:
 
 
 def parquet_files(path: str | Path) -> list[Path]:
-    """The file, or, where there is no ``train.parquet``, ``train-00000-of-00012.parquet`` and so on."""
+    """The file, or, where there is no ``train.parquet``, ``train-00000-of-00012.parquet`` and so on. Raises ValueError
+    where these are not all parts of one data set and nothing else."""
     path = Path(path)
-    files = [path] if path.is_file() else sorted(path.parent.glob(f"{path.stem}-*-of-*.parquet"))
-    if not files:
+    shards = sorted(path.parent.glob(f"{path.stem}-[0-9]*-of-[0-9]*.parquet"))
+    if path.is_file() and not shards:
+        return [path]
+    if not shards:
         raise FileNotFoundError(f"{path}: no such file; run the stage that writes it first")
-    return files
+    names = [shard.name for shard in shards]
+    if path.is_file() or names != [f"{path.stem}-{at:05d}-of-{len(names):05d}.parquet" for at in range(len(names))]:
+        there = ", ".join([path.name] * path.is_file() + names)
+        raise ValueError(
+            f"{path}: {path.parent} holds {there}, which are not all parts of one data set and nothing else; delete "
+            "those of an earlier run, or run its stage again"
+        )
+    return shards
+
+
+def part_names(count: int) -> list[str]:
+    """The names of the files of a data set in so many parts; `parquet_files` and the Hub read them as one."""
+    return [f"train-{at:05d}-of-{count:05d}.parquet" for at in range(count)] if count > 1 else ["train.parquet"]
 
 
 def stream(files: Iterable[Path], columns: list[str] | None = None) -> Iterator[Row]:

@@ -25,7 +25,7 @@ import typing
 import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from data_prep import files, identity
 from data_prep.files import whole_file, write_json
@@ -110,7 +110,8 @@ def settings(kind: type, config: Path | Mapping[str, Any], where: str = "", **ov
     """An instance of the dataclass `kind` with the values of a YAML (or of a mapping that came from one).
 
     Every key must be a field, every field without a default must be there, every value must have the field's type
-    (ints pass as floats, and so does `1e-4`, which YAML reads as text). Overrides that are None are not given.
+    (ints pass as floats, and so does `1e-4`, which YAML reads as text) and lie in its range, where the type has one
+    (`rewards.settings`). Overrides that are None are not given.
     Raises ConfigError naming file, key and remedy.
     """
     if isinstance(config, str | os.PathLike):
@@ -126,7 +127,7 @@ def settings(kind: type, config: Path | Mapping[str, Any], where: str = "", **ov
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and name not in values:
             raise ConfigError(f"{where}: the key `{name}` is missing; write `{name}: ...`")
-    hints = typing.get_type_hints(kind)
+    hints = typing.get_type_hints(kind, include_extras=True)
     typed = {key: _typed(value, hints[key], f"{where}: `{key}`") for key, value in values.items()}
     try:
         return kind(**typed)
@@ -139,6 +140,13 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return value
+    if origin is Annotated:
+        kind, allowed = arguments[:2]
+        if not isinstance(value, int | float) or value in allowed:
+            value = _typed(value, kind, where)
+        if value in allowed:
+            return value
+        raise ConfigError(f"{where} is {value!r}; write {allowed}")
     if isinstance(value, int | float) and not math.isfinite(value):
         raise ConfigError(f"{where} is {value!r}; write a finite number")
     if isinstance(value, int) and value < 0 and hint is not float:  # a count, a size or a seed

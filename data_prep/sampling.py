@@ -25,13 +25,14 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import rewards
 from data_prep import commands, memory
 from data_prep.rows import read_parquet, write_parquet
 from data_prep.runs import Stopped, write_json
+from rewards.settings import Count, NotNegative, Positive, Range, Seconds, Share, check
 
 import httpx
 import pyarrow.parquet as pq
@@ -42,49 +43,46 @@ Prompt = str | list[dict[str, str]]
 
 @dataclass(frozen=True)
 class Sample:
-    """``finish`` is "stop" (the model ended), "length" (cut at max_tokens) or "failed" (a server gave nothing, see
-    `ServerSettings.failures`; the text is empty). Token counts leave padding out."""
+    """``finish`` is "stop" (the model ended), "length" (cut at max_tokens), "refused" (the prompt is too long, or a
+    server does not take the request: `max_refused`) or "failed" (a server gave nothing, however often it was asked:
+    `ServerSettings.failures`). The last two have no text, and ``why`` says what happened. Token counts leave padding
+    out."""
 
     text: str
     finish: str
     prompt_tokens: int
     completion_tokens: int
+    why: str = ""
+
+    @property
+    def is_unanswered(self) -> bool:
+        return self.finish in ("refused", "failed")
 
 
 @dataclass(frozen=True)
 class Decoding:
     """How to sample. temperature 0 is greedy; top_k 0 keeps every token. Lengths in tokens."""
 
-    max_tokens: int
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-
-    def __post_init__(self) -> None:
-        at_least_1(self, "max_tokens")
-        within(self, 0, math.inf, "temperature")
-        within(self, 0, 1, "top_p")
-
-
-def within(settings: object, low: float, high: float, *keys: str) -> None:
-    """Raises ValueError for a key of the settings that is not from `low` to `high`."""
-    for key in keys:
-        if not low <= getattr(settings, key) <= high:
-            wanted = f"at least {low:g}" if high == math.inf else f"a number from {low:g} to {high:g}"
-            raise ValueError(f"`{key}` is {getattr(settings, key)}; write {wanted}")
-
-
-def at_least_1(settings: object, *keys: str) -> None:
-    """Raises ValueError for a key of the settings that is below 1."""
-    for key in keys:
-        if getattr(settings, key) < 1:
-            raise ValueError(f"`{key}` is {getattr(settings, key)}; write at least 1")
+    max_tokens: Positive
+    temperature: NotNegative = 1.0
+    top_p: Annotated[float, Range(0, 1, open=True)] = 1.0
+    top_k: Count = 0
+    __post_init__ = check
 
 
 # Extensions of OpenAI's protocol that vLLM and SGLang know. What a request leaves out, vLLM fills in from
 # the model's generation config: another distribution than the other samplers draw from.
 NEUTRAL = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
 JUDGING = Decoding(max_tokens=1024, temperature=0.0)  # chosen: a verdict, and what leads to it
+
+
+class TooManyRefused(Stopped, ValueError):
+    """More requests are refused than ``max_refused`` allows. The message says by whom, why, and what to write."""
+
+
+def may_refuse(share: float, prompts: int) -> int:
+    """How many of some prompts a sampler may refuse: the share, rounded up, so that a single one ends no job."""
+    return math.ceil(share * prompts - 1e-9)
 
 
 class Batched(ABC):
@@ -98,6 +96,7 @@ class Batched(ABC):
     identity: str  # of the weights: what stored samples are good for
     batch_size: int
     limit: int  # tokens of prompt and completion together
+    max_refused: float = 0.0  # of the prompts, those that do not fit
     tokenizer: Any
 
     @abstractmethod
@@ -107,13 +106,23 @@ class Batched(ABC):
     def sample(
         self, prompts: list[Prompt], n: int, decoding: Decoding, seed: int, store: Path | None = None
     ) -> list[list[Sample]]:
-        """n samples of each prompt, in the order of the prompts. Finished batches are files in ``store``."""
+        """n samples of each prompt, in the order of the prompts. Finished batches are files in ``store``. A prompt that
+        does not fit is refused; raises TooManyRefused before any work."""
         started = time.monotonic()
         tokens = [self._tokenize(prompt) for prompt in prompts]
-        longest = max(map(len, tokens), default=0) + decoding.max_tokens
-        if longest > self.limit:
-            raise ValueError(f"the longest prompt with max_tokens makes {longest} tokens, the model takes {self.limit}")
         order = sorted(range(len(prompts)), key=lambda i: len(tokens[i]), reverse=True)  # the worst for memory first
+        refused = [i for i in order if len(tokens[i]) + decoding.max_tokens > self.limit]
+        if refused:
+            longest = len(tokens[refused[0]]) + decoding.max_tokens
+            told = f"the longest prompt with max_tokens makes {longest} tokens, the model takes {self.limit}"
+            if len(refused) > may_refuse(self.max_refused, len(prompts)):
+                raise TooManyRefused(
+                    f"{len(refused)} of {len(prompts)} prompts do not fit, more than `max_refused: "
+                    f"{self.max_refused:g}` allows: {told}. Write a smaller `max_tokens`, leave long prompts out, or "
+                    "write a larger `max_refused` to drop them"
+                )
+            log.warning("%d of %d prompts are refused: %s", len(refused), len(prompts), told)
+        order = order[len(refused) :]
         sequences = [i for i in order for _ in range(n)]
         common = _hash([self.identity, asdict(decoding), seed])
         times: Counter[str] = Counter()  # an equal prompt's samples go on where its first's end
@@ -134,6 +143,9 @@ class Batched(ABC):
                 write_parquet(store / f"{_hash([record['key'] for record in records])}.parquet", records)
             found |= {keys[at]: sample for at, sample in zip(batch, samples, strict=True)}
         results: list[list[Sample]] = [[] for _ in prompts]
+        for i in refused:
+            why = f"with max_tokens it makes {len(tokens[i]) + decoding.max_tokens} tokens, not {self.limit}"
+            results[i] = [Sample("", "refused", len(tokens[i]), 0, why)] * n
         for i, key in zip(sequences, keys, strict=True):
             results[i].append(found[key])
         made = sum(sample.completion_tokens for group in results for sample in group)
@@ -273,6 +285,10 @@ def _hash(value: object) -> str:
 # --- servers ----------------------------------------------------------------------------------------------------------
 
 
+TRANSIENT = (408, 409, 425, 429)  # statuses that are tried again, as 5xx are
+FOR_ALL = (401, 402, 404, 405, 407)  # statuses that are about no single request: a key, a bill, a path
+
+
 class ServerError(Stopped):
     """The server did not give a usable answer, however often it was asked."""
 
@@ -282,34 +298,36 @@ class ServerSettings:
     """An OpenAI-compatible server. ``base_url`` "world" starts the toy world's own (data_prep.world.oracle);
     any other is used as it stands, as in http://localhost:8000/v1. ``api_key_variable`` names an environment
     variable. ``revision``: of the model, part of the key of its samples. ``failures``: as many requests may fail for
-    good, each a `Sample` that "failed"; one more ends the job. ``serve``: arguments of `vllm serve`, by which the
-    pipeline starts the model on this machine while a step needs it; without it the server is yours to start.
+    good, each a `Sample` that "failed"; one more ends the job. ``max_refused``: of the requests of one round, the share
+    that the server may refuse (too long, filtered), each a `Sample` that is "refused"; more end the job. ``serve``:
+    arguments of `vllm serve`, by which the pipeline starts the model on this machine while a step needs it; without it
+    the server is yours to start.
     ``extensions`` false: send no `NEUTRAL`, for a service that refuses what OpenAI's protocol does not have."""
 
     base_url: str
     model: str
-    concurrency: int = 16
-    attempts: int = 7
-    first_wait_s: float = 1.0
-    timeout_s: float = 600.0
+    concurrency: Positive = 16
+    attempts: Positive = 7
+    first_wait_s: NotNegative = 1.0
+    timeout_s: Seconds = 600.0
     api_key_variable: str = ""
     revision: str = ""
-    failures: int = 0
+    failures: Count = 0
+    max_refused: Share = 0.05
     serve: dict[str, Any] | None = None
     extensions: bool = True
 
     def __post_init__(self) -> None:
-        at_least_1(self, "concurrency", "attempts")
-        within(self, 0, math.inf, "first_wait_s", "timeout_s")
+        check(self)
         if self.api_key_variable and not os.environ.get(self.api_key_variable):
             raise ValueError(f"the environment variable {self.api_key_variable} is not set; {self.base_url} wants it")
 
 
 class Server:
     """Asks for each sample in a request of its own (seed + sample index), ``concurrency`` at a time. Answers are kept
-    in ``store``/requests.sqlite by the hash of the request. 408, 429, 5xx, lost connections, silence and unreadable
+    in ``store``/requests.sqlite by the hash of the request. `TRANSIENT`, 5xx, lost connections, silence and unreadable
     answers are tried again, each wait twice the last (or what Retry-After says), and counted in ``faults`` by their
-    kind; other refusals are not tried again."""
+    kind. What the server refuses is kept in ``store``, too, and not asked again, unless there was too much of it."""
 
     def __init__(self, settings: ServerSettings):
         self.settings = settings
@@ -325,6 +343,10 @@ class Server:
         with closing(_open(store)) as answers:
             try:
                 samples = asyncio.run(self._ask_all(prompts, n, decoding, seed, answers))
+            except* TooManyRefused as group:
+                with answers:  # the server may be started otherwise by the next time
+                    answers.execute("delete from answers where json_extract(sample, '$.finish') = 'refused'")
+                raise group.exceptions[0] from None
             except* ServerError as group:
                 raise group.exceptions[0] from None
             except* sqlite3.OperationalError as group:
@@ -345,10 +367,12 @@ class Server:
         self, prompts: list[Prompt], n: int, decoding: Decoding, seed: int, answers: sqlite3.Connection
     ) -> list[Sample]:
         samples: list[Sample | None] = [None] * (len(prompts) * n)
+        refused, may = 0, may_refuse(self.settings.max_refused, len(prompts)) * n
         waiting = iter(range(len(samples)))  # shared by the workers: a request is made when a worker is free
         progress = commands.progress(None, "asking", len(samples), "request")
 
         async def work(client: httpx.AsyncClient) -> None:
+            nonlocal refused
             for index in waiting:
                 payload = self._payload(prompts[index // n], decoding, seed + index % n)
                 revision = self.settings.revision
@@ -359,6 +383,14 @@ class Server:
                     with answers:
                         values = (key, json.dumps(asdict(sample)))
                         answers.execute("insert or replace into answers values (?, ?)", values)
+                if sample.finish == "refused":
+                    refused += 1
+                    if refused > may:
+                        raise TooManyRefused(
+                            f"{self.settings.base_url} refused {refused} of {len(samples)} requests, more than "
+                            f"`max_refused: {self.settings.max_refused:g}` allows, the last one with {sample.why}. "
+                            "Mend what it refuses, or write a larger `max_refused` beside `base_url` to drop it"
+                        )
                 samples[index] = sample
                 progress.update()
 
@@ -368,6 +400,11 @@ class Server:
             async with client, asyncio.TaskGroup() as group:
                 for _ in range(min(self.settings.concurrency, len(samples))):
                     group.create_task(work(client))
+        if refused:
+            why = next(sample.why for sample in samples if sample.finish == "refused")
+            log.warning(
+                "%s refused %d of %d requests, the first with %s", self.settings.base_url, refused, len(samples), why
+            )
         return samples
 
     async def _ask_or_fail(self, client: httpx.AsyncClient, payload: dict, index: int) -> Sample:
@@ -378,7 +415,7 @@ class Server:
             if self.failed > self.settings.failures:
                 raise
             log.warning("request %d failed for good (%d of %d): %s", index, self.failed, self.settings.failures, error)
-            return Sample("", "failed", 0, 0)
+            return Sample("", "failed", 0, 0, str(error))
 
     async def _ask(self, client: httpx.AsyncClient, payload: dict) -> Sample:
         url = self.settings.base_url.rstrip("/") + ("/completions" if "prompt" in payload else "/chat/completions")
@@ -389,7 +426,7 @@ class Server:
                 wait *= 2
             try:
                 response = await client.post(url, json=payload)
-                if response.status_code in (408, 429) or response.status_code >= 500:
+                if response.status_code in TRANSIENT or response.status_code >= 500:
                     trouble = f"status {response.status_code}"
                     self.faults[trouble] += 1
                     after = response.headers.get("retry-after", "")
@@ -399,8 +436,13 @@ class Server:
                     hint = ""
                     if self.settings.extensions and any(key in response.text for key in NEUTRAL):
                         hint = "; write `extensions: false` for a service that does not know these"
-                    raise ServerError(f"{url}: status {response.status_code}: {response.text[:200]}{hint}")
+                    why = f"status {response.status_code}: {response.text[:200]}{hint}"
+                    if response.status_code in FOR_ALL:
+                        raise ServerError(f"{url}: {why}")
+                    return Sample("", "refused", 0, 0, why)
                 choice, usage = response.json()["choices"][0], response.json().get("usage") or {}
+                if choice.get("finish_reason") == "content_filter":
+                    return Sample("", "refused", 0, 0, "finish_reason content_filter")
                 text = (choice["text"] if "prompt" in payload else _said(choice["message"])) or ""
                 text.encode()  # what is no text, or has half a surrogate pair, could not be written
                 return Sample(
@@ -464,17 +506,19 @@ def connect(settings: ServerSettings) -> Iterator[Server]:
 @dataclass(frozen=True)
 class Sampler:
     """How a job samples its checkpoint. ``kind`` "transformers" or "vllm": in this process, ``batch_size`` sequences to
-    a stored batch, ``revision`` the commit of a Hub checkpoint, ``vllm`` arguments of `vllm.LLM`. "server": whatever
+    a stored batch, ``max_refused`` the share of prompts that may be too long (they are dropped; more end the job),
+    ``revision`` the commit of a Hub checkpoint, ``vllm`` arguments of `vllm.LLM`. "server": whatever
     ``server`` serves; the job's ``checkpoint`` is then only what its rows name as their generator."""
 
     kind: Literal["transformers", "vllm", "server"] = "transformers"
-    batch_size: int = 256
+    batch_size: Positive = 256
+    max_refused: Share = 0.05
     revision: str = ""
     vllm: dict[str, Any] = field(default_factory=dict)
     server: ServerSettings | None = None
 
     def __post_init__(self) -> None:
-        at_least_1(self, "batch_size")
+        check(self)
         if (self.kind == "server") != (self.server is not None):
             raise ValueError("`sampler: server` and `sampler: kind: server` go together; write both or neither")
         if self.vllm and self.kind != "vllm":
@@ -506,7 +550,10 @@ def open_model(checkpoint: str, sampler: Sampler) -> Iterator[Model]:
     if sampler.kind == "server":
         with connect(sampler.server) as server:
             yield server
-    elif sampler.kind == "vllm":
-        yield VLLMModel(checkpoint, sampler.batch_size, sampler.revision, sampler.vllm)
+        return
+    if sampler.kind == "vllm":
+        model = VLLMModel(checkpoint, sampler.batch_size, sampler.revision, sampler.vllm)
     else:
-        yield LocalModel(checkpoint, sampler.batch_size, sampler.revision)
+        model = LocalModel(checkpoint, sampler.batch_size, sampler.revision)
+    model.max_refused = sampler.max_refused
+    yield model

@@ -46,6 +46,11 @@ class Part:
     size: int
 
 
+def files(source: str) -> list[str]:
+    """The file, or the parts of one that several tasks wrote."""
+    return list(map(str, rows.parquet_files(source))) if source.endswith(".parquet") else [source]
+
+
 def parts(paths: list[str]) -> list[Part]:
     """All parts of the files, in order. Raises FileNotFoundError for a file that is not there and ValueError for one
     that is neither Parquet nor JSONL. A Parquet file whose footer cannot be read is one part with group -1."""

@@ -27,6 +27,7 @@ import rewards
 from data_prep import commands, engine, jobs, rows, shards
 from data_prep.rows import Row
 from data_prep.runs import whole_file, write_json
+from rewards.settings import Count
 
 import pyarrow as pa
 
@@ -292,7 +293,7 @@ class Wanted:
     name: str
     local: str = ""
     revision: str = ""
-    limit: int = 0
+    limit: Count = 0
 
     def __post_init__(self) -> None:
         if self.name != "rows" and self.name not in SOURCES:
@@ -357,8 +358,8 @@ def _records(wanted: Wanted, source: Source | None) -> Iterator[tuple[str, int, 
 
 def _files(local: str) -> list[str]:
     path = Path(local)
-    found = map(str, sorted(path.iterdir()) if path.is_dir() else [path] if path.is_file() else [])
-    found = [file for file in found if file.endswith((".parquet", ".jsonl", ".jsonl.gz"))]
+    found = map(str, sorted(path.iterdir())) if path.is_dir() else shards.files(local)
+    found = [file for file in found if file.endswith((".parquet", ".jsonl", ".jsonl.gz")) and Path(file).is_file()]
     if not found:
         raise FileNotFoundError(f"{local}: no .parquet, .jsonl or .jsonl.gz file there")
     return found

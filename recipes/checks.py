@@ -145,7 +145,7 @@ def of_settings(args: Any, config: Any) -> Iterator[Finding]:
 
 def _of_rl_settings(args: Any, config: Any) -> Iterator[Finding]:
     weights, number = config.reward_weights, len(args.reward_funcs)
-    if not number or (weights and (len(weights) != number or not any(weights))):
+    if not number or (weights and (len(weights) != number or not any(weights) or not all(map(math.isfinite, weights)))):
         text = f"reward_weights: {weights} for reward_funcs: {args.reward_funcs}"
         yield Finding(text, "without one weight a reward, not all 0, nothing is rewarded", "as many, or none")
     if config.temperature < 0.1 or config.top_k == 1 or not 0.1 < config.top_p <= 1:

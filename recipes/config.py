@@ -9,6 +9,7 @@ import argparse
 import difflib
 import errno
 import importlib.metadata
+import inspect
 import itertools
 import logging
 import os
@@ -137,6 +138,11 @@ class RLArguments(PolicyArguments):
         super().__post_init__()
         if self.completion_style not in ("r1_zero", "think"):
             raise ConfigError(f"completion_style is {self.completion_style!r}; write r1_zero or think.")
+        for name, kwargs in (self.reward_kwargs or {}).items():
+            if name in rewards.__all__ and name.lower().endswith("reward") and isinstance(kwargs, dict):
+                reward = getattr(rewards, name)  # others are somebody's own; these are checked before any work
+                given = {key: value for key, value in kwargs.items() if key != "serve"}
+                make_reward(reward if isinstance(reward, type) else type(reward), name, given)
 
 
 @dataclass
@@ -305,6 +311,16 @@ def _parts(config) -> str:
         f"{config.per_device_train_batch_size} in a micro batch x {world_size()} processes x "
         f"{config.gradient_accumulation_steps} accumulated"
     )
+
+
+def make_reward(kind: type, name: str, kwargs: dict) -> Callable:
+    """A reward with these settings. Raises ConfigError where it does not take them."""
+    try:
+        return kind(**kwargs)
+    except TypeError as error:
+        raise ConfigError(f"reward_kwargs: {name}: {error}. Its settings are {inspect.signature(kind)}.") from None
+    except ValueError as error:
+        raise ConfigError(f"reward_kwargs: {name}: {error}.") from None
 
 
 def _require_positive(config, *keys: str) -> None:

@@ -14,7 +14,7 @@ from data_prep.rows import Row
 from data_prep.runs import ConfigError
 from data_prep.sampling import Decoding
 from recipes import engine, reference, sharded
-from recipes.config import RLArguments
+from recipes.config import RLArguments, make_reward
 from recipes.data import as_messages, count_tokens, keep_short, read_rows
 from recipes.training import Resumable, Run, require_checkpoint
 
@@ -80,10 +80,7 @@ def _reward(name: str, kwargs: dict, style: str) -> Callable:
         require_checkpoint(kwargs["model"], f"reward_kwargs: {name}: model")
     if "style" in inspect.signature(kind).parameters:
         kwargs.setdefault("style", style)
-    try:
-        return kind(**kwargs)
-    except TypeError as error:
-        raise ConfigError(f"reward_kwargs: {name}: {error}. Its settings are {inspect.signature(kind)}.") from None
+    return make_reward(kind, name, kwargs)
 
 
 class EpochSampler(RepeatSampler):

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from rewards.completion import parse, texts_of, without_invisible
 from rewards.equality import Judge, Policy, matching, prepare, strip_markup
+from rewards.settings import Count, NotNegative, check
 
 BOX = re.compile(r"\\(?:boxed|fbox|framebox)(?![A-Za-z])\s*")
 PLACEHOLDER = re.compile(r"[\s.…_?]*|\\[lc]?dots|(?:\\text\{)?(?:your |the |final )*answer\}?", re.I)
@@ -441,13 +442,14 @@ class AccuracyReward:
     """
 
     percent: Literal["loose", "strict"] = "loose"
-    decimals: int | None = 6
+    decimals: Count | None = 6
     prefilled: bool = False
-    step_seconds: float = 60.0
+    step_seconds: NotNegative = 60.0
     _judge: Judge | None = field(default=None, init=False, repr=False, compare=False)
     __name__ = "accuracy_reward"
 
     def __post_init__(self) -> None:
+        check(self)
         judge = Judge(Policy(self.percent, self.decimals), self.step_seconds)
         object.__setattr__(
             self, "_judge", _JUDGE if (judge.policy, judge.seconds) == (Policy(), _JUDGE.seconds) else judge

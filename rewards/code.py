@@ -29,6 +29,7 @@ from typing import Any, Literal
 
 from rewards.completion import parse, texts_of
 from rewards.sandbox import LocalSandbox, PistonSandbox, Provider, Run, SandboxRefused, SandboxUnavailable
+from rewards.settings import Positive, Seconds, check
 
 logger = logging.getLogger(__name__)
 
@@ -552,14 +553,15 @@ class CodeReward:
     """
 
     mode: Literal["all", "share"] = "all"
-    seconds: float = 6.0
-    step_seconds: float = 60.0
+    seconds: Seconds = 6.0
+    step_seconds: Seconds = 60.0
     piston_url: str = ""
-    workers: int = 2
+    workers: Positive = 2
     provider: Provider | None = None
     __name__ = "code_reward"
 
     def __post_init__(self) -> None:
+        check(self)
         if self.provider is None:
             provider = PistonSandbox(self.piston_url, self.seconds) if self.piston_url else LocalSandbox(self.seconds)
             object.__setattr__(self, "provider", provider)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from rewards.completion import ANSWER, THINK, opened, seen, tag_pattern, text_of
+from rewards.settings import check
 
 Style = Literal["r1_zero", "think"]
 STYLES = ("r1_zero", "think")
@@ -58,10 +59,7 @@ class FormatReward:
     style: Style = "r1_zero"
     prefilled: bool = False
     __name__ = "format_reward"
-
-    def __post_init__(self) -> None:
-        if self.style not in STYLES:
-            raise ValueError(f"format_reward: style {self.style!r}: write one of {', '.join(STYLES)}")
+    __post_init__ = check
 
     def __call__(
         self, completions: list, prompts: list | None = None, thinking: list | None = None, **columns: Any

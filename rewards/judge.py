@@ -2,7 +2,7 @@
 
 For what rules cannot grade. The judge is any server with the OpenAI chat interface. A judge can be talked into
 "correct" by an answer that says nothing or speaks to the judge itself (arXiv 2507.08794), so such answers are refused
-before it is asked.
+before it is asked. `data_prep.rejection_sampling` asks with the same words and refuses the same answers.
 """
 
 import asyncio
@@ -16,9 +16,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rewards.completion import parse, prompt_text, texts_of, without_invisible
+from rewards.settings import Count, Positive, Seconds, check
 
 logger = logging.getLogger(__name__)
 
+MAX_CHARACTERS = 12_000  # of an answer; chosen: some 3,000 tokens
 PROMPT = """# Task: judge correctness
 Compare an answer with a reference. It is "correct" if its reasoning and its conclusion agree with the reference and
 nothing is missing, and "incorrect" if a key step or the conclusion is wrong or beside the point.
@@ -94,9 +96,22 @@ def refusal(answer: str) -> str | None:
     return None if rest else "opener"
 
 
+def shown(completion: str, max_characters: int = MAX_CHARACTERS) -> str:
+    """What a judge sees of a completion: its answer, or "" where it gives none."""
+    return (parse(completion).answer or "")[:max_characters]
+
+
+def judge_prompt(question: str, reference: str, answer: str) -> str:
+    """The user's message to a judge. No text in it is a place to fill, and half a surrogate pair can be sent."""
+    parts = {"QUESTION": question, "REFERENCE": reference, "ANSWER": answer}
+    text = re.sub("QUESTION|REFERENCE|ANSWER", lambda name: parts[name.group()], PROMPT)
+    return text.encode("utf-8", "replace").decode()
+
+
 def read_verdict(reply: str) -> bool | None:
     """True for "correct", False for "incorrect", None where a judge's reply holds no verdict or two."""
-    found = set(re.findall(r"[\"']correctness[\"']\s*:\s*[\"']\s*(correct|incorrect)\s*[\"']", reply, re.I))
+    said = reply.rsplit("</think>", 1)[-1]
+    found = set(re.findall(r"[\"']correctness[\"']\s*:\s*[\"']\s*(correct|incorrect)\s*[\"']", said, re.I))
     labels = {label.lower() for label in found}
     return labels == {"correct"} if len(labels) == 1 else None
 
@@ -122,13 +137,14 @@ class JudgeReward:
     base_url: str = ""
     model: str = ""
     api_key_variable: str = "OPENAI_API_KEY"
-    concurrency: int = 32
-    retries: int = 4
-    timeout: float = 120.0
-    max_tokens: int = 1024
-    max_characters: int = 12_000
+    concurrency: Positive = 32
+    retries: Count = 4
+    timeout: Seconds = 120.0
+    max_tokens: Positive = 1024
+    max_characters: Positive = MAX_CHARACTERS
     _verdicts: dict[str, bool] = field(default_factory=dict, init=False, repr=False, compare=False)
     __name__ = "judge_reward"
+    __post_init__ = check
 
     async def __call__(
         self,
@@ -147,7 +163,7 @@ class JudgeReward:
         rows = [row for row in range(len(completions)) if verifier is None or verifier[row] == "judge"]
         asked = {row: question[row] if question else prompt_text(prompts[row] if prompts else "") for row in rows}
         texts = texts_of(completions, prompts)
-        answers = {row: (parse(texts[row]).answer or "")[: self.max_characters] for row in rows}
+        answers = {row: shown(texts[row], self.max_characters) for row in rows}
         open_rows = [row for row in rows if refusal(answers[row]) is None]
         verdicts = await self.verdicts([(asked[row], references[row] or "", answers[row]) for row in open_rows])
         found = dict.fromkeys(rows, False) | dict(zip(open_rows, verdicts, strict=True))
@@ -185,10 +201,7 @@ class JudgeReward:
     async def _ask(self, client: Any, gate: asyncio.Semaphore, item: tuple[str, str, str]) -> bool | None:
         import httpx
 
-        parts = dict(zip(("QUESTION", "REFERENCE", "ANSWER"), item, strict=True))
-        text = re.sub("QUESTION|REFERENCE|ANSWER", lambda name: parts[name.group()], PROMPT)
-        text = text.encode("utf-8", "replace").decode()  # half a surrogate pair would be an outage
-        reason = ""
+        text, reason = judge_prompt(*item), ""
         for attempt in range(self.retries + 1):
             if attempt:
                 await asyncio.sleep(0.5 * 2 ** (attempt - 1))
@@ -204,7 +217,7 @@ class JudgeReward:
                     reply = await client.post(f"{self.base_url.rstrip('/')}/chat/completions", json=request)
                 if reply.status_code == 200:
                     content = reply.json()["choices"][0]["message"]["content"] or ""
-                    verdict = read_verdict(content.rsplit("</think>", 1)[-1])
+                    verdict = read_verdict(content)
                     if verdict is not None:
                         return verdict
                     reason = f"no verdict in {content[-200:]!r}"

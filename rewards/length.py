@@ -4,9 +4,10 @@ import math
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 from rewards.accuracy import accuracy_reward
+from rewards.settings import Count, Finite, Positive, Range, check
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,12 @@ class CosineReward:
     this name takes no plain-text completions and hangs on some answers.
     """
 
-    max_length: int
-    wrong: tuple[float, float] = (-1.0, -0.5)
-    right: tuple[float, float] = (0.5, 1.0)
+    max_length: Positive
+    wrong: tuple[Finite, Finite] = (-1.0, -0.5)
+    right: tuple[Finite, Finite] = (0.5, 1.0)
     correctness: Callable = field(default=accuracy_reward)
     __name__ = "cosine_reward"
+    __post_init__ = check
 
     def __call__(self, completions: list, completion_ids: list, **columns: Any) -> list[float | None]:
         rewards: list[float | None] = []
@@ -70,9 +72,10 @@ class CosineReward:
 class RepetitionReward:
     """max_penalty * (1 - distinct / all n-grams of tokens) (arXiv 2502.03373, C.2), by TRL."""
 
-    ngram_size: int = 3
-    max_penalty: float = -1.0
+    ngram_size: Positive = 3
+    max_penalty: Annotated[float, Range(high=0)] = -1.0
     __name__ = "repetition_reward"
+    __post_init__ = check
 
     def __call__(self, completion_ids: list, **columns: Any) -> list[float]:
         from trl.rewards import get_repetition_penalty_reward
@@ -87,9 +90,14 @@ class OverlongReward:
     0 up to `max_length - cache` tokens, then down in a line to -1 at `max_length`, and -1 beyond.
     """
 
-    max_length: int
-    cache: int
+    max_length: Positive
+    cache: Count
     __name__ = "overlong_reward"
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.cache > self.max_length:
+            raise ValueError(f"`cache` is {self.cache}; write at most `max_length`, which is {self.max_length}")
 
     def __call__(self, completion_ids: list, **columns: Any) -> list[float]:
         from trl.rewards import get_soft_overlong_punishment

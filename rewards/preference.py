@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rewards.completion import parse, texts_of
+from rewards.settings import Positive, check
 
 
 @dataclass
@@ -23,11 +24,12 @@ class _RewardModel:
     """
 
     model: str = ""
-    max_length: int = 8192
-    batch_size: int = 16
+    max_length: Positive = 8192
+    batch_size: Positive = 16
     device: str | None = None
     _loaded: Any = field(default=None, init=False, repr=False, compare=False)
     kind = ""
+    __post_init__ = check
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_loaded": None}

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from rewards.settings import Count, Positive, Seconds, check
+
 JAIL = Path(__file__).with_name("jail.py")
 UNUSED_UID = 61_637
 
@@ -63,9 +65,10 @@ class LocalSandbox:
         output_bytes: what may be printed.
     """
 
-    seconds: float = 6.0
-    memory_mb: int = 512
-    output_bytes: int = 1 << 20
+    seconds: Seconds = 6.0
+    memory_mb: Positive = 512
+    output_bytes: Positive = 1 << 20
+    __post_init__ = check
 
     def run(self, program: str, stdin: str = "") -> Run:
         folder = Path(tempfile.mkdtemp(prefix="sandbox-"))
@@ -193,10 +196,11 @@ class PistonSandbox:
     """
 
     url: str
-    seconds: float = 6.0
-    memory_mb: int = 512
+    seconds: Seconds = 6.0
+    memory_mb: Positive = 512
     version: str = "3.x"
-    retries: int = 3
+    retries: Count = 3
+    __post_init__ = check
 
     def run(self, program: str, stdin: str = "") -> Run:
         import httpx

@@ -10,6 +10,7 @@ from pathlib import Path
 from data_prep import commands, jobs, rows
 from data_prep.world import corpus, general
 from data_prep.world.problems import KINDS, SPLITS, problem_stream
+from rewards.settings import Count, Positive
 
 
 @dataclass(frozen=True)
@@ -19,12 +20,12 @@ class World:
     do on ``split``: settings are chosen on "validation", and "test" is for what is reported."""
 
     output_dir: str
-    pages: int = 60_000
-    problems: int = 4_000
-    held_out: int = 500
+    pages: Positive = 60_000
+    problems: Positive = 4_000
+    held_out: Positive = 500
     split: str = "test"
-    seed: int = 0
-    limit: int = 0
+    seed: Count = 0
+    limit: Count = 0
 
     def __post_init__(self) -> None:
         if self.split not in SPLITS:

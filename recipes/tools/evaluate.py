@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from data_prep import commands, prompts, publishing, runs
 from data_prep.filters import is_right
@@ -23,6 +23,7 @@ from recipes.tools.metrics import majority_vote, mean_and_stderr, pass_at_k
 from rewards import is_well_formed, parse
 from rewards.accuracy import chosen, statements, unstated
 from rewards.language import count_words
+from rewards.settings import FILLED, Count, NotNegative, Positive, Range
 
 log = logging.getLogger("evaluate")
 
@@ -48,15 +49,15 @@ class Settings:
 
     output_dir: str  # a checkpoint's lies beside it: <output_dir>_<name>
     world: str  # the run that made the held-out sets
-    checkpoints: dict[str, Checkpoint]
-    max_tokens: int
-    n_problems: int = 500
-    n_general: int = 0  # prompts a general set; 0: all
-    k: int = 4
-    n_many: int = 125
-    temperature: float = 0.6
-    top_p: float = 0.95
-    batch_size: int = 512  # sequences sampled at once
+    checkpoints: Annotated[dict[str, Checkpoint], FILLED]
+    max_tokens: Positive
+    n_problems: Positive = 500
+    n_general: Count = 0  # prompts a general set; 0: all
+    k: Positive = 4
+    n_many: Positive = 125
+    temperature: NotNegative = 0.6
+    top_p: Annotated[float, Range(0, 1, open=True)] = 0.95
+    batch_size: Positive = 512  # sequences sampled at once
     seed: int = 0
 
 

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from data_prep import jobs, prompts, runs
 from data_prep.decontaminate import EvaluationSet, records
@@ -22,6 +22,7 @@ from data_prep.rows import Row, write_parquet
 from data_prep.sampling import Decoding, Sampler, cost, open_model
 from recipes.tools import evaluate
 from recipes.tools.page import PAPER
+from rewards.settings import FILLED, Count
 
 log = logging.getLogger("suites")
 
@@ -82,9 +83,9 @@ class Suites(jobs.Job):
     checkpoint: str
     style: Literal["think", "r1_zero"] = "think"
     prefilled: bool = False  # does the chat template open the reasoning, as that of the paper's students does?
-    suites: list[str] = field(default_factory=lambda: list(SUITES))
+    suites: Annotated[list[str], FILLED] = field(default_factory=lambda: list(SUITES))
     local: dict[str, str] = field(default_factory=dict)
-    k: int = 0  # answers a problem; 0: the paper's
+    k: Count = 0  # answers a problem; 0: the paper's
     decoding: Decoding = field(default_factory=lambda: Decoding(32768, temperature=0.6, top_p=0.95))
     sampler: Sampler = field(default_factory=Sampler)
 
@@ -142,6 +143,7 @@ def build(config: Suites, output_dir: Path, **suites: list[Row]) -> dict[str, An
                 for index, sample in enumerate(samples)
             ]
             results[name] = evaluate.reasoning_figures(scored, config.style) | evaluate.many_figures(scored, k)
+            results[name]["unanswered"] = sum(sample.is_unanswered for samples in drawn for sample in samples)
             unshown = {"question": ""} if SUITES[name].subset else {}  # a gated set's questions are not to be shown
             generations += [one | unshown for one in scored]
     write_parquet(output_dir / "generations.parquet", generations)

@@ -1,5 +1,7 @@
 """Jobs: what is wrong is one line before any work; done is done; a trial never stands for the full run."""
 
+import importlib
+import typing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,6 +9,7 @@ from data_prep import jobs, rows, runs
 from data_prep.sampling import Sampler, ServerError
 
 import pytest
+import yaml
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,63 @@ def test_a_dry_run_does_nothing(job, caplog):
     assert "would build out/test/job: 10 rows" in caplog.text
     assert not Path("out").exists()
     assert not built
+
+
+SERVER = {"base_url": "world", "model": "m"}
+JUDGED = {"checkpoint": "m", "prompts": "p.parquet", "judge": SERVER, "decoding": {"max_tokens": 8}}
+GENERAL = JUDGED | {"writer": SERVER}
+PREFERENCES = {**GENERAL, "helpful": "p.parquet", "harmless": "p.parquet"}
+del PREFERENCES["prompts"]
+WAY = {"checkpoint": "m", "prompts": {"math": 1}, "decoding": {"max_tokens": 8}}
+COLD = {"prompts": "p.parquet", "rewriter": SERVER, "rewriting": {"max_tokens": 8}, "r1_zero": WAY}
+RATE = {"checkpoint": "m", "decoding": {"max_tokens": 8}}
+ROWS = [{"name": "rows", "local": "p.parquet"}]
+NO_COLUMNS = {"path": "p.parquet", "columns": []}
+OF_ALL = {"executor": {"memory_gb": 0}, "seed": True, "limit": -1}
+
+
+@pytest.mark.parametrize(
+    ("module", "given", "wrong"),
+    [
+        ("rejection_sampling", JUDGED, {"n": 0, "keep": 0, "tasks": 0, "count": -1, **OF_ALL}),
+        ("rejection_sampling", JUDGED, {"decoding": {"max_tokens": 0}, "filters": {"min_language_share": 1.5}}),
+        ("rejection_sampling", JUDGED, {"decoding": {"max_tokens": 8, "temperature": -0.1}}),
+        ("rejection_sampling", JUDGED, {"decoding": {"max_tokens": 8, "top_p": 0}, "filters": {"repetition_ngram": 0}}),
+        ("rejection_sampling", JUDGED, {"decoding": {"max_tokens": 8, "top_p": 1.1}, "n": True, "keep": "2"}),
+        ("rejection_sampling", JUDGED, {"filters": {"min_distinct_ngrams": -0.1}, "sampler": {"batch_size": 0}}),
+        ("rejection_sampling", JUDGED, {"judge": SERVER | {"timeout_s": 0}, "sampler": {"max_refused": 2}}),
+        ("rejection_sampling", JUDGED, {"judge": SERVER | {"max_refused": -1}, "filters": {"max_paragraph_chars": 0}}),
+        ("distillation", {"mode": "mixture", "mixture": "p.parquet"}, {"n": 0, "keep": -1}),
+        ("general", GENERAL | {"written": 0}, {"n": 0}),
+        ("general", GENERAL, {"keep": 0, "min_score": 4, "written": -1, "n": 0.5}),
+        ("preferences", PREFERENCES, {"n": 0, "pairs": 0, "queries": 0, "min_difference": 5, "length_tolerance": -1}),
+        ("cold_start", COLD, {"r1_zero": WAY | {"n": 0}, "direct": WAY | {"prompts": {}}}),
+        ("cold_start", COLD, {"r1_zero": WAY | {"prompts": {"math": 0}}, "direct": WAY | {"keep": 0}}),
+        ("rl_prompts", {"sources": ROWS}, {"total": 0, "pass_rate": RATE | {"n": 0}, "sources": []}),
+        ("rl_prompts", {"sources": ROWS}, {"pass_rate": RATE | {"most": 1.5}}),
+        ("rl_prompts", {"sources": ROWS}, {"pass_rate": RATE | {"least": 0.9, "most": 0.1}}),
+        ("sources", {"sources": ROWS}, {"sources": [ROWS[0] | {"limit": -1}]}),
+        ("mixture", {"sources": ["p.parquet"], "total": 9}, {"total": 0, "near_duplicates": 1.1, "tasks": -1}),
+        ("mixture", {"sources": ["p.parquet"], "total": 9}, {"per_prompt": -1, "sources": []}),
+        ("mixture", {"sources": ["p.parquet"], "total": 9}, {"decontamination": {"n": 0}}),
+        ("mixture", {"sources": ["p.parquet"], "total": 9}, {"decontamination": {"sets": {"a": NO_COLUMNS}}}),
+        ("world.__main__", {}, {"pages": 0, "problems": -1, "held_out": 0}),
+        ("cards", {"data": "outputs/x", "title": "x"}, {"read_rows": 0}),
+    ],
+)  # fmt: skip
+def test_no_job_takes_a_setting_that_cannot_work(module, given, wrong, tmp_path, monkeypatch, capsys, row):
+    """Each is refused by a dry run, in one line that names the file, the key and what to write."""
+    monkeypatch.chdir(tmp_path)
+    rows.write_rows("p.parquet", [row()])
+    found = importlib.import_module(f"data_prep.{module}")
+    kind = typing.get_type_hints(found.load)["config"]
+    for key, value in wrong.items():
+        Path("job.yaml").write_text(yaml.safe_dump(given | {"output_dir": "out/test/x", key: value}))
+        with pytest.raises(SystemExit) as stopped:
+            jobs.run(kind, found.load, found.build, ["--config", "job.yaml", "--dry-run"], getattr(found, "plan", None))
+        told = capsys.readouterr().err
+        assert (stopped.value.code, told.count("\n")) == (2, 1)
+        assert f"`{key}" in told and "; write " in told
 
 
 def test_choosing_depends_on_the_seed_only(row):

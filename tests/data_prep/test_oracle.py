@@ -7,6 +7,7 @@ from data_prep import prompts
 from data_prep.filters import Candidate, Thresholds, first_failure
 from data_prep.world import general, oracle
 from data_prep.world.problems import Problem, problem_stream
+from rewards.judge import judge_prompt, read_verdict
 
 import httpx
 import pytest
@@ -38,8 +39,8 @@ def test_judges_are_wrong_in_a_tenth_of_the_cases_and_always_the_same():
     graded = []
     for problem in problems(1000):
         for answer in (problem.answer, "1000"):
-            text = oracle.reply(prompts.correctness(problem.question, problem.answer, f"The answer is {answer}."))
-            graded.append((prompts.read_correctness(text), answer == problem.answer))
+            text = oracle.reply(judge_prompt(problem.question, problem.answer, f"The answer is {answer}."))
+            graded.append((read_verdict(text), answer == problem.answer))
     compared, scored = [], []
     for seed in range(4):
         for request in helpful:
@@ -62,7 +63,7 @@ def test_judges_are_wrong_in_a_tenth_of_the_cases_and_always_the_same():
     for answers in (graded, compared, scored, thought, labelled):
         assert len(answers) > 1000
         assert error_share(answers) == pytest.approx(oracle.ERROR_RATE, abs=0.03)
-    again = prompts.correctness("1 + 1?", "2", "2")
+    again = judge_prompt("1 + 1?", "2", "2")
     assert oracle.reply(again, 3) == oracle.reply(again, 3)
 
 

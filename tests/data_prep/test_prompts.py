@@ -1,6 +1,7 @@
 """Prompts: the paper's template to the letter, texts of users left as they are, verdicts read or refused."""
 
 from data_prep import prompts
+from rewards.judge import judge_prompt
 
 import pytest
 
@@ -29,7 +30,7 @@ def test_few_shot_pages():
         prompts.few_shot([{"question": "a", "solution": "b"}], NASTY),
         prompts.direct(NASTY, "zh"),
         prompts.rewrite(NASTY, "thought", "en"),
-        prompts.correctness(NASTY, "reference", "the answer"),
+        judge_prompt(NASTY, "reference", "the answer"),
         prompts.preference(NASTY, "first", "second"),
         prompts.score(NASTY, "the answer"),
         prompts.safety(NASTY, "the answer"),
@@ -41,9 +42,6 @@ def test_text_of_users_stays_as_it_is(prompt):
 
 
 def test_verdicts():
-    assert prompts.read_correctness('So {"analysis": "\\boxed{14} fits", "correctness": "correct"}') is True
-    assert prompts.read_correctness('{"correctness": "correct"} no: {"correctness": "incorrect"}') is False
-    assert prompts.read_correctness("It is correct.") is None
     assert [prompts.read_preference(f"I say [[{v}]]") for v in ("A>>B", "A>B", "A=B", "B>A", "B>>A")] == [
         4,
         2,

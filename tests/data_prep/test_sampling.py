@@ -179,12 +179,29 @@ def test_too_long_a_prompt_is_refused_before_any_work(model):
         model.sample(["a" * 290], 1, DECODING, seed=0)
 
 
+def test_a_share_of_the_prompts_may_be_too_long_and_changes_no_other_sample(checkpoint, model, tmp_path):
+    long = "a" * 290
+    with open_model(str(checkpoint), Sampler(batch_size=8, max_refused=0.3)) as sampler:
+        *others, refused = sampler.sample([*PROMPTS, long], 4, DECODING, seed=1, store=tmp_path)
+        told = "3 of 8 prompts do not fit, more than `max_refused: 0.3` allows: .* makes 302 tokens, the model takes"
+        sampler.max_refused = 0.25
+        with pytest.raises(sampling.TooManyRefused, match=told.replace("0.3", "0.25")):
+            sampler.sample([*PROMPTS, *[long] * 3], 4, DECODING, seed=1, store=tmp_path / "none")
+    assert others == model.sample(PROMPTS, 4, DECODING, seed=1)
+    assert {(one.text, one.finish, one.completion_tokens, one.is_unanswered) for one in refused} == {
+        ("", "refused", 0, True)
+    }
+    assert not (tmp_path / "none").exists()
+    assert [sampling.may_refuse(share, 60) for share in (0, 0.01, 0.05, 0.1, 1)] == [0, 1, 3, 6, 60]
+
+
 # --- servers ----------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def server(faults, delay=0.0):
-    """A server that answers "echo: <prompt> <seed>" after it has gone through ``faults``; yields (settings, log)."""
+def server(faults, delay=0.0, refuses=()):
+    """A server that answers "echo: <prompt> <seed>" after it has gone through ``faults``, and to the prompts of
+    ``refuses`` with their (status, body); yields (settings, log)."""
     faults, log = list(faults), []
 
     class Handler(BaseHTTPRequestHandler):
@@ -202,6 +219,10 @@ def server(faults, delay=0.0):
                 self.connection.close()
                 return
             status = fault if isinstance(fault, int) else 200
+            if body.get("prompt") in refuses:
+                status, data = refuses[body["prompt"]]
+            if fault == "filtered":
+                data = json.dumps({"choices": [choice | {"finish_reason": "content_filter"}]}).encode()
             other = {"number": 5, "torn": "\ud800"}.get(fault)
             if other:
                 data = json.dumps({"choices": [{"text": other, "message": {"content": other}}]}).encode()
@@ -319,6 +340,42 @@ def test_a_refusal_is_not_tried_again():
     with server([401]) as (settings, log), pytest.raises(ServerError, match="status 401"):
         Server(settings).sample(["a"], 1, DECODING, seed=5)
     assert len(log) == 1
+
+
+TOO_LONG = b'{"error": {"message": "this model takes 4096 tokens"}}'
+
+
+@pytest.mark.parametrize("status", [400, 403, 413, 422, 451])
+def test_what_a_server_refuses_is_no_answer_and_is_not_asked_again(status, tmp_path, caplog):
+    with server([], refuses={"b": (status, TOO_LONG)}) as (settings, log):
+        for _ in range(2):
+            samples = Server(settings).sample(list("abc"), 2, DECODING, seed=5, store=tmp_path)
+            assert [[one.finish for one in group] for group in samples] == [["stop"] * 2, ["refused"] * 2, ["stop"] * 2]
+            assert [(one.text, one.why) for one in samples[1]] == [("", f"status {status}: {TOO_LONG.decode()}")] * 2
+        assert len(log) == 6
+    assert f"refused 2 of 6 requests, the first with status {status}" in caplog.text
+
+
+def test_what_a_content_filter_stops_is_refused_too():
+    with server(["filtered"]) as (settings, _):
+        samples = Server(replace(settings, concurrency=1)).sample(list("ab"), 1, DECODING, seed=5)
+    assert [(group[0].finish, group[0].text) for group in samples] == [("refused", ""), ("stop", "echo: b 5")]
+
+
+def test_more_refusals_than_may_be_end_the_job_and_are_asked_again_the_next_time(tmp_path):
+    refuses = dict.fromkeys("bcde", (400, TOO_LONG))
+    told = r"http://127.* refused 2 of 10 requests, more than `max_refused: 0.1` allows, .* 400: .* takes 4096 tokens"
+    with server([], refuses=refuses) as (settings, log):
+        settings = replace(settings, concurrency=1, max_refused=0.1)
+        with pytest.raises(sampling.TooManyRefused, match=told):
+            Server(settings).sample(list("abcdefghij"), 1, DECODING, seed=5, store=tmp_path)
+        assert len(log) == 3
+        with pytest.raises(sampling.TooManyRefused, match="`max_refused: 0` allows"):
+            Server(replace(settings, max_refused=0.0)).sample(["b"], 1, DECODING, seed=5)
+    with server([]) as (settings, log):  # started anew, it takes longer prompts
+        samples = Server(settings).sample(list("abcdefghij"), 1, DECODING, seed=5, store=tmp_path)
+    assert [group[0].text for group in samples] == [f"echo: {letter} 5" for letter in "abcdefghij"]
+    assert len(log) == 9
 
 
 def test_a_key_that_is_not_set_is_named_before_any_work(monkeypatch):
