@@ -7,9 +7,11 @@ appear whole (``runs.whole_file``); then workers, engines and kills change no by
 
 from __future__ import annotations
 
+import functools
 import logging
 import multiprocessing
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -24,16 +26,19 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from data_prep import commands
-from data_prep.runs import EngineError
+from data_prep.runs import EngineError, whole_file
 from rewards.settings import Count, Range, check
 
 from datatrove.data import Document
 from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, SlurmPipelineExecutor
-from datatrove.executor.base import PipelineExecutor
 from datatrove.pipeline.base import PipelineStep
 
 log = logging.getLogger(__name__)
-POLL_S = 1.0
+POLL_S = 2.0
+ENDED = {  # what sacct calls a job that will not run on
+    "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED",
+    "TIMEOUT",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,8 @@ def run(steps: list[PipelineStep], tasks: int, folder: Path, settings: Executor)
         executor = RayPipelineExecutor(**where, **reserved, workers=settings.workers or -1)
         _connect_to_ray()
     else:
-        executor = SlurmPipelineExecutor(
+        executor = _Slurm(
+            folder.resolve() / "slurm_job",
             **where,
             **reserved,
             workers=settings.workers or -1,
@@ -100,9 +106,7 @@ def run(steps: list[PipelineStep], tasks: int, folder: Path, settings: Executor)
     cause = None
     try:
         executor.run()
-        if settings.kind == "slurm":
-            _wait_for_slurm(executor)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, subprocess.CalledProcessError) as error:
         cause = error
     undone = executor.get_incomplete_ranks()
     if undone:
@@ -155,13 +159,73 @@ def _connect_to_ray() -> None:
     ray.init(ignore_reinit_error=True, log_to_driver=False)
 
 
-def _wait_for_slurm(executor: PipelineExecutor) -> None:
-    """Until all tasks are done, or the job array has left the queue."""
-    while executor.get_incomplete_ranks():
-        queue = subprocess.run(["squeue", "--noheader", "--job", str(executor.job_id)], capture_output=True, text=True)
-        if not queue.stdout.strip():
+class _Slurm(SlurmPipelineExecutor):
+    """datatrove's, which waits for its array, and for one that an earlier start has submitted before it submits its
+    own. ``record`` holds the array's number for as long as it may be in the queue."""
+
+    def __init__(self, record: Path, **settings: object):
+        super().__init__(**settings, job_id_retriever=functools.partial(_submitted, record))
+        self.record = record
+
+    def run(self) -> None:
+        if "SLURM_ARRAY_TASK_ID" in os.environ:  # a node has loaded it
+            super().run()
             return
-        time.sleep(POLL_S)
+        self._wait()
+        super().run()
+        self._wait()
+
+    def launch_merge_stats(self) -> None:
+        """Nobody reads its file; and after a failed task it would wait in the queue for ever."""
+
+    def _wait(self) -> None:
+        """Until all tasks are done, or the array has ended. One look may be mistaken, so that two are needed, and far
+        more where sacct has it running still."""
+        if not self.record.is_file():
+            return
+        job = self.record.read_text(encoding="utf-8")
+        log.info("waiting for Slurm's job %s", job)
+        looks = 0
+        while self.get_incomplete_ranks():
+            left, accounted = _is_in_queue(job), _is_accounted_running(job)
+            if left is None:
+                left = accounted  # squeue has failed; sacct may know
+            looks = looks + 1 if left is False else 0
+            if looks >= (60 if accounted else 2):
+                break
+            time.sleep(POLL_S)
+        self.record.unlink()
+
+
+def _submitted(record: Path, said: str) -> str:
+    """The number of the job that sbatch has just submitted. It is recorded at once."""
+    found = re.search(r"\d+", said)
+    if not found:
+        raise EngineError(
+            f"sbatch said {said!r}, which names no job; look at `squeue --me` before you start this again"
+        )
+    with whole_file(record) as file:
+        file.write(found.group().encode())
+    return found.group()
+
+
+def _is_in_queue(job: str) -> bool | None:
+    """What squeue says; None where it has failed."""
+    queue = subprocess.run(["squeue", "--noheader", "--job", job], capture_output=True, text=True)
+    if queue.returncode and "Invalid job id" not in queue.stderr:  # so it calls a job that ended minutes ago
+        log.warning("squeue has failed, and is asked again: %s", queue.stderr.strip() or f"status {queue.returncode}")
+        return None
+    return bool(queue.stdout.strip())
+
+
+def _is_accounted_running(job: str) -> bool | None:
+    """What sacct says; None where there is none, or it has failed, or knows nothing."""
+    if not shutil.which("sacct"):
+        return None
+    command = ["sacct", "--noheader", "--parsable2", "--allocations", "--format", "State", "--jobs", job]
+    found = subprocess.run(command, capture_output=True, text=True)
+    states = [] if found.returncode else found.stdout.split("\n")
+    return any(state.split()[0] not in ENDED for state in filter(None, states)) if any(states) else None
 
 
 def discard(folder: Path) -> None:

@@ -114,6 +114,82 @@ def test_slurm_ends_with_the_bytes_of_the_local_run(local, job, slurm):
     assert made(process, "out/test/slurm") == local
 
 
+QUEUE = """#!/bin/bash
+# Takes the next of the answers in a file: what is in the queue, that nothing is, an error, or the end of all tasks.
+answer=$(head -n 1 {folder}/{tool}); sed -i 1d {folder}/{tool}
+case "$answer" in
+  error) echo "slurm_load_jobs error: Unable to contact slurm controller" >&2; exit 1 ;;
+  unknown) echo "slurm_load_jobs error: Invalid job id specified" >&2; exit 1 ;;
+  done) mkdir -p {folder}/read/completions; touch {folder}/read/completions/0000{{0,1,2,3}} ;;
+  *) printf '%b\\n' "$answer" ;;
+esac
+"""
+
+
+@pytest.fixture
+def queue(tmp_path, monkeypatch):
+    """Slurm's commands of which squeue and sacct give some answers, one after the other; runs a job of four tasks, and
+    returns how often sbatch was called so far."""
+    (tmp_path / "bin").mkdir()
+    tools = {"sbatch": f"#!/bin/bash\necho $1 >> {tmp_path}/submitted\necho Submitted batch job 7\n"}
+    tools |= {tool: QUEUE.format(folder=tmp_path, tool=tool) for tool in ("squeue", "sacct")}
+    for name, text in tools.items():
+        (tmp_path / "bin" / name).write_text(text)
+        (tmp_path / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setattr(engine, "POLL_S", 0.0)
+
+    def run(squeue, sacct=()):
+        for tool, answers in {"squeue": squeue, "sacct": sacct}.items():
+            (tmp_path / tool).write_text("".join(f"{answer}\n" for answer in answers))
+        try:
+            engine.run([Odd()], 4, tmp_path / "read", Executor("slurm", partition="cpu"))
+        finally:
+            assert not (tmp_path / "squeue").read_text()
+        return len((tmp_path / "submitted").read_text().splitlines())
+
+    return run
+
+
+NOTHING, HERE = "", "7_[0-3] cpu R"
+
+
+def test_an_array_has_ended_when_squeue_has_said_so_twice_and_sacct_does_not_deny_it(queue, tmp_path):
+    assert queue([HERE, "error", "error", NOTHING, "error", NOTHING, HERE, NOTHING, HERE, "done"]) == 1
+    assert not (tmp_path / "read/slurm_job").exists()
+
+
+@pytest.mark.parametrize(
+    ("squeue", "sacct"),
+    [
+        ([HERE, NOTHING, NOTHING], []),
+        ([HERE, "unknown", "unknown"], ["error"] * 3),
+        ([NOTHING] * 4, ["PENDING", "RUNNING", "RUNNING\\nCOMPLETED", "COMPLETED\\nCANCELLED by 1000"]),
+        (["error"] * 3, ["RUNNING", "FAILED", "TIMEOUT"]),
+    ],
+)
+def test_what_an_array_has_left_undone_is_told_and_submitted_again(queue, squeue, sacct):
+    with pytest.raises(EngineError, match=r"4 of 4 tasks are undone"):
+        queue(squeue, sacct)
+    assert queue([HERE, "done"]) == 2
+
+
+def test_an_array_that_still_runs_is_waited_for_and_not_submitted_again(queue, monkeypatch):
+    def stop(seconds):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(engine.time, "sleep", stop)
+        queue([HERE])
+    assert queue(["error", NOTHING, HERE, "done"]) == 1
+
+
+def test_what_sbatch_refuses_is_told(queue, tmp_path):
+    (tmp_path / "bin/sbatch").write_text("#!/bin/bash\nexit 1\n")
+    with pytest.raises(EngineError, match=r"4 of 4 tasks are undone .*sbatch.* returned non-zero exit status 1"):
+        queue([])
+
+
 @pytest.mark.slow
 def test_a_job_that_shares_nothing_out_is_one_task_with_the_same_bytes(row, slurm, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -147,6 +147,12 @@ def test_a_group_that_a_reward_needs_whole_is_not_split(tmp_path, monkeypatch):
         ("r1_zero", {"generation": "vllm"}, r"generation is 'vllm'; write one of transformers, vllm_colocate, vllm_s"),
         ("r1_zero", {"dtype": "float"}, r"dtype is 'float'; write float32 or bfloat16"),
         ("r1_zero", {"completion_style": "chat"}, r"write r1_zero or think"),
+        (
+            "r1_zero",
+            {"reward_kwargs": {"OverlongReward": {"max_length": 5, "cache": 6}}},
+            r"reward_kwargs: OverlongReward: `cache` is 6; write at most `max_length`, which is 5",
+        ),
+        ("r1_zero", {"reward_kwargs": {"code_reward": {"workers": True}}}, r"`workers` is True; write a whole number"),
         ("cold_start_sft", {"batch_size": 9}, r"batch_size 9 does not divide.*divisor of 9"),
         ("r1_zero", {"lr_scheduler_type": "constnat"}, r"stage.yaml: .*constnat"),
         ("reward_models", {"batch_size": 9, "per_device_train_batch_size": 2}, r"batch_size 9 does not divide"),
