@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import unicodedata
 from pathlib import Path
 
@@ -47,7 +48,9 @@ def hash64(text: str) -> int:
 
 SHINGLE = 5  # words
 BANDS, BAND = 25, 5  # 25 bands of 5 minima: a pair of Jaccard similarity 0.8 shares one with a chance of 0.9999
-CHUNK = 50_000  # pairs compared at once
+# Of the rows that stay and have a band in common, so many are compared with a further one. chosen: the bands of a
+# template are in thousands of rows, and those that tell its rows apart in few.
+MOST = 16
 
 
 def signatures(prompts: list[str]) -> np.ndarray:
@@ -64,31 +67,31 @@ def signatures(prompts: list[str]) -> np.ndarray:
 
 
 def near_repeats(files: list[Path], rows: np.ndarray, threshold: float) -> np.ndarray:
-    """Which rows are near duplicates of an earlier one, (rows,) of bool. ``files`` hold the signatures of all rows, one
-    after the other; ``rows`` are numbers among those, the earliest first. Rows that are linked by pairs of at least
-    ``threshold`` similarity are one cluster, of which the first stays."""
+    """For each row the position of an earlier one that it repeats nearly and that stays, -1 where it stays itself,
+    (rows,) of int. ``files`` hold the signatures of all rows, one after the other; ``rows`` are numbers among those,
+    the earliest first. A row goes only if its similarity to one that stays is at least ``threshold``: likeness is not
+    passed on by rows that go."""
     lengths = [len(np.load(file, mmap_mode="r")) for file in files]
-    parents = np.arange(len(rows))
-
-    def root(at: int) -> int:
-        while parents[at] != at:
-            parents[at] = at = parents[parents[at]]
-        return at
-
+    buckets = np.full((len(rows), BANDS), -1, np.int32)  # -1: no other row is in it
     for band in range(BANDS):
         hashes = np.concatenate([_band_hashes(np.load(file), band) for file in files])[rows]
-        order = np.argsort(hashes, kind="stable")
-        new = np.append(True, hashes[order][1:] != hashes[order][:-1])
-        firsts = order[np.maximum.accumulate(np.where(new, np.arange(len(order)), 0))]
-        pairs = np.stack([firsts, order])[:, ~new]
-        pairs = pairs[:, parents[pairs[0]] != parents[pairs[1]]]
-        for start in range(0, pairs.shape[1], CHUNK):
-            first, second = pairs[:, start : start + CHUNK]
-            same = _gather(files, lengths, rows[first]) == _gather(files, lengths, rows[second])
-            for one, other in pairs[:, start : start + CHUNK][:, same.mean(axis=1) >= threshold].T.tolist():
-                low, high = sorted((root(one), root(other)))
-                parents[high] = low
-    return np.array([root(at) != at for at in range(len(rows))], bool)
+        _, numbers, counts = np.unique(hashes, return_inverse=True, return_counts=True)
+        buckets[:, band] = np.where(counts[numbers] > 1, numbers, -1)
+    shared = np.flatnonzero((buckets >= 0).any(axis=1))
+    nearest = np.full(len(rows), -1)
+    found = _gather(files, lengths, rows[shared])
+    stay: list[dict[int, list[int]]] = [{} for _ in range(BANDS)]
+    for at, own in enumerate(buckets[shared].tolist()):
+        met = [stay[band].get(bucket) for band, bucket in enumerate(own) if bucket >= 0]
+        others = np.array(sorted(set(itertools.chain.from_iterable(filter(None, met)))), int)
+        alike = others[(found[others] == found[at]).mean(axis=1) >= threshold] if len(others) else others
+        if len(alike):
+            nearest[shared[at]] = shared[alike[0]]
+            continue
+        for band, bucket in enumerate(own):
+            if bucket >= 0 and len(one := stay[band].setdefault(bucket, [])) < MOST:
+                one.append(at)
+    return nearest
 
 
 def _band_hashes(found: np.ndarray, band: int) -> np.ndarray:

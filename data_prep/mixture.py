@@ -30,14 +30,16 @@ TABLE_5 = {"math": 395_285, "code": 211_129, "stem": 10_124, "logic": 10_395, "g
 DOMAINS = list(TABLE_5)
 SPEED = 8 * 2**20  # bytes of text a second and worker, with all filters: benchmarks/data_prep.py
 KEY = "_key"  # of a row in the shuffled whole
+EXAMPLES = 10  # near duplicates that run.json shows
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mixture(jobs.Job):
     """``sources`` are Parquet or JSONL files of SFT rows; ``total`` the size of the mixture if no domain falls short.
     Rows of runs (``outputs/...``) must be sound; of other files, what is not is dropped and listed. ``per_prompt``
-    rows are kept of each prompt (0: all distinct ones); of prompts whose MinHash similarity is ``near_duplicates`` or
-    more, as in 0.8, the first one's (0: none are sought). ``tasks``: 0 makes one for every 128 MB of text."""
+    rows are kept of each prompt (0: all distinct ones). A prompt goes with all its rows if its MinHash similarity to an
+    earlier one that stays is ``near_duplicates`` or more, as in 0.8 (0: none are sought). ``tasks``: 0 makes one for
+    every 128 MB of text."""
 
     sources: list[str]
     total: Positive
@@ -191,7 +193,10 @@ def select(config: Mixture, kept: Path, dropped: Path, wanted: dict[str, int], s
         prompts = of_left("_prompt")
         firsts = np.flatnonzero(dedup.occurrence(prompts) == 0)
         files = [path.with_suffix(".extra.npy") for path in shards.runs_in(kept)]
-        near = dedup.near_repeats(files, order[left[order]][firsts], config.near_duplicates)
+        numbers = order[left[order]][firsts]
+        nearest = dedup.near_repeats(files, numbers, config.near_duplicates)
+        near = np.flatnonzero(nearest >= 0)
+        pairs = np.stack([numbers[near], numbers[nearest[near]]], axis=1)
         leave_out("near_duplicate", np.isin(prompts, prompts[firsts[near]]))
 
     available = np.bincount(of_left("_domain").astype(int), minlength=len(DOMAINS))
@@ -203,6 +208,8 @@ def select(config: Mixture, kept: Path, dropped: Path, wanted: dict[str, int], s
         with runs.whole_file(path.with_suffix(".npy")) as file:
             np.save(file, mask)
     figures = _figures(kept, dropped, config, wanted, available, left, columns, causes, lengths)
+    if config.near_duplicates:
+        figures["funnel"]["near_duplicates"] = _near(kept, lengths, pairs)
     if not left.any():
         raise rows.NoRowsError(f"no rows to write; {dropped} says why")
     return figures
@@ -234,21 +241,36 @@ def _figures(kept, dropped, config, wanted, available, left, columns, causes, le
     return {"rows": int(left.sum()), "domains": domains, "funnel": funnel}
 
 
+def _near(kept: Path, lengths: list[int], pairs: np.ndarray) -> dict[str, Any]:
+    """What a person looks at to judge a threshold, of (dropped prompt, the one that stays for it) by their rows."""
+    found = _cells(kept, lengths, pairs[:EXAMPLES].reshape(-1), "id", "prompt")
+    shown = {at: {"id": id, "prompt": prompt[:300]} for at, (id, prompt) in found.items()}
+    largest = 1 + int(np.bincount(pairs[:, 1]).max()) if len(pairs) else 0
+    examples = [{"dropped": shown[one], "kept": shown[other]} for one, other in pairs[:EXAMPLES].tolist()]
+    return {"largest_cluster": largest, "examples": examples}
+
+
+def _cells(kept: Path, lengths: list[int], wanted: np.ndarray, *names: str) -> dict[int, tuple]:
+    """Cells of some rows by the rows' numbers among all runs."""
+    found: dict[int, tuple] = {}
+    starts = np.cumsum([0, *lengths])
+    for path, start, end in zip(shards.runs_in(kept), starts, starts[1:], strict=False):
+        own = wanted[(wanted >= start) & (wanted < end)]
+        if len(own):
+            table = pq.read_table(path, columns=list(names)).take(pa.array(own - start))
+            found |= zip(own.tolist(), zip(*(table[name].to_pylist() for name in names), strict=True), strict=True)
+    return found
+
+
 def _dropped_lines(kept, sources, columns, causes, lengths) -> Iterator[bytes]:
     """Those of the tasks, then those of the choice, each in the order of the sources."""
     for path in sorted(kept.glob("*.jsonl")):
         with path.open("rb") as file:
             yield from file
-    starts = np.cumsum([0, *lengths])
     for cause, where in causes.items():
-        ids: dict[int, str] = {}
-        for path, start, end in zip(shards.runs_in(kept), starts, starts[1:], strict=False):
-            own = where[(where >= start) & (where < end)]
-            if len(own):
-                found = pq.read_table(path, columns=["id"])["id"].take(pa.array(own - start)).to_pylist()
-                ids |= dict(zip(own.tolist(), found, strict=True))
+        ids = _cells(kept, lengths, where, "id")
         for at in where.tolist():
-            yield shards.dropped_line(sources, int(columns[shards.ORDER][at]), ids[at], cause, "came before")
+            yield shards.dropped_line(sources, int(columns[shards.ORDER][at]), ids[at][0], cause, "came before")
 
 
 if __name__ == "__main__":

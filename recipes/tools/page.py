@@ -380,7 +380,16 @@ def _funnels(stages: Iterable[Stage]) -> Iterator[str]:
             steps.append(("kept", funnel["kept"], "green"))
             bars = "".join(bar(label, count / seen, f"{count:,}", colour) for label, count, colour in steps)
             title = ": ".join([_title(stage.name), *(label.replace("_", " ") for label in labels)])
-            yield f"<figcaption>{escape(title)}</figcaption>{bars}"
+            yield f"<figcaption>{escape(title)}</figcaption>{bars}{_near(funnel.get('near_duplicates'))}"
+
+
+def _near(found: dict[str, Any] | None) -> str:
+    """Near duplicates: the size of the largest cluster, and pairs to judge the threshold by."""
+    if not found or not found["examples"]:
+        return ""
+    pairs = [[text(pair[side]["prompt"]) for side in ("dropped", "kept")] for pair in found["examples"]]
+    largest = f"{found['largest_cluster']:,} prompts make up the largest cluster of near duplicates"
+    return f"<details><summary>{largest}</summary>{table(('dropped', 'since this one stays'), pairs)}</details>"
 
 
 def find_funnels(record: Any, labels: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
