@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep import rows
-from data_prep.runs import whole_file, write_json
+from data_prep.runs import OUTPUTS, whole_file, write_json
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 RUN_BYTES = 64 * 2**20  # text that a task holds before it is sorted and stored
 TASK_BYTES = 128 * 2**20  # text of a task, and of a file of the result, where the config does not say
 BATCH = 256  # rows
+MAGIC = b"PAR1"  # at the beginning of every Parquet file
 CONTRACT = [(name, pa.bool_() if kind is bool else pa.string()) for name, kind in rows.COLUMNS.items()]
 ORDER = "_order"  # of a row among all: number of its file, then number of the row in it
 
@@ -53,7 +54,8 @@ def files(source: str) -> list[str]:
 
 def parts(paths: list[str]) -> list[Part]:
     """All parts of the files, in order. Raises FileNotFoundError for a file that is not there and ValueError for one
-    that is neither Parquet nor JSONL. A Parquet file whose footer cannot be read is one part with group -1."""
+    that is neither Parquet nor JSONL. A Parquet file that was cut off is one part with group -1; where a run of ours
+    wrote it, it raises ValueError, too."""
     found = []
     for number, path in enumerate(paths):
         if not Path(path).is_file():
@@ -64,7 +66,13 @@ def parts(paths: list[str]) -> list[Part]:
         elif path.endswith(".parquet"):
             try:
                 meta = pq.read_metadata(path)
-            except (pa.ArrowException, OSError):
+            except (pa.ArrowException, OSError) as error:
+                with open(path, "rb") as file:
+                    is_parquet = file.read(len(MAGIC)) == MAGIC
+                if not is_parquet or path.startswith(OUTPUTS):
+                    raise ValueError(
+                        f"{path}: not a readable Parquet file ({error}); write the path of one, or run its stage again"
+                    ) from None
                 found.append(Part(path, number, -1, 0, -1, size))
                 continue
             first = 0

@@ -25,6 +25,8 @@ WALKTHROUGH = [
     "<think> ...some gibberish reasoning... </think> <answer> 7 </answer>",
 ]
 FUNNEL = {"seen": 1600, "dropped": {"incorrect": 1200, "mixed_language": 0}, "kept": 400}
+PAIR = {"dropped": {"id": "b", "prompt": HOSTILE}, "kept": {"id": "a", "prompt": "What is 2 + 2?"}}
+FUNNEL["near_duplicates"] = {"largest_cluster": 1234, "examples": [PAIR]}
 
 
 def write_rl(folder: Path, steps: int, max_steps: int, said: str = HOSTILE, size: int = 16) -> None:
@@ -137,6 +139,7 @@ def test_it_says_what_is_there_and_what_is_not_yet(html: str) -> None:
     assert "R1-Zero 30 steps; reward 0.033 at step 1, 1.000 at step 30." in text
     assert "2 of 50 steps" in text  # the third was being written
     assert "cold-start data: direct: sampled seen 1,600 − incorrect 1,200 kept 400" in text
+    assert "1,234 prompts make up the largest cluster of near duplicates dropped since this one stays" in text
     assert "R1: RL Nothing is logged yet." in text
     assert "Reward models Nothing of it is there yet." in text
 

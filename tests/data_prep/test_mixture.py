@@ -214,6 +214,22 @@ def test_a_mixture_of_nothing_is_refused(mix, capsys):
     assert "`sources` is empty; write the Parquet or JSONL files" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("flags", [("--dry-run",), ()])
+def test_what_is_no_parquet_file_is_refused_before_any_work(mix, sft, tmp_path, capsys, flags):
+    Path("table.parquet").write_text("id,prompt\n1,What is 2 + 2?\n")
+    Path("empty.parquet").write_text("")
+    ours = tmp_path / "outputs/test/other"
+    runs.finish(ours)
+    rows.write_rows(ours / "train.parquet", sft("math", 50), sft=True)
+    (ours / "train.parquet").write_bytes((ours / "train.parquet").read_bytes()[:-9])
+    for source in ("table.parquet", "empty.parquet", "outputs/test/other/train.parquet"):
+        with pytest.raises(SystemExit):
+            mix(source, flags=flags)
+        told = capsys.readouterr().err
+        assert f"{source}: not a readable Parquet file (" in told and told.count("\n") == 1
+    assert not Path("out").exists()
+
+
 def test_filters_drop_rows_and_count_them(mix, sft, tmp_path):
     good = sft("math", 3, completion="<think>I add.</think>\nThe answer is 14.")
     bad = [good[1] | {"completion": "<think>I add."}, good[2] | {"completion": "<think>我先把它们加起来。</think>\n14"}]

@@ -5,10 +5,25 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
-from data_prep import jobs, rejection_sampling, rows, runs
+from data_prep import (
+    cards,
+    decontaminate,
+    distillation,
+    jobs,
+    mixture,
+    push,
+    rejection_sampling,
+    rl_prompts,
+    rows,
+    runs,
+    sources,
+)
 from data_prep.rejection_sampling import RejectionSampling
+from recipes import training
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -175,3 +190,60 @@ def test_tasks_share_the_prompts_and_workers_change_no_byte(checkpoint, row, run
     assert record["funnel"]["seen"] == 63
     assert {one["id"].rpartition("-")[0] for one in kept} <= {one["id"] for one in asked}
     assert record["prompts"] == 21
+
+
+def test_every_job_reads_what_several_tasks_wrote(run_job, scripted, row, tmp_path):
+    """Five prompts in four parts: one part has no row, one a row with tests; all parts have the same columns."""
+    asked = [row(id=f"q{i}", question=f"What is {i} + {i}?", verifier="none") for i in range(5)]
+    asked[2] |= {"tests": '[{"input": "1", "output": "2"}]', "domain": "code"}
+    rows.write_rows(tmp_path / "prompts.parquet", asked)
+    scripted(lambda prompt, k: "" if "3 + 3" in str(prompt) else "It is even.")
+    values = settings(n=1, filters={"steps": ["empty"]}, tasks=4, executor={"workers": 1})
+    folder, written = tmp_path / "out/test/rejection_sampling", "out/test/rejection_sampling/train.parquet"
+
+    def parts():
+        return sorted(path.name for path in folder.glob("*.parquet"))
+
+    assert run_job(rejection_sampling, RejectionSampling, values)["rows"] == 4
+    assert parts() == [f"train-0000{i}-of-00004.parquet" for i in range(4)]
+    assert len({pq.read_schema(path) for path in folder.glob("*.parquet")}) == 1
+    ids = {"q0-0", "q1-0", "q2-0", "q4-0"}
+    mixed = {"sources": [written], "total": 1_000_000}
+    run_job(mixture, mixture.Mixture, mixed)
+    copied = {"mode": "mixture", "mixture": written, "output_dir": "out/test/copied"}
+    run_job(distillation, distillation.Distillation, copied)
+    for one in ("out/test/mixture/train.parquet", "out/test/copied/train.parquet"):
+        found = {one["id"]: one["tests"] for one in rows.load_rows(one, sft=True)}
+        assert found == dict.fromkeys(ids) | {"q2-0": asked[2]["tests"]}
+    taught = {key: value for key, value in settings(n=1).items() if key != "prompts"}
+    taught |= {"mode": "teacher", "mixture": written, "filters": {"steps": ["empty"]}, "output_dir": "out/test/taught"}
+    assert run_job(distillation, distillation.Distillation, taught)["prompts"] == 4
+    own = {"sources": [{"name": "rows", "local": written}]}
+    assert run_job(sources, sources.Sources, own)["sources"]["rows-train"]["rows"] == 4
+    assert run_job(rl_prompts, rl_prompts.RLPrompts, own | {"total": 100})["rows"] == 4
+    assert run_job(cards, cards.Card, {"data": str(folder), "title": "All"})["rows"] == 4
+    assert {one["id"] for one in decontaminate.records(decontaminate.EvaluationSet(written))} == ids
+    assert sorted(push.data_files(folder)) == ["run.json", *parts()]
+    stage = types.SimpleNamespace(dataset=written, dataset_split="train")
+    assert {one["id"] for one in training.read_rows(stage, sft=True)} == ids
+    assert run_job(rejection_sampling, RejectionSampling, values | {"tasks": 2}, "--redo")["rows"] == 4
+    assert parts() == [f"train-0000{i}-of-00002.parquet" for i in range(2)]
+    assert {one["id"] for one in rows.load_rows(written)} == ids
+
+
+@pytest.mark.parametrize(
+    ("there", "told"),
+    [
+        (["train", "train-00000-of-00001"], "holds train.parquet, train-00000-of-00001.parquet, which are not all"),
+        (["train-00000-of-00002", "train-00001-of-00002", "train-00002-of-00003"], "train-00002-of-00003.parquet"),
+        (["train-00000-of-00003", "train-00002-of-00003"], "train-00000-of-00003.parquet, train-00002-of-00003"),
+    ],
+)
+def test_parts_of_two_runs_are_never_read_as_one_data_set(run_job, row, tmp_path, capsys, there, told):
+    for at, name in enumerate(there):
+        rows.write_rows(tmp_path / f"{name}.parquet", [rows.sft_row(row(id=f"q{at}"), 0, "14", "m")], sft=True)
+    with pytest.raises(ValueError, match=told):
+        rows.load_rows("train.parquet")
+    with pytest.raises(SystemExit):
+        run_job(mixture, mixture.Mixture, {"sources": ["train.parquet"], "total": 9}, "--dry-run")
+    assert told in capsys.readouterr().err
