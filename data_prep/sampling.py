@@ -96,7 +96,7 @@ class Batched(ABC):
     identity: str  # of the weights: what stored samples are good for
     batch_size: int
     limit: int  # tokens of prompt and completion together
-    max_refused: float = 0.0  # of the prompts, those that do not fit
+    max_refused: float | None = None  # of the prompts, those that do not fit; None: where no YAML has a key for it
     tokenizer: Any
 
     @abstractmethod
@@ -115,11 +115,14 @@ class Batched(ABC):
         if refused:
             longest = len(tokens[refused[0]]) + decoding.max_tokens
             told = f"the longest prompt with max_tokens makes {longest} tokens, the model takes {self.limit}"
-            if len(refused) > may_refuse(self.max_refused, len(prompts)):
+            if len(refused) > may_refuse(self.max_refused or 0, len(prompts)):
+                over = way = ""
+                if self.max_refused is not None:
+                    over = f", more than `max_refused: {self.max_refused:g}` of `sampler` allows"
+                    way = ", or write a larger `max_refused` to drop them"
                 raise TooManyRefused(
-                    f"{len(refused)} of {len(prompts)} prompts do not fit, more than `max_refused: "
-                    f"{self.max_refused:g}` allows: {told}. Write a smaller `max_tokens`, leave long prompts out, or "
-                    "write a larger `max_refused` to drop them"
+                    f"{len(refused)} of {len(prompts)} prompts do not fit{over}: {told}. Write a smaller `max_tokens`, "
+                    f"or leave long prompts out{way}"
                 )
             log.warning("%d of %d prompts are refused: %s", len(refused), len(prompts), told)
         order = order[len(refused) :]
@@ -313,9 +316,9 @@ class ServerSettings:
     api_key_variable: str = ""
     revision: str = ""
     failures: Count = 0
-    max_refused: Share = 0.05
     serve: dict[str, Any] | None = None
     extensions: bool = True
+    max_refused: Share = 0.05
 
     def __post_init__(self) -> None:
         check(self)
@@ -512,10 +515,10 @@ class Sampler:
 
     kind: Literal["transformers", "vllm", "server"] = "transformers"
     batch_size: Positive = 256
-    max_refused: Share = 0.05
     revision: str = ""
     vllm: dict[str, Any] = field(default_factory=dict)
     server: ServerSettings | None = None
+    max_refused: Share = 0.05
 
     def __post_init__(self) -> None:
         check(self)

@@ -183,7 +183,7 @@ def test_a_share_of_the_prompts_may_be_too_long_and_changes_no_other_sample(chec
     long = "a" * 290
     with open_model(str(checkpoint), Sampler(batch_size=8, max_refused=0.3)) as sampler:
         *others, refused = sampler.sample([*PROMPTS, long], 4, DECODING, seed=1, store=tmp_path)
-        told = "3 of 8 prompts do not fit, more than `max_refused: 0.3` allows: .* makes 302 tokens, the model takes"
+        told = "3 of 8 prompts do not fit, more than `max_refused: 0.3` of `sampler` allows: .* makes 302 tokens"
         sampler.max_refused = 0.25
         with pytest.raises(sampling.TooManyRefused, match=told.replace("0.3", "0.25")):
             sampler.sample([*PROMPTS, *[long] * 3], 4, DECODING, seed=1, store=tmp_path / "none")
