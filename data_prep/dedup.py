@@ -81,7 +81,7 @@ def near_repeats(files: list[Path], rows: np.ndarray, threshold: float) -> np.nd
     nearest = np.full(len(rows), -1)
     found = _gather(files, lengths, rows[shared])
     stay: list[dict[int, list[int]]] = [{} for _ in range(BANDS)]
-    for at, own in enumerate(buckets[shared].tolist()):
+    for at, own in enumerate(row.tolist() for row in buckets[shared]):
         met = [stay[band].get(bucket) for band, bucket in enumerate(own) if bucket >= 0]
         others = np.array(sorted(set(itertools.chain.from_iterable(filter(None, met)))), int)
         alike = others[(found[others] == found[at]).mean(axis=1) >= threshold] if len(others) else others

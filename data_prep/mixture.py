@@ -72,8 +72,9 @@ def quotas(total: int) -> dict[str, int]:
 
 def plan(config: Mixture, parts: list[shards.Part], evaluation_items: decontaminate.Index) -> list[str]:
     """What is read, made and needed, in lines."""
+    files_of = {source: set(shards.files(source)) for source in config.sources}
     lines = [
-        f"{source}: {shards.described([part for part in parts if part.path in shards.files(source)])}"
+        f"{source}: {shards.described([part for part in parts if part.path in files_of[source]])}"
         for source in config.sources
     ]
     wanted = quotas(config.limit or config.total)

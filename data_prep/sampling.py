@@ -346,11 +346,10 @@ class Server:
         with closing(_open(store)) as answers:
             try:
                 samples = asyncio.run(self._ask_all(prompts, n, decoding, seed, answers))
-            except* TooManyRefused as group:
-                with answers:  # the server may be started otherwise by the next time
-                    answers.execute("delete from answers where json_extract(sample, '$.finish') = 'refused'")
-                raise group.exceptions[0] from None
-            except* ServerError as group:
+            except* Stopped as group:
+                if group.subgroup(TooManyRefused):
+                    with answers:  # the server may be started otherwise by the next time
+                        answers.execute("delete from answers where json_extract(sample, '$.finish') = 'refused'")
                 raise group.exceptions[0] from None
             except* sqlite3.OperationalError as group:
                 raise OSError(f"{store}: {group.exceptions[0]}") from None  # a full disk
