@@ -21,7 +21,7 @@ from data_prep import (
     sources,
 )
 from data_prep.rejection_sampling import RejectionSampling
-from recipes import training
+from recipes import data
 
 import pyarrow.parquet as pq
 import pytest
@@ -225,7 +225,7 @@ def test_every_job_reads_what_several_tasks_wrote(run_job, scripted, row, tmp_pa
     assert {one["id"] for one in decontaminate.records(decontaminate.EvaluationSet(written))} == ids
     assert sorted(push.data_files(folder)) == ["run.json", *parts()]
     stage = types.SimpleNamespace(dataset=written, dataset_split="train")
-    assert {one["id"] for one in training.read_rows(stage, sft=True)} == ids
+    assert {one["id"] for one in data.read_rows(stage)} == ids
     assert run_job(rejection_sampling, RejectionSampling, values | {"tasks": 2}, "--redo")["rows"] == 4
     assert parts() == [f"train-0000{i}-of-00002.parquet" for i in range(2)]
     assert {one["id"] for one in rows.load_rows(written)} == ids
