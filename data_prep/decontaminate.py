@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from data_prep.rows import Row, json_lines, read_parquet
+from data_prep.runs import advice, is_here
 from rewards.settings import FILLED
 
 import numpy as np
@@ -100,20 +101,21 @@ def records(one: EvaluationSet) -> Iterator[dict[str, Any]]:
     """What the set holds, column by name. Raises FileNotFoundError where it cannot be loaded."""
     if one.path.endswith(".parquet"):
         yield from read_parquet(one.path)
-    elif one.path.endswith(".jsonl"):
+    elif is_here(one.path):
         if not Path(one.path).is_file():
-            raise FileNotFoundError(f"{one.path}: no such file")
+            raise FileNotFoundError(f"{one.path}: no such file{advice(one.path)}")
+        if not one.path.endswith((".jsonl", ".jsonl.gz")):
+            raise ValueError(f"{one.path}: neither Parquet nor JSONL; write a .parquet, .jsonl or .jsonl.gz file")
         for number, record in json_lines(one.path):
             if isinstance(record, str):
                 raise ValueError(f"{one.path}, row {number}: {record}")
             yield record
     else:
+        from data_prep import hub
+
         from datasets import load_dataset  # slow to import, and only needed for the Hub
 
-        try:
-            yield from load_dataset(one.path, one.subset or None, split=one.split)
-        except OSError as error:
-            raise FileNotFoundError(f"{one.path}, split {one.split}: cannot be loaded ({error})") from error
+        yield from hub.find(one.path, lambda: load_dataset(one.path, one.subset or None, split=one.split), "dataset")
 
 
 class Index:

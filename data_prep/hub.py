@@ -1,4 +1,4 @@
-"""The Hub: the one module that pushes, and reads back what it pushed.
+"""The Hub: the one module that pushes, and reads back what it pushed. ``find`` is the door for whoever only reads.
 
 Files lie on disk before they are pushed. A push is one commit of what the repository does not have yet, made on the
 head that was just looked at; so the same push again, after a fault or a kill, goes on where the last one stopped, and
@@ -19,7 +19,7 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from data_prep.runs import ConfigError
+from data_prep.runs import HUB_ID, ConfigError
 
 import httpx2
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, snapshot_download
@@ -40,6 +40,7 @@ T = TypeVar("T")
 
 ATTEMPTS = 10
 REACHING, REACHING_S = 3, 4.0  # attempts at the first request, and the seconds in which each must be connected
+REACHED_S = 10.0
 FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 120.0  # each wait twice the last: about six minutes until a push gives up
 PASSING = {408, 409, 412, 425, 429}  # and 5xx: statuses that another try may not meet
 MEANING = {
@@ -67,8 +68,27 @@ class Repository:
     private: bool = True
 
     def __post_init__(self):
-        if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", self.id or ""):
+        if not HUB_ID.fullmatch(self.id or ""):
             raise ConfigError(f"hub_model_id is {self.id!r}; write `hub_model_id: owner/name`")
+
+
+def find(id: str, load: Callable[[], T], kind: Literal["model", "dataset"] = "model") -> T:
+    """What ``load`` makes of a Hub id. Where the Hub cannot be reached, this process reads only the cache from then on:
+    its clients would try each of their requests for half a minute. Raises FileNotFoundError, which says both that no
+    such path is here and what the Hub said."""
+    said = ""
+    try:
+        HfApi().repo_info(id, repo_type=kind, timeout=REACHED_S)
+    except HfHubHTTPError:
+        pass  # the Hub answers; `load` may have what it needs in the cache
+    except (httpx2.TransportError, OfflineModeIsEnabled) as error:
+        constants.HF_HUB_OFFLINE = True
+        said = f"the Hub could not be reached ({str(error).partition(': To disable')[0]}), nor is it in its cache"
+    try:
+        return load()
+    except OSError as error:
+        said = said or f"the Hub says: {str(error).strip().splitlines()[0]}"
+        raise FileNotFoundError(f"{id}: there is no such file or folder here, and {said}") from error
 
 
 def token() -> str:

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from data_prep.runs import Stopped, whole_file
+from data_prep.runs import Stopped, advice, is_here, whole_file
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -116,8 +116,11 @@ def local_files(source: str | Path) -> list[Path] | None:
     path = Path(source)
     if path.suffix == ".parquet":
         return parquet_files(path)
-    if path.exists() or str(source).startswith(("outputs/", ".", "/")):
-        raise FileNotFoundError(f"{source}: not a Parquet file; write the path of a .parquet file or a Hub id")
+    if is_here(str(source)):
+        fault = "" if path.exists() else "no such file, and "
+        raise FileNotFoundError(
+            f"{source}: {fault}not a Parquet file; write the path of a .parquet file, or a Hub id, which is owner/name"
+        )
     return None
 
 
@@ -130,9 +133,11 @@ def load_rows(source: str | Path, split: str = "train", sft: bool = False, witho
     if local_files(source):
         rows = read_parquet(source, without)
     else:
+        from data_prep import hub
+
         from datasets import load_dataset  # slow to import, and only needed for the Hub
 
-        rows = load_dataset(str(source), split=split).to_list()
+        rows = hub.find(str(source), lambda: load_dataset(str(source), split=split), "dataset").to_list()
     validate(rows, str(source), sft)
     return rows
 
@@ -153,7 +158,7 @@ def parquet_files(path: str | Path) -> list[Path]:
     if path.is_file() and not shards:
         return [path]
     if not shards:
-        raise FileNotFoundError(f"{path}: no such file; run the stage that writes it first")
+        raise FileNotFoundError(f"{path}: no such file{advice(path)}")
     names = [shard.name for shard in shards]
     if path.is_file() or names != [f"{path.stem}-{at:05d}-of-{len(names):05d}.parquet" for at in range(len(names))]:
         there = ", ".join([path.name] * path.is_file() + names)

@@ -17,6 +17,7 @@ import importlib.metadata
 import json
 import math
 import os
+import re
 import resource
 import sys
 import time
@@ -37,6 +38,8 @@ __all__ = ["OUTPUTS", "PUBLISHING", "ROOT", "Identity", "whole_file", "write_jso
 RECORDED_VERSIONS = ("torch", "trl", "transformers", "peft", "datasets", "accelerate")
 REPLACED = "replaced"  # the folder, beside a run's own, that old runs are moved to
 KEPT = (".safetensors", ".parquet")  # files that a finished run has promised
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+KNOWN_AS = {"r1": "all_scenarios_rl", "student_distilled": "distill"}  # in the report and the paper
 PASSING = ("samples", "work", "completions")  # folders of which nothing is promised
 
 
@@ -62,8 +65,40 @@ class EngineError(Stopped):
 
 
 def is_here(place: str) -> bool:
-    """Whether a setting means a path by it, and no Hub id."""
-    return place.startswith((OUTPUTS, ".", "/")) or place.count("/") > 1 or Path(place).exists()
+    """Whether a setting means a path by it, and no Hub id, which is owner/name."""
+    is_id = HUB_ID.fullmatch(place) and not place.startswith(OUTPUTS) and not place.endswith(identity.ROWS)
+    return not is_id or Path(place).exists()
+
+
+def require_model(place: str) -> None:
+    """Raises FileNotFoundError for a path that holds no model. What the Hub has, `data_prep.hub.find` tells."""
+    if is_here(place) and not (Path(place) / "config.json").is_file():
+        lacks = "no config.json" if Path(place).is_dir() else "there is no such folder here"
+        raise FileNotFoundError(f"{place} holds no checkpoint ({lacks}){advice(place)}")
+
+
+def advice(path: str | Path) -> str:
+    """What to do about a path that is not there, to be put behind that: the step that makes it, where a scale has such
+    a step, or the name that may have been meant."""
+    scale, name = [*Path(path).parts[1:3], "", ""][:2]
+    if not str(path).startswith(OUTPUTS) or not name:
+        return "" if "/" in str(path) or Path(path).suffix else "; a Hub id is owner/name"
+    configs = {one.stem: one for one in sorted((ROOT / "recipes" / "configs" / scale).glob("*.yaml"))}
+    measured = load_config(configs.pop("evaluate"))["checkpoints"] if "evaluate" in configs else ()
+    if name in configs or name in [f"evaluate_{one}" for one in measured]:
+        return f": run `python -m recipes.tools.pipeline --scale {scale} --only {name}` first"
+    if not configs:
+        return f"; this project has no scale {scale}, so name a path that is there"
+    if KNOWN_AS.get(name) in configs:
+        return f"; {name} lies in {OUTPUTS}{scale}/{KNOWN_AS[name]}"
+    if near := difflib.get_close_matches(name, configs, n=1):
+        return f"; did you mean {OUTPUTS}{scale}/{near[0]}?"
+    return f"; the steps of {scale} are {', '.join(configs)}"
+
+
+def slug(place: str) -> str:
+    """A path or Hub id as a part of a folder's name."""
+    return re.sub(r"[^\w.-]+", "-", place).strip("-.")
 
 
 # Settings
@@ -453,9 +488,7 @@ def read(run: Path) -> dict[str, Any]:
     """The record of a finished run. Raises MissingRunError when it is not finished."""
     record = _read_json(Path(run) / "run.json")
     if record is None:
-        scale, stage = Path(run).parts[-2:] if len(Path(run).parts) > 1 else ("cpu", str(run))
-        command = f"python -m recipes.tools.pipeline --scale {scale} --only {stage}"
-        raise MissingRunError(f"{run} has not been run (it has no run.json): run `{command}` first")
+        raise MissingRunError(f"{run} has not been run (it has no run.json){advice(run)}")
     return record
 
 

@@ -21,17 +21,17 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 import rewards
 from data_prep import commands, memory
 from data_prep.rows import read_parquet, write_parquet
-from data_prep.runs import Stopped, write_json
+from data_prep.runs import Stopped, is_here, require_model, write_json
 from rewards.settings import Count, NotNegative, Positive, Range, Seconds, Share, check
 
 import httpx
@@ -39,6 +39,7 @@ import pyarrow.parquet as pq
 
 log = logging.getLogger(__name__)
 Prompt = str | list[dict[str, str]]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -527,10 +528,9 @@ class Sampler:
             raise ValueError("`sampler: vllm` has arguments; write `kind: vllm` beside them")
 
     def require(self, checkpoint: str) -> None:
-        """Raises FileNotFoundError for a local path without a model; a Hub id ("owner/name") is left to the Hub."""
-        local = self.kind != "server" and checkpoint.startswith(("outputs/", ".", "/"))
-        if local and not (Path(checkpoint) / "config.json").is_file():
-            raise FileNotFoundError(f"{checkpoint}: no checkpoint (no config.json); run the stage that makes it first")
+        """Raises FileNotFoundError for a local path without a model; a Hub id is asked for where it is loaded."""
+        if self.kind != "server":
+            require_model(checkpoint)
 
 
 Model = Batched | Server
@@ -554,8 +554,20 @@ def open_model(checkpoint: str, sampler: Sampler) -> Iterator[Model]:
             yield server
         return
     if sampler.kind == "vllm":
-        model = VLLMModel(checkpoint, sampler.batch_size, sampler.revision, sampler.vllm)
+        model = load_model(
+            checkpoint, lambda: VLLMModel(checkpoint, sampler.batch_size, sampler.revision, sampler.vllm)
+        )
     else:
-        model = LocalModel(checkpoint, sampler.batch_size, sampler.revision)
+        model = load_model(checkpoint, lambda: LocalModel(checkpoint, sampler.batch_size, sampler.revision))
     model.max_refused = sampler.max_refused
     yield model
+
+
+def load_model(checkpoint: str, load: Callable[[], T]) -> T:
+    """What ``load`` makes of a folder or a Hub id. Raises FileNotFoundError where there is neither."""
+    require_model(checkpoint)
+    if is_here(checkpoint):
+        return load()
+    from data_prep import hub
+
+    return hub.find(checkpoint, load)

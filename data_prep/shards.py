@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep import rows
-from data_prep.runs import OUTPUTS, whole_file, write_json
+from data_prep.runs import OUTPUTS, advice, whole_file, write_json
 
 import numpy as np
 import pyarrow as pa
@@ -59,7 +59,7 @@ def parts(paths: list[str]) -> list[Part]:
     found = []
     for number, path in enumerate(paths):
         if not Path(path).is_file():
-            raise FileNotFoundError(f"{path}: no such file; run the stage that writes it first")
+            raise FileNotFoundError(f"{path}: no such file{advice(path)}")
         size = Path(path).stat().st_size
         if path.endswith((".jsonl", ".jsonl.gz")):
             found.append(Part(path, number, 0, 0, -1, size * (4 if path.endswith(".gz") else 1)))

@@ -26,7 +26,7 @@ from typing import Any
 import rewards
 from data_prep import commands, engine, jobs, rows, shards
 from data_prep.rows import Row
-from data_prep.runs import whole_file, write_json
+from data_prep.runs import advice, whole_file, write_json
 from rewards.settings import Count
 
 import pyarrow as pa
@@ -361,18 +361,23 @@ def _files(local: str) -> list[str]:
     found = map(str, sorted(path.iterdir())) if path.is_dir() else shards.files(local)
     found = [file for file in found if file.endswith((".parquet", ".jsonl", ".jsonl.gz")) and Path(file).is_file()]
     if not found:
-        raise FileNotFoundError(f"{local}: no .parquet, .jsonl or .jsonl.gz file there")
+        there = path.is_dir() or path.is_file()
+        fault = "no .parquet, .jsonl or .jsonl.gz file there" if there else f"no such file or folder{advice(path)}"
+        raise FileNotFoundError(f"{local}: {fault}")
     return found
 
 
 def _hub(source: Source, revision: str) -> Iterator[tuple[str, int, dict]]:
+    from data_prep import hub
+
     from datasets import load_dataset  # slow to import
 
     if not revision:
         log.warning("%s: no revision is pinned; write `revision: <commit>` beside its name", source.hub_id)
     place, number = f"{source.hub_id}@{revision or 'main'}", 0
     try:
-        stream = load_dataset(source.hub_id, source.subset, split="train", revision=revision or None, streaming=True)
+        where = {"split": "train", "revision": revision or None, "streaming": True}
+        stream = hub.find(source.hub_id, lambda: load_dataset(source.hub_id, source.subset, **where), "dataset")
         for number, record in enumerate(stream):
             yield place, number, record
     except pa.ArrowException as error:  # a file there is corrupt, or was cut short on its way

@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_prep import identity
+from data_prep import hub, identity
 from data_prep.rows import COLUMNS, Row, fault, load_rows, local_files, read_parquet
 from data_prep.runs import ConfigError
 from recipes import checks
@@ -136,7 +136,7 @@ def _mapped(source: str, split: str, cache: Path) -> tuple[Dataset, str]:
     try:
         files = local_files(source)
         if files is None:
-            rows = load_dataset(source, split=split)
+            rows = hub.find(source, lambda: load_dataset(source, split=split), "dataset")
             content = _digest(rows._fingerprint.encode())
             (cache / content).mkdir(exist_ok=True)
             return rows, content

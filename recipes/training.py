@@ -11,7 +11,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from data_prep import commands, memory, publishing, runs
+from data_prep import commands, hub, memory, publishing, runs
 from data_prep.runs import ConfigError
 from recipes import checkpoints, checks, loading, qlora_proof, sharded, watch
 from recipes.config import LoraArguments, StageArguments, given, world_size
@@ -23,6 +23,7 @@ from accelerate.utils import broadcast_object_list, is_peft_model
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
@@ -53,14 +54,15 @@ MARKUP = {
 
 
 def require_checkpoint(name_or_path: str | None, key: str = "model_name_or_path") -> str:
-    """The checkpoint's name. Raises ConfigError where a directory is meant that holds no checkpoint."""
+    """The checkpoint's name. Raises ConfigError where neither a folder here nor the Hub has it."""
     if not name_or_path:
         raise ConfigError(f"{key} is missing: write the directory or the Hub id of the checkpoint to start from.")
-    if runs.is_here(name_or_path) and not (Path(name_or_path) / "config.json").is_file():
-        raise ConfigError(
-            f"{key}: {name_or_path} holds no checkpoint (no config.json). "
-            "Run the stage that writes it first, or name another."
-        )
+    try:
+        runs.require_model(name_or_path)
+        if not runs.is_here(name_or_path):
+            hub.find(name_or_path, lambda: AutoConfig.from_pretrained(name_or_path))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{key}: {error}") from None
     return name_or_path
 
 
@@ -294,6 +296,8 @@ def start(args: StageArguments, config) -> "Run":
         run.publish()
         raise SystemExit(0)
     sharded.refuse_fsdp_1()  # whatever the doctor is told
+    if name := getattr(args, "model_name_or_path", None):
+        require_checkpoint(name)  # before anybody else asks the Hub for it
     if args.doctor:
         checks.tell(checks.of_start(args, config, os.environ))
     if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":

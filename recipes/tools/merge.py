@@ -20,7 +20,7 @@ from pathlib import Path
 from types import EllipsisType
 from typing import NamedTuple
 
-from data_prep import commands
+from data_prep import commands, hub, runs
 from data_prep.runs import ConfigError
 
 import torch
@@ -124,7 +124,7 @@ class Parent:
     def __init__(self, name: str | Path):
         self.folder = Path(name)
         if not self.folder.is_dir():
-            self.folder = Path(snapshot_download(str(name), allow_patterns=KEPT))
+            self.folder = Path(hub.find(str(name), lambda: snapshot_download(str(name), allow_patterns=KEPT)))
         config = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
         self.fp8 = config.get("quantization_config") or {}
         if self.fp8.get("quant_method", "fp8") != "fp8":
@@ -448,6 +448,9 @@ def main(argv: list[str]) -> None:
         parser.add_argument(f"--{key}", required=needed)
     parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16", "float16"])
     found = parser.parse_args(argv)
+    for place in filter(None, (found.parent, found.adapter)):
+        if runs.is_here(place) and not Path(place).is_dir():
+            raise ConfigError(f"{place}: there is no such folder{runs.advice(place)}")
     merge(found.parent, found.adapter, found.output, found.dtype)
 
 

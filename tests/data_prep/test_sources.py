@@ -341,7 +341,7 @@ def test_a_source_without_a_usable_record_ends_the_job(run_job, tmp_path, caplog
         ([{"name": "rows"}], "has no `local`"),
         ([{"name": "sciq"}], "sciq has no traces"),
         ([{"name": "tulu-3"}, {"name": "tulu-3", "limit": 3}], "tulu-3 is there twice"),
-        ([{"name": "tulu-3", "local": "nowhere"}], "nowhere: no .parquet, .jsonl or .jsonl.gz file there"),
+        ([{"name": "tulu-3", "local": "nowhere"}], "nowhere: no such file or folder; a Hub id is owner/name"),
     ],
 )
 def test_wrong_sources_are_named_before_any_work(run_job, capsys, wanted, told):
