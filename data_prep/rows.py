@@ -36,6 +36,10 @@ COLUMNS = {
 }
 Row = dict[str, Any]
 CHUNK = 1_000  # rows read or written at a time
+CHAT = (
+    "a row has room for one question and one answer, as text, and for no system prompt; the source `rows` of "
+    "data_prep.sources makes rows of messages"
+)
 
 
 # https://huggingface.co/docs/hub/repositories-licenses
@@ -86,16 +90,19 @@ def fault(row: Row, sft: bool = False) -> str | None:
     for column, allowed in required.items():
         place = f"column '{column}'"
         if column not in row:
-            return f"{place}: missing; a row has {', '.join(required)}"
+            chat = next((name for name in ("messages", "conversations") if name in row), None)
+            return f"column '{chat}': {CHAT}" if chat else f"{place}: missing; a row has {', '.join(required)}"
         value = row[column]
         if isinstance(allowed, tuple):
             if value not in allowed:
                 return f"{place}: {value!r} is not one of {', '.join(allowed)}"
+        elif isinstance(value, list) and column in ("question", "prompt", "completion"):
+            return f"{place}: a list; {CHAT}"
         elif not isinstance(value, allowed):
             return f"{place}: {value!r} is {type(value).__name__}, must be {allowed.__name__}"
         if value == "" and column in ("id", "question", "prompt", "completion"):
             return f"{place}: empty"
-    return None
+    return f"column 'system': {CHAT}" if row.get("system") else None
 
 
 def validate(rows: list[Row], where: str, sft: bool = False) -> None:

@@ -16,6 +16,7 @@ import functools
 import json
 import logging
 import random
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -81,6 +82,9 @@ DOMAINS = {"math": "math", "code": "code", "puzzle": "logic"} | dict.fromkeys(
 )
 
 
+ROLES = {"human": "user", "gpt": "assistant"}  # ShareGPT's names
+
+
 def _known(domain: Any) -> str:
     if domain not in DOMAINS:
         raise Refused(f"domain: {domain!r} is not one of {', '.join(DOMAINS)}")
@@ -98,16 +102,45 @@ def _choice(question: str, options: list[str], right: str, domain: str) -> dict[
     return {"question": text, "answer": letter, "verifier": "choice", "domain": domain}
 
 
-def _two(turns: list[dict], text: str = "content") -> list[str]:
-    """The texts of a conversation of one question and one answer; the contract has room for no other."""
-    roles = [turn.get("role") for turn in turns]
-    if len(turns) != 2 or roles not in (["user", "assistant"], [None, None]):
-        raise Refused(f"turns: {roles} where one question and one answer are wanted")
-    return [turn[text] for turn in turns]
+def _said(turns: list[dict], *wanted: str) -> list[str]:
+    """The texts of a conversation that has one turn of each role that is ``wanted``, in this order. A row has room for
+    no other: one with a system prompt, or with more turns, is refused (docs/rejection_sampling.md says why)."""
+    roles = [ROLES.get(role, role) for role in (turn.get("role") or turn.get("from") for turn in turns)]
+    if "system" in roles:
+        raise Refused(f"system: {rows.CHAT.partition(';')[0]}")
+    if roles != list(wanted):
+        raise Refused(f"turns: {roles} where a row has room for {' and '.join(wanted)} alone")
+    return [turn["content"] if "content" in turn else turn["value"] for turn in turns]
+
+
+def _two(turns: list[dict]) -> list[str]:
+    return _said(turns, "user", "assistant")
 
 
 def _dapo(record: dict) -> dict[str, Any]:
-    return {"question": record["prompt"][0]["content"], "answer": record["reward_model"]["ground_truth"]} | _MATH
+    return {"question": _said(record["prompt"], "user")[0], "answer": record["reward_model"]["ground_truth"]} | _MATH
+
+
+def worked(record: dict) -> tuple[str, str]:
+    """(solution without the calculator's marks, gold) of a record of GSM8K."""
+    solution, mark, gold = record["answer"].rpartition("####")
+    if not mark:
+        raise Refused("gold: `answer` has no ####, behind which it stands")
+    return re.sub(r"<<[^<>]*>>", "", solution).strip(), gold.strip()
+
+
+def _gsm8k(record: dict) -> dict[str, Any]:
+    return {"question": record["question"], "answer": worked(record)[1]} | _MATH
+
+
+def _gsm8k_trace(record: dict) -> str:
+    """The summary is ours, so what is graded is the solution: a result of the calculator, or a number of the last line,
+    has to be the gold."""
+    solution, gold = worked(record)
+    results = re.findall(r"=([^=<>]*)>>", record["answer"]) + re.findall(r"[\d.,]*\d", solution.rpartition("\n")[2])
+    if not any(rewards.is_correct(f"#### {one}", gold) for one in reversed(results)):
+        raise Refused(f"trace: its steps do not come to {gold!r}")
+    return f"<think>{solution}</think>\nThe answer is {gold}."
 
 
 def _openr1(record: dict) -> dict[str, Any]:
@@ -195,7 +228,7 @@ def _mixture(domain: str) -> Callable[[dict], dict[str, Any]]:
 
 
 def _thoughts3(record: dict) -> dict[str, Any]:
-    return {"question": _two(record["conversations"], "value")[0], "domain": _known(record["domain"])}
+    return {"question": _two(record["conversations"])[0], "domain": _known(record["domain"])}
 
 
 def _thoughts(record: dict) -> dict[str, Any]:
@@ -258,6 +291,10 @@ SOURCES = {
         "odc-by", 939_343, _tulu, lambda record: _two(record["messages"])[1], "tulu-3-sft-mixture",
         revision="b14afda60f1bbebe55d5d2fa1e4df5042f97f8be",
     ),
+    # Solutions that people wrote: short, and without the second thoughts of a model's reasoning
+    "gsm8k": Source(
+        "openai/gsm8k", f"{_HUB}/openai/gsm8k", "mit", 7_473, _gsm8k, _gsm8k_trace, "people (GSM8K's annotators)", "main",
+    ),
     # Table 5, traces
     "mixture-of-thoughts-code": Source(
         "open-r1/Mixture-of-Thoughts", f"{_HUB}/open-r1/Mixture-of-Thoughts", "unknown", 83_070, _mixture("code"),
@@ -269,7 +306,7 @@ SOURCES = {
     ),
     "openthoughts3": Source(
         "open-thoughts/OpenThoughts3-1.2M", f"{_HUB}/DedeProGames/OpenThoughts3-20k/blob/main/README.md",
-        "apache-2.0", 1_200_000, _thoughts3, lambda record: _two(record["conversations"], "value")[1], "Qwen/QwQ-32B",
+        "apache-2.0", 1_200_000, _thoughts3, lambda record: _two(record["conversations"])[1], "Qwen/QwQ-32B",
     ),
     "openthoughts-114k": Source(
         "open-thoughts/OpenThoughts-114k",
@@ -402,8 +439,18 @@ def _row(wanted: Wanted, source: Source, at: int, record: dict, traces: bool) ->
 
 
 def _own(record: dict, traces: bool) -> Row:
-    """A record that should be a row already; a test set may be its JSON or the JSON's text."""
+    """A record that should be a row already; a test set may be its JSON or the JSON's text. Messages become text where
+    they are one question and its answer."""
     row = {"tests": "", "generator": "", "source_id": record.get("id"), "revision": "local"} | record
+    for column in ("messages", "conversations"):
+        if isinstance(record.get(column), list):
+            row["prompt"], row["completion"] = _two(record[column])
+    for column, role in (("prompt", "user"), ("completion", "assistant")):
+        if isinstance(record.get(column), list):
+            row[column] = _said(record[column], role)[0]
+    if record.get("system"):
+        raise Refused(f"system: {rows.CHAT.partition(';')[0]}")
+    row.setdefault("question", row.get("prompt"))
     if not isinstance(row["tests"], str):
         row["tests"] = json.dumps(row["tests"], ensure_ascii=False) if row["tests"] else ""
     return _verified(row, traces)

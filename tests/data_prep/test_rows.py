@@ -41,6 +41,23 @@ def test_a_missing_column_and_a_repeated_id_are_named(row):
         rows.validate([row()], "x", sft=True)
 
 
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("prompt", [{"role": "user", "content": "Hi"}]),
+        ("completion", [{"role": "assistant", "content": "Hi"}]),
+        ("system", "Be brief."),
+        ("messages", []),
+    ],
+)
+def test_a_chat_is_no_row_and_the_error_says_what_makes_one_of_it(row, column, value):
+    chat = row(completion="<think>x</think>y") | {column: value}
+    if column == "messages":
+        del chat["prompt"]
+    with pytest.raises(ValueError, match=rf"x, row 0, column '{column}': .*one question and one answer.*source `rows`"):
+        rows.validate([chat], "x", sft=True)
+
+
 def test_half_a_file_is_named_and_never_read(tmp_path, row):
     path = tmp_path / "train.parquet"
     rows.write_rows(path, [row()])

@@ -88,6 +88,10 @@ RECORDS = {
     "openthoughts3": (
         {"difficulty": 7, "source": "s", "domain": "science", "conversations": CONVERSATION}, {"domain": "stem"},
     ),
+    "gsm8k": (
+        {"question": SUM, "answer": "I add 1 + 1 = <<1+1=2>>2 things.\nSo $<<1*2=2.0>>2 it is.\n#### 2"},
+        {"id": "gsm8k-0", "answer": "2", "verifier": "math", "domain": "math", "license": "mit"},
+    ),
     "openthoughts-114k": (
         {"problem": SUM, "deepseek_reasoning": "I add 1 and 1.", "deepseek_solution": "It is 2.",
          "ground_truth_solution": None, "domain": "puzzle", "source": "s", "test_cases": None, "starter_code": None},
@@ -110,7 +114,7 @@ def read(wanted, traces=False):
 
 def test_there_is_a_record_for_each_source_and_a_page_for_each_schema():
     assert RECORDS.keys() == SOURCES.keys()
-    assert 8 <= len({source.hub_id for source in SOURCES.values()}) <= 12
+    assert 8 <= len({source.hub_id for source in SOURCES.values()}) <= 13
     assert all(source.page.startswith("https://") for source in SOURCES.values())
     assert all(len(source.revision) in (0, 40) for source in SOURCES.values())
 
@@ -136,6 +140,31 @@ def test_a_trace_is_in_our_form(name, tmp_path):
     assert rewards.is_well_formed(row["completion"], "think", row["thinking"])
     assert row["verified_by"] == ("rule" if row["verifier"] == "math" else "")
     assert row["generator"]
+
+
+def test_solutions_that_people_wrote_are_traces_of_theirs(tmp_path):
+    (row,), _ = read(Wanted("gsm8k", store(tmp_path / "a.parquet", RECORDS["gsm8k"][0])), traces=True)
+    assert row["completion"] == "<think>I add 1 + 1 = 2 things.\nSo $2 it is.</think>\nThe answer is 2."
+    assert row["generator"].startswith("people")
+    plain, _ = read(Wanted("gsm8k", store(tmp_path / "b.parquet", {"question": SUM, "answer": "x=2\n#### 2"})), True)
+    assert plain[0]["completion"] == "<think>x=2</think>\nThe answer is 2."  # some have no marks
+
+
+def test_ones_own_messages_are_rows_where_they_are_one_question_and_one_answer(run_job, tmp_path, row):
+    bare = {key: value for key, value in row().items() if key not in ("question", "prompt")}
+    told = {"content": "Be brief.", "role": "system"}
+    kinds = [{"messages": MESSAGES}, {"conversations": CONVERSATION}]
+    kinds += [{"prompt": MESSAGES[:1], "completion": MESSAGES[1:]}]
+    kinds += [{"messages": [told, *MESSAGES]}, {"messages": MESSAGES * 2}, {"prompt": [told, MESSAGES[0]]}]
+    kinds += [{"prompt": SUM, "completion": THOUGHT, "system": "Be brief."}, {"messages": []}]
+    lines = [json.dumps(bare | kind | {"id": f"q{at}", "answer": "2"}) for at, kind in enumerate(kinds)]
+    (tmp_path / "mine.jsonl").write_text("\n".join(lines))
+    values = {"sources": [{"name": "rows", "local": str(tmp_path / "mine.jsonl")}]}
+    record = run_job(sources, Sources, values)["sources"]["rows-mine"]
+    assert record == {"rows": 3, "refused": 5, "reasons": {"system": 3, "turns": 2}}
+    kept = rows.load_rows(tmp_path / "out/test/sources/rows-mine.parquet", sft=True)
+    assert {(one["question"], one["prompt"]) for one in kept} == {(SUM, SUM)}
+    assert all("gives 2." in one["completion"] for one in kept)
 
 
 def test_a_hub_data_set_is_streamed_at_its_revision(monkeypatch):
@@ -203,7 +232,11 @@ def changed(name, **changes):
         ("deepmath-103k", {"question": SUM}, "schema: KeyError: 'final_answer'"),
         ("deepmath-103k", changed("deepmath-103k", question="Combien font un et un, mes amis ?"),
          "contract: column 'language': 'fr' is not one of en, zh"),
-        ("dapo-math-17k", changed("dapo-math-17k", prompt=[]), "schema: IndexError"),
+        ("dapo-math-17k", changed("dapo-math-17k", prompt=[]), "turns: []"),
+        ("dapo-math-17k", changed("dapo-math-17k", prompt=[{"content": "Be brief.", "role": "system"}, *MESSAGES[:1]]),
+         "system: "),
+        ("dapo-math-17k", changed("dapo-math-17k", prompt=MESSAGES + MESSAGES[:1]), "turns: ['user', 'assistant', 'us"),
+        ("gsm8k", {"question": SUM, "answer": "It is 2."}, "gold: `answer` has no ####"),
         ("dapo-math-17k", changed("dapo-math-17k", reward_model=None), "schema: TypeError"),
         ("verifiable-coding-problems-python",
          changed("verifiable-coding-problems-python", verification_info={"language": "cpp", "test_cases": []}),
@@ -221,6 +254,11 @@ def changed(name, **changes):
         ("tulu-3", changed("tulu-3", source="ai2-adapt-dev/personahub_code_v2"), "part: personahub_code"),
         ("tulu-3", changed("tulu-3", messages=MESSAGES * 2), "turns: ['user', 'assistant', 'user', 'assistant']"),
         ("tulu-3", changed("tulu-3", messages=MESSAGES[::-1]), "turns: ['assistant', 'user']"),
+        ("mixture-of-thoughts-code", changed("mixture-of-thoughts-code", messages=[
+            {"content": "Be brief.", "role": "system"}, *MESSAGES]), "system: "),
+        ("openthoughts3", changed("openthoughts3", conversations=[{"from": "system", "value": "Be brief."},
+            *CONVERSATION]), "system: "),
+        ("openthoughts3", changed("openthoughts3", conversations=CONVERSATION[::-1]), "turns: ['assistant', 'user']"),
         ("openthoughts3", changed("openthoughts3", domain="cooking"), "domain: 'cooking' is not one of"),
     ],
 )  # fmt: skip
@@ -238,6 +276,8 @@ def test_what_cannot_be_used_is_refused_with_its_reason(name, record, reason, tm
         ("deepmath-103k", changed("deepmath-103k", final_answer="3"), "trace: it does not answer '3'"),
         ("deepmath-103k", changed("deepmath-103k", r1_solution_1="It is 2."), "trace: not one reasoning"),
         ("openr1-math-220k", changed("openr1-math-220k", correctness_math_verify=[True, False]), "trace: no gen"),
+        ("gsm8k", {"question": SUM, "answer": "1 + 1 = <<1+1=3>>3\n#### 2"}, "trace: its steps do not come to '2'"),
+        ("gsm8k", {"question": SUM, "answer": "#### 2"}, "trace: its steps"),
         ("openthoughts-114k", changed("openthoughts-114k", deepseek_solution=""), "trace: not one reasoning"),
         ("openthoughts-114k", changed("openthoughts-114k", deepseek_reasoning="a</think>b"), "trace: not one"),
         ("openthoughts3", changed("openthoughts3", conversations=[
@@ -355,9 +395,9 @@ def test_open_traces_alone_fill_every_domain_of_table_5(run_job, tmp_path):
     wanted = []
     for name, source in SOURCES.items():
         if source.trace:
-            text = json.dumps(RECORDS[name][0]).replace('"u1"', '"u#"').replace('"t1"', '"t#"')
-            text = text.replace(SUM, f"{SUM} ({name} #)").replace("Hello!", "Hello #!")
-            records = [json.loads(text.replace("#", str(i))) for i in range(40)]
+            text = json.dumps(RECORDS[name][0]).replace('"u1"', '"u@"').replace('"t1"', '"t@"')
+            text = text.replace(SUM, f"{SUM} ({name} @)").replace("Hello!", "Hello @!")
+            records = [json.loads(text.replace("@", str(i))) for i in range(40)]
             wanted.append({"name": name, "local": store(tmp_path / f"{name}.parquet", *records), "limit": 30})
     run_job(sources, Sources, {"sources": wanted, "output_dir": "outputs/full/sources"})
     files = [f"outputs/full/sources/{one['name']}.parquet" for one in wanted]
