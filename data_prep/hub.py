@@ -41,6 +41,7 @@ T = TypeVar("T")
 ATTEMPTS = 10
 REACHING, REACHING_S = 3, 4.0  # attempts at the first request, and the seconds in which each must be connected
 REACHED_S = 10.0
+silent: list[str] = []  # why the Hub could not be reached, once it could not
 FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 120.0  # each wait twice the last: about six minutes until a push gives up
 PASSING = {408, 409, 412, 425, 429}  # and 5xx: statuses that another try may not meet
 MEANING = {
@@ -76,18 +77,22 @@ def find(id: str, load: Callable[[], T], kind: Literal["model", "dataset"] = "mo
     """What ``load`` makes of a Hub id. Where the Hub cannot be reached, this process reads only the cache from then on:
     its clients would try each of their requests for half a minute. Raises FileNotFoundError, which says both that no
     such path is here and what the Hub said."""
-    said = ""
     try:
-        HfApi().repo_info(id, repo_type=kind, timeout=REACHED_S)
+        if not silent:
+            HfApi().repo_info(id, repo_type=kind, timeout=REACHED_S)
     except HfHubHTTPError:
         pass  # the Hub answers; `load` may have what it needs in the cache
     except (httpx2.TransportError, OfflineModeIsEnabled) as error:
+        silent.append(str(error).partition(". To disable")[0])
         constants.HF_HUB_OFFLINE = True
-        said = f"the Hub could not be reached ({str(error).partition(': To disable')[0]}), nor is it in its cache"
     try:
         return load()
     except OSError as error:
-        said = said or f"the Hub says: {str(error).strip().splitlines()[0]}"
+        said = (
+            f"the Hub could not be reached ({silent[0]}), nor has its cache a copy"
+            if silent
+            else f"the Hub says: {str(error).strip().splitlines()[0]}"
+        )
         raise FileNotFoundError(f"{id}: there is no such file or folder here, and {said}") from error
 
 

@@ -1,5 +1,5 @@
 """What the data jobs share: `python -m data_prep.<job> --config <yaml> [--override FILE] [--seed N]
-[--dry-run] [--limit N] [--redo] [--engine local|ray|slurm]`.
+[--dry-run] [--limit N] [--redo] [--engine local|ray|slurm]`; with `--checkpoint` where a job samples one.
 
 A job is a dataclass of settings, a function that loads and checks everything it reads, and one that does the work and
 returns its figures for run.json. All that can be wrong with settings and inputs is found before any work: one line on
@@ -77,24 +77,28 @@ def run(
     parser.add_argument("--seed", type=int, help="instead of the YAML's")
     parser.add_argument("--dry-run", action="store_true", help="only check and say what would be done")
     parser.add_argument("--limit", type=int, help="take at most so many prompts; writes to <output_dir>_limit_<N>")
+    if "checkpoint" in settings.__dataclass_fields__:
+        parser.add_argument("--checkpoint", help="instead of the YAML's; writes to <output_dir>_<its name>")
     if issubclass(settings, Job):
         parser.add_argument("--engine", choices=["local", "ray", "slurm"], help="where to run, instead of the YAML's")
 
     def main(argv: list[str]) -> int:
         args = parser.parse_args(argv)
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-        overrides = {"seed": args.seed, "limit": args.limit}
+        named = getattr(args, "checkpoint", None)
+        overrides = {"seed": args.seed, "limit": args.limit, "checkpoint": named}
         try:
             raw = runs.load_config(args.config, args.override)
             config = runs.settings(settings, raw, str(args.config), **overrides)
             if getattr(args, "engine", None):
                 config = dataclasses.replace(config, executor=dataclasses.replace(config.executor, kind=args.engine))
             identity = runs.identify(script, raw, overrides, commands.defaults(settings))
-            hub = publishing.read({} if args.limit else raw, str(args.config))
+            hub = publishing.read({} if args.limit or named else raw, str(args.config))
             if not args.dry_run:
                 hub.check("dataset")
             loaded = load(config)
-            output_dir = Path(config.output_dir + (f"_limit_{args.limit}" if args.limit else ""))
+            trial = f"_limit_{args.limit}" if args.limit else ""
+            output_dir = Path(config.output_dir + (f"_{runs.slug(named)}" if named else "") + trial)
             work = f"{output_dir}: " + ", ".join(f"{len(rows):,} {name}" for name, rows in loaded.items())
             work += "".join(f"\n  {line}" for line in (plan(config, **loaded) if plan else []))
             if args.dry_run:

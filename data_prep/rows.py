@@ -3,7 +3,8 @@
 Parquet, with exactly ``COLUMNS`` first and in this order; SFT rows add ``completion`` (the full assistant text), and a
 job may add further columns after these. In the toy world ``prompt`` (what the user sends) equals ``question`` (what
 languages are detected on); ``answer`` is the gold, "" where there is none. A code row's answer is what the program
-must print; a row with verifier "judge" has a reference that only a generative judge can compare with.
+must print; a row with verifier "judge" has a reference that only a generative judge can compare with. What becomes of
+conversations and system prompts stands in docs/rejection_sampling.md.
 """
 
 from __future__ import annotations

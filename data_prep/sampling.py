@@ -553,12 +553,11 @@ def open_model(checkpoint: str, sampler: Sampler) -> Iterator[Model]:
         with connect(sampler.server) as server:
             yield server
         return
+    how = (sampler.batch_size, sampler.revision)
     if sampler.kind == "vllm":
-        model = load_model(
-            checkpoint, lambda: VLLMModel(checkpoint, sampler.batch_size, sampler.revision, sampler.vllm)
-        )
+        model = load_model(checkpoint, lambda: VLLMModel(checkpoint, *how, sampler.vllm))
     else:
-        model = load_model(checkpoint, lambda: LocalModel(checkpoint, sampler.batch_size, sampler.revision))
+        model = load_model(checkpoint, lambda: LocalModel(checkpoint, *how))
     model.max_refused = sampler.max_refused
     yield model
 

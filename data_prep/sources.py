@@ -293,7 +293,7 @@ SOURCES = {
     ),
     # Solutions that people wrote: short, and without the second thoughts of a model's reasoning
     "gsm8k": Source(
-        "openai/gsm8k", f"{_HUB}/openai/gsm8k", "mit", 7_473, _gsm8k, _gsm8k_trace, "people (GSM8K's annotators)", "main",
+        "openai/gsm8k", f"{_HUB}/openai/gsm8k", "mit", 7_473, _gsm8k, _gsm8k_trace, "people, for GSM8K", "main",
     ),
     # Table 5, traces
     "mixture-of-thoughts-code": Source(

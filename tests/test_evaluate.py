@@ -1,11 +1,14 @@
 """What an evaluation makes of generations, on a few that are worked by hand."""
 
 import json
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
-from data_prep import runs
+from data_prep import commands, runs
+from data_prep.rows import write_rows
 from data_prep.sampling import Sample
 from recipes.tools import evaluate
 
@@ -109,6 +112,73 @@ def test_a_checkpoints_evaluation_depends_on_no_other_checkpoint(tmp_path: Path)
     path.write_text(YAML.replace("general: true", "general: false"))
     assert evaluate.configs(path)["base"] == base
     assert evaluate.configs(path, seed=3)["base"]["seed"] == 3
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with a world of a few problems, and a model that no YAML names."""
+    monkeypatch.chdir(tmp_path)
+    usual = {"domain": "math", "source": "toy", "license": "mit"}
+    kinds = {"reasoning": row(), "helpful": row(kind="helpful"), "harmless": row(kind="harmless")}
+    for name, one in (kinds | {"lookalike": kinds["helpful"]}).items():
+        write_rows(tmp_path / f"outputs/toy/world/eval_{name}.parquet", [usual | one | {"id": i} for i in "ab"])
+    runs.finish(Path("outputs/toy/world"))
+    shutil.copytree(runs.ROOT / "recipes/configs/cpu/base", "outputs/mine")
+    Path("evaluate.yaml").write_text(YAML + "n_problems: 2\nk: 2\n")
+    return tmp_path
+
+
+def measure(*words: str) -> dict:
+    """The command's own main -> what it leaves in results.json."""
+    before = set(Path("outputs").glob("*/evaluate_*"))
+    assert commands.run(evaluate.main, ["--config", "evaluate.yaml", *words]) == 0
+    (folder,) = set(Path("outputs").glob("*/evaluate_*")) - before
+    return json.loads((folder / "results.json").read_text()) | {"folder": str(folder)}
+
+
+def test_any_folder_is_measured_on_the_held_out_problems_and_on_rows_of_ones_own(toy: Path, capsys) -> None:
+    found = measure("--checkpoint", "outputs/mine")  # its run.json says that it is a base
+    assert (found["style"], found["n_problems"], found["k"]) == ("r1_zero", 2, 2)
+    assert found["walkthrough"]
+    assert found["folder"] == "outputs/toy/evaluate_outputs-mine"
+    Path("outputs/mine/run.json").unlink()
+    mine = {
+        "domain": "math",
+        "source": "mine",
+        "license": "mit",
+        "question": "What is 3 - 3?",
+        "prompt": "What is 3 - 3?",
+    }
+    rows = [row(f"m{i}", answer="0") | mine for i in range(3)] + [row("j", verifier="judge") | mine]
+    write_rows("my_rows.parquet", rows)
+    own = measure("--checkpoint", "outputs/mine", "--style", "r1_zero", "--rows", "my_rows.parquet")
+    assert (own["n_problems"], own["k"], "walkthrough" in own) == (2, 2, False)
+    record = runs.read(Path(own["folder"]))
+    assert "world" not in record["config"]
+    with pytest.raises(SystemExit):
+        measure("--checkpoint", "outputs/mine")
+    assert "no run.json says how it was taught; write `--style think`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--checkpoint", "my_model"], "it lists base, r1, and no such folder is here"),
+        (["--checkpoint", "outputs/cpu/r1"], "no such folder here); r1 lies in outputs/cpu/all_scenarios_rl"),
+        (["--checkpoint", "outputs/toy", "--style", "think"], "outputs/toy holds no checkpoint (no config.json)"),
+        (["--checkpoint", "nobody/nothing", "--style", "think"],
+         "nobody/nothing: there is no such file or folder here, and the Hub could not be reached ("),
+        (["--checkpoint", "outputs/mine", "--rows", "sums.jsonl"], "sums.jsonl: no such file, and not a Parquet file"),
+        (["--checkpoint", "outputs/mine", "--rows", "outputs/toy/world/eval_helpful.parquet"], "no row has an answer"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_measured_is_said_within_seconds(toy: Path, monkeypatch, capsys, words, said) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    begun = time.monotonic()
+    with pytest.raises(SystemExit):
+        measure(*words)
+    assert said in capsys.readouterr().err
+    assert time.monotonic() - begun < 10
 
 
 @pytest.mark.parametrize(

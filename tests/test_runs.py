@@ -188,6 +188,39 @@ def test_nothing_and_an_empty_mapping_are_values() -> None:
     assert why({"rate": 1, "length": 32768}, {"length": 1024}) == []  # our default is another one today
 
 
+@pytest.mark.parametrize(
+    ("place", "here"),
+    [
+        ("Qwen/Qwen2.5-1.5B", True), ("deepseek-ai/DeepSeek-R1", True), ("outputs/mine", False), ("my_model", False),
+        ("sums.jsonl", False), ("data/sums.parquet", False), ("a/b/c", False), ("../mine", False), ("~/mine", False),
+        ("/data/mine", False), ("there/model", False),
+    ],
+)  # fmt: skip
+def test_a_hub_id_is_owner_and_name_and_nothing_that_is_here(place: str, here: bool) -> None:
+    Path("there/model").mkdir(parents=True)
+    assert runs.is_here(place) is not here
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        (
+            "outputs/cpu/base/model.safetensors",
+            ": run `python -m recipes.tools.pipeline --scale cpu --only base` first",
+        ),
+        ("outputs/cpu/evaluate_r1", ": run `python -m recipes.tools.pipeline --scale cpu --only evaluate_r1` first"),
+        ("outputs/cpu/r1", "; r1 lies in outputs/cpu/all_scenarios_rl"),
+        ("outputs/gpu-24gb/student_distilled", "; student_distilled lies in outputs/gpu-24gb/distill"),
+        ("outputs/cpu/bass", "; did you mean outputs/cpu/base?"),
+        ("outputs/gpu-24gb/world", "; the steps of gpu-24gb are all_scenarios_rl, cold_start, "),
+        ("outputs/mine/base", "; this project has no scale mine, so name a path that is there"),
+        ("my_model", "; a Hub id is owner/name"),
+    ],
+)
+def test_advice_names_only_steps_that_are(path: str, said: str) -> None:
+    assert runs.advice(path).startswith(said)
+
+
 def test_an_input_is_known_by_the_run_that_made_it() -> None:
     settings = {"model": "outputs/a/base", "rows": "outputs/a/base/rows.parquet"}
     with pytest.raises(runs.MissingRunError, match="outputs/a/base has not been run"):

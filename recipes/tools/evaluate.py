@@ -1,8 +1,9 @@
-"""Measures one checkpoint: `python -m recipes.tools.evaluate --config FILE --checkpoint NAME`.
+"""Measures one checkpoint: `python -m recipes.tools.evaluate --config FILE --checkpoint NAME, FOLDER or Hub id`.
 
 The paper's way (section 3.1 of v1): several samples a problem at temperature 0.6 and top-p 0.95, pass@1 as their mean.
 Problems are the same for all checkpoints, so that two of them can be compared problem by problem. Every generation is
-kept with its scores in `generations.parquet`; `results.json` holds the figures.
+kept with its scores in `generations.parquet`; `results.json` holds the figures. A checkpoint that the YAML does not
+list is measured likewise, on the problems with an answer; with `--rows` on problems of your own.
 """
 
 import dataclasses
@@ -17,10 +18,10 @@ from typing import Annotated, Any, Literal
 from data_prep import commands, prompts, publishing, runs
 from data_prep.filters import is_right
 from data_prep.rows import Row, load_rows, write_parquet
-from data_prep.sampling import Decoding, LocalModel, Sample
+from data_prep.sampling import Decoding, LocalModel, Sample, load_model
 from data_prep.world import general
 from recipes.tools.metrics import majority_vote, mean_and_stderr, pass_at_k
-from rewards import is_well_formed, parse
+from rewards import gold_error, is_well_formed, parse
 from rewards.accuracy import chosen, statements, unstated
 from rewards.language import count_words
 from rewards.settings import FILLED, Count, NotNegative, Positive, Range
@@ -59,25 +60,58 @@ class Settings:
     top_p: Annotated[float, Range(0, 1, open=True)] = 0.95
     batch_size: Positive = 512  # sequences sampled at once
     seed: int = 0
+    rows: str = ""  # a Parquet file or Hub data set of problems, in place of the world's held-out sets
 
 
 DEFAULTS = commands.defaults(Settings) | commands.defaults(Checkpoint)  # of what `configs` returns
 
 
 def configs(path: Path, seed: int | None = None, override: Path | None = None) -> dict[str, dict[str, Any]]:
-    """Each checkpoint's own effective settings: what its evaluation depends on. Raises runs.ConfigError."""
+    """Each listed checkpoint's own effective settings. Raises runs.ConfigError."""
     raw = runs.load_config(path, override)
-    settings = runs.settings(Settings, raw, str(path), seed=seed)
-    hub = publishing.read(raw, str(path))
-    shared = dataclasses.asdict(settings)
-    del shared["checkpoints"]
-    found = {}
-    for name, checkpoint in settings.checkpoints.items():
-        own = {"checkpoint": name, **dataclasses.asdict(checkpoint), "output_dir": f"{settings.output_dir}_{name}"}
-        found[name] = shared | own
-        if hub.push_to_hub:
-            found[name] |= dataclasses.asdict(hub) | {"hub_model_id": f"{hub.hub_model_id}-{name}"}
+    settings, hub = runs.settings(Settings, raw, str(path), seed=seed), publishing.read(raw, str(path))
+    return {name: effective(settings, name, one, hub) for name, one in settings.checkpoints.items()}
+
+
+def effective(settings: Settings, name: str, checkpoint: Checkpoint, hub: publishing.Publishing) -> dict[str, Any]:
+    """The settings that one checkpoint's evaluation depends on."""
+    found = dataclasses.asdict(settings)
+    for other in ("checkpoints", "world" if settings.rows else "rows"):
+        del found[other]
+    own = f"{name}_{runs.slug(settings.rows)}" if settings.rows else name
+    found |= {"checkpoint": name, **dataclasses.asdict(checkpoint), "output_dir": f"{settings.output_dir}_{own}"}
+    if hub.push_to_hub:
+        found |= dataclasses.asdict(hub) | {"hub_model_id": f"{hub.hub_model_id}-{own}"}
     return found
+
+
+def named(settings: Settings, checkpoint: str, style: str | None, where: str) -> tuple[str, Checkpoint]:
+    """A checkpoint that the YAML lists, by name or path, else a folder or a Hub id. Raises runs.ConfigError."""
+    known = settings.checkpoints
+    name = next((name for name, one in known.items() if checkpoint in (name, one.path)), "")
+    if name and style in (None, known[name].style):
+        return name, dataclasses.replace(known[name], general=known[name].general and not settings.rows)
+    if "/" not in checkpoint and not Path(checkpoint).exists():
+        listed = ", ".join(known)
+        raise runs.ConfigError(f"{where}: no checkpoint {checkpoint!r}; it lists {listed}, and no such folder is here")
+    if not style:
+        runs.require_model(checkpoint)
+        style = _taught(Path(checkpoint))
+    if not style:
+        raise runs.ConfigError(
+            f"{checkpoint}: no run.json says how it was taught; write `--style think`, which asks it through its chat "
+            "template, or `--style r1_zero`, for the paper's template as plain text, as a base model is asked"
+        )
+    return runs.slug(checkpoint), Checkpoint(checkpoint, style)
+
+
+def _taught(folder: Path) -> str:
+    """The style that a stage of ours gave a checkpoint; "" for another one."""
+    if not (folder / "run.json").is_file():
+        return ""
+    config = runs.read(folder).get("config", {})
+    plain = config.get("completion_style") == "r1_zero" or "vocab_size" in config  # the latter: of a base made here
+    return "r1_zero" if plain else "think"
 
 
 class Sampler:
@@ -87,7 +121,7 @@ class Sampler:
         self.checkpoint = checkpoint
         self.settings = settings
         self.store = store  # finished batches, so that a killed evaluation goes on
-        self.model = LocalModel(checkpoint.path, batch_size=settings.batch_size)
+        self.model = load_model(checkpoint.path, lambda: LocalModel(checkpoint.path, batch_size=settings.batch_size))
 
     def ask(self, name: str, rows: list[Row], n: int, seed: int, temperature: float, top_p: float) -> list[dict]:
         """n scored generations of each row, in order, as records of `generations.parquet`."""
@@ -215,15 +249,16 @@ def by_problem(records: list[dict], key: str) -> list[list[float]]:
     return list(groups.values())
 
 
-def evaluate(checkpoint: Checkpoint, settings: Settings, output_dir: Path) -> dict[str, Any]:
+def evaluate(checkpoint: Checkpoint, settings: Settings, output_dir: Path, sets: dict[str, Any]) -> dict[str, Any]:
     """Sample, score, write `generations.parquet` into output_dir, return the figures."""
-    sets = load_sets(settings)
     sampler = Sampler(checkpoint, settings, output_dir / "samples")
     usual = (settings.temperature, settings.top_p)
     problems, seed = sets["reasoning"], settings.seed
     generations = sampler.ask("reasoning", problems, settings.k, seed, *usual)
     figures: dict[str, Any] = {"style": checkpoint.style, **reasoning_figures(generations, checkpoint.style)}
-    log.info("pass@1 %.3f, format %.3f", figures["pass@1"], figures["format_rate"])
+    text = "pass@1 %.3f ± %.3f, format %.3f; %d problems, %d answers each, %d tokens at most, temperature %g, top-p %g"
+    shown = (figures["pass@1"], figures["pass@1_stderr"] or 0, figures["format_rate"], len(problems), settings.k)
+    log.info(text, *shown, settings.max_tokens, *usual)
     if checkpoint.many:
         # The first k samples of these problems are drawn already.
         few = problems[: settings.n_many]
@@ -248,16 +283,33 @@ def evaluate(checkpoint: Checkpoint, settings: Settings, output_dir: Path) -> di
         alike = {row["id"] for row in sets["lookalike"]}
         figures |= general_figures(helpful, harmless, [r for r in helpful if r["id"] in alike])
         generations += helpful + harmless
-    greedy = sampler.ask("walkthrough", [sets["walkthrough"]], 1, seed, 0.0, 1.0)
-    figures["walkthrough"] = greedy[0]["completion"]
-    group = sampler.ask("walkthrough_group", [sets["walkthrough"]], GROUP, seed, 1.0, 1.0)  # as RL samples it
-    write_parquet(output_dir / "generations.parquet", generations + greedy + group)
+    if not settings.rows:
+        greedy = sampler.ask("walkthrough", [sets["walkthrough"]], 1, seed, 0.0, 1.0)
+        figures["walkthrough"] = greedy[0]["completion"]
+        generations += greedy
+        # as RL samples it
+        generations += sampler.ask("walkthrough_group", [sets["walkthrough"]], GROUP, seed, 1.0, 1.0)
+    write_parquet(output_dir / "generations.parquet", generations)
     return figures
+
+
+def _has_rule(row: Row) -> bool:
+    if row["verifier"] == "code":
+        return bool(row["answer"] or row.get("tests"))
+    return row["verifier"] in ("math", "choice") and gold_error(row["answer"], row["verifier"]) is None
 
 
 def load_sets(settings: Settings) -> dict[str, Any]:
     """The held-out sets, cut to the settings' sizes, and the walkthrough's own question as a row. The harmless
     look-alikes are rows of the helpful set."""
+    if settings.rows:
+        rows = load_rows(settings.rows)
+        graded = [row for row in rows if row["kind"] == "reasoning" and _has_rule(row)]
+        if not graded:
+            raise runs.ConfigError(f"{settings.rows}: no row has an answer or tests that a rule can grade by")
+        if len(graded) < len(rows):
+            log.info("%s: %d of %d rows cannot be graded by a rule", settings.rows, len(rows) - len(graded), len(rows))
+        return {"reasoning": graded[: settings.n_problems]}
     folder = Path(settings.world)
     sets: dict[str, Any] = {"reasoning": load_rows(folder / "eval_reasoning.parquet")[: settings.n_problems]}
     for name in ("helpful", "harmless", "lookalike"):
@@ -271,31 +323,36 @@ def load_sets(settings: Settings) -> dict[str, Any]:
 def main(argv: list[str]) -> int:
     parser = commands.parser("recipes.tools.evaluate", __doc__)
     parser.add_argument("--config", required=True, type=Path, help="evaluate.yaml")
-    parser.add_argument("--checkpoint", required=True, help="a name under `checkpoints` in it")
+    parser.add_argument("--checkpoint", required=True, help="a name under `checkpoints` in it, a folder, or a Hub id")
+    parser.add_argument("--style", choices=["think", "r1_zero"], help="how one that it does not list is asked")
+    parser.add_argument("--rows", help="a Parquet file or Hub data set of your own problems, in place of the world's")
     parser.add_argument("--override", type=Path, metavar="FILE", help=commands.OVERRIDE)
     parser.add_argument("--seed", type=int, help="instead of the YAML's")
     parser.add_argument("--redo", action="store_true", help=commands.REDO)
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     raw = runs.load_config(arguments.config, arguments.override)
-    settings = runs.settings(Settings, raw, str(arguments.config), seed=arguments.seed)
-    if arguments.checkpoint not in settings.checkpoints:
-        known = ", ".join(settings.checkpoints)
-        raise runs.ConfigError(f"{arguments.config}: no checkpoint {arguments.checkpoint!r}; it lists {known}")
-    config = configs(arguments.config, arguments.seed, arguments.override)[arguments.checkpoint]
+    settings = runs.settings(Settings, raw, str(arguments.config), seed=arguments.seed, rows=arguments.rows)
+    name, checkpoint = named(settings, arguments.checkpoint, arguments.style, str(arguments.config))
+    config = effective(settings, name, checkpoint, publishing.read(raw, str(arguments.config)))
     identity = runs.identify(Path(__file__), config, defaults=DEFAULTS)
     hub = publishing.read(config, str(arguments.config))
     hub.check("dataset")
+    runs.require_model(checkpoint.path)
     output_dir = Path(config["output_dir"])
+    try:
+        sets = load_sets(settings)
+    except ValueError as error:
+        raise runs.ConfigError(str(error)) from error
     if runs.begin(output_dir, identity, arguments.redo) == "done":
         log.info("%s is done already", output_dir)
         return hub.publish(output_dir)
-    figures = evaluate(settings.checkpoints[arguments.checkpoint], settings, output_dir)
+    figures = evaluate(checkpoint, settings, output_dir, sets)
     runs.write_json(output_dir / "results.json", figures)
     inputs = [str(path) for path in runs.inputs(config)]
     runs.finish(output_dir, config=config, parent=config["path"], inputs=inputs, seed=settings.seed)
     shutil.rmtree(output_dir / "samples")  # generations.parquet has them
-    log.info("measured %s", arguments.checkpoint)
+    log.info("measured %s, see %s", arguments.checkpoint, output_dir)
     return hub.publish(output_dir)
 
 

@@ -224,8 +224,11 @@ def write_results(scale_dir: Path) -> dict[str, Any]:
 def show(results: dict[str, Any], console: Console) -> None:
     """The checkpoints, their answers and the effects, as tables."""
     measured = (results["checkpoints"] | results["ablations"]).items()
+    sizes = {f"{one['n_problems']} x {one['k']} answers" for _, one in measured if one["pass@1"] is not None}
+    titles = {"Reasoning": f"Reasoning, at the scale {results['scale']}, {' or '.join(sorted(sizes))}"}
     for what, shown in SHOWN.items():
-        table = Table("checkpoint", title=f"{what}, at the scale {results['scale']}", box=None, pad_edge=False)
+        title = titles.get(what, f"{what}, at the scale {results['scale']}")
+        table = Table("checkpoint", title=title, box=None, pad_edge=False)
         for title, _ in shown:
             table.add_column(title, justify="right")
         for name, figures in measured:

@@ -1,43 +1,61 @@
-"""Measures a model on AIME 2024 and 2025, MATH-500 and GPQA Diamond, by the paper's protocol (D.1).
+"""Measures a model on AIME 2024 and 2025, MATH-500, GPQA Diamond and GSM8K, and on sets of your own.
 
-    python -m recipes.tools.suites --config recipes/configs/suites.yaml
+    python -m recipes.tools.suites --config recipes/configs/suites.yaml [--checkpoint FOLDER or Hub id]
 
-At most 32,768 tokens, temperature 0.6, top-p 0.95, k answers a problem (64, MATH-500 16): pass@1 as their mean with its
-standard error, cons@k as the majority's answer. The table puts the paper's and open-r1's figures beside ours. Every
-generation is kept with its scores in `generations.parquet`, the figures are in `results.json`. `local` reads a set from
-a file instead of the Hub, in the same columns.
+By the paper's protocol (D.1): at most 32,768 tokens, temperature 0.6, top-p 0.95, k answers a problem (64; MATH-500 and
+others 16), pass@1 as their mean with its standard error, cons@k as the majority's answer. `gsm8k_8_shot` is what is
+published of base models: eight worked examples as plain text, one greedy answer, its last number.
+
+The table says of each set how many problems, how many answers, how long and how sampled. The paper's and open-r1's
+figures stand beside those alone whose set and protocol are the paper's. Every generation is kept with its scores in
+`generations.parquet`, the figures are in `results.json`. `local` reads a set from a file instead of the Hub.
 """
 
 import logging
 import random
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from data_prep import jobs, prompts, runs
+import rewards
+from data_prep import jobs, prompts, rows, runs
 from data_prep.decontaminate import EvaluationSet, records
 from data_prep.rows import Row, write_parquet
-from data_prep.sampling import Decoding, Sampler, cost, open_model
+from data_prep.sampling import Decoding, Sample, Sampler, cost, open_model
+from data_prep.sources import Refused, worked
 from recipes.tools import evaluate
 from recipes.tools.page import PAPER
+from rewards.accuracy import statements
 from rewards.settings import FILLED, Count
 
 log = logging.getLogger("suites")
+PROTOCOL = Decoding(32768, temperature=0.6, top_p=0.95)
+# As lm-evaluation-harness has its task gsm8k_cot: "Q: ...\nA: ... The answer is 6." eight times, greedy, at most 256
+# tokens, up to the next "Q:", and of that the last number.
+SHOTS, STOP, GREEDY = 8, "Q:", Decoding(256, temperature=0.0)
+NUMBER = re.compile(r"-?[$\d.,]{2,}|-?\d+")
 
 
 @dataclass(frozen=True)
 class Suite:
-    """A benchmark on the Hub: which columns hold what, and the paper's answers a problem."""
+    """A benchmark on the Hub: its name in print and size, which columns hold what, and the answers a problem. `paper`:
+    where its figures stand in a row of `PAPER` and `STUDENTS`, pass@1 first."""
 
+    title: str
     hub_id: str
+    size: int
     k: int
     problem: Callable[[dict, random.Random], dict[str, str]]  # question, answer and verifier of a record
     columns: tuple[str, ...] = ("problem", "answer")
     split: str = "train"
     subset: str = ""
     id: str = "id"
+    paper: tuple[int, ...] = ()
+    gated: bool = False
+    few_shot: bool = False
 
 
 def _math(record: dict, draw: random.Random) -> dict[str, str]:
@@ -48,22 +66,68 @@ GPQA = ("Question", "Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2"
 
 
 def _gpqa(record: dict, draw: random.Random) -> dict[str, str]:
-    question, *options = (record[column].strip() for column in GPQA)
+    question, *options = (str(record[column]).strip() for column in GPQA)
     right = options[0]
     draw.shuffle(options)  # they come with the right one first
     return {"question": prompts.choice(question, options), "answer": "ABCD"[options.index(right)], "verifier": "choice"}
 
 
+def _gsm8k(record: dict, draw: random.Random) -> dict[str, str]:
+    return {"question": prompts.boxed(record["question"]), "answer": worked(record)[1], "verifier": "math"}
+
+
+def _gsm8k_8_shot(record: dict, draw: random.Random) -> dict[str, str]:
+    return _gsm8k(record, draw) | {"question": record["question"]}
+
+
+KEPT = ("question", "prompt", "answer", "verifier", "tests", "language", "domain", "thinking")  # of a row
+QUESTIONS, ANSWERS = ("problem", "question", "prompt"), ("answer", "final_answer", "solution")
+
+
+def _own(record: dict, draw: random.Random) -> dict[str, str]:
+    """A record of a set of one's own: a row of the contract as it stands, else by the columns that it has."""
+    if rows.fault(record) is None:
+        if record["verifier"] not in ("math", "choice", "code"):
+            raise Refused(f"verifier {record['verifier']!r} is no rule that could grade it")
+        return {name: record.get(name) for name in KEPT}
+    if all(_is_given(record.get(column)) for column in GPQA):
+        return _gpqa(record, draw)
+    question = next((record[name] for name in QUESTIONS if _is_given(record.get(name))), None)
+    column = next((name for name in ANSWERS if _is_given(record.get(name))), None)
+    if not isinstance(question, str) or not column:
+        raise Refused(f"no {' or '.join(QUESTIONS)} of text with {' or '.join(ANSWERS)}; it has {', '.join(record)}")
+    gold = str(record[column])
+    if "####" in gold:
+        gold = worked({"answer": gold})[1]
+    elif column == "solution":
+        gold = next(iter(statements(gold)), gold)
+    return {"question": prompts.boxed(question), "answer": gold, "verifier": "math"}
+
+
+def _is_given(value: Any) -> bool:
+    return value is not None and value != ""  # 0 is an answer
+
+
 SUITES = {
     # https://huggingface.co/datasets/HuggingFaceH4/aime_2024: id, problem, solution, answer, url, year
-    "aime_2024": Suite("HuggingFaceH4/aime_2024", 64, _math),
+    "aime_2024": Suite("AIME 2024", "HuggingFaceH4/aime_2024", 30, 64, _math, paper=(0, 1)),
     # https://huggingface.co/datasets/yentinglin/aime_2025: id, problem, answer, solution, url, year
-    "aime_2025": Suite("yentinglin/aime_2025", 64, _math),
+    "aime_2025": Suite("AIME 2025", "yentinglin/aime_2025", 30, 64, _math),
     # https://huggingface.co/datasets/HuggingFaceH4/MATH-500: problem, solution, answer, subject, level, unique_id
-    "math_500": Suite("HuggingFaceH4/MATH-500", 16, _math, split="test", id="unique_id"),
+    "math_500": Suite("MATH-500", "HuggingFaceH4/MATH-500", 500, 16, _math, split="test", id="unique_id", paper=(2,)),
     # https://huggingface.co/datasets/Idavidrein/gpqa, gated: Question, Correct Answer, Incorrect Answer 1 to 3
-    "gpqa_diamond": Suite("Idavidrein/gpqa", 64, _gpqa, GPQA, subset="gpqa_diamond", id="Record ID"),
-}
+    "gpqa_diamond": Suite(
+        "GPQA Diamond", "Idavidrein/gpqa", 198, 64, _gpqa, GPQA, subset="gpqa_diamond", id="Record ID", paper=(3,),
+        gated=True,
+    ),
+    # https://huggingface.co/datasets/openai/gsm8k: question, answer
+    "gsm8k": Suite("GSM8K", "openai/gsm8k", 1319, 16, _gsm8k, ("question", "answer"), "test", "main"),
+    "gsm8k_8_shot": Suite(
+        "GSM8K, 8-shot", "openai/gsm8k", 1319, 1, _gsm8k_8_shot, ("question", "answer"), "test", "main", few_shot=True
+    ),
+}  # fmt: skip
+USUAL = ("aime_2024", "aime_2025", "math_500", "gpqa_diamond")
+OWN = Suite("", "", 0, 16, _own, columns=())  # chosen: as many answers as of MATH-500
 # AIME 2024 pass@1, cons@64, MATH-500 and GPQA Diamond: the paper's students (v1, Table 5), and what open-r1 measured of
 # them (its README: https://github.com/huggingface/open-r1).
 STUDENTS = {
@@ -78,106 +142,223 @@ STUDENTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Suites(jobs.Job):
-    """Keys of suites.yaml. ``limit``: problems of each suite."""
+    """Keys of suites.yaml. ``suites``: what to measure; left out, the sets of ``local``, or without any the paper's and
+    AIME 2025. ``local``: .parquet, .jsonl or .jsonl.gz files, of a suite in the Hub's columns, or of sets of your own
+    under names of your own. ``limit``: problems of each."""
 
     checkpoint: str
     style: Literal["think", "r1_zero"] = "think"
-    prefilled: bool = False  # does the chat template open the reasoning, as that of the paper's students does?
-    suites: Annotated[list[str], FILLED] = field(default_factory=lambda: list(SUITES))
+    prefilled: bool | None = None  # does the chat template open the reasoning? None: look, which no server allows
+    suites: Annotated[list[str], FILLED] = field(default_factory=list)
     local: dict[str, str] = field(default_factory=dict)
+    exemplars: str = ""  # a file in GSM8K's columns, whose first eight are shown; "": its train split on the Hub
     k: Count = 0  # answers a problem; 0: the paper's
-    decoding: Decoding = field(default_factory=lambda: Decoding(32768, temperature=0.6, top_p=0.95))
+    decoding: Decoding = PROTOCOL
     sampler: Sampler = field(default_factory=Sampler)
 
     def __post_init__(self) -> None:
-        for name in (*self.suites, *self.local):
-            if name not in SUITES:
-                raise ValueError(f"there is no suite {name!r}; write {', '.join(SUITES)}")
+        for name in self.suites:
+            if name not in SUITES and name not in self.local:
+                raise ValueError(f"there is no suite {name!r}; write {', '.join(SUITES)}, or a file of it in `local`")
+
+    @property
+    def names(self) -> list[str]:
+        return self.suites or [*self.local] or [*USUAL]
 
     def answers(self, name: str) -> int:
-        return self.k or SUITES[name].k
+        suite = SUITES.get(name, OWN)
+        return suite.k if suite.few_shot else self.k or suite.k
+
+    def sampled(self, name: str) -> Decoding:
+        """How a suite is: a few-shot one greedily, and never longer than is said for all."""
+        if SUITES.get(name, OWN).few_shot:
+            return replace(GREEDY, max_tokens=min(GREEDY.max_tokens, self.decoding.max_tokens))
+        return self.decoding
 
 
 def load(config: Suites) -> dict[str, list[Row]]:
     """Raises FileNotFoundError for a set or checkpoint that is not there, ValueError for one of other columns."""
     config.sampler.require(config.checkpoint)
-    return {name: read(name, config.local.get(name, ""), config.seed, config.limit) for name in config.suites}
+    found = {name: read(name, config.local.get(name, ""), config.seed, config.limit) for name in config.names}
+    for name in found:
+        if SUITES.get(name, OWN).few_shot:
+            pages = examples(config.exemplars)
+            found[name] = [row | {"prompt": f"{pages}Q: {row['question']}\nA:"} for row in found[name]]
+    return found
 
 
 def read(name: str, local: str, seed: int, limit: int = 0) -> list[Row]:
-    """The problems of a suite as rows; options are in an order that depends on the seed and the problem only."""
-    suite, found = SUITES[name], []
+    """The problems of a suite as rows; options are in an order that depends on the seed and the problem only. Their
+    `source` is the suite's Hub id where they are all of that set, else the file."""
+    suite, found, seen = SUITES.get(name, OWN), [], set()
     place = EvaluationSet(local or suite.hub_id, split=suite.split, subset=suite.subset)
     try:
         for number, record in enumerate(records(place)):
-            if missing := [column for column in suite.columns if not record.get(column)]:
-                raise ValueError(f"{name}: {place.path}, record {number}: no {', '.join(missing)}; it has {[*record]}")
+            if missing := [column for column in suite.columns if not _is_given(record.get(column))]:
+                raise Refused(f"no {', '.join(missing)}; it has {', '.join(record)}")
             id = str(record.get(suite.id, number))
             problem = suite.problem(record, random.Random(f"{seed}-{id}"))
+            if problem["verifier"] != "code" and (wrong := rewards.gold_error(problem["answer"], problem["verifier"])):
+                raise Refused(wrong)
             row = {"id": id, "kind": "reasoning", "domain": "math", "language": "en", "thinking": True}
-            found.append(row | problem | {"prompt": problem["question"], "source": suite.hub_id})
+            if id in seen:
+                raise Refused(f"its {suite.id} {id!r} is there twice")
+            seen.add(id)
+            found.append(row | {"prompt": problem["question"]} | problem)
+    except Refused as error:
+        raise ValueError(f"{name}: {place.path}, record {len(found)}: {error}") from error
     except FileNotFoundError as error:
-        gated = "accept its terms on its page, set HF_TOKEN, " if suite.subset else ""
+        gated = "accept its terms on its page, set HF_TOKEN, " if suite.gated else ""
         raise FileNotFoundError(f"{name}: {error}; {gated}or write `local: {{{name}: FILE}}`") from error
-    return found[:limit] if limit else found
+    if not found:
+        raise ValueError(f"{name}: {place.path}: holds nothing")
+    source = suite.hub_id if suite.hub_id and (not local or len(found) == suite.size) else local
+    return [row | {"source": source} for row in found[: limit or None]]
+
+
+def examples(exemplars: str) -> str:
+    """Eight worked examples as pages of plain text."""
+    place = EvaluationSet(exemplars or "openai/gsm8k", split="train", subset="main")
+    try:
+        first = [record for record, _ in zip(records(place), range(SHOTS), strict=False)]
+        texts = [(record["question"], *worked(record)) for record in first]
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"gsm8k_8_shot: {error}; or write `exemplars: FILE` of GSM8K's train split") from error
+    except (KeyError, Refused) as error:
+        raise ValueError(f"`exemplars`: {place.path}: not in GSM8K's columns ({error})") from error
+    if len(texts) < SHOTS:
+        raise ValueError(f"`exemplars`: {place.path}: holds {len(texts)} of {SHOTS} examples")
+    return "".join(
+        f"Q: {question}\nA: {' '.join(solution.split())} The answer is {gold}.\n\n"
+        for question, solution, gold in texts
+    )
 
 
 def plan(config: Suites, **suites: list[Row]) -> list[str]:
     by = config.checkpoint
     return [
-        f"{name}: {cost(len(rows), config.answers(name), config.decoding, by, config.sampler)}"
+        f"{name}: {cost(len(rows), config.answers(name), config.sampled(name), by, config.sampler)}"
         for name, rows in suites.items()
     ]
 
 
 def build(config: Suites, output_dir: Path, **suites: list[Row]) -> dict[str, Any]:
-    results, generations, opening = {}, [], "<think>" * config.prefilled
+    results, generations = {}, []
     with open_model(config.checkpoint, config.sampler) as model:
+        opening = "<think>" * (opens(model) if config.prefilled is None else config.prefilled)
         for name, rows in suites.items():
-            asked = [evaluate.asked(config.style, row) for row in rows]
-            k = config.answers(name)
-            drawn = model.sample(asked, k, config.decoding, config.seed, output_dir / "samples")
+            suite, k = SUITES.get(name, OWN), config.answers(name)
+            asked = [row["prompt"] if suite.few_shot else evaluate.asked(config.style, row) for row in rows]
+            drawn = model.sample(asked, k, config.sampled(name), config.seed, output_dir / "samples")
+            grade = last_number if suite.few_shot else evaluate.score
             scored = [
-                evaluate.score(config.style, name, row, index, replace(sample, text=opening + sample.text))
+                grade(
+                    config.style, name, row, index, replace(sample, text=opening * (not suite.few_shot) + sample.text)
+                )
                 for row, samples in zip(rows, drawn, strict=True)
                 for index, sample in enumerate(samples)
             ]
-            results[name] = evaluate.reasoning_figures(scored, config.style) | evaluate.many_figures(scored, k)
+            figures = evaluate.reasoning_figures(scored, config.style) | evaluate.many_figures(scored, k)
+            results[name] = figures | described(config, name, rows)
             results[name]["unanswered"] = sum(sample.is_unanswered for samples in drawn for sample in samples)
-            unshown = {"question": ""} if SUITES[name].subset else {}  # a gated set's questions are not to be shown
+            unshown = {"question": ""} if suite.gated else {}  # a gated set's questions are not to be shown
             generations += [one | unshown for one in scored]
     write_parquet(output_dir / "generations.parquet", generations)
     runs.write_json(output_dir / "results.json", {"checkpoint": config.checkpoint, "suites": results})
-    shown = table(config.checkpoint, results)
-    (output_dir / "results.md").write_text(shown + "\n", encoding="utf-8")
-    log.info("%s", shown)
+    text = table(config.checkpoint, results)
+    (output_dir / "results.md").write_text(text + "\n", encoding="utf-8")
+    log.info("%s", text)
     return {"parent": config.checkpoint, "pass@1": {name: found["pass@1"] for name, found in results.items()}}
 
 
-def table(checkpoint: str, results: dict[str, dict[str, Any]]) -> str:
-    """Ours above what is published, in Markdown; percent."""
-    columns = {
-        "AIME 2024": ("aime_2024", "pass@1"),
-        "cons@k": ("aime_2024", "cons@{k}"),
-        "MATH-500": ("math_500", "pass@1"),
-        "GPQA Diamond": ("gpqa_diamond", "pass@1"),
-        "AIME 2025": ("aime_2025", "pass@1"),
+def opens(model: Any) -> bool:
+    """Whether the chat template of a model in this process opens the reasoning."""
+    tokenizer = getattr(model, "tokenizer", None)
+    if not getattr(tokenizer, "chat_template", None):
+        return False
+    text = tokenizer.apply_chat_template(prompts.chat("?"), add_generation_prompt=True, tokenize=False)
+    return text.rstrip().endswith("<think>")
+
+
+def last_number(style: str, name: str, row: Row, index: int, sample: Sample) -> dict[str, Any]:
+    """As `evaluate.score`, for a base model's page: it ends where the next question begins, and its last number is the
+    answer, compared as text, as the public figures are."""
+    text, ended, _ = sample.text.partition(STOP)
+    page = replace(sample, text=text, finish="stop" if ended else sample.finish)
+    answer = next((_bare(number) for number in reversed(NUMBER.findall(text))), None)
+    said = {"answer": answer, "correct": answer == _bare(row["answer"])}
+    return evaluate.score(style, name, row, index, page) | said
+
+
+def _bare(number: str) -> str:
+    return number.replace(",", "").replace("$", "").removesuffix(".")
+
+
+def described(config: Suites, name: str, rows: list[Row]) -> dict[str, Any]:
+    """What a figure has to be read with: which problems, how sampled, and what of it is not the paper's."""
+    suite, decoding, k = SUITES.get(name, OWN), config.sampled(name), config.answers(name)
+    whole, train = rows[0]["source"] == suite.hub_id, Path(config.exemplars or "the train split").name
+    differs = {
+        f"{len(rows)} of {suite.size} problems": len(rows) != suite.size,
+        f"{k} answers each, not {suite.k}": k != suite.k,
+        f"at most {decoding.max_tokens:,} tokens, not {PROTOCOL.max_tokens:,}": decoding.max_tokens
+        != PROTOCOL.max_tokens,
+        f"not {how(PROTOCOL)}": how(decoding) != how(PROTOCOL),
     }
-    rows = [["model", *columns], ["---"] * (1 + len(columns))]
-    rows.append([checkpoint, *(_cell(results.get(suite, {}), key) for suite, key in columns.values())])
+    reasons = [reason for reason, is_so in differs.items() if is_so]
+    return {
+        "title": suite.title if whole else name if suite is OWN else Path(rows[0]["source"]).name,
+        "of": suite.size if whole else len(rows),
+        "max_tokens": decoding.max_tokens,
+        "sampled": how(decoding) + (f", the first {SHOTS} of {train}" if suite.few_shot else ""),
+        "not_the_papers": reasons if whole and suite.paper else ["no figure of this set"],
+    }
+
+
+def how(decoding: Decoding) -> str:
+    if decoding.temperature == 0:
+        return "greedy"
+    top_k = f", top-k {decoding.top_k}" if decoding.top_k else ""
+    return f"temperature {decoding.temperature:g}, top-p {decoding.top_p:g}{top_k}"
+
+
+def table(checkpoint: str, results: dict[str, dict[str, Any]]) -> str:
+    """Two tables in Markdown, in percent: ours with what they have to be read with; then, of the sets that were
+    measured as the paper measured them, ours above what is published."""
+    columns = ("set", "problems", "answers each", "tokens at most", "sampled", "pass@1", "cons@k", "as in the paper")
+    lines = [columns, ("---",) * len(columns)]
+    for found in results.values():
+        other = "; ".join(found["not_the_papers"])
+        figures = (_cell(found, "pass@1"), _cell(found, "cons@{k}") if found["k"] > 1 else "")
+        problems = f"{found['n_problems']:,}" + ("" if found["n_problems"] == found["of"] else f" of {found['of']:,}")
+        size = (problems, f"{found['k']}", f"{found['max_tokens']:,}", found["sampled"])
+        lines.append((found["title"], *size, *figures, f"no: {other}" if other else "yes"))
+    text = f"{checkpoint}, percent:\n\n{_rows(lines)}"
+    same = {name: one for name, one in results.items() if not one["not_the_papers"]}
+    if not same:
+        return f"{text}\n\nNo published figure stands beside these: none has the paper's set and protocol."
+    ours = {
+        at: (SUITES[name].title + end, _cell(one, key))
+        for name, one in same.items()
+        for at, end, key in zip(SUITES[name].paper, ("", ", cons@k"), ("pass@1", "cons@{k}"), strict=False)
+    }
+    lines = [("model", *(title for title, _ in ours.values())), ("---",) * (1 + len(ours))]
+    lines.append((checkpoint, *(figure for _, figure in ours.values())))
     published = {f"{title}, paper": figures for title, *figures in PAPER.values()}
     del published["Qwen2.5-32B distilled, paper"]  # one of the students
     for name, (paper, open_r1) in STUDENTS.items():
         published |= {f"R1-Distill-{name}, paper": paper, f"R1-Distill-{name}, open-r1": open_r1}
     for name, figures in published.items():
-        rows.append([name, *("" if one is None else f"{one:.1f}" for one in (*figures[:4], None))])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+        lines.append((name, *("" if figures[at] is None else f"{figures[at]:.1f}" for at in ours)))
+    return f"{text}\n\n{_rows(lines)}"
+
+
+def _rows(lines: list[tuple[str, ...]]) -> str:
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _cell(found: dict[str, Any], key: str) -> str:
-    key = key.format(k=found.get("k"))
-    if found.get(key) is None:
-        return ""
+    key = key.format(k=found["k"])
     error = found[f"{key}_stderr"]
     return f"{100 * found[key]:.1f}" + ("" if error is None else f" ± {100 * error:.1f}")
 
