@@ -37,7 +37,7 @@ from data_prep.hub import (
     same,
 )
 from data_prep.publishing import pushed
-from data_prep.runs import ConfigError, Stopped, write_json
+from data_prep.runs import ConfigError, Stopped, advice, write_json
 
 log = logging.getLogger("data_prep.push")
 MODEL_FILES = (".safetensors", ".json", ".jsonl", ".jinja", ".txt", ".model", ".py")
@@ -185,6 +185,8 @@ def is_model(folder: Path) -> bool:
 
 def parts(folder: Path, hub_model_id: str, private: bool) -> list[tuple[Path, Repository]]:
     """What a folder holds, and where each goes: one model, several (each to a name of its own), or a data set."""
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: there is no such folder{advice(folder)}")
     if (folder / "begun.json").exists() and not (folder / "run.json").exists():
         raise ConfigError(f"{folder} is not finished (no run.json); run its stage to the end first")
     if is_model(folder):

@@ -250,11 +250,9 @@ def build(config: Suites, output_dir: Path, **suites: list[Row]) -> dict[str, An
             suite, k = SUITES.get(name, OWN), config.answers(name)
             asked = [row["prompt"] if suite.few_shot else evaluate.asked(config.style, row) for row in rows]
             drawn = model.sample(asked, k, config.sampled(name), config.seed, output_dir / "samples")
-            grade = last_number if suite.few_shot else evaluate.score
+            grade, before = (last_number, "") if suite.few_shot else (evaluate.score, opening)
             scored = [
-                grade(
-                    config.style, name, row, index, replace(sample, text=opening * (not suite.few_shot) + sample.text)
-                )
+                grade(config.style, name, row, index, replace(sample, text=before + sample.text))
                 for row, samples in zip(rows, drawn, strict=True)
                 for index, sample in enumerate(samples)
             ]
@@ -298,18 +296,18 @@ def described(config: Suites, name: str, rows: list[Row]) -> dict[str, Any]:
     """What a figure has to be read with: which problems, how sampled, and what of it is not the paper's."""
     suite, decoding, k = SUITES.get(name, OWN), config.sampled(name), config.answers(name)
     whole, train = rows[0]["source"] == suite.hub_id, Path(config.exemplars or "the train split").name
+    length, papers = decoding.max_tokens, PROTOCOL.max_tokens
     differs = {
         f"{len(rows)} of {suite.size} problems": len(rows) != suite.size,
         f"{k} answers each, not {suite.k}": k != suite.k,
-        f"at most {decoding.max_tokens:,} tokens, not {PROTOCOL.max_tokens:,}": decoding.max_tokens
-        != PROTOCOL.max_tokens,
+        f"at most {length:,} tokens, not {papers:,}": length != papers,
         f"not {how(PROTOCOL)}": how(decoding) != how(PROTOCOL),
     }
     reasons = [reason for reason, is_so in differs.items() if is_so]
     return {
         "title": suite.title if whole else name if suite is OWN else Path(rows[0]["source"]).name,
         "of": suite.size if whole else len(rows),
-        "max_tokens": decoding.max_tokens,
+        "max_tokens": length,
         "sampled": how(decoding) + (f", the first {SHOTS} of {train}" if suite.few_shot else ""),
         "not_the_papers": reasons if whole and suite.paper else ["no figure of this set"],
     }

@@ -1,7 +1,8 @@
 """Rows: what breaks the contract is named with file, row and column; files are whole or not there, same bytes."""
 
-from data_prep import rows
+from data_prep import hub, rows
 
+import httpx2
 import pytest
 
 
@@ -103,3 +104,26 @@ def test_a_hub_dataset_is_checked_like_a_file(row, monkeypatch):
     assert asked == [("someone/rows", "test")]
     with pytest.raises(FileNotFoundError, match="not a Parquet file; write the path"):
         rows.load_rows("outputs/cpu/world")
+
+
+def test_where_the_hub_is_silent_its_cache_is_read_and_nobody_is_asked_again(monkeypatch):
+    asked = []
+
+    def silent(self, id, **told):
+        asked.append(id)
+        raise httpx2.ConnectError("no route")
+
+    def lacks():
+        raise OSError("a page of advice")
+
+    monkeypatch.setattr(hub, "silent", [])
+    monkeypatch.setattr(hub.HfApi, "repo_info", silent)
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)
+    assert hub.find("someone/model", lambda: hub.constants.HF_HUB_OFFLINE) is True
+    with pytest.raises(FileNotFoundError) as ended:
+        hub.find("someone/rows", lacks, "dataset")
+    assert str(ended.value) == (
+        "someone/rows: there is no such file or folder here, and the Hub could not be reached (no route), nor has its "
+        "cache a copy"
+    )
+    assert asked == ["someone/model"]
