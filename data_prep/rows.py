@@ -37,6 +37,7 @@ COLUMNS = {
 }
 Row = dict[str, Any]
 CHUNK = 1_000  # rows read or written at a time
+CHATS = ("messages", "conversations", "system")  # columns of a conversation, which is no row
 CHAT = (
     "a row has room for one question and one answer, as text, and for no system prompt; the source `rows` of "
     "data_prep.sources makes rows of messages"
@@ -91,7 +92,7 @@ def fault(row: Row, sft: bool = False) -> str | None:
     for column, allowed in required.items():
         place = f"column '{column}'"
         if column not in row:
-            chat = next((name for name in ("messages", "conversations") if name in row), None)
+            chat = next((name for name in CHATS if name in row), None)
             return f"column '{chat}': {CHAT}" if chat else f"{place}: missing; a row has {', '.join(required)}"
         value = row[column]
         if isinstance(allowed, tuple):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_prep import hub, identity
-from data_prep.rows import COLUMNS, Row, fault, load_rows, local_files, read_parquet
+from data_prep.rows import CHATS, COLUMNS, Row, fault, load_rows, local_files, read_parquet
 from data_prep.runs import ConfigError
 from recipes import checks
 from recipes.config import PolicyArguments
@@ -149,7 +149,7 @@ def _mapped(source: str, split: str, cache: Path) -> tuple[Dataset, str]:
             "parquet",
             data_files=[str(file) for file in files],
             split="train",
-            columns=[name for name in (*COLUMNS, "completion") if name in there],
+            columns=[name for name in (*COLUMNS, "completion", *CHATS) if name in there],
             batch_size=BATCH,
             cache_dir=str(cache / content),
         )
