@@ -11,8 +11,8 @@ WORKERS ?= 2
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 # Another name, so made again, whenever the pins or the package's own metadata change.
 STAMP := .venv/installed-$(shell cat requirements.txt pyproject.toml | cksum | cut -d' ' -f1)
-# The pins of .venv, by a path to them, DeepSpeed, and vLLM for CPUs.
-ENGINES := .venv-engines/installed-$(shell cat requirements.txt requirements-gpu.txt pyproject.toml | cksum | cut -d' ' -f1)
+# The pins of .venv, by a path to them, DeepSpeed, vLLM for CPUs, and reasoning-gym.
+ENGINES := .venv-engines/installed-$(shell cat requirements.txt requirements-gpu.txt requirements-smol.txt pyproject.toml | cksum | cut -d' ' -f1)
 
 .PHONY: r1 runs plan doctor report review test check lint bench engines help
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from data_prep.runs import ConfigError, Stopped
+from rewards.gym import GymMissing
 
 from tqdm import tqdm
 
@@ -76,7 +77,7 @@ def run(main: Callable[[list[str]], int | None], argv: list[str] | None = None) 
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
         return main(argv) or 0
-    except (ConfigError, FileNotFoundError) as error:  # MissingRunError among them
+    except (ConfigError, FileNotFoundError, GymMissing) as error:  # MissingRunError among them
         _trace(error, argv)
         sys.stderr.write(f"error: {error}\n")
         raise SystemExit(2) from None

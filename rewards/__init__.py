@@ -8,6 +8,7 @@ from rewards.accuracy import AccuracyReward, accuracy_reward, gold_error, is_cor
 from rewards.code import CodeReward, code_reward, parse_tests
 from rewards.completion import Completion, parse, text_of
 from rewards.format import FormatReward, format_reward, is_well_formed
+from rewards.gym import GymReward, gym_reward
 from rewards.judge import JudgeReward, judge_reward
 from rewards.language import (
     LanguageConsistencyReward,
@@ -25,6 +26,7 @@ __all__ = [
     "Completion",
     "CosineReward",
     "FormatReward",
+    "GymReward",
     "HarmlessnessReward",
     "HelpfulnessReward",
     "JudgeReward",
@@ -39,6 +41,7 @@ __all__ = [
     "detect_language",
     "format_reward",
     "gold_error",
+    "gym_reward",
     "harmlessness_reward",
     "helpfulness_reward",
     "is_correct",

@@ -359,22 +359,34 @@ def gold_of(text: str) -> str:
     return text.rsplit("####", 1)[-1].strip()
 
 
-def gold_error(answer: str, verifier: str = "math") -> str | None:
-    """Why a gold answer cannot be used (for data preparation, which refuses the row), None where it can."""
+def gold_error(answer: str, verifier: str = "math", entry: str | None = None) -> str | None:
+    """Why a gold answer cannot be used (for data preparation, which refuses the row), None where it can. ``entry`` is
+    that of verifier "gym"."""
+    if verifier == "gym":
+        from rewards import gym
+
+        return gym.gold_error(answer, entry)
     if verifier == "choice":
         return None if GOLD_LETTERS.fullmatch(answer) else f"the gold answer {answer!r} is not a letter from A to J"
     gold = gold_of(answer)
     return _JUDGE.gold_error(gold)
 
 
-def is_correct(completion: str, answer: str, verifier: str = "math", question: str = "") -> bool | None:
-    """Whether a completion answers its row rightly.
+def is_correct(
+    completion: str, answer: str, verifier: str = "math", question: str = "", entry: str | None = None
+) -> bool | None:
+    """Whether a completion answers its row rightly. ``entry`` is that of verifier "gym".
 
     None for a row that no rule can grade: verifier "judge" or "none", or a gold answer that cannot be used.
 
     Raises:
         SandboxUnavailable: verifier "code", and no program can be run.
+        rewards.gym.GymMissing: verifier "gym", and reasoning-gym is not installed.
     """
+    if verifier == "gym":
+        from rewards import gym
+
+        return gym.is_right(completion, answer, entry)
     if verifier == "code":
         from rewards.code import prints
 

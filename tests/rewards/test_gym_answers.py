@@ -1,0 +1,62 @@
+"""Which answer a completion gives to a task of reasoning-gym, and what happens without that library."""
+
+import importlib.util
+
+from data_prep import commands
+from rewards import GymReward, gym_reward, is_correct
+from rewards.gym import GymMissing, answer_of
+
+import pytest
+
+GRID = "1 2\n3 4"
+
+
+@pytest.mark.parametrize(
+    ("text", "gold", "answer"),
+    [
+        (f"<answer>\n{GRID}\n</answer>", GRID, GRID),
+        ("<answer>\n  1 2\n 3 4\n</answer>", " 1 2\n 3 4", " 1 2\n 3 4"),  # with the white space of the gold one
+        (GRID, GRID, GRID),
+        (f"Here it is.\n```\n{GRID}\n```\nHope it helps.", GRID, GRID),
+        (f"The final answer is:\n\n{GRID}\n\nHope it helps.", GRID, GRID),
+        ("The answer is 5.\nThis is since 2 + 3 = 5.", "7", "5"),
+        ("**Answer: 5**", "5", "5"),
+        ("**Answer:** x**2", "x**2", "x**2"),
+        ("The answer is **5**.", "5", "5"),
+        ("Answer: _ Q\nQ _", "_ Q\nQ _", "_ Q\nQ _"),
+        ("Thus $\\boxed{\\text{True}}$.", "True", "True"),
+        ("<answer>\\boxed{5}</answer>", "5", "5"),
+        ("<answer>I am home.</answer>", "I am home.", "I am home."),
+        ('<answer>["fill A", "pour A->B"]</answer>', "", '["fill A", "pour A->B"]'),
+        ("<answer>5</answer> or <answer>6</answer>", "5", None),
+        ("The answer is 4. The answer is 5.", "5", None),
+        ("The answer is 4.\nThe answer is 5.", "5", None),
+        ("\\boxed{4} \\boxed{5}", "5", None),
+        ("<answer>5</answer> \\boxed{6}", "5", None),
+        ("", "5", None),
+    ],
+)
+def test_the_answer_of_a_completion(text: str, gold: str, answer: str | None) -> None:
+    assert answer_of(f"<think>Is it 9? The answer is 9.</think>{text}", gold) == answer
+
+
+def test_an_answer_within_the_reasoning_is_none() -> None:
+    assert answer_of("<think><answer>5</answer>", "5") is None
+
+
+def test_without_the_library_the_error_says_how_to_install_it(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    row = {"completions": ["5"], "answer": ["5"], "entry": ["{}"]}
+    assert GymReward()(**row, verifier=["math"]) == [None]
+    with pytest.raises(GymMissing, match="requirements-smol.txt"):
+        gym_reward(**row, verifier=["gym"])
+    with pytest.raises(SystemExit) as ended:
+        commands.run(lambda argv: is_correct("5", "5", "gym", entry="{}"), [])
+    assert ended.value.code == 2 and "pip install -r requirements-smol.txt" in capsys.readouterr().err
+
+
+def test_what_is_missing_or_unknown_is_refused() -> None:
+    with pytest.raises(ValueError, match="columns `answer` and `entry`"):
+        gym_reward(completions=["5"], answer=["5"])
+    with pytest.raises(ValueError, match="`credit` is 'some'; write all or library"):
+        GymReward(credit="some")
