@@ -202,7 +202,7 @@ def statistics(files: list[Path], config: Card) -> dict[str, Any]:
         "revisions": {source: sorted(values) for source, values in sorted(revisions.items()) if values},
         "commercial_rows": sum(n for name, n in counts["license"].items() if rows.commercial(name)),
         "checked": {
-            "rule": sum(counts["verifier"][name] for name in ("math", "choice", "code")),
+            "rule": sum(counts["verifier"][name] for name in ("math", "choice", "code", "gym")),
             "judge": counts["verifier"]["judge"], "none": counts["verifier"]["none"],
         },
         "rows_read": read,

@@ -101,7 +101,7 @@ def is_right(row: Row, text: str) -> bool | None:
     """Whether a completion is right by rules: a program by the row's ``tests``, or by its ``answer`` where it has none.
     None where no rule can tell. Raises ValueError for tests that cannot be read, and SandboxUnavailable."""
     if row["verifier"] != "code":
-        return rewards.is_correct(text, row["answer"], row["verifier"], row["question"])
+        return rewards.is_correct(text, row["answer"], row["verifier"], row["question"], row.get("entry"))
     if not row.get("tests"):
         return rewards.is_correct(text, row["answer"], "code") if row["answer"] else None
     return passes(text, rewards.parse_tests(row["tests"]), SANDBOX) == 1.0

@@ -153,7 +153,7 @@ def passing(
         places = pool[at : at + max(quota - len(kept), 64)]
         at += len(places)
         found = dict(pick(places))
-        gradable = [place for place in places if found[place]["verifier"] in ("math", "choice", "code")]
+        gradable = [place for place in places if found[place]["verifier"] in ("math", "choice", "code", "gym")]
         make = prompts.r1_zero if wanted.template == "r1_zero" else prompts.chat
         asked = [make(found[place]["prompt"]) for place in gradable]
         samples = model.sample(asked, wanted.n, wanted.decoding, config.seed, store)

@@ -3,8 +3,9 @@
 Parquet, with exactly ``COLUMNS`` first and in this order; SFT rows add ``completion`` (the full assistant text), and a
 job may add further columns after these. In the toy world ``prompt`` (what the user sends) equals ``question`` (what
 languages are detected on); ``answer`` is the gold, "" where there is none. A code row's answer is what the program
-must print; a row with verifier "judge" has a reference that only a generative judge can compare with. What becomes of
-conversations and system prompts stands in docs/rejection_sampling.md.
+must print; a row with verifier "gym" has in ``task`` and ``entry`` what the scorer of reasoning-gym reads; one with
+"judge" has a reference that only a generative judge can compare with. What becomes of conversations and system prompts
+stands in docs/rejection_sampling.md.
 """
 
 from __future__ import annotations
@@ -30,11 +31,12 @@ COLUMNS = {
     "kind": ("reasoning", "helpful", "harmless"),
     "domain": ("math", "code", "stem", "logic", "general"),
     "language": ("en", "zh"),
-    "verifier": ("math", "choice", "code", "judge", "none"),
+    "verifier": ("math", "choice", "code", "gym", "judge", "none"),
     "thinking": bool,
     "source": str,
     "license": str,
 }
+RULES = ("tests", "task", "entry")  # text that rules read beside `answer`, "" or left out where there is none
 Row = dict[str, Any]
 CHUNK = 1_000  # rows read or written at a time
 CHATS = ("messages", "conversations", "system")  # columns of a conversation, which is no row
@@ -152,11 +154,11 @@ def load_rows(source: str | Path, split: str = "train", sft: bool = False, witho
 
 
 def sft_row(row: Row, number: int, completion: str, generator: str) -> Row:
-    """The training row for the ``number``th completion of a prompt; ``generator`` is the model that wrote it. Tests of
-    programs stay on it, for who answers the prompt again."""
+    """The training row for the ``number``th completion of a prompt; ``generator`` is the model that wrote it. What
+    rules read stays on it, for who answers the prompt again."""
     first = {name: row[name] for name in COLUMNS} | {"id": f"{row['id']}-{number}"}
-    tests = {"tests": row["tests"]} if row.get("tests") else {}
-    return first | {"completion": completion, "generator": generator} | tests
+    rules = {name: row[name] for name in RULES if row.get(name)}
+    return first | {"completion": completion, "generator": generator} | rules
 
 
 def parquet_files(path: str | Path) -> list[Path]:

@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 KEPT = 5_000  # bytes of zstd Parquet for a trace of 10 kB; a prompt alone is a tenth
 RATE = 2_500  # records of 10 kB a second on one core, measured with traces of mathematics
 EXTRA = ("source_id", "revision")  # columns after the contract's
-PROMPT_COLUMNS = (*rows.COLUMNS, "tests", *EXTRA)
+PROMPT_COLUMNS = (*rows.COLUMNS, *rows.RULES, *EXTRA)
 TRACE_COLUMNS = (*rows.COLUMNS, "completion", "generator", "verified_by", *EXTRA)
 
 
@@ -76,7 +76,8 @@ class Source:
 
 # --- mappings: one record in, columns out -----------------------------------------------------------------------------
 
-DEFAULTS = {"answer": "", "kind": "reasoning", "domain": "math", "verifier": "none", "thinking": True, "tests": ""}
+DEFAULTS = {"answer": "", "kind": "reasoning", "domain": "math", "verifier": "none", "thinking": True}
+DEFAULTS |= dict.fromkeys(rows.RULES, "")
 DOMAINS = {"math": "math", "code": "code", "puzzle": "logic"} | dict.fromkeys(
     ("science", "biology", "chemistry", "physics"), "stem"
 )
@@ -441,7 +442,7 @@ def _row(wanted: Wanted, source: Source, at: int, record: dict, traces: bool) ->
 def _own(record: dict, traces: bool) -> Row:
     """A record that should be a row already; a test set may be its JSON or the JSON's text. Messages become text where
     they are one question and its answer."""
-    row = {"tests": "", "generator": "", "source_id": record.get("id"), "revision": "local"} | record
+    row = dict.fromkeys(rows.RULES, "") | {"generator": "", "source_id": record.get("id"), "revision": "local"} | record
     for column in ("messages", "conversations"):
         if isinstance(record.get(column), list):
             row["prompt"], row["completion"] = _two(record[column])
@@ -471,8 +472,8 @@ def _verified(row: Row, traces: bool) -> Row:
     fault = rows.fault(row, traces)
     if fault:
         raise Refused(f"contract: {fault}")
-    if row["verifier"] in ("math", "choice"):
-        wrong = rewards.gold_error(row["answer"], row["verifier"])
+    if row["verifier"] in ("math", "choice", "gym"):
+        wrong = rewards.gold_error(row["answer"], row["verifier"], row["entry"])
         if wrong:
             raise Refused(f"gold: {wrong}")
     elif row["verifier"] == "code" and (row["tests"] or not row["answer"]):
@@ -481,8 +482,9 @@ def _verified(row: Row, traces: bool) -> Row:
         except (ValueError, TypeError) as error:
             raise Refused(f"tests: {error}") from error
     if traces:
-        graded = row["verifier"] in ("math", "choice")
-        if graded and not rewards.is_correct(row["completion"], row["answer"], row["verifier"], row["question"]):
+        graded = row["verifier"] in ("math", "choice", "gym")
+        rule = row["answer"], row["verifier"], row["question"], row["entry"]
+        if graded and not rewards.is_correct(row["completion"], *rule):
             raise Refused(f"trace: it does not answer {row['answer']!r}")
         row["verified_by"] = "rule" if graded else ""
     return {name: row[name] for name in (TRACE_COLUMNS if traces else PROMPT_COLUMNS)}

@@ -23,6 +23,7 @@ from data_prep.rows import Row
 from data_prep.runs import ConfigError
 from recipes import qlora_proof, sharded
 from recipes.muon import product_dtype
+from rewards import gym
 from rewards.accuracy import gold_of
 from rewards.completion import ANSWER, THINK, prompt_text
 
@@ -265,8 +266,12 @@ def of_questions(rows: list[Row], reward_funcs: list[Callable]) -> Iterator[Find
             return f"the gold {gold!r} stands for no answer"
         if rule == "math" and len(gold_of(gold).split()) > 30:
             return "its gold is a whole solution without a boxed answer"
-        if rule in ("math", "choice"):
-            return rewards.gold_error(gold, rule)
+        if rule == "gym" and not own and not any(isinstance(one, rewards.GymReward) for one in reward_funcs):
+            return "only GymReward grades a row with the verifier 'gym'"
+        if rule == "gym" and not gym.installed():
+            return gym.MISSING
+        if rule in ("math", "choice", "gym"):
+            return rewards.gold_error(gold, rule, row.get("entry"))
         if rule == "code":
             return None if gold or row.get("tests") else "it has no tests, and no output in `answer`"
         return None if judged else f"no reward here grades a row with the verifier {rule!r}"
@@ -308,13 +313,14 @@ def of_completions(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> I
         return f"it holds {found[0]!r}" if found else None
 
     def wrong(row: Row) -> str | None:
-        right = rewards.is_correct(row["completion"], row["answer"], row["verifier"])
+        right = rewards.is_correct(row["completion"], row["answer"], row["verifier"], entry=row.get("entry"))
         return "its answer is not its gold" if right is False else None
 
     why = "the template sets such tokens, and a second one ends or turns a conversation amid an answer"
     yield from _many(few, cut_off, "models learn to stop short, or not to reason", "whole traces: max_tokens was less")
     yield from _many(few, marked, why, "completions without special tokens")
-    ruled = spread([row for row in few if row["verifier"] in ("math", "choice")], CHECKED)
+    rules = ("math", "choice", "gym") if gym.installed() else ("math", "choice")
+    ruled = spread([row for row in few if row["verifier"] in rules], CHECKED)
     if sum(wrong(row) is not None for row in ruled) > 0.2 * len(ruled):
         yield from _many(ruled, wrong, "wrong answers are learnt like right ones", "completions of these very prompts")
     if len(rows) >= 20 and len({row["completion"] for row in few}) <= 0.01 * len(few) + 1:
@@ -350,6 +356,8 @@ def solved(row: Row, style: str) -> str:
     gold = row.get("answer") or row.get("solution") or ""
     if row.get("verifier") == "code":
         answer = f"```python\nprint({gold!r})\n```"
+    elif row.get("verifier") == "gym":
+        answer = gold
     elif style == "r1_zero" or row.get("verifier") == "choice":
         answer = gold_of(gold)
     else:
@@ -416,7 +424,7 @@ def of_rewards(
         means = {kind: sum(filter(None, scores)) / len(few) for kind, scores in found.items()}
         total = {kind: total[kind] + weight * means[kind] for kind in total}
         shown = ", ".join(f"{kind} {mean:.2f}" for kind, mean in means.items())
-        rule = isinstance(reward, rewards.AccuracyReward | rewards.CodeReward)
+        rule = isinstance(reward, rewards.AccuracyReward | rewards.CodeReward | rewards.GymReward)
         asked = [s for s in found["right"] if s is not None] if rule else found["right"]
         form = isinstance(reward, rewards.FormatReward)
         if (rule or form) and asked and (asked.count(1.0) < 0.9 * len(asked) or any(found["empty"])):

@@ -149,7 +149,7 @@ def _mapped(source: str, split: str, cache: Path) -> tuple[Dataset, str]:
             "parquet",
             data_files=[str(file) for file in files],
             split="train",
-            columns=[name for name in (*COLUMNS, "completion", *CHATS) if name in there],
+            columns=[name for name in (*COLUMNS, "completion", "entry", *CHATS) if name in there],
             batch_size=BATCH,
             cache_dir=str(cache / content),
         )

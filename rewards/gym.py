@@ -17,6 +17,7 @@ from typing import Any, Literal
 from rewards.accuracy import BOX, PLACEHOLDER, STATEMENT
 from rewards.completion import parse, texts_of
 from rewards.equality import matching
+from rewards.settings import check
 from rewards.workers import pool
 
 MISSING = "reasoning-gym is not installed; run `.venv/bin/python -m pip install -r requirements-smol.txt`"
@@ -149,9 +150,7 @@ class GymReward:
     prefilled: bool = False
     __name__ = "gym_reward"
 
-    def __post_init__(self) -> None:
-        if self.credit not in ("all", "library"):
-            raise ValueError(f"GymReward: `credit` is {self.credit!r}; write all or library")
+    __post_init__ = check
 
     def __call__(
         self,

@@ -21,7 +21,7 @@ from data_prep.rows import Row, load_rows, write_parquet
 from data_prep.sampling import Decoding, LocalModel, Sample, load_model
 from data_prep.world import general
 from recipes.tools.metrics import majority_vote, mean_and_stderr, pass_at_k
-from rewards import gold_error, is_well_formed, parse
+from rewards import gold_error, gym, is_well_formed, parse
 from rewards.accuracy import chosen, statements, unstated
 from rewards.language import count_words
 from rewards.settings import FILLED, Count, NotNegative, Positive, Range
@@ -142,7 +142,7 @@ def asked(style: str, row: Row) -> str | list[dict[str, str]]:
 
 def score(style: str, set_name: str, row: Row, index: int, sample: Sample) -> dict[str, Any]:
     """One generation as a record of `generations.parquet`. What does not apply to its row is None."""
-    parts = parse(sample.text)
+    parts, by_task = parse(sample.text), row["verifier"] == "gym"
     reasoning = parts.summary if parts.reasoning is None else parts.reasoning
     right, words = count_words(reasoning, row["language"])
     said, said_words = count_words(parts.summary, row["language"])
@@ -155,7 +155,7 @@ def score(style: str, set_name: str, row: Row, index: int, sample: Sample) -> di
         "completion": sample.text,
         "tokens": sample.completion_tokens,
         "truncated": sample.finish == "length",
-        "answer": _stated(parts.answer, row["verifier"]),
+        "answer": gym.answer_of(sample.text, row["answer"]) if by_task else _stated(parts.answer, row["verifier"]),
         "correct": None,
         "well_formed": is_well_formed(sample.text, style, row["thinking"]),
         "reasoning_consistency": right / words if words else None,
@@ -296,7 +296,8 @@ def evaluate(checkpoint: Checkpoint, settings: Settings, output_dir: Path, sets:
 def _has_rule(row: Row) -> bool:
     if row["verifier"] == "code":
         return bool(row["answer"] or row.get("tests"))
-    return row["verifier"] in ("math", "choice") and gold_error(row["answer"], row["verifier"]) is None
+    rules = ("math", "choice", "gym")
+    return row["verifier"] in rules and gold_error(row["answer"], row["verifier"], row.get("entry")) is None
 
 
 def load_sets(settings: Settings) -> dict[str, Any]:

@@ -80,14 +80,14 @@ def _gsm8k_8_shot(record: dict, draw: random.Random) -> dict[str, str]:
     return _gsm8k(record, draw) | {"question": record["question"]}
 
 
-KEPT = ("question", "prompt", "answer", "verifier", "tests", "language", "domain", "thinking")  # of a row
+KEPT = ("question", "prompt", "answer", "verifier", *rows.RULES, "language", "domain", "thinking")  # of a row
 QUESTIONS, ANSWERS = ("problem", "question", "prompt"), ("answer", "final_answer", "solution")
 
 
 def _own(record: dict, draw: random.Random) -> dict[str, str]:
     """A record of a set of one's own: a row of the contract as it stands, else by the columns that it has."""
     if rows.fault(record) is None:
-        if record["verifier"] not in ("math", "choice", "code"):
+        if record["verifier"] not in ("math", "choice", "code", "gym"):
             raise Refused(f"verifier {record['verifier']!r} is no rule that could grade it")
         return {name: record.get(name) for name in KEPT}
     if all(_is_given(record.get(column)) for column in GPQA):
@@ -198,7 +198,8 @@ def read(name: str, local: str, seed: int, limit: int = 0) -> list[Row]:
                 raise Refused(f"no {', '.join(missing)}; it has {', '.join(record)}")
             id = str(record.get(suite.id, number))
             problem = suite.problem(record, random.Random(f"{seed}-{id}"))
-            if problem["verifier"] != "code" and (wrong := rewards.gold_error(problem["answer"], problem["verifier"])):
+            gold = problem["answer"], problem["verifier"], problem.get("entry")
+            if problem["verifier"] != "code" and (wrong := rewards.gold_error(*gold)):
                 raise Refused(wrong)
             row = {"id": id, "kind": "reasoning", "domain": "math", "language": "en", "thinking": True}
             if suite is OWN and id in seen:

@@ -58,5 +58,5 @@ def test_without_the_library_the_error_says_how_to_install_it(monkeypatch, capsy
 def test_what_is_missing_or_unknown_is_refused() -> None:
     with pytest.raises(ValueError, match="columns `answer` and `entry`"):
         gym_reward(completions=["5"], answer=["5"])
-    with pytest.raises(ValueError, match="`credit` is 'some'; write all or library"):
+    with pytest.raises(ValueError, match="`credit` is 'some'; write "):
         GymReward(credit="some")

@@ -1,0 +1,202 @@
+"""Rows of reasoning-gym's procedural tasks, `python -m data_prep.gym --config <yaml>`: questions in any number and
+difficulty, each with a scorer (verifier "gym", `rewards.GymReward`).
+
+Writes train.parquet, validation.parquet and test.parquet. Each split has seeds of its own, and no question is in two
+splits or twice in one: one that was drawn before is drawn again. So is one whose own answer does not score 1, and, for
+train.parquet, one that shares an n-gram with an evaluation set. run.json counts them by task.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib.metadata
+import json
+import logging
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from data_prep import commands, decontaminate, dedup, jobs, rows, runs
+from data_prep.rows import Row
+from rewards import gym
+
+log = logging.getLogger(__name__)
+SPLITS = ("test", "validation", "train")  # in the order in which they are drawn: longer training leaves tests alone
+APART = 10_000_000  # seeds of a split; question i of a data set of seed s is made from s + i
+DOMAINS = dict.fromkeys(("algebra", "arithmetic", "geometry", "probability"), "math") | {"code": "code"}  # else logic
+SOLUTIONS = {"graph_color": "possible_answer", "rubiks_cube": "example_correct_answer"}  # where `answer` is empty
+UNREAD = ("source_dataset", "source_index", "difficulty")  # metadata that no scorer reads
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task by its ``name`` in the library, and how many rows of it each split gets.
+
+    ``level``: of the task's curriculum, 0 the easiest. ``settings``: the task's own, which go before the level's.
+    """
+
+    name: str
+    train: int = 0
+    validation: int = 0
+    test: int = 0
+    level: int | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gym(jobs.Job):
+    tasks: list[Task]
+    decontamination: decontaminate.Decontamination = field(default_factory=decontaminate.Decontamination)
+
+
+def load(config: Gym) -> dict[str, Any]:
+    gym.require()
+    if config.seed >= 100:
+        raise ValueError(f"`seed` is {config.seed}; write a number below 100, which keeps the seeds of splits apart")
+    tasks = [dataclasses.replace(task, settings=settings(task), level=None) for task in config.tasks]
+    return {"tasks": tasks, "evaluation_items": decontaminate.load(config.decontamination)}
+
+
+def settings(task: Task) -> dict[str, Any]:
+    """The settings of a task, its level's among them. Raises ValueError that names task, key and remedy."""
+    from reasoning_gym.factory import CURRICULA, DATASETS, create_curriculum
+
+    where = f"`tasks`: {task.name}"
+    if task.name in gym.REFUSED:
+        raise ValueError(f"{where} is refused: {gym.REFUSED[task.name]}; leave it out")
+    if task.name not in DATASETS:
+        raise ValueError(
+            f"{where} is no task of reasoning-gym; {_near(task.name, DATASETS.keys() - gym.REFUSED.keys())}"
+        )
+    kind = DATASETS[task.name][1]
+    known = [one.name for one in dataclasses.fields(kind) if one.name not in ("seed", "size")]
+    for key in task.settings:
+        if key not in known:
+            raise ValueError(f"{where}: unknown setting `{key}`; {_near(key, known)}")
+    found = {}
+    if task.level is not None:
+        if task.name not in CURRICULA:
+            raise ValueError(f"{where} has no levels; write `settings` of {', '.join(known)}")
+        curriculum = create_curriculum(task.name)
+        most = max(len(one.levels) for one in curriculum.attributes.values()) - 1
+        if task.level > most:
+            raise ValueError(f"{where}: `level` is {task.level}; write 0 to {most}")
+        curriculum.set_global_level(task.level)
+        made, plain = curriculum.generate_configuration(), kind()
+        found = {key: getattr(made, key) for key in known if getattr(made, key) != getattr(plain, key)}
+    found |= task.settings
+    try:
+        _dataset(task.name, found, 0, 1)
+    except Exception as error:  # the library asserts, and raises what it likes
+        raise ValueError(f"{where}: settings {found} cannot be: {error or type(error).__name__}") from error
+    return found
+
+
+def _near(name: str, known: Any) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean `{near[0]}`?" if near else f"write one of {', '.join(sorted(known))}"
+
+
+def _dataset(name: str, settings: dict[str, Any], seed: int, size: int) -> Any:
+    import reasoning_gym  # takes seconds
+
+    return reasoning_gym.create_dataset(name, seed=seed, size=size, **settings)
+
+
+def plan(config: Gym, tasks: list[Task], evaluation_items: decontaminate.Index) -> list[str]:
+    lines = [
+        f"{task.name}: " + ", ".join(f"{getattr(task, split)} {split}" for split in reversed(SPLITS)) for task in tasks
+    ]
+    return [*lines, f"{len(evaluation_items):,} evaluation items that no training row may share an n-gram with"]
+
+
+def build(config: Gym, output_dir: Path, tasks: list[Task], evaluation_items: decontaminate.Index) -> dict[str, object]:
+    seen: set[int] = set()
+    counts = [Counter() for _ in tasks]
+    total = {}
+    for at, split in enumerate(SPLITS):
+        first = (config.seed * len(SPLITS) + at) * APART
+        items = evaluation_items if split == "train" else None
+        found: list[Row] = []
+        for number, task in enumerate(commands.progress(tasks, split, unit="task")):
+            wanted = getattr(task, split)
+            wanted = min(wanted, config.limit or wanted)
+            made = drawn(task, f"{number}-{split}", wanted, first, seen, items, counts[number])
+            if len(made) < wanted:
+                log.warning("%s: %d rows short of %d for %s", task.name, wanted - len(made), wanted, split)
+            counts[number][split] += len(made)
+            found += made
+        if found:
+            rows.write_rows(output_dir / f"{split}.parquet", found)
+        total[split] = len(found)
+    if not sum(total.values()):
+        raise rows.NoRowsError(f"{output_dir}: no rows; write `train: 100` or the like to the tasks")
+    by_task = [
+        {"name": task.name, "settings": task.settings} | found for task, found in zip(tasks, counts, strict=True)
+    ]
+    return {"rows": sum(total.values()), "rows_by_split": total, "tasks": by_task}
+
+
+def drawn(
+    task: Task, label: str, wanted: int, first: int, seen: set[int], items: decontaminate.Index | None, counts: Counter
+) -> list[Row]:
+    """At most ``wanted`` rows of a task from the seed ``first`` on, none of them ``seen`` or among the items. Ends
+    where four draws a row and a hundred more have not found them. Refusals are counted by their kind."""
+    made: list[Row] = []
+    candidates = _candidates(task, label, first, 4 * wanted + 100, seen, items, counts)
+    while chosen := [row for _, row in zip(range(wanted - len(made)), candidates, strict=False)]:
+        own = gym.score([(row["answer"], row["answer"], row["entry"]) for row in chosen])
+        made += [row for row, score in zip(chosen, own, strict=True) if score == 1.0]
+        counts["own_answer"] += sum(score != 1.0 for score in own)
+    return made
+
+
+def _candidates(
+    task: Task, label: str, first: int, tries: int, seen: set[int], items: decontaminate.Index | None, counts: Counter
+) -> Iterator[Row]:
+    dataset = _dataset(task.name, task.settings, first, tries)
+    for number in range(tries):
+        try:
+            row = _row(task, dataset, number, label)
+        except Exception as error:  # of a generator that does not get on with its settings
+            raise runs.Stopped(f"{task.name}, settings {task.settings}, seed {first + number}: {error!r}") from error
+        key = dedup.prompt_hash(row)
+        if key in seen:
+            counts["repeated"] += 1
+        elif items and items(row):
+            counts["contaminated"] += 1
+        else:
+            seen.add(key)
+            yield row
+
+
+def _row(task: Task, dataset: Any, number: int, label: str) -> Row:
+    entry = dataset[number]
+    answer, metadata = entry["answer"], entry["metadata"]
+    if task.name in SOLUTIONS:
+        answer = metadata[SOLUTIONS[task.name]]
+    read = {key: value for key, value in metadata.items() if key not in UNREAD}
+    return {
+        "id": f"{task.name}-{label}-{number}",
+        "question": entry["question"],
+        "prompt": entry["question"],
+        "answer": answer if isinstance(answer, str) else json.dumps(answer),
+        "kind": "reasoning",
+        "domain": DOMAINS.get(dataset.category, "logic"),
+        "language": "en",
+        "verifier": "gym",
+        "thinking": True,
+        "source": "reasoning-gym",
+        "license": "apache-2.0",
+        "task": task.name,
+        "entry": json.dumps({"task": task.name, "settings": task.settings, "metadata": read}, ensure_ascii=False),
+        "revision": importlib.metadata.version("reasoning-gym"),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(jobs.main(__spec__.name))

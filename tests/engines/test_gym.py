@@ -1,0 +1,172 @@
+"""reasoning-gym as a source of rows and as a reward; needs the library (requirements-smol.txt)."""
+
+import json
+from collections import Counter
+from functools import cache
+
+from data_prep import filters, gym, jobs, rows, runs, sources
+from recipes import checks
+from recipes.tools import suites
+from rewards import GymReward, gold_error, is_correct
+from rewards.gym import REFUSED, gym_reward
+from rewards.workers import pool
+
+import pytest
+from reasoning_gym.factory import DATASETS
+
+TASKS = sorted(DATASETS.keys() - REFUSED.keys())
+# Other right answers of some tasks, which those of another question can be by chance.
+SEVERAL = {"graph_color", "jugs", "n_queens", "quantum_lock", "time_intervals", "word_ladder"}
+
+
+@cache
+def made(task: str, count: int = 2, **settings) -> list[dict]:
+    """Rows of a task as the job makes them."""
+    asked = gym.Task(task, settings=gym.settings(gym.Task(task, settings=settings)))
+    return gym.drawn(asked, "test", count, 5_000, set(), None, Counter())
+
+
+def scores(reward: GymReward, found: list[dict], answers: list[str]) -> list[float | None]:
+    texts = [f"<think>So it is.</think>\n<answer>{answer}</answer>" for answer in answers]
+    columns = {name: [row[name] for row in found] for name in ("answer", "entry", "verifier")}
+    return reward(completions=texts, **columns)
+
+
+def job(folder, tasks: list[dict], *flags: str, **keys) -> int:
+    (folder / "gym.yaml").write_text(json.dumps({"output_dir": "outputs/gym", "tasks": tasks} | keys))
+    return jobs.run(gym.Gym, gym.load, gym.build, ["--config", str(folder / "gym.yaml"), *flags], gym.plan)
+
+
+def test_each_task_takes_its_own_answer_and_not_that_of_another_question() -> None:
+    for task in TASKS:
+        found = made(task)
+        rows.validate(found, task)
+        assert {row["verifier"] for row in found} == {"gym"} and {row["license"] for row in found} == {"apache-2.0"}
+        own = scores(gym_reward, found, [row["answer"] for row in found])
+        assert own == scores(GymReward("library"), found, [row["answer"] for row in found]) == [1.0, 1.0], task
+        one, other = (row["answer"] for row in found)
+        if one != other and task not in SEVERAL:
+            assert max(scores(gym_reward, found, [other, one])) <= 0.05, task
+
+
+def test_what_is_refused_says_why_and_no_other_task_is() -> None:
+    assert REFUSED.keys() <= DATASETS.keys()
+    for task in REFUSED:
+        with pytest.raises(ValueError, match=f"{task} is refused: "):
+            gym.settings(gym.Task(task))
+    entry = json.loads(made("chain_sum")[0]["entry"])
+    for task in ("gsm_symbolic", "rush_hour"):
+        assert gym_reward(completions=["1"], answer=["1"], entry=[json.dumps(entry | {"task": task})]) == [None]
+
+
+@pytest.mark.parametrize(
+    "answer", ["nan", "[NaN, NaN, NaN, NaN, NaN, NaN]", "inf", "True", "[]", "{}", "()", ",", ".", "-", "x", "0", ""]
+)
+def test_no_task_takes_what_is_no_answer(answer: str) -> None:
+    found = [row for task in TASKS for row in made(task) if row["answer"].rstrip(".0") != answer.rstrip(".0")]
+    found_right = zip(found, scores(gym_reward, found, [answer] * len(found)), strict=True)
+    assert [row["task"] for row, right in found_right if right] == []
+
+
+HOSTILE = [
+    "__import__('pathlib').Path('made').touch()", "[x for x in [open('made', 'w')]]", "(lambda: open('made', 'w'))()",
+    "x.__class__.__base__.__subclasses__()", "N('open(chr(109))')", "S(open)", "9**9**9**9", "((9**99)**99)**99",
+    "1e999999999", "0x" + "f" * 10_000 + "<<0xffffffffff", "1" * 100_000, "[" * 15_000, "-" * 15_000 + "1",
+    "{" * 9_000 + "}" * 9_000, "R99999999999", "Move disk 1 from Peg 99999999999 to Peg 1", "\x00\u2028" * 100,
+]  # fmt: skip
+
+
+def test_a_hostile_answer_is_no_more_than_wrong(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    pool("rewards.gym_worker:score").close()  # so that the workers run in that folder
+    found = [made(task)[0] for task in TASKS]
+    for answer in HOSTILE:
+        assert max(scores(gym_reward, found, [answer] * len(found))) == 0.0, answer[:40]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_row_of_somebody_else_cannot_run_a_program() -> None:
+    entry = {"task": "bitwise_arithmetic", "settings": {}, "metadata": {"problem": "__import__('os').getpid()"}}
+    assert gym_reward(completions=["1"], answer=["1"], entry=[json.dumps(entry)]) == [0.0]
+    for entry in ("", "[]", "{}", None, "no JSON", json.dumps({"task": "nothing", "settings": {}, "metadata": {}})):
+        assert gym_reward(completions=["1"], answer=["1"], entry=[entry], verifier=["gym"]) == [None]
+    assert gold_error("1", "gym", "{}") and gold_error("A=1", "gym", made("cryptarithm")[0]["entry"])
+
+
+def test_credit_is_all_or_nothing_unless_the_library_is_asked() -> None:
+    row = made("mini_sudoku")[0]
+    grid = row["answer"]
+    wrong = grid[:-1] + str(int(grid[-1]) % 4 + 1)
+    assert scores(gym_reward, [row], [wrong]) == [0.0]
+    assert 0.5 < scores(GymReward(credit="library"), [row], [wrong])[0] < 1.0
+    row = made("color_cube_rotation")[0]
+    assert scores(GymReward(credit="library"), [row] * 2, ["puce", ""]) == [0.01, 0.0]
+    row = made("spell_backward", min_word_len=9, max_word_len=9)[0]  # nine ninths are more than 1
+    assert scores(gym_reward, [row], [row["answer"] + "q"]) == [0.0]
+
+
+def test_the_rules_of_rows_know_the_verifier() -> None:
+    row, other = made("mini_sudoku")
+    right, wrong = (f"<think>So.</think>\n<answer>{one['answer']}</answer>" for one in (row, other))
+    assert is_correct(right, row["answer"], "gym", entry=row["entry"]) is True
+    assert [filters.is_right(row, text) for text in (right, wrong)] == [True, False]
+    sft = rows.sft_row(row, 0, right, "someone")
+    assert filters.incorrect(filters.Candidate(sft, right), filters.Thresholds()) is None
+    assert filters.incorrect(filters.Candidate(sft, wrong), filters.Thresholds()) is not None
+    assert gym_reward(completions=[right], answer=["1"], entry=[""], verifier=["math"]) == [None]
+    finding = list(checks.of_questions([row] * 3, [gym_reward]))
+    assert not any(one.stops for one in finding)
+    assert "only GymReward grades" in str(list(checks.of_questions([row] * 3, [])))
+
+
+def test_the_job_writes_splits_that_share_no_question(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    few = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}  # few questions: splits would meet
+    tasks = [
+        {"name": "chain_sum", "train": 40, "validation": 10, "test": 10, "settings": few},
+        {"name": "chain_sum", "train": 5, "level": 1},
+        {"name": "graph_color", "train": 2},
+    ]
+    assert job(tmp_path, tasks) == 0
+    found = {split: rows.load_rows(f"outputs/gym/{split}.parquet") for split in gym.SPLITS}
+    assert {split: len(one) for split, one in found.items()} == {"test": 10, "validation": 10, "train": 47}
+    questions = [row["question"] for one in found.values() for row in one]
+    assert len(set(questions)) == len(questions) == 67
+    record = runs.read("outputs/gym")
+    assert record["tasks"][0]["repeated"] > 0 and record["rows_by_split"]["train"] == 47
+    # a prompt set takes the rows with what their rule reads
+    source = sources.Wanted("rows", local="outputs/gym/train.parquet")
+    read = list(sources.read(source, traces=False))
+    assert [row["entry"] for row in read] == [row["entry"] for row in found["train"]]
+    held = suites.read("held", "outputs/gym/test.parquet", 0)
+    assert [row["entry"] for row in held] == [row["entry"] for row in found["test"]]
+    assert read[0]["task"] == "chain_sum"
+
+
+def test_training_rows_share_nothing_with_an_evaluation_set(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert job(tmp_path, [{"name": "aiw", "train": 12}]) == 0
+    first = rows.load_rows("outputs/gym/train.parquet")[0]
+    rows.write_parquet("held.parquet", [{"id": "x", "question": first["question"]}])
+    held = {"held": {"path": "held.parquet", "columns": ["question"]}}
+    assert job(tmp_path, [{"name": "aiw", "train": 12}], "--redo", decontamination={"sets": held}) == 0
+    assert first["question"] not in [row["question"] for row in rows.load_rows("outputs/gym/train.parquet")]
+    assert runs.read("outputs/gym")["tasks"][0]["contaminated"] > 0
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ({"name": "chain_sums"}, "did you mean `chain_sum`?"),
+        ({"name": "chain_sum", "settings": {"max_term": 3}}, "unknown setting `max_term`; did you mean `max_terms`?"),
+        ({"name": "chain_sum", "settings": {"seed": 3}}, "unknown setting `seed`"),
+        ({"name": "chain_sum", "settings": {"min_terms": 9, "max_terms": 3}}, "cannot be: "),
+        ({"name": "chain_sum", "level": 99}, "`level` is 99; write 0 to "),
+        ({"name": "gsm_symbolic", "train": 3}, "GSM8K's test"),
+    ],
+)
+def test_what_cannot_be_asked_for_is_refused(task: dict, message: str, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        job(tmp_path, [task])
+    assert ended.value.code == 2 and message in capsys.readouterr().err
