@@ -5,12 +5,17 @@
 """
 
 import asyncio
+import contextlib
+import functools
 import importlib.metadata
+import inspect
 import json
 import logging
 import math
 import os
 import re
+import sysconfig
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +25,7 @@ import rewards
 from data_prep import runs
 from data_prep.prompts import R1_ZERO_PREFIX
 from data_prep.rows import Row
-from data_prep.runs import ConfigError
+from data_prep.runs import ConfigError, Stopped
 from recipes import qlora_proof, sharded
 from recipes.muon import product_dtype
 from rewards import gym
@@ -31,6 +36,7 @@ import numpy as np
 import torch
 import trl
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerState
+from trl.trainer.utils import is_async_callable
 
 logger = logging.getLogger(__name__)
 MAX_UNPARSEABLE = 0.01  # share of golds, the issue's figure; other faults of rows are told from the same share on
@@ -64,7 +70,7 @@ def tell(found: Iterator[Finding]) -> None:
         if not finding.stops and os.environ.get("RANK", "0") == "0":
             logger.warning("doctor: %s", finding)
     if stops := [str(finding) for finding in findings if finding.stops]:
-        raise ConfigError("\n".join([*stops, "(With the key doctor: false it would be trained all the same.)"]))
+        raise ConfigError("\n".join([*stops, "(The key doctor: false leaves this check out.)"]))
 
 
 def spread(rows: Any, count: int) -> list:
@@ -257,7 +263,8 @@ def _many(rows: list[Row], faults: Callable[[Row], str | None], why: str, write:
 def of_questions(rows: list[Row], reward_funcs: list[Callable]) -> Iterator[Finding]:
     """The rows of reinforcement learning: golds, prompts, and who rewards what."""
     reasoning = [row for row in rows if row.get("kind", "reasoning") == "reasoning"]
-    own = any(type(one).__module__.partition(".")[0] != "rewards" for one in reward_funcs)
+    reward_funcs = [inspect.unwrap(one) for one in reward_funcs]
+    own = not all(map(_is_ours, reward_funcs))
     judged = own or any(isinstance(one, rewards.JudgeReward) for one in reward_funcs)
 
     def no_gold(row: Row) -> str | None:
@@ -368,6 +375,63 @@ def solved(row: Row, style: str) -> str:
     return f"{THINK[0]}Let me work this out step by step.{THINK[1]}\n{tagged}"
 
 
+class RewardError(Stopped):
+    """A reward fails, or returns something else than numbers. The message names it, and the line of its code."""
+
+
+def line_of(error: BaseException) -> str:
+    """The innermost line of people's own code that an error passed: "file:line: the line"."""
+    lines = traceback.extract_tb(error.__traceback__)
+    ours = tuple(str(runs.ROOT / floor) + os.sep for floor in ("rewards", "data_prep", "recipes"))
+    others = (*ours, *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")), "<")
+    own = [one for one in lines if not one.filename.startswith(others)] or lines
+    return f"{own[-1].filename}:{own[-1].lineno}: {own[-1].line}"
+
+
+def guarded(name: str, reward: Callable) -> Callable:
+    """The reward `name` as TRL calls it. Raises RewardError where it fails, or does not return one finite number, or
+    None, for each completion."""
+
+    @contextlib.contextmanager
+    def told() -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            raise RewardError(f"{name} fails at {line_of(error)}: {type(error).__name__}: {error}") from error
+
+    def numbers(found: Any, count: int) -> list:
+        code = getattr(reward, "__code__", None) or getattr(type(reward).__call__, "__code__", None)
+        where = f"{name} ({code.co_filename}:{code.co_firstlineno})" if code else name
+        wanted = "It has to return one finite number for each completion, or None where the row does not concern it"
+        try:
+            found = list(found)
+            values = torch.tensor([0.0 if one is None else one for one in found], dtype=torch.float32)
+        except (TypeError, ValueError):
+            raise RewardError(f"{where} returns {found!r:.60}, which is no list of numbers. {wanted}") from None
+        if values.shape != (count,):
+            raise RewardError(f"{where} returns {len(found)} values for {count} completions. {wanted}")
+        if not values.isfinite().all():
+            raise RewardError(f"{where} returns {found!r:.60}: not each is a finite number. {wanted}")
+        return found
+
+    if is_async_callable(reward):
+
+        async def call(completions: list, **columns: Any) -> list:
+            with told():
+                found = await reward(completions=completions, **columns)
+            return numbers(found, len(completions))
+    else:
+
+        def call(completions: list, **columns: Any) -> list:
+            with told():
+                found = reward(completions=completions, **columns)
+            return numbers(found, len(completions))
+
+    functools.update_wrapper(call, reward)
+    call.__name__ = getattr(reward, "__name__", type(reward).__name__)
+    return call
+
+
 def _scores(reward: Callable, rows: list[Row], texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list:
     plain = isinstance(rows[0]["prompt"], str)
     columns = {key: [row[key] for row in rows] for key in rows[0] if key not in ("prompt", "completion")}
@@ -381,46 +445,59 @@ def _scores(reward: Callable, rows: list[Row], texts: list[str], tokenizer: PreT
         **columns,
     )
     found = asyncio.run(found) if asyncio.iscoroutine(found) else found
-    if len(found) != len(texts):
-        raise ValueError(f"{len(found)} rewards for {len(texts)} completions")
     return [None if one is None else float(one) for one in found]
+
+
+def _is_ours(reward: Callable) -> bool:
+    kind = reward if inspect.isfunction(reward) else type(reward)
+    return kind.__module__.partition(".")[0] == "rewards"
 
 
 def of_rewards(
     reward_funcs: list[Callable], rows: list[Row], tokenizer: PreTrainedTokenizerBase, args: Any, config: Any
 ) -> Iterator[Finding]:
-    """Rewards on completions that are known to be right, wrong and empty, as they come back from the tokenizer."""
+    """Rewards on completions that are known to be right, wrong and empty, as they come back from the tokenizer; where
+    no row has a gold to know that by, people's own rewards on empty ones."""
     usable = [row for row in rows if row.get("kind", "reasoning") == "reasoning"]
     usable = [row for row in usable if (row.get("answer") or row.get("solution")) and row.get("verifier") != "judge"]
     usable = [row for row in usable if row.get("verifier") != "code" or "\n[" not in f"\n{row['answer']}"]
     programs = [row for row in usable if row.get("verifier") == "code"]
     few = spread([row for row in usable if row.get("verifier") != "code"], SOLVED) + programs[:1]
-    if not few:
-        return
-    prefilled = opening(tokenizer, few[0]["prompt"]).rstrip().endswith(THINK[0])
-    right = [solved(row, args.completion_style) for row in few]
-    right = [decoded(tokenizer, text.removeprefix(THINK[0]) if prefilled else text) for text in right]
-    wrong = []
-    for row, text in zip(few, right, strict=True):
-        other = next((one["answer"] for one in few if one.get("answer") not in (row.get("answer"), None)), "-123454321")
-        wrong.append(text.replace(gold_of(row.get("answer") or row["solution"]).strip("$"), f"not {other}"))
-    kinds = {"right": right, "wrong": wrong, "empty": [""] * len(few)}
+    any_row, kinds, hint = spread(rows, SOLVED), {}, ""
+    if few:
+        if opening(tokenizer, few[0]["prompt"]).rstrip().endswith(THINK[0]):
+            hint = f"; the prompt ends in {THINK[0]}, so for rewards with a key `prefilled` that key: true"
+        right = [solved(row, args.completion_style) for row in few]
+        right = [decoded(tokenizer, text.removeprefix(THINK[0]) if hint else text) for text in right]
+        wrong = []
+        for row, text in zip(few, right, strict=True):
+            golds = (one["answer"] for one in few if one.get("answer") not in (row.get("answer"), None))
+            gold = gold_of(row.get("answer") or row["solution"]).strip("$")
+            wrong.append(text.replace(gold, f"not {next(golds, '-123454321')}"))
+        kinds = {"right": right, "wrong": wrong, "empty": [""] * len(few)}
     weights = config.reward_weights or [1.0] * len(reward_funcs)
-    total, hint = dict.fromkeys(kinds, 0.0), ""
-    if prefilled:
-        hint = f"; the prompt ends in {THINK[0]}, so for rewards with a key `prefilled` that key: true"
-    for name, reward, weight in zip(args.reward_funcs, reward_funcs, weights, strict=True):
+    total, numbers, unasked = dict.fromkeys(kinds, 0.0), False, False
+    for name, given, weight in zip(args.reward_funcs, reward_funcs, weights, strict=True):
+        reward = inspect.unwrap(given)
         if getattr(reward, "kind", None) in ("helpful", "harmless"):
+            unasked = True
             continue  # a model, which nobody here loads for this
+        ask, ours = functools.partial(_scores, guarded(name, reward), tokenizer=tokenizer), _is_ours(reward)
         try:
-            found = {kind: _scores(reward, few, texts, tokenizer) for kind, texts in kinds.items()}
-        except STEPS_ERRORS as error:
-            text = f"{name} fails on known completions: {type(error).__name__}: {error}"
-            write = f"rows with the columns that it reads (here: {', '.join(few[0])}), or another reward"
-            yield Finding(text, "the first rollout ends the run", write, stops=False)
+            found = {kind: ask(few, texts) for kind, texts in kinds.items()}
+            others = [] if ours else ask(any_row, [""] * len(any_row))
+        except RewardError as error:
+            text = str(error).replace(" fails at ", " fails on known completions at ", 1)
+            write = f"a reward that works with the columns of the rows (here: {', '.join(any_row[0])})"
+            yield Finding(text, "the first rollout ends the run", write)
+            unasked = True
             continue
-        if any(one is not None and not math.isfinite(one) for scores in found.values() for one in scores):
-            yield Finding(f"{name} is not a finite number", "one spoils its whole batch", "a reward within bounds")
+        given_any = any(one is not None for scores in (*found.values(), others) for one in scores)
+        numbers |= given_any
+        if not ours and not given_any:
+            yield Finding(f"{name} returns None for every completion", "it rewards nothing", "one that returns numbers")
+        if not few:
+            continue
         means = {kind: sum(filter(None, scores)) / len(few) for kind, scores in found.items()}
         total = {kind: total[kind] + weight * means[kind] for kind in total}
         shown = ", ".join(f"{kind} {mean:.2f}" for kind, mean in means.items())
@@ -433,6 +510,9 @@ def of_rewards(
             yield Finding(text, why, f"completion_style and reward_kwargs that fit the prompt{hint}")
         elif rule and any(found["wrong"]):
             yield Finding(f"{name}: {shown}", "wrong answers are rewarded", "golds that tell answers apart")
+    if few and not (numbers or unasked):
+        text = f"{', '.join(args.reward_funcs)}: no reward here concerns any of the rows"
+        yield Finding(text, "nothing is rewarded", "a reward for their `verifier`")
     if any(total.values()) and not total["right"] > max(total["wrong"], total["empty"]):
         shown = ", ".join(f"{kind} {value:.2f}" for kind, value in total.items())
         text = f"the rewards together do not tell right from wrong: {shown}"

@@ -11,10 +11,12 @@ import errno
 import importlib.metadata
 import inspect
 import itertools
+import json
 import logging
 import os
 import re
 import sys
+import time
 import types
 import typing
 from collections.abc import Callable, Iterable
@@ -543,6 +545,7 @@ def launch(stage: Callable[[], None]) -> None:
         try:
             stage()
         except Exception as error:
+            _leave_for_launcher(error)
             # Only torch's and safetensors' own exceptions reach us where they write; they keep the reason in words.
             if getattr(error, "errno", None) != errno.ENOSPC and not re.search(NO_SPACE, str(error)):
                 raise
@@ -553,3 +556,10 @@ def launch(stage: Callable[[], None]) -> None:
 
     if status := commands.run(main):
         raise SystemExit(status)
+
+
+def _leave_for_launcher(error: Exception) -> None:
+    """torchrun, by which `accelerate launch` starts several processes, ends its own report with what it finds there."""
+    if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        told = {"message": f"error: {error}", "extraInfo": {"py_callstack": f"error: {error}", "timestamp": int(time.time())}}
+        Path(path).write_text(json.dumps({"message": told}), encoding="utf-8")

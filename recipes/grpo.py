@@ -13,7 +13,7 @@ from data_prep import decode, prompts
 from data_prep.rows import Row
 from data_prep.runs import ConfigError
 from data_prep.sampling import Decoding
-from recipes import engine, reference, sharded
+from recipes import checks, engine, reference, sharded
 from recipes.config import RLArguments, make_reward
 from recipes.data import as_messages, count_tokens, keep_short, read_rows
 from recipes.training import Resumable, Run, require_checkpoint
@@ -71,6 +71,9 @@ def _reward(name: str, kwargs: dict, style: str) -> Callable:
             f"reward_funcs: there is no '{name}' ({error}). Write one of {known}, or a dotted path to one that is "
             f"installed or lies in {os.getcwd()}."
         ) from None
+    except Exception as error:
+        where = checks.line_of(error)
+        raise ConfigError(f"reward_funcs: {module} fails: {where}: {type(error).__name__}: {error}") from error
     kind = reward if inspect.isclass(reward) else type(reward)
     if kind is types.FunctionType:
         if kwargs:
@@ -178,6 +181,7 @@ def make_trainer(run: Run, model: PreTrainedModel, tokenizer: PreTrainedTokenize
             config.require_whole_groups(name)
     if config.use_vllm:
         engine.refuse_unmerged(model)
+    funcs = [checks.guarded(name, reward) for name, reward in zip(args.reward_funcs, funcs, strict=True)]
     trainer = GRPOTrainer(model, reward_funcs=funcs, args=config, train_dataset=rows, processing_class=tokenizer)
     config.sync_ref_model = refresh
     if config.use_vllm:

@@ -13,7 +13,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator
 
-from data_prep.runs import ConfigError
+from data_prep.runs import ConfigError, Stopped
 from recipes import checks
 from recipes.checks import Finding
 from recipes.qlora_proof import unreached
@@ -106,7 +106,7 @@ class Watch(TrainerCallback):
             try:
                 checks.tell(sample(self.trainer))
             except checks.STEPS_ERRORS as error:
-                if isinstance(error, ConfigError):
+                if isinstance(error, ConfigError | Stopped):
                     raise
                 self._say("sample", f"a sample failed ({type(error).__name__}: {error})", "so will the first rollout")
             self.trainer.last_rewards = None

@@ -66,7 +66,7 @@ def test_a_dry_run_prints_the_command_of_every_stage(scale, monkeypatch, capsys)
     assert printed[0] == f"python -m data_prep.rl_prompts --config recipes/configs/{scale}/rl_prompts.yaml"
     assert len(printed) == len(list((CONFIGS / scale).glob("*.yaml")))
     for line in printed:
-        launch = re.match(r"accelerate launch --config_file (\S+) recipes/\w+\.py --config (\S+)$", line)
+        launch = re.match(r"accelerate launch --quiet --config_file (\S+) recipes/\w+\.py --config (\S+)$", line)
         assert launch or line.startswith("python -m data_prep.")
         if launch:
             assert launch[1] == runs.load_config(Path(launch[2]))["accelerate_config"]

@@ -89,9 +89,6 @@ class Child:
         else:
             return
         text = self.step.log.read_text(encoding="utf-8", errors="replace")
-        own, _, launcher = text.rpartition("Traceback (most recent call last):\n")
-        if "subprocess.CalledProcessError" in launcher:  # accelerate's own, after the stage's
-            text = own
         raise PipelineError(
             f"{self.step.name} {wrong}. The end of {self.step.log}:\n{children.end_of(text)}To run it alone:\n"
             f"  {shlex.join(self.step.command)}\n"

@@ -133,7 +133,7 @@ def load_steps(
             script = runs.ROOT / target
             target = shown(script)
             processes = accelerate_config or runs.ROOT / settings.get("accelerate_config", DEFAULT_ACCELERATE)
-            start = ("accelerate", "launch", "--config_file", shown(processes), target)
+            start = ("accelerate", "launch", "--quiet", "--config_file", shown(processes), target)
         else:
             script = _module_file(target)
             start = ("python", "-m", target)
