@@ -100,7 +100,7 @@ def measure(name: str, rows: list[tuple[str, str, str, bool]], show: int) -> Non
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    arguments = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n")[0])
     arguments.add_argument("--gsm8k", type=Path, metavar="FILE")
     arguments.add_argument("--math", type=Path, metavar="FILE")
     arguments.add_argument("--cases", type=Path, metavar="FILE")

@@ -41,7 +41,7 @@ def plainly(program: str, script: str) -> bool:
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    arguments = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n")[0])
     arguments.add_argument("--programs", type=int, default=200)
     arguments.add_argument("--humaneval", type=Path, metavar="FILE")
     options = arguments.parse_args()

@@ -234,7 +234,7 @@ def size(folder: Path) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n")[0])
     parser.add_argument("--rows", type=int, default=4_000, help="of the mixture; 804745 are the paper's")
     parser.add_argument("--tasks", type=int, default=0, help="of the job; 0: one for every 128 MB of text")
     parser.add_argument("--keep", type=Path, help="a folder for the files, instead of a temporary one")

@@ -236,7 +236,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n")[0])
     parser.add_argument("--scale", default="cpu", help="a name in recipes/configs, or a path to a folder of YAMLs")
     parser.add_argument("--seeds", type=int, default=2, help="how many: 0, 1, ...")
     parser.add_argument("--rates", type=float, nargs="+", default=[0.5, 1, 2], help="times the YAMLs' learning rates")

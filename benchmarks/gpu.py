@@ -201,7 +201,7 @@ def one_layer(folder: Path) -> list[dict]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n\n")[0])
     parser.add_argument("--settings", nargs="+", default=["experts", *SETTINGS], choices=["experts", *SETTINGS])
     parser.add_argument("--folder", type=Path, help="for the weights, instead of a temporary one")
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)

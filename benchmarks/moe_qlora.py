@@ -156,7 +156,7 @@ def measure(folder: Path, way: str, steps: int, merged: bool) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.splitlines()[0])
     parser.add_argument("--experts", type=int, nargs="+", default=[8, 64, 128])
     for name, size in (("hidden", 512), ("inner", 256), ("layers", 4), ("steps", 3)):
         parser.add_argument(f"--{name}", type=int, default=size)

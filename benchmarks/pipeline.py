@@ -44,7 +44,9 @@ def learnt(rewards: list[float]) -> int | None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--scale", default="cpu", help="a name in recipes/configs, or a path to a folder of YAMLs")
     scale = parser.parse_args().scale
     subprocess.run([sys.executable, "-m", "recipes.tools.pipeline", "--scale", scale], check=True)

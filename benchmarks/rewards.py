@@ -162,7 +162,7 @@ def resident(pid: str) -> int:
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    arguments = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n")[0])
     arguments.add_argument("--completions", type=int, default=2000)
     arguments.add_argument("--skip-trl", action="store_true")
     arguments.add_argument("--memory", type=int, default=0, metavar="N", help="watch the memory over N completions")

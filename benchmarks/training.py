@@ -245,7 +245,7 @@ def alternate(sides: dict[str, Side], repeats: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n\n")[0])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--spread", type=float, default=0.8, help="deviation of the logarithm of a row's length")
     parser.add_argument("--parts", nargs="+", default=["sft", "grpo"], choices=["sft", "grpo"])

@@ -29,7 +29,9 @@ OVERRIDE = "a YAML of other values, by the name of the YAML that they change"
 def parser(module: str, doc: str | None, epilog: str = "") -> argparse.ArgumentParser:
     """The parser of `python -m module`: the module's docstring, `--debug`, and what the caller adds."""
     shape = argparse.RawDescriptionHelpFormatter
-    made = argparse.ArgumentParser(f"python -m {module}", description=doc, epilog=epilog, formatter_class=shape)
+    made = argparse.ArgumentParser(
+        f"python -m {module}", description=doc, epilog=epilog, formatter_class=shape, allow_abbrev=False
+    )
     made.add_argument("--debug", action="store_true", help=DEBUG)
     return made
 

@@ -149,6 +149,8 @@ def load_rows(source: str | Path, split: str = "train", sft: bool = False, witho
         from datasets import load_dataset  # slow to import, and only needed for the Hub
 
         rows = hub.find(str(source), lambda: load_dataset(str(source), split=split), "dataset").to_list()
+    if not rows:
+        raise ValueError(f"{source} has no rows")
     validate(rows, str(source), sft)
     return rows
 

@@ -204,7 +204,7 @@ class LocalModel(Batched):
         if getattr(self.model.config, "output_router_logits", False):
             self.model.config.output_router_logits = False  # left by SFT of a mixture of experts; it fails on a cache
         self.identity = _identity(checkpoint, getattr(self.model.config, "_commit_hash", None))
-        self.limit = getattr(self.model.config, "max_position_embeddings", sys.maxsize)
+        self.limit = positions(self.model.config) or sys.maxsize
         ends = self.model.generation_config.eos_token_id
         self.ends = {*(ends if isinstance(ends, list) else [ends]), self.tokenizer.eos_token_id} - {None}
         if not self.ends:
@@ -219,6 +219,22 @@ class LocalModel(Batched):
         finishes = ["stop" if completion[-1] in self.ends else "length" for completion in completions]
         counts = zip(map(len, inputs), map(len, completions), strict=True)
         return [Sample(*parts, *count) for *parts, count in zip(texts, finishes, counts, strict=True)]
+
+
+def positions(config: Any) -> int | None:
+    """Tokens of prompt and completion that a model takes, as vLLM counts them; None where its config does not say.
+
+    A scaled RoPE goes as far as its factor says, unless `max_position_embeddings` has that in it already.
+    """
+    text = config.get_text_config()
+    most = getattr(text, "max_position_embeddings", None)
+    ropes = getattr(text, "rope_parameters", None) or {}
+    scaled = [most]
+    for rope in [ropes, *ropes.values()] if most else []:  # of the model, or of each kind of layer
+        if isinstance(rope, dict) and rope.get("rope_type") in ("linear", "dynamic", "yarn"):
+            first = rope.get("original_max_position_embeddings") if rope["rope_type"] == "yarn" else None
+            scaled.append(int((first or most) * (rope.get("factor") or 1)))
+    return most if "gemma3" in text.model_type else max(scaled) if most else None
 
 
 class VLLMModel(Batched):

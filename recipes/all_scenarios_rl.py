@@ -68,15 +68,22 @@ def _forever(rows: list[Row], shuffle: random.Random) -> Iterator[Row]:
 
 def main() -> None:
     settings = parse(AllScenariosArguments, GRPOConfig)
-    from recipes import data, grpo, training  # once the settings are right: TRL and torch take seconds to import
+    from recipes import grpo, training  # once the settings are right: TRL and torch take seconds to import
+
+    from datasets import Dataset
 
     run = training.start(*settings)
     if not run.args.general_datasets:
         raise ConfigError("general_datasets is missing: list the files with helpful and harmless rows.")
     policy, tokenizer = training.load_policy(run)
-    reasoning = data.read_rows(run.args)
-    general = [data.read_rows(run.args, source) for source in run.args.general_datasets]
-    questions = grpo.as_prompts(run, schedule(reasoning, general, run.args, run.config), tokenizer)
+    if run.config.max_steps < 1:
+        raise ConfigError(f"max_steps is {run.config.max_steps}; write how many, of which the last are mixed.")
+    found, too_long = [], 0
+    for source in [None, *run.args.general_datasets]:
+        found.append(list(grpo.load_prompts(run, tokenizer, source)))
+        too_long += run.figures["rows_too_long"]
+    questions = Dataset.from_list(schedule(found[0], found[1:], run.args, run.config))
+    run.figures |= {"rows": len(questions), "rows_too_long": too_long}
     run.config.shuffle_dataset = False  # their order is the two phases
     run.train(grpo.make_trainer(run, policy, tokenizer, questions))
 

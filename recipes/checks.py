@@ -26,6 +26,7 @@ from data_prep import runs
 from data_prep.prompts import R1_ZERO_PREFIX
 from data_prep.rows import Row
 from data_prep.runs import ConfigError, Stopped
+from data_prep.sampling import positions
 from recipes import qlora_proof, sharded
 from recipes.muon import product_dtype
 from rewards import gym
@@ -170,6 +171,45 @@ def _of_rl_settings(args: Any, config: Any) -> Iterator[Finding]:
                 yield Finding(text, "its head would be new, its scores random", "a folder of recipes/reward_models.py")
 
 
+# What the model has room for
+
+
+def limit(run: Any, most: int | None, key: str) -> tuple[int | None, str]:
+    """(tokens that a row may have, None for any; what says so): the smallest of `most`, which `key` sets, of the
+    model's positions, and of what vLLM is told; of reinforcement learning, what these leave beside a completion."""
+    shape = shape_of(getattr(run.args, "model_name_or_path", None))
+    room, found = _room(run.args, shape), {key: most}
+    if room and hasattr(run.args, "reward_funcs"):
+        completion, engine = run.config.max_completion_length or 0, run.config.vllm_max_model_length
+        found["max_position_embeddings - max_completion_length"] = room - completion
+        if run.config.use_vllm and engine:
+            found["vllm_max_model_length - max_completion_length"] = engine - completion
+    elif room:
+        found["max_position_embeddings"] = room
+    return min(((value, name) for name, value in found.items() if value is not None), default=(None, key))
+
+
+def _room(args: Any, shape: Any) -> int | None:
+    """Tokens that a stage's model takes: its key `max_position_embeddings`, or what the checkpoint's config says."""
+    return getattr(args, "max_position_embeddings", None) or (shape and positions(shape))
+
+
+def of_room(args: Any, config: Any, shape: Any) -> Iterator[Finding]:
+    """Prompts and completions of reinforcement learning against what the model takes."""
+    room = _room(args, shape)
+    if not room or not hasattr(args, "reward_funcs"):
+        return
+    prompt, completion = args.max_prompt_length or 1, config.max_completion_length or 0
+    if prompt + completion > room:
+        asked = f"max_prompt_length: {prompt} and " if args.max_prompt_length else ""
+        text = f"{asked}max_completion_length: {completion} for a model of {room} positions"
+        write = f"shorter ones, or max_position_embeddings: {prompt + completion} for a model that is to learn them"
+        yield Finding(text, "it has never seen one beyond, and memory grows with the square of the length", write)
+    if config.use_vllm and (config.vllm_max_model_length or 0) > room:
+        text = f"vllm_max_model_length: {config.vllm_max_model_length} for a model of {room} positions"
+        yield Finding(text, "vLLM would refuse it once the weights are loaded", f"vllm_max_model_length: {room}")
+
+
 # What the tokenizer and its template do
 
 
@@ -248,7 +288,12 @@ def of_lengths(lengths: Sequence[int], limit: int | None, key: str) -> Iterator[
         logger.info("tokens a row: %s; %.1f%% over %s: %s", shown, 100 * over, key, limit)
     if over > MAX_TOO_LONG:
         text = f"{over:.0%} of the rows are longer than {key}: {limit} (the longest {lengths.max()})"
-        yield Finding(text, "they are left out, and they are the hardest", f"{key}: {lengths.max()}", stops=False)
+        yield Finding(
+            text,
+            "they are left out, and they are the hardest",
+            f"{key}: {lengths.max()}" if key.isidentifier() else "a smaller max_completion_length, or other rows",
+            stops=False,
+        )
 
 
 def _many(rows: list[Row], faults: Callable[[Row], str | None], why: str, write: str, stops=False) -> Iterator[Finding]:
@@ -411,7 +456,8 @@ def guarded(name: str, reward: Callable) -> Callable:
         if values.shape != (count,):
             raise RewardError(f"{where} returns {len(found)} values for {count} completions. {wanted}")
         if not values.isfinite().all():
-            raise RewardError(f"{where} returns {found!r:.60}: not each is a finite number. {wanted}")
+            bad = found[(~values.isfinite()).nonzero()[0, 0]]
+            raise RewardError(f"{where} returns {bad!r} for a completion, which is not a finite number. {wanted}")
         return found
 
     if is_async_callable(reward):
@@ -567,12 +613,11 @@ def of_model(trainer: Any, args: Any) -> Iterator[Finding]:
         text = f"{len(broken)} tensors are all zero or not finite: {', '.join(broken[:3])}"
         yield Finding(text, "no text comes out of them, and NaN spreads", "another checkpoint: this one is broken")
     shape, data = model.config, spread(trainer.train_dataset, CHECKED)
-    longest = max([getattr(trainer.args, "max_completion_length", 0), *(len(row.get("input_ids", ())) for row in data)])
-    if longest > (positions := getattr(shape, "max_position_embeddings", math.inf)):
-        text = f"up to {longest} tokens for a model of {positions} positions"
-        yield Finding(
-            text, "it has never seen one beyond", "a shorter max_completion_length or max_length", stops=False
-        )
+    tokens = max(max(row.get("seq_lengths") or [len(row.get("input_ids", ()))]) for row in data)  # of a packed row
+    if tokens > (room := positions(shape) or math.inf):
+        text = f"up to {tokens} tokens for a model of {room} positions"
+        write = f"max_length: {room}, or max_position_embeddings: {tokens} for a model that is to learn them"
+        yield Finding(text, "it has never seen one beyond", write)
     adapted = [name for name, one in parameters.items() if "lora_" in name and one.requires_grad]
     if adapted and qlora_proof.expert_counts(shape):
         if any(re.search(r"\b(gate|router)\.lora_", name) for name in adapted):
@@ -596,7 +641,9 @@ def of_start(args: Any, config: Any, environment: Mapping[str, str], offline: bo
     """Before anything is loaded."""
     yield from versions()
     yield from of_settings(args, config)
-    yield from of_sharding(args, shape_of(getattr(args, "model_name_or_path", None), offline), environment)
+    shape = shape_of(getattr(args, "model_name_or_path", None), offline)
+    yield from of_sharding(args, shape, environment)
+    yield from of_room(args, config, shape)
 
 
 def of_trainer(trainer: Any, args: Any) -> Iterator[Finding]:

@@ -38,6 +38,9 @@ FLAGS = ("--debug", "--redo")  # of a command, and no settings
 GENERATION = ("transformers", "vllm_colocate", "vllm_server")
 ENGINE_SEQUENCES = 4096  # TRL's `max_num_batched_tokens` of an engine beside training, which vLLM holds sequences to
 NO_SPACE = r"No space left|os error 28|file write failed"
+# What of TRL's `generation_kwargs` would win over a key, without a word.
+GENERATION_KEYS = {key: key for key in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")}
+GENERATION_KEYS |= dict.fromkeys(("max_new_tokens", "max_tokens", "max_length"), "max_completion_length")
 # Keys of TRL that another key of ours stands for.
 REPLACED = {
     "gradient_accumulation_steps": "follows from the batch of a step; leave it out",
@@ -113,7 +116,7 @@ class PolicyArguments(LoraArguments):
         default=None, metadata={"help": "What the checkpoint's config says from here on, for a base of short context."}
     )
     token_budget: int | None = field(
-        default=None, metadata={"help": "Stop when this many completion tokens have had a gradient."}
+        default=None, metadata={"help": "Stop after so many completion tokens with a gradient, or at a bound before."}
     )
 
 
@@ -173,7 +176,7 @@ class GRPOConfig:
     temperature: float = 1.0
     top_p: float = 1.0  # chosen: not printed; with 1 the policy's own distribution is sampled
     max_completion_length: int | None = 32768  # section 2.1: 65,536 after step 8,200, as a second run
-    max_steps: int = 10400
+    max_steps: int = field(default=10400, metadata={"help": "Or token_budget: the first to be reached ends a run."})
     sync_ref_model: bool = True
     ref_model_sync_steps: int = 400
     ref_model_mixup_alpha: float = 1.0  # replaced, not mixed
@@ -268,7 +271,10 @@ class SFTConfig(_SequenceBatch):
     learning_rate: float = 5e-5
     lr_scheduler_type: str = "cosine_with_min_lr"
     lr_scheduler_kwargs: dict | str | None = field(default_factory=lambda: {"min_lr_rate": 0.1})  # to 5e-6
-    num_train_epochs: float = 2  # printed: 2 to 3; v1 section 2.3.3: two
+    num_train_epochs: float = field(  # printed: 2 to 3; v1 section 2.3.3: two
+        default=2,
+        metadata={"help": "Or max_steps, or token_budget: the first ends a run; this one's default gives way."},
+    )
     max_length: int | None = 32768
     warmup_steps: float = 0  # chosen: not printed
     packing: bool = False  # chosen: not printed
@@ -292,7 +298,9 @@ class RewardConfig(_SequenceBatch):
     batch_size: int = field(default=256, metadata={"help": "Pairs, or responses, per optimiser step (section 3.1)."})
     learning_rate: float = 6e-6
     lr_scheduler_type: str = "constant"  # chosen: only one rate is printed
-    num_train_epochs: float = 1
+    num_train_epochs: float = field(
+        default=1, metadata={"help": "Or max_steps: the first to be reached ends a run; this one's default gives way."}
+    )
     max_length: int | None = 8192
     per_device_train_batch_size: int = 8  # chosen: not printed
 
@@ -492,6 +500,8 @@ def read(arguments: type, trainer: type, argv: list[str] | None = None) -> tuple
         for name in getattr(args, "reward_funcs", []):
             if getattr(getattr(rewards, name, None), "whole_groups", False):
                 ours.require_whole_groups(name)
+        if isinstance(ours, GRPOConfig):
+            _require_one_bound(ours, said)
         if getattr(ours, "generation", "") == "vllm_colocate":
             _require_engine(args.max_prompt_length, ours, settings)
     except ValueError as error:
@@ -499,9 +509,23 @@ def read(arguments: type, trainer: type, argv: list[str] | None = None) -> tuple
     return args, settings, where
 
 
+def _require_one_bound(config: GRPOConfig, said: dict) -> None:
+    """Raises ConfigError where two keys would say how long a run, or how a completion, may be."""
+    if "num_train_epochs" in said and config.max_steps > 0:
+        raise ConfigError(
+            f"num_train_epochs would not count beside max_steps: {config.max_steps}. Leave it out, and write max_steps,"
+            f" in each of which {config.prompts_per_step} prompts are asked."
+        )
+    for key in said.get("generation_kwargs") or ():
+        if key in GENERATION_KEYS:
+            raise ConfigError(
+                f"generation_kwargs: {key} would win over {GENERATION_KEYS[key]}; write that key instead."
+            )
+
+
 def _require_engine(prompt: int | None, config: GRPOConfig, settings: dict) -> None:
     """Raises ConfigError for what vLLM would refuse after the weights are loaded, or would cut off without a word."""
-    room, completion = settings.get("vllm_max_model_length"), config.max_completion_length
+    room, completion = settings.get("vllm_max_model_length"), config.max_completion_length or 0
     if room and room < (prompt or 0) + completion:
         raise ConfigError(
             f"vllm_max_model_length is {room} tokens, but max_prompt_length {prompt or 0} and max_completion_length "
@@ -522,6 +546,10 @@ def parse(arguments: type, trainer: type, argv: list[str] | None = None) -> tupl
     itself refuses. A stage imports what is slow after this, so that all but the last is said at once.
     """
     args, settings, where = read(arguments, trainer, argv)
+    for key in ("model_name_or_path", "dataset"):
+        if not getattr(args, key, key):
+            named = f"--config recipes/configs/cpu/{Path(sys.argv[0]).stem}.yaml"
+            raise ConfigError(f"{where}: {key} is missing. Name a YAML that has it, as {named}; or write --{key}.")
     from recipes import trl_configs  # imports TRL
 
     whole = getattr(trl_configs, trainer.__name__)
@@ -561,5 +589,6 @@ def launch(stage: Callable[[], None]) -> None:
 def _leave_for_launcher(error: Exception) -> None:
     """torchrun, by which `accelerate launch` starts several processes, ends its own report with what it finds there."""
     if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
-        told = {"message": f"error: {error}", "extraInfo": {"py_callstack": f"error: {error}", "timestamp": int(time.time())}}
-        Path(path).write_text(json.dumps({"message": told}), encoding="utf-8")
+        more = {"py_callstack": f"error: {error}", "timestamp": int(time.time())}
+        told = {"message": {"message": f"error: {error}", "extraInfo": more}}
+        Path(path).write_text(json.dumps(told), encoding="utf-8")

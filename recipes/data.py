@@ -63,7 +63,9 @@ def read_records(source: str, key: str, *columns: str) -> list[Row]:
         records = read_parquet(source)
     except (ValueError, FileNotFoundError) as error:
         raise ConfigError(f"{key}: {error}") from error
-    if missing := [column for column in columns if not records or records[0].get(column) is None]:
+    if not records:
+        raise ConfigError(f"{key}: {source} has no rows.")
+    if missing := [column for column in columns if records[0].get(column) is None]:
         raise ConfigError(f"{key}: {source} has no {', '.join(missing)}; its columns must be {', '.join(columns)}.")
     return records
 

@@ -10,12 +10,11 @@ from pathlib import Path
 
 import rewards
 from data_prep import decode, prompts
-from data_prep.rows import Row
 from data_prep.runs import ConfigError
 from data_prep.sampling import Decoding
 from recipes import checks, engine, reference, sharded
 from recipes.config import RLArguments, make_reward
-from recipes.data import as_messages, count_tokens, keep_short, read_rows
+from recipes.data import as_messages, keep_short, read_rows
 from recipes.training import Resumable, Run, require_checkpoint
 
 import torch
@@ -28,21 +27,21 @@ from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import RepeatSampler
 
 
-def load_prompts(run: Run, tokenizer: PreTrainedTokenizerBase) -> Dataset:
-    """The rows of `dataset` as GRPO reads them; those with a prompt longer than `max_prompt_length` are left out."""
-    return as_prompts(run, read_rows(run.args), tokenizer)
-
-
-def as_prompts(run: Run, rows: list[Row], tokenizer: PreTrainedTokenizerBase) -> Dataset:
-    """`prompt` in the stage's style, and every other column for the rewards."""
+def load_prompts(run: Run, tokenizer: PreTrainedTokenizerBase, source: str | None = None) -> Dataset:
+    """The rows of `source`, or of `dataset`, as GRPO reads them: `prompt` in the stage's style, and every other column
+    for the rewards. Those are left out and counted whose prompt is longer than `max_prompt_length`, or leaves no room
+    for a completion."""
     plain = run.args.completion_style == "r1_zero"
     asked = [
         row | {"prompt": prompts.r1_zero(row["prompt"]) if plain else as_messages("user", row["prompt"])}
-        for row in rows
+        for row in read_rows(run.args, source)
     ]
-    limit = run.args.max_prompt_length
-    lengths = [count_tokens(row["prompt"], tokenizer) if limit else 0 for row in asked]
-    return keep_short(run, Dataset.from_list(asked), lengths, limit, "max_prompt_length")
+    most, key = checks.limit(run, run.args.max_prompt_length, "max_prompt_length")
+    lengths = [0] * len(asked)
+    if most is not None:
+        texts = [checks.opening(tokenizer, row["prompt"]) for row in asked]
+        lengths = list(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"]))
+    return keep_short(run, Dataset.from_list(asked), lengths, most, key)
 
 
 def load_rewards(args: RLArguments) -> list[Callable]:

@@ -31,7 +31,7 @@ def main() -> None:
     name = training.require_checkpoint(run.args.model_name_or_path)
     tokenizer = training.load_tokenizer(name, frozen=run.args.use_peft)
     pairs = scorers.load_pairs(run.args.helpfulness_dataset)
-    labelled = scorers.load_labels(run.args.harmlessness_dataset, tokenizer, run.config.max_length)
+    labelled = scorers.load_labels(run.args.harmlessness_dataset, tokenizer)
     scorers.train(run, "helpfulness", scorers.PairwiseTrainer, pairs)
     scorers.train(run, "harmlessness", scorers.PointwiseTrainer, labelled)
     run.finish()

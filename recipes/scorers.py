@@ -1,15 +1,19 @@
 """What the stage of the two reward models is made of: pairs and labelled responses, scorers, and their trainers."""
 
+import logging
 from dataclasses import replace
 
 import rewards
-from recipes import data, training
+from data_prep.runs import ConfigError
+from recipes import checks, data, training
 from recipes.config import LoraArguments
 from recipes.trl_configs import RewardConfig
 
 import trl
 from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, Trainer, set_seed
+
+logger = logging.getLogger(__name__)
 
 
 class PairwiseTrainer(training.Resumable, trl.RewardTrainer):
@@ -37,14 +41,14 @@ def load_pairs(source: str) -> Dataset:
     return Dataset.from_list(rows)
 
 
-def load_labels(source: str, tokenizer, max_length: int) -> Dataset:
-    """Tokens of each whole response, if they fit, with its label: 1.0 is safe."""
+def load_labels(source: str, tokenizer) -> Dataset:
+    """Tokens of each whole response, with its label: 1.0 is safe."""
     rows = []
     for row in data.read_records(source, "harmlessness_dataset", "prompt", "response", "label"):
         messages = data.as_messages("user", row["prompt"]) + data.as_messages("assistant", row["response"])
         text = tokenizer.apply_chat_template(messages, tokenize=False)
         rows.append({"labels": [float(row["label"])]} | tokenizer(text, add_special_tokens=False))
-    return Dataset.from_list(rows).filter(lambda row: len(row["input_ids"]) <= max_length)
+    return Dataset.from_list(rows)
 
 
 def load_scorer(args: LoraArguments, config: RewardConfig):
@@ -57,12 +61,23 @@ def load_scorer(args: LoraArguments, config: RewardConfig):
 
 
 def train(run: training.Run, name: str, kind: type, rows: Dataset) -> None:
-    """One model in `<output_dir>/<name>`, and its accuracy on what was held out."""
-    config = replace(run.config, output_dir=f"{run.output_dir}/{name}")
+    """One model in `<output_dir>/<name>`, and its accuracy on what was held out. What is too long is left out."""
+    most, key = checks.limit(run, run.config.max_length, "max_length")
+    config, count = replace(run.config, output_dir=f"{run.output_dir}/{name}", max_length=most), len(rows)
+    if "input_ids" in rows.column_names:  # TRL looks at pairs
+        rows = rows.filter(lambda row: most is None or len(row["input_ids"]) <= most)
+    if len(rows) < 2:
+        raise ConfigError(f"{name}_dataset: {len(rows)} of its {count} rows are within {key}: {most}; raise it.")
     scorer, tokenizer = load_scorer(run.args, config)
     parts = rows.train_test_split(run.args.held_out, seed=config.seed)
     trainer = kind(
         scorer, args=config, train_dataset=parts["train"], eval_dataset=parts["test"], processing_class=tokenizer
     )
+    left = len(trainer.train_dataset), len(trainer.eval_dataset)
+    if sum(left) < count:
+        logger.info("%d of %d rows are longer than %s: %s; left out", count - sum(left), count, key, most)
+    if not all(left):
+        raise ConfigError(f"{name}_dataset: {sum(left)} of its {count} rows are within {key}: {most}; raise it.")
+    run.figures[f"{name}_rows_too_long"] = count - sum(left)
     run.fit(trainer)
     run.figures[f"{name}_accuracy"] = trainer.accuracy()

@@ -339,10 +339,7 @@ class Run:
 
     def train(self, trainer) -> None:
         """Train one model to the end; leave a plain checkpoint and run.json."""
-        budget = getattr(self.args, "token_budget", None)
-        if budget is not None and isinstance(trainer, SFTTrainer):
-            trainer.args.max_steps = steps_for_budget(trainer, budget)
-        self.fit(trainer, budget)
+        self.fit(trainer, getattr(self.args, "token_budget", None))
         self.figures["steps"] = trainer.state.global_step
         self.figures["completion_tokens_trained"] = trainer.completion_tokens_trained
         self.finish()
@@ -350,6 +347,7 @@ class Run:
     def fit(self, trainer, budget: int | None = None) -> None:
         """Train from the last complete checkpoint, if there is one, and save the model in the trainer's output_dir."""
         folder = Path(trainer.args.output_dir)
+        trainer.args.max_steps = steps(trainer, budget, self.settings)
         require_disk(trainer)
         for callback in callbacks(trainer, self.args, budget):
             trainer.add_callback(callback)
@@ -400,6 +398,22 @@ def hardware() -> dict[str, str | int]:
     }
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     return found | ({"gpus of this machine": ", ".join(gpus)} if gpus else {})
+
+
+def steps(trainer, budget: int | None, said: dict) -> int:
+    """Optimiser steps after which a run ends: by the first of its bounds that is reached, where several are said. A
+    default of `num_train_epochs` gives way to any other bound; -1: that default holds."""
+    config = trainer.args
+    bounds = {"max_steps": config.max_steps} if config.max_steps > 0 else {}
+    if budget is not None and isinstance(trainer, SFTTrainer):
+        bounds["token_budget"] = steps_for_budget(trainer, budget)
+    if bounds and "num_train_epochs" in said and hasattr(config, "batch_size"):
+        epoch = math.ceil(len(trainer.train_dataset) / config.batch_size)
+        bounds["num_train_epochs"] = math.ceil(config.num_train_epochs * epoch)
+    if len(bounds) > 1:
+        shown = ", ".join(f"{key}: {count}" for key, count in bounds.items())
+        logger.info("the first of these bounds, in steps, ends the run: %s", shown)
+    return min(bounds.values(), default=config.max_steps)
 
 
 def steps_for_budget(trainer: SFTTrainer, budget: int) -> int:

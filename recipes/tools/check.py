@@ -70,11 +70,18 @@ def main(argv: list[str]) -> None:
     parser = commands.parser("recipes.tools.check", __doc__)
     parser.add_argument("pairs", nargs="+", metavar="TARGET CONFIG", help="a script or module, and its YAML")
     parser.add_argument("--override", metavar="FILE", help=commands.OVERRIDE)
+    parser.add_argument("--elsewhere", action="store_true", help="they are for a machine that may have another GPU")
     found = parser.parse_args(argv)
     pairs, more = found.pairs, ("--override", found.override) if found.override else ()
     for parse in (config.read, config.parse):
         for target, path in zip(pairs[::2], pairs[1::2], strict=True):
-            check(target, path, *more, parse=parse)
+            check(
+                target,
+                path,
+                *more,
+                *(config.WITHOUT_GPU if found.elsewhere and target.endswith(".py") else ()),
+                parse=parse,
+            )
 
 
 if __name__ == "__main__":

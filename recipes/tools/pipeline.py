@@ -16,6 +16,7 @@ import shlex
 import shutil
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -53,12 +54,15 @@ def preflight(steps: list[Step], todo: list[Step], scale_dir: Path) -> None:
     free = shutil.disk_usage(Path.cwd()).free / 2**30
     if free < FREE_DISK_GB:
         raise PipelineError(f"{free:.1f} GB are free in {Path.cwd()}, {FREE_DISK_GB:.0f} GB are needed: make room")
-    # An evaluation's YAML was read when the steps were listed.
-    plain = [step for step in todo if not step.evaluates]
-    log = scale_dir / "logs" / "check.log"
+    require_readable(todo, scale_dir / "logs" / "check.log")
+
+
+def require_readable(steps: list[Step], log: Path, *words: str) -> None:
+    """Raises runs.ConfigError for a YAML that its stage or job refuses; `words` are of `recipes.tools.check`."""
+    plain = [step for step in steps if not step.evaluates]  # whose YAML was read when the steps were listed
     for override in {step.override for step in plain}:
         pairs = [word for step in plain if step.override == override for word in (step.target, str(step.config))]
-        more = ("--override", str(override)) if override else ()
+        more = (*words, "--override", str(override)) if override else words
         process = children.start(("python", "-m", "recipes.tools.check", *pairs, *more), log, child_environment(None))
         process.join()
         if process.exitcode:
@@ -304,6 +308,9 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.debug:
         todo = [replace(step, command=(*step.command, "--debug")) for step in todo]
     if arguments.dry_run:
+        if arguments.override:
+            with tempfile.TemporaryDirectory() as folder:
+                require_readable([step for step in todo if step.override], Path(folder) / "check.log", "--elsewhere")
         lines = {step.name: shlex.join(step.command) for step in todo} | {name: f"# done: {name}" for name in done}
         lines |= {step.name: f"# changed: {step.name}: {'; '.join(state.why)}" for step, state in choice.refused}
         up: list[servers.Service] = []

@@ -98,7 +98,8 @@ def test_the_walkthroughs_rewards_give_its_advantages(run_stage, here):
     """o1 to o4 with 0.1, 1.1, 1.0 and 0.1: TRL divides by the sample's standard deviation, the walkthrough by 0.5."""
     (here / "walkthrough.py").write_text("def reward(completions, **columns):\n    return [0.1, 1.1, 1.0, 0.1]\n")
     one_group = {"prompts_per_step": 1, "generation_batch_size": 4, "per_device_train_batch_size": 4}
-    folder = run_stage("r1_zero", GRPO | one_group | {"reward_funcs": ["walkthrough.reward"], "max_steps": 1})
+    one_step = {"reward_funcs": ["walkthrough.reward"], "max_steps": 1, "doctor": False}  # which asks for other lengths
+    folder = run_stage("r1_zero", GRPO | one_group | one_step)
     found = read_parquet(folder / "completions/completions_00001.parquet")
     assert [row["reward"] for row in found] == pytest.approx([0.1, 1.1, 1.0, 0.1])
     assert [row["advantage"] for row in found] == pytest.approx([-0.863, 0.954, 0.773, -0.863], abs=5e-4)
