@@ -116,7 +116,8 @@ class PolicyArguments(LoraArguments):
         default=None, metadata={"help": "What the checkpoint's config says from here on, for a base of short context."}
     )
     token_budget: int | None = field(
-        default=None, metadata={"help": "Stop after so many completion tokens with a gradient, or at a bound before."}
+        default=None,
+        metadata={"help": "Completion tokens with a gradient that end a run, unless another bound does before."},
     )
 
 
@@ -176,7 +177,7 @@ class GRPOConfig:
     temperature: float = 1.0
     top_p: float = 1.0  # chosen: not printed; with 1 the policy's own distribution is sampled
     max_completion_length: int | None = 32768  # section 2.1: 65,536 after step 8,200, as a second run
-    max_steps: int = field(default=10400, metadata={"help": "Or token_budget: the first to be reached ends a run."})
+    max_steps: int = field(default=10400, metadata={"help": "Or token_budget, if sooner."})
     sync_ref_model: bool = True
     ref_model_sync_steps: int = 400
     ref_model_mixup_alpha: float = 1.0  # replaced, not mixed

@@ -84,6 +84,25 @@ def test_an_error_is_one_paragraph_and_debug_shows_where_it_came_from(ask, comma
     assert "Traceback (most recent call last)" in more and more.endswith(said)
 
 
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
+@pytest.mark.parametrize(
+    ("command", "words", "said"),
+    [
+        ("recipes/r1_zero.py", "--max_step 4", "unknown key 'max_step'"),
+        ("data_prep/world/__main__.py", "--config missing.yaml --dry", "unrecognized arguments: --dry"),
+        ("recipes/tools/plan.py", "--scal cpu", "unrecognized arguments: --scal"),
+    ],
+)
+def test_a_word_cut_short_is_no_key(ask, command, words, said):
+    assert said in ask(command, *words.split())[2]
+
+
+@pytest.mark.parametrize("command", STAGES)
+def test_a_stage_without_a_config_asks_for_one(ask, command):
+    status, _, said = ask(command)
+    assert status == 2 and "is missing. Name a YAML that has it, as --config recipes/configs/cpu/" in said
+
+
 SLOW = {"torch", "transformers", "trl", "peft"}
 ASKED = """
 import runpy, sys

@@ -122,6 +122,11 @@ def test_an_override_is_part_of_the_command_and_strict(here, capsys):
         commands.run(pipeline.main, [*command, "wrong.yaml"])
     assert ended.value.code == 2
     assert "no YAML is called r1_zer" in capsys.readouterr().err
+    (here / "wrong.yaml").write_text("r1_zero: {max_stepz: 3}\n", encoding="utf-8")
+    with pytest.raises(SystemExit):
+        commands.run(pipeline.main, [*command, "wrong.yaml"])
+    said = capsys.readouterr()
+    assert "r1_zero.yaml: unknown key 'max_stepz'" in said.err and not said.out
 
 
 def test_the_papers_hyper_parameters_to_the_letter():

@@ -215,6 +215,12 @@ FAULTS = {
         reward("return [float('nan')] * len(completions)"),
         "not a finite number",
     ),
+    "a reward that raises": (ZERO, OWN, reward("return [len(c.answer) for c in completions]"), "planted.py:2: return"),
+    "a reward of another length": (ZERO, OWN, reward("return [1.0]"), r"planted.py:1\) returns 1 values for \d+ comp"),
+    "a reward in words": (ZERO, OWN, reward("return ['good'] * len(completions)"), "no list of numbers"),
+    "a reward for the whole batch": (ZERO, OWN, reward("return 1.0"), r"returns 1\.0, which is no list of numbers"),
+    "a reward of nothing": (ZERO, OWN, reward("return [None] * len(completions)"), "returns None for every completion"),
+    "a reward for other rows": (ZERO, RL | {"reward_funcs": ["code_reward"]}, None, "no reward here concerns any"),
     # mixtures of experts
     "ZeRO-3 without leaves": (SFT_1, TUNING, mixture, "no leaf modules"),
     "ZeRO-3 with 4 bits": ("distill", QUANTISED, mixture, "load_in_4bit with ZeRO-3"),
@@ -296,6 +302,20 @@ def test_all_wrong_stops_a_run_and_all_right_does_not(constant, steps, said, run
 def test_a_rate_that_breaks_the_policy_is_a_red_flag(run_stage, caplog):
     run_stage("r1_zero", GRPO | {"learning_rate": 0.9, "max_steps": 5, "max_grad_norm": 0.0})
     assert re.search(r"red flag at step [1-5]: (kl|entropy|grad_norm) is", caplog.text)
+
+
+@pytest.mark.parametrize("body", ["raise KeyError('x')", "return [1.0]", "return [float('inf')] * len(completions)"])
+def test_without_the_doctor_the_first_rollout_ends_in_one_paragraph(body, run_stage, caplog, capsys):
+    """Which torchrun, where it has started several processes, shows at the end of its own report."""
+    reward(body)()
+    told = Path("error.json").absolute()
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
+        patch.setenv("TORCHELASTIC_ERROR_FILE", str(told))
+        run_stage(ZERO, OWN | {"doctor": False})
+    (said,) = [text for text in caplog.messages if text.startswith("error: ")]
+    assert ended.value.code == 1 and re.match(r"error: planted\.reward .*planted\.py:[12]\b", said)
+    assert "\n" not in said and "Traceback" not in capsys.readouterr().err
+    assert json.loads(told.read_text())["message"]["extraInfo"]["py_callstack"] == said
 
 
 @pytest.mark.parametrize("able", [False, True])

@@ -5,7 +5,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import rewards
-from data_prep import prompts
+from data_prep import prompts, sampling
+from data_prep.rows import write_rows
 from data_prep.runs import ConfigError
 from recipes import data, grpo, training
 from recipes.config import RLArguments
@@ -13,10 +14,11 @@ from recipes.tokenizer import TAGS
 from recipes.tools.merge import merge
 from recipes.trl_configs import SFTConfig
 
+import pyarrow.parquet as pq
 import pytest
 from conftest import CPU, GRPO, LORA, SFT, record_of, sums
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3Config, GPT2Config, MambaConfig, Qwen3Config
 
 ASKED = {"role": "user", "content": "What is 2 + 3?"}
 SOLVED = "<think>First 2 + 3 = 5</think>\nThe answer is 5."
@@ -122,6 +124,55 @@ def test_long_rows_are_left_out_and_counted(run_stage, refuses, tokenizer):
         "cold_start_sft", SFT | {"max_length": 3}, name="none"
     )
     assert "longer than max_prompt_length: 2" in refuses("r1_zero", GRPO | {"max_prompt_length": 2}, name="none")
+
+
+def test_prompts_that_leave_no_room_for_a_completion_are_left_out(run_stage, refuses):
+    path = Path("outputs/t/world/reasoning.parquet")
+    long = [
+        row | {"prompt": "again " * 300 * (number % 10 == 0) + row["prompt"]} for number, row in enumerate(sums(100))
+    ]
+    write_rows(path, [{key: value for key, value in row.items() if key != "completion"} for row in long])
+    one = GRPO | {"max_steps": 1}
+    record = record_of(run_stage("r1_zero", one))
+    assert (record["rows"], record["rows_too_long"]) == (90, 10)
+    mixed = one | {"general_datasets": [f"outputs/t/world/{kind}.parquet" for kind in ("helpful", "harmless")]}
+    record = record_of(run_stage("all_scenarios_rl", mixed, name="mixed"))
+    assert (record["rows"], record["rows_too_long"]) == (4, 10)  # of the one rollout; its order has no gap
+    said = refuses("r1_zero", one | {"max_prompt_length": 505}, name="both")
+    assert "max_prompt_length: 505 and max_completion_length: 12 for a model of 512 positions" in said
+    assert "max_completion_length: 600 for a model of 512" in refuses(
+        "r1_zero", one | {"max_completion_length": 600}, name="b"
+    )
+    record = record_of(run_stage("r1_zero", one | {"max_position_embeddings": 4096}, name="longer"))
+    assert record["rows_too_long"] == 0
+
+
+@pytest.mark.parametrize(
+    ("config", "room"),
+    [
+        (Qwen3Config(max_position_embeddings=512), 512),
+        (Qwen3Config(max_position_embeddings=512, rope_parameters={"rope_type": "linear", "factor": 4.0}), 2048),
+        (
+            Qwen3Config(
+                max_position_embeddings=640,
+                rope_parameters={"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512},
+            ),
+            2048,
+        ),
+        (GPT2Config(n_positions=128), 128),
+        (MambaConfig(), None),
+        (Gemma3Config(text_config={"max_position_embeddings": 256}), 256),
+    ],
+)
+def test_a_model_takes_as_many_tokens_as_its_config_says(config, room):
+    assert sampling.positions(config) == room
+
+
+def test_a_data_set_without_rows_is_called_so(refuses):
+    for script, settings, name in (("r1_zero", GRPO, "reasoning"), ("cold_start_sft", SFT, "sft")):
+        path = f"outputs/t/world/{name}.parquet"
+        pq.write_table(pq.read_table(path).slice(0, 0), path)
+        assert f"{path} has no rows" in refuses(script, settings, name=name)
 
 
 def test_a_template_that_drops_reasoning_is_refused(refuses, tokenizer):

@@ -190,6 +190,20 @@ def test_a_token_budget_ends_training_and_its_schedule(run_stage):
     assert record["steps"] < 5
 
 
+@pytest.mark.parametrize(
+    ("bounds", "steps"),
+    [
+        ({"token_budget": 10**6, "max_steps": 3}, 3),
+        ({"token_budget": 10**6, "num_train_epochs": 0.25}, 4),  # of 13 steps
+        ({"max_steps": 100, "num_train_epochs": 0.25}, 4),
+        ({"token_budget": 1, "max_steps": 5, "num_train_epochs": 9}, 1),
+    ],
+)
+def test_of_several_bounds_the_first_ends_a_run(bounds, steps, run_stage):
+    folder = run_stage("distill", SFT | LORA | bounds)
+    assert record_of(folder)["steps"] == steps == log_of(folder)[0]["max_steps"]
+
+
 def test_packed_rows_are_all_trained(run_stage, caplog):
     """Every token of every row, as without packing, in fewer steps; and the doctor has nothing to say."""
     one_epoch = SFT | {"num_train_epochs": 1, "batch_size": 2, "per_device_train_batch_size": 1, "save_steps": 100}
