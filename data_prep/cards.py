@@ -415,17 +415,19 @@ def _sampling(records: list[dict[str, Any]]) -> list[str]:
 # --- of a model, of other records -------------------------------------------------------------------------------------
 
 
-def model_card(folder: Path, run: Path, hub_model_id: str) -> str:
-    """README.md for the model in `folder`, which `run` (the folder itself, or the one above) made."""
+def model_card(folder: Path, run: Path, hub_model_id: str | None = None) -> str:
+    """README.md for the model in `folder`, which `run` (the folder itself, or the one above) made: on the Hub, or, with
+    no id, in the folder, when nothing is asked of the Hub."""
+    hub_model_id, is_local = hub_model_id or str(folder), hub_model_id is None
     record = read_json(run / "run.json") or {}
     config = record.get("config", {})
     name, revision, place = hub_name(_parent(folder, record))
     parent = (name, record.get("parent_revision") or revision, place)
-    stated = list(licences(run))
+    stated = list(licences(run, not is_local))
     measured = list(_evaluations(folder, run))
     header = _header(folder, config, parent, stated, measured, hub_model_id)
     parts = [
-        f"# {hub_model_id.split('/')[1]}",
+        f"# {Path(hub_model_id).name}",
         f"Made by the stage `{record['stage']}` ({_kind(folder, config)}) of an open reproduction of DeepSeek-R1."
         if record
         else "Pushed without the record of a run, so that this card cannot say how it was made.",
@@ -442,7 +444,7 @@ def model_card(folder: Path, run: Path, hub_model_id: str) -> str:
         _hardware(record),
         "## Evaluation",
         *(_measures(name, figures, settings) for name, figures, settings in measured),
-        *([] if measured else ["This model has not been measured."]),
+        *([] if measured else ["This model was not measured when this was written."]),
         "## Licences",
         *_licence_text(stated),
         "## Limits",
@@ -558,7 +560,7 @@ def _header(folder, config, parent, stated, measured, hub_model_id) -> str:
         library_name="peft" if adapter else "transformers",
         pipeline_tag="text-classification" if _scores(folder) else "text-generation",
         tags=["deepseek-r1", "reasoning", "trl", *(["grpo"] if "reward_funcs" in config else [])],
-        model_name=hub_model_id.split("/")[1],
+        model_name=Path(hub_model_id).name,
         eval_results=results or None,
     )
     return data.to_yaml()
@@ -649,8 +651,9 @@ def _languages(config: dict[str, Any]) -> set[str]:
     return {language for path in _files(config) for language in _column(path, "language")}
 
 
-def licences(run: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    """(what, its licences with what each stands for) of the data and the base of a run, then of the runs before it."""
+def licences(run: Path, ask: bool = True) -> Iterator[tuple[str, dict[str, str]]]:
+    """(what, its licences with what each stands for) of the data and the base of a run, then of the runs before it.
+    Does it `ask` the Hub what a card there states?"""
     record, seen = read_json(run / "run.json"), set()
     while record:
         config = record.get("config", {})
@@ -662,10 +665,10 @@ def licences(run: Path) -> Iterator[tuple[str, dict[str, str]]]:
             seen.add(path)
         for name in _sources(config):
             if not runs.is_here(name):
-                yield f"data `{name}`", {hub.stated_license("dataset", name): "as its card says"}
+                yield f"data `{name}`", {hub.stated_license("dataset", name) if ask else "unknown": "as its card says"}
         parent = record.get("parent")
         if parent and not runs.is_here(parent):
-            yield f"base `{parent}`", {hub.stated_license("model", parent): "as its card says"}
+            yield f"base `{parent}`", {hub.stated_license("model", parent) if ask else "unknown": "as its card says"}
         record = read_json(Path(parent) / "run.json") if parent and str(parent) not in seen else None
         if parent and runs.is_here(parent) and record is None and str(parent) not in seen:
             yield f"base `{parent}`", {"unknown": "a folder without the record of a run"}

@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import platform
+import shlex
 import shutil
 import sys
 import time
@@ -176,6 +177,9 @@ class Resumable:
             # compute a balancing loss too, which fails on a cache.
             self.model.config.output_router_logits = False
 
+    def create_model_card(self, *_, **__) -> None:
+        """TRL's, at each checkpoint, says next to nothing; ours is written when the run is done."""
+
     def count(self, mask: torch.Tensor) -> None:
         """Count the tokens of a micro batch, while training."""
         if self.model.training:
@@ -317,8 +321,8 @@ class Run:
         self.output_dir = Path(config.output_dir)
         self.figures: dict = {}
         self.models: list[str] = []  # folders below output_dir, once a model lies in them
-        where, self.settings = given(sys.argv[1:])
-        self.hub = publishing.read(self.settings, where)
+        self.where, self.settings = given(sys.argv[1:])
+        self.hub = publishing.read(self.settings, self.where)
         config.push_to_hub = False  # the trainers' own: it loses runs, and uploads a pickle of all settings
         state = [None]
         if config.distributed_state.is_main_process:
@@ -381,7 +385,37 @@ class Run:
                 hardware=hardware(),
                 **self.figures,
             )
+            self.tell()
             self.publish()
+
+    def tell(self) -> None:
+        """Write each model's card, and log what was made and what comes next."""
+        from data_prep import cards  # slow to import
+        from recipes.tools import steps
+
+        for name in self.models:
+            folder = self.output_dir / name
+            (folder / "README.md").write_text(cards.model_card(folder, self.output_dir), encoding="utf-8")
+        made = " and ".join(str(self.output_dir / name) for name in self.models)
+        logger.info("made %s; README.md in it says how it is asked", made)
+        later = steps.after(self.where, self.output_dir)
+        if todo := [step for step in later if not step.evaluates]:
+            logger.info("next: %s", shlex.join(todo[0].command))
+        words = (
+            "python",
+            "-m",
+            steps.EVALUATION,
+            "--config",
+            "recipes/configs/cpu/evaluate.yaml",
+            "--checkpoint",
+            str(self.output_dir),
+        )
+        measure = next((step.command for step in later if step.evaluates), words if "" in self.models else None)
+        ways = {
+            "measure": measure,
+            "push": ("python", "-m", "data_prep.push", str(self.output_dir), "--hub-model-id", "OWNER/NAME"),
+        }
+        logger.info("; ".join(f"to {way} it: {shlex.join(command)}" for way, command in ways.items() if command))
 
     def publish(self) -> None:
         """Push the finished run. Ends the process, exit code 1, where the Hub does not take it."""

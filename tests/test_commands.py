@@ -90,7 +90,7 @@ def test_an_error_is_one_paragraph_and_debug_shows_where_it_came_from(ask, comma
     [
         ("recipes/r1_zero.py", "--max_step 4", "unknown key 'max_step'"),
         ("data_prep/world/__main__.py", "--config missing.yaml --dry", "unrecognized arguments: --dry"),
-        ("recipes/tools/plan.py", "--scal cpu", "unrecognized arguments: --scal"),
+        ("recipes/tools/plan.py", "--scale cpu --gpu 4", "unrecognized arguments: --gpu"),
     ],
 )
 def test_a_word_cut_short_is_no_key(ask, command, words, said):

@@ -284,3 +284,16 @@ def test_it_fits_a_phone_and_follows_the_dark(chrome: browser.Chromium, scale: P
         )
         assert (ink > paper) == dark
         assert abs(ink - paper) > 250
+
+
+def test_tables_fit_a_laptop_and_the_map_can_be_read_on_a_phone(chrome: browser.Chromium, scale: Path) -> None:
+    shown = chrome.open((scale / "report" / "index.html").as_uri())
+    cell = "'0.875 <small>± 0.012</small>'"  # as where all is measured
+    shown.evaluate(
+        f"document.querySelectorAll('#checkpoints td:not(:first-child)').forEach(one => one.innerHTML = {cell})"
+    )
+    tables = "[...document.querySelectorAll('.scroll')]"
+    assert shown.evaluate(f"{tables}.every(one => one.scrollWidth <= one.clientWidth)")
+    shown.resize(390, 844)
+    letters = "[...document.querySelectorAll('.narrow svg text')].map(one => one.getBoundingClientRect().height)"
+    assert shown.evaluate(f"Math.min(...{letters})") > 12

@@ -47,7 +47,7 @@ PLACES = {
     "student_rl": (10, 1, "student\nby RL", "blue", "student_rl"),
     "distill": (11, 1, "distilled\nstudent", "green", "student_distilled"),
     "base": (0, 2, "base", "muted", "base"),
-    "student_base": (10, 2, "the student's base", "muted", "student_base"),
+    "student_base": (10, 2, "the student's\nbase", "muted", "student_base"),
 }
 RAILS = {"base": 6, "mixture": 9, "student_base": 11}  # until which place in time something starts from it
 ARROWS = (

@@ -345,6 +345,10 @@ def run(arguments: argparse.Namespace) -> None:
             print("to run them anew, with what was made from them: make r1 ARGS=--redo-code")
         if any(step.evaluates for step in steps):
             report.main(["--scale", str(scale_dir)])
+        for last in [step.output_dir for step in steps if step.name == "all_scenarios_rl"]:
+            if (last / "run.json").exists():
+                print(f"R1 lies in {last}; README.md there says how it is asked. To push it:")
+                print(f"python -m data_prep.push {last} --hub-model-id OWNER/NAME")
 
 
 def main(argv: list[str]) -> None:

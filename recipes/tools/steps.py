@@ -202,6 +202,14 @@ def dependents(steps: list[Step], name: str) -> list[Step]:
     return list(taken.values())
 
 
+def after(config: str, output_dir: Path) -> list[Step]:
+    """The steps that read a run, by its YAML: in order, of the YAMLs beside it; none where they are no scale."""
+    try:
+        return [step for step in load_steps(Path(config).parent) if output_dir in step.needs]
+    except runs.ConfigError:
+        return []
+
+
 def require_names(steps: list[Step], names: Iterable[str]) -> None:
     """Raises runs.ConfigError for a name that is no step's."""
     known = [step.name for step in steps]

@@ -190,6 +190,19 @@ def test_a_token_budget_ends_training_and_its_schedule(run_stage):
     assert record["steps"] < 5
 
 
+def test_the_end_says_what_was_made_and_what_comes_next(run_stage, here, caplog):
+    """Its README is ours, also where TRL has written its own at a checkpoint."""
+    (here / "cold_start_sft.yaml").write_text("output_dir: outputs/t/sft\nmodel_name_or_path: outputs/t/r1_zero\n")
+    caplog.set_level("INFO")
+    folder = run_stage("r1_zero", GRPO | {"max_steps": 4, "save_steps": 2}, name="r1_zero")
+    card = (folder / "README.md").read_text()
+    assert f"pipeline(\"text-generation\", '{folder}')" in card and "reinforcement learning by GRPO" in card
+    made, then, ways = caplog.messages[-3:]
+    assert made.startswith(f"made {folder};")
+    assert then.startswith("next: accelerate launch ") and then.endswith("cold_start_sft.yaml")
+    assert f"--checkpoint {folder}" in ways and f"python -m data_prep.push {folder}" in ways
+
+
 @pytest.mark.parametrize(
     ("bounds", "steps"),
     [
