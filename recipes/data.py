@@ -130,7 +130,7 @@ def load_sft_rows(run: "Run", tokenizer: PreTrainedTokenizerBase) -> Dataset:
         checks.tell(checks.of_completions(rows, tokenizer))
     lengths = tokenized.data.column("length").to_numpy()
     found = tokenized.select_columns(["input_ids", "labels"]).with_format(None)
-    return keep_short(run, found, lengths, config.max_length, "max_length")
+    return keep_short(run, found, lengths, *checks.limit(run, config.max_length, "max_length"))
 
 
 def _mapped(source: str, split: str, cache: Path) -> tuple[Dataset, str]:

@@ -132,6 +132,9 @@ def test_prompts_that_leave_no_room_for_a_completion_are_left_out(run_stage, ref
         row | {"prompt": "again " * 300 * (number % 10 == 0) + row["prompt"]} for number, row in enumerate(sums(100))
     ]
     write_rows(path, [{key: value for key, value in row.items() if key != "completion"} for row in long])
+    write_rows("outputs/t/world/sft.parquet", long, sft=True)
+    record = record_of(run_stage("cold_start_sft", SFT | {"max_steps": 1, "max_length": 32768}, name="sft"))
+    assert (record["rows"], record["rows_too_long"]) == (90, 10)
     one = GRPO | {"max_steps": 1}
     record = record_of(run_stage("r1_zero", one))
     assert (record["rows"], record["rows_too_long"]) == (90, 10)
