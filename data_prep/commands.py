@@ -83,6 +83,13 @@ def run(main: Callable[[list[str]], int | None], argv: list[str] | None = None) 
         _trace(error, argv)
         sys.stderr.write(f"error: {error}\n")
         raise SystemExit(2) from None
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] in ("data_prep", "recipes", "rewards"):
+            raise
+        _trace(error, argv)
+        said = str(error).strip().rstrip(".")
+        sys.stderr.write(f"error: {said}. requirements.txt and requirements-gpu.txt list what is installed for this\n")
+        raise SystemExit(2) from None
     except (Stopped, OSError) as error:
         _trace(error, argv)
         log.error("error: %s", error)

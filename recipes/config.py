@@ -575,6 +575,8 @@ def launch(stage: Callable[[], None]) -> None:
             stage()
         except Exception as error:
             _leave_for_launcher(error)
+            if isinstance(error, RuntimeError) and "to be installed" in str(error):  # as transformers' loggers say it
+                raise ImportError(str(error)) from error
             # Only torch's and safetensors' own exceptions reach us where they write; they keep the reason in words.
             if getattr(error, "errno", None) != errno.ENOSPC and not re.search(NO_SPACE, str(error)):
                 raise

@@ -389,7 +389,7 @@ def _near(found: dict[str, Any] | None) -> str:
         return ""
     pairs = [[text(pair[side]["prompt"]) for side in ("dropped", "kept")] for pair in found["examples"]]
     largest = f"{found['largest_cluster']:,} prompts make up the largest cluster of near duplicates"
-    return f"<details><summary>{largest}</summary>{table(('dropped', 'since this one stays'), pairs)}</details>"
+    return f"<details><summary>{largest}</summary>{table(('dropped', 'since this one stays'), pairs, 'wrap')}</details>"
 
 
 def find_funnels(record: Any, labels: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:

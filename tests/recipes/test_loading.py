@@ -16,6 +16,7 @@ from recipes.trl_configs import SFTConfig
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from conftest import CPU, GRPO, LORA, SFT, record_of, sums
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3Config, GPT2Config, MambaConfig, Qwen3Config
@@ -169,6 +170,12 @@ def test_prompts_that_leave_no_room_for_a_completion_are_left_out(run_stage, ref
 )
 def test_a_model_takes_as_many_tokens_as_its_config_says(config, room):
     assert sampling.positions(config) == room
+
+
+@pytest.mark.parametrize("key", ["attn_implementation: flash_attention_2", "report_to: wandb"])
+def test_a_package_that_is_missing_is_a_sentence(key, refuses):
+    said = refuses("r1_zero", GRPO | yaml.safe_load(key)).strip().splitlines()[-1]
+    assert said.startswith("error: ") and "installed" in said and "requirements-gpu.txt list" in said
 
 
 def test_a_data_set_without_rows_is_called_so(refuses):
