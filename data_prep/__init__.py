@@ -12,6 +12,7 @@ import warnings
 
 for _name, _value in {
     "HF_HUB_DISABLE_TELEMETRY": "1",  # huggingface_hub, transformers, datasets, and TRL's ping at trainer start
+    "HF_UPDATE_DOWNLOAD_COUNTS": "0",  # datasets, which counts each load of a local file, too
     "DO_NOT_TRACK": "1",  # vllm, gradio and others that follow the convention
     "VLLM_NO_USAGE_STATS": "1",
     "GRADIO_ANALYTICS_ENABLED": "False",  # trackio's dashboard
