@@ -78,7 +78,7 @@ def _reward(name: str, kwargs: dict, style: str) -> Callable:
         if kwargs:
             raise ConfigError(f"reward_kwargs: '{name}' is a function and takes no settings; remove its entry.")
         return reward
-    if "model" in kwargs:
+    if "model" in kwargs and issubclass(kind, rewards.HelpfulnessReward | rewards.HarmlessnessReward):
         require_checkpoint(kwargs["model"], f"reward_kwargs: {name}: model")
     if "style" in inspect.signature(kind).parameters:
         kwargs.setdefault("style", style)

@@ -30,6 +30,7 @@ WRONG = {
     "recipes/tools/plan.py": ["--scale", "nowhere/scale"],
     "recipes/tools/report.py": ["--scale", "nowhere"],
     "recipes/tools/runs.py": ["nowhere"],
+    "recipes/tools/smollm2.py": ["--output", "."],
     "recipes/tools/seeds.py": ["--scale", "nowhere/scale", "--seeds", "1", "2"],
 }
 
