@@ -96,7 +96,8 @@ def keep_short(run: "Run", rows: Dataset, lengths: np.ndarray | list[int], limit
 
 
 def load_sft_rows(run: "Run", tokenizer: PreTrainedTokenizerBase) -> Dataset:
-    """The rows of `dataset` as SFTTrainer trains on them: `input_ids`, and `labels`, which are -100 on the prompt.
+    """The rows of `dataset` as SFTTrainer trains on them: `input_ids`, and `labels`, which are -100 on the prompt;
+    `length` is for `train_sampling_strategy: group_by_length`.
 
     A row too long for `max_length` is left out and counted: truncated, it would lose its answer and its end token.
     Raises ConfigError for a row that breaks the contract, and where no row is short enough.
@@ -129,8 +130,7 @@ def load_sft_rows(run: "Run", tokenizer: PreTrainedTokenizerBase) -> Dataset:
     if args.doctor:
         checks.tell(checks.of_completions(rows, tokenizer))
     lengths = tokenized.data.column("length").to_numpy()
-    found = tokenized.select_columns(["input_ids", "labels"]).with_format(None)
-    return keep_short(run, found, lengths, *checks.limit(run, config.max_length, "max_length"))
+    return keep_short(run, tokenized.with_format(None), lengths, *checks.limit(run, config.max_length, "max_length"))
 
 
 def _mapped(source: str, split: str, cache: Path) -> tuple[Dataset, str]:

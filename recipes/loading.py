@@ -1,4 +1,6 @@
-"""Loading under FSDP2 without a whole copy of the model in each process of a machine.
+"""What a process changes in transformers and TRL before it trains: loading under FSDP2, and the vocabulary on a CPU.
+
+Loading under FSDP2 without a whole copy of the model in each process of a machine.
 
 With `fsdp_cpu_ram_efficient_loading: true` accelerate sends out the weights of the first process, and what the others
 hold is thrown away. Yet transformers 5.17 reads the checkpoint in all of them, and in all but the first of a machine
@@ -12,6 +14,17 @@ import torch
 from safetensors import safe_open
 from transformers import PreTrainedModel, modeling_utils
 from transformers.utils.loading_report import LoadStateDictInfo
+from trl.trainer import utils
+
+TILE = 2048  # tokens of the vocabulary: what a micro batch has to say of them fits a core's cache
+
+
+def project_labels_alone(vocabulary: int) -> None:
+    """On a CPU, let TRL project to a large vocabulary only the positions that have a label, as it does on a GPU, and in
+    smaller tiles. It projects prompts and padding too, where an accelerator would compile each shape anew."""
+    if vocabulary > TILE:
+        utils._use_triton = lambda device: True  # read there for nothing else
+        utils._CHUNKED_LOGPROB_CHUNK_SIZE = TILE
 
 
 def spare_host_memory() -> None:

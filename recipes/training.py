@@ -132,6 +132,8 @@ def load_model(kind: type, name: str, tokenizer: PreTrainedTokenizerBase, args: 
         checks.tell(checks.of_loading(info, model, tokenizer, args.use_peft))
     sharded.share_buffers(model)
     align(model, tokenizer)
+    if config.use_cpu:
+        loading.project_labels_alone(model.config.get_text_config().vocab_size)
     if not args.use_peft:
         return model
     set_seed(config.seed)  # an adapter starts from random numbers

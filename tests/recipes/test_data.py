@@ -35,7 +35,8 @@ def test_tokens_and_labels_are_those_of_trl(here, settings):
         model, args=config, train_dataset=Dataset.from_list(turns), processing_class=tokenizer
     ).train_dataset
     ours = made_by_us(tokenizer, **settings)
-    assert [ours[n] for n in range(100)] == [{key: trls[n][key] for key in ("input_ids", "labels")} for n in range(100)]
+    made = [{key: trls[n][key] for key in ("input_ids", "labels")} for n in range(100)]
+    assert [ours[n] for n in range(100)] == [row | {"length": len(row["input_ids"])} for row in made]
 
 
 def test_rows_are_tokenized_once_for_each_content_and_template(here):
@@ -87,6 +88,23 @@ def test_a_file_without_rows_or_cut_short_is_named(refuses, here):
 def test_what_comes_too_late_for_tokenized_rows_is_refused(refuses):
     for change in ({"chat_template_path": "x"}, {"eos_token": "<|end|>"}, {"assistant_only_loss": True}):
         assert f"{next(iter(change))}: rows are tokenized before" in refuses("cold_start_sft", SFT | change)
+
+
+def test_rows_of_like_length_come_together(run_stage, monkeypatch):
+    seen = []
+    collate = training.SFTTrainer.compute_loss
+
+    def compute_loss(self, model, inputs, *more, **kwargs):
+        seen.append((inputs["attention_mask"] == 0).float().mean().item())
+        return collate(self, model, inputs, *more, **kwargs)
+
+    monkeypatch.setattr(training.SFTTrainer, "compute_loss", compute_loss)
+    padding = {}
+    for strategy in ("random", "group_by_length"):
+        run_stage("cold_start_sft", SFT | {"train_sampling_strategy": strategy, "num_train_epochs": 1}, name=strategy)
+        padding[strategy] = sum(seen) / len(seen)
+        seen.clear()
+    assert padding["group_by_length"] < padding["random"] / 2
 
 
 def test_packed_rows_and_their_budget(run_stage):

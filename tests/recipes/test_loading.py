@@ -8,7 +8,7 @@ import rewards
 from data_prep import prompts, sampling
 from data_prep.rows import write_rows
 from data_prep.runs import ConfigError
-from recipes import data, grpo, training
+from recipes import data, grpo, loading, training
 from recipes.config import RLArguments
 from recipes.tokenizer import TAGS
 from recipes.tools.merge import merge
@@ -16,10 +16,20 @@ from recipes.trl_configs import SFTConfig
 
 import pyarrow.parquet as pq
 import pytest
+import torch
+import trl
 import yaml
 from conftest import CPU, GRPO, LORA, SFT, record_of, sums
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3Config, GPT2Config, MambaConfig, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma3Config,
+    GPT2Config,
+    MambaConfig,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 ASKED = {"role": "user", "content": "What is 2 + 3?"}
 SOLVED = "<think>First 2 + 3 = 5</think>\nThe answer is 5."
@@ -68,6 +78,35 @@ def test_loss_falls_on_the_whole_completion_and_its_end(tokenizer, here):
         trained = [token for token in prepared["labels"] if token != -100]
         assert tokenizer.decode(trained) == SOLVED + "<|end|>"
         assert tokenizer.decode(prepared["input_ids"]) == f"<|user|>What is 2 + 3?<|assistant|>{SOLVED}<|end|>"
+
+
+def test_a_large_vocabulary_is_projected_where_labels_are_and_nothing_changes(monkeypatch):
+    for name in ("_use_triton", "_CHUNKED_LOGPROB_CHUNK_SIZE"):
+        monkeypatch.setattr(trl.trainer.utils, name, getattr(trl.trainer.utils, name))  # put back after the test
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "head_dim": 16}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "tie_word_embeddings": True}
+    model = Qwen3ForCausalLM(Qwen3Config(vocab_size=5000, **sizes, **heads))
+    trl.trainer.utils.add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
+    ids = torch.randint(5000, (3, 20))
+    labels = ids.masked_fill(torch.arange(20) < torch.tensor([[5], [9], [19]]), -100)
+    projected, found = [], []
+    monkeypatch.setattr(
+        trl.trainer.utils._ChunkedLogProbFunction,
+        "forward",
+        lambda ctx, hidden, *more, forward=trl.trainer.utils._ChunkedLogProbFunction.forward: (
+            projected.append(len(hidden)) or forward(ctx, hidden, *more)
+        ),
+    )
+    for vocabulary in (400, 5000):  # a small one is left as it is
+        loading.project_labels_alone(vocabulary)
+        out = model(ids, labels=labels, fused_lm_head=True)
+        out.loss.backward()
+        found.append([out.loss.detach(), out.entropy, out.is_top1.float(), model.lm_head.weight.grad.clone()])
+        model.zero_grad()
+    assert projected == [57, 27]
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", [{}, LORA], ids=["all weights", "LoRA"])
