@@ -3,7 +3,8 @@
 The paper's way: R1-Zero at temperature 1. What is correct and readable is kept, written up by a rewriter in one
 language with a summary, and checked again; then a person reviews it. The walkthrough's two other ways work the same,
 each on prompts of its own: few-shot prompting of the base with long worked examples, and direct prompting of the base
-for steps and verification. Leave out the ones that are not wanted.
+for steps and verification. Leave out the ones that are not wanted. Without a rewriter, what was sampled is the
+reasoning as it stands, and the summary states the answer.
 
 `review.csv` and `review.jsonl` are the same list for that person: open it with `python -m data_prep.review`, or edit
 whichever is handier, write accept or reject as the decision, and mend reasoning and summary where need be. Name the
@@ -30,6 +31,8 @@ from rewards.settings import FILLED, Positive
 
 log = logging.getLogger(__name__)
 STYLES = {"few_shot": "plain", "direct": "plain", "r1_zero": "r1_zero"}
+ANSWERED = ("math", "choice", "gym")  # verifiers of rows whose answer can be stated in a sentence
+SUMMARY = {"en": "The answer is {}.", "zh": "答案是 {}。"}
 REVIEWED = ("id", "question", "reasoning", "summary", "findings", "decision")
 LOGGED = ("reviewer", "reason", "time")  # more of a decision made on the page of data_prep.review
 
@@ -52,8 +55,8 @@ class ColdStart(jobs.Job):
     what is sampled, ``rewritten`` to what the rewriter makes of it."""
 
     prompts: str
-    rewriter: ServerSettings
-    rewriting: Decoding
+    rewriter: ServerSettings | None = None
+    rewriting: Decoding | None = None
     r1_zero: Way | None = None
     few_shot: Way | None = None
     direct: Way | None = None
@@ -64,8 +67,14 @@ class ColdStart(jobs.Job):
     sampler: Sampler = field(default_factory=Sampler)
 
     def __post_init__(self) -> None:
-        if not (self.r1_zero or self.few_shot or self.direct):
+        if not self.ways:
             raise ValueError("no way to cold-start data; write `r1_zero:`, `few_shot:` or `direct:`")
+        if (self.rewriter is None) != (self.rewriting is None):
+            raise ValueError("`rewriter` and `rewriting` go together; write both or neither")
+
+    @property
+    def ways(self) -> dict[str, Way]:
+        return {name: way for name in STYLES if (way := getattr(self, name))}
 
 
 def load(config: ColdStart) -> dict[str, list[rows.Row]]:
@@ -76,10 +85,7 @@ def load(config: ColdStart) -> dict[str, list[rows.Row]]:
     reasoning = [row for row in rows.load_rows(config.prompts) if row["kind"] == "reasoning"]
     order = jobs.choose(reasoning, 0, config.seed)
     loaded: dict[str, list[rows.Row]] = {}
-    for name in STYLES:
-        way: Way | None = getattr(config, name)
-        if not way:
-            continue
+    for name, way in config.ways.items():
         config.sampler.require(way.checkpoint)
         loaded[name] = []
         for domain, count in way.prompts.items():
@@ -91,6 +97,13 @@ def load(config: ColdStart) -> dict[str, list[rows.Row]]:
             loaded[name] += left[: min(count, config.limit or count)]
         taken = {row["id"] for row in loaded[name]}
         order = [row for row in order if row["id"] not in taken]
+    ungraded = [row for way_rows in loaded.values() for row in way_rows if row["verifier"] not in ANSWERED]
+    if ungraded and not config.rewriter:
+        row = ungraded[0]
+        raise ValueError(
+            f"{config.prompts}: the prompt {row['id']} has the verifier `{row['verifier']}`, and so no answer to state "
+            "in a summary; write `rewriter:` and `rewriting:`, or leave such prompts out"
+        )
     missing = sorted({row["language"] for row in loaded.get("few_shot", [])} - config.examples.keys())
     if missing:
         raise ValueError(f"`examples` has none for the language {missing[0]}; write `{missing[0]}: [...]`")
@@ -102,10 +115,10 @@ def plan(config: ColdStart, reviewed: list[rows.Row], **asked: list[rows.Row]) -
     lines = [f"prompts of {config.prompts}" + (f"; the review {config.review}" if config.review else "")]
     for name, way_rows in asked.items():
         way: Way = getattr(config, name)
-        lines += [
-            f"{name}: {cost(len(way_rows), way.n, way.decoding, way.checkpoint, config.sampler)}",
-            f"{name}: {cost(len(way_rows), way.keep, config.rewriting, f'the rewriter {config.rewriter.model}')}",
-        ]
+        lines.append(f"{name}: {cost(len(way_rows), way.n, way.decoding, way.checkpoint, config.sampler)}")
+        if config.rewriter:
+            by = f"the rewriter {config.rewriter.model}"
+            lines.append(f"{name}: {cost(len(way_rows), way.keep, config.rewriting, by)}")
     return lines
 
 
@@ -156,7 +169,9 @@ def sample(
 
 
 def rewrite(config: ColdStart, store: Path, raw: list[list[Candidate]]) -> list[list[Candidate]]:
-    """What the rewriter makes of each candidate."""
+    """What the rewriter makes of each candidate; without one, the candidate as reasoning, and the answer after it."""
+    if not config.rewriter:
+        return [[replace(c, text=_stated(c), before=c) for c in group] for group in raw]
     questions: list[Prompt] = [
         prompts.chat(prompts.rewrite(c.row["question"], c.text, c.row["language"])) for g in raw for c in g
     ]
@@ -166,6 +181,11 @@ def rewrite(config: ColdStart, store: Path, raw: list[list[Candidate]]) -> list[
         [replace(Candidate.of(c.row, next(answers)[0], config.rewriter.model), before=c) for c in group]
         for group in raw
     ]
+
+
+def _stated(candidate: Candidate) -> str:
+    reasoning = candidate.text if candidate.reasoning is None else candidate.reasoning
+    return f"<think>{reasoning}</think>\n{SUMMARY[candidate.row['language']].format(candidate.row['answer'])}"
 
 
 def _first_page(candidate: Candidate) -> Candidate:

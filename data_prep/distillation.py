@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from data_prep import jobs, rejection_sampling, rows, runs
-from data_prep.sampling import Decoding, ServerSettings
+from data_prep.sampling import Decoding
 from rewards.settings import Positive
 
 import pyarrow.parquet as pq
@@ -28,7 +28,6 @@ class Distillation(rejection_sampling.Selection):
     mode: Literal["teacher", "mixture"]
     mixture: str
     checkpoint: str = ""
-    judge: ServerSettings | None = None
     decoding: Decoding | None = None
     n: Positive = 1
     keep: Positive = 1

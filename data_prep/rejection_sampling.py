@@ -31,13 +31,13 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True, kw_only=True)
 class Selection(jobs.Job):
     """``n`` samples of each prompt, at most ``keep`` of them kept. A task holds its share of prompts and samples in
-    memory, and a model of its own."""
+    memory, and a model of its own. ``judge`` may be left out where rules grade all prompts."""
 
     checkpoint: str
-    judge: ServerSettings
     decoding: Decoding
     n: Positive
     keep: Positive
+    judge: ServerSettings | None = None
     filters: Thresholds = field(default_factory=Thresholds)
     sampler: Sampler = field(default_factory=Sampler)
     tasks: Positive = 1
@@ -57,7 +57,10 @@ class RejectionSampling(Selection):
 def load(config: RejectionSampling) -> dict[str, list[rows.Row]]:
     config.sampler.require(config.checkpoint)
     reasoning = [row for row in rows.load_rows(config.prompts) if row["kind"] == "reasoning"]
-    return {"prompts": jobs.choose(reasoning, config.limit or config.count, config.seed)}
+    chosen = jobs.choose(reasoning, config.limit or config.count, config.seed)
+    if not config.judge and (judged := sum(row["verifier"] == "judge" for row in chosen)):
+        raise ValueError(f"{judged} prompts of {config.prompts} have the verifier `judge`; write `judge: ...`")
+    return {"prompts": chosen}
 
 
 def plan(config: RejectionSampling, prompts: list[rows.Row]) -> list[str]:
@@ -66,10 +69,11 @@ def plan(config: RejectionSampling, prompts: list[rows.Row]) -> list[str]:
 
 def selection_plan(config: Selection, source: str, prompts: list[rows.Row]) -> list[str]:
     judged = sum(row["verifier"] == "judge" for row in prompts) * config.n
+    asked = [cost(judged, 1, JUDGING, f"the judge {config.judge.model}")] if config.judge else []
     return [
         f"{len(prompts):,} prompts of {source}, at most {config.keep} rows of each",
         cost(len(prompts), config.n, config.decoding, config.checkpoint, config.sampler),
-        cost(judged, 1, JUDGING, f"the judge {config.judge.model}"),
+        *asked,
         f"{config.tasks} tasks ({config.executor.kind})",
     ]
 
@@ -145,7 +149,7 @@ def sample_and_select(
 
 
 def judge(
-    groups: list[list[Candidate]], settings: ServerSettings, seed: int, store: Path, funnel: Funnel
+    groups: list[list[Candidate]], settings: ServerSettings | None, seed: int, store: Path, funnel: Funnel
 ) -> list[list[Candidate]]:
     """Leaves out what the judge holds incorrect against the reference, and what the judge reward would not show it;
     only rows with verifier "judge" are asked."""

@@ -181,6 +181,35 @@ def test_the_papers_way_alone(built):
     assert record["ways"].keys() == {"r1_zero"}
 
 
+def test_without_a_rewriter_what_was_sampled_is_the_reasoning_and_the_answer_stands_after_it(built):
+    built(rewriter=None, rewriting=None, few_shot=None)
+    kept = rows.load_rows("out/test/cold_start/train.parquet", sft=True)
+    assert {one["way"]: one["generator"] for one in kept} == {"r1_zero": "./model", "direct": "./model"}
+    for one in kept:
+        parts, steps = rewards.parse(one["completion"]), say(one["question"], 1).partition("\n\nProblem")[0].strip()
+        assert parts.reasoning.startswith("Now") and "<answer>" not in one["completion"]
+        assert parts.reasoning == (steps if one["way"] == "direct" else parts.reasoning)
+        assert rewards.is_correct(one["completion"], one["answer"])
+        assert rewards.detect_language(parts.summary) == one["language"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"rewriting": None}, "`rewriter` and `rewriting` go together; write both or neither"),
+        (
+            {"rewriter": None, "rewriting": None, "prompts": "code.parquet"},
+            "code.parquet: the prompt c0 has the verifier `code`, and so no answer to state in a summary; write ",
+        ),
+    ],
+)
+def test_what_needs_a_rewriter_is_told_before_any_work(built, tmp_path, row, changes, told, capsys):
+    rows.write_rows(tmp_path / "code.parquet", [row(id=f"c{at}", verifier="code") for at in range(200)])
+    with pytest.raises(SystemExit):
+        built(few_shot=None, direct=None, r1_zero=settings()["r1_zero"] | {"prompts": {"math": 200}}, **changes)
+    assert told in re.sub(r"prompt c\d+", "prompt c0", capsys.readouterr().err)
+
+
 def test_too_few_prompts_and_missing_examples_are_errors_before_any_work(built, tmp_path, capsys):
     rows.write_rows(tmp_path / "prompts.parquet", [p.row(f"r{i}") for i, p in enumerate(QUESTIONS)])
     for changes, told in (

@@ -80,6 +80,18 @@ def test_a_dry_run_says_what_is_asked_of_whom(run_job, row, tmp_path, caplog):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_judge_is_only_needed_where_rules_cannot_decide(run_job, scripted, row, tmp_path, capsys):
+    without = {key: value for key, value in settings().items() if key != "judge"}
+    scripted(lambda prompt, k: SAMPLES[k])
+    rows.write_rows(tmp_path / "prompts.parquet", [row(id="a")])
+    assert run_job(rejection_sampling, RejectionSampling, without)["rows"] == 1
+    rows.write_rows(tmp_path / "prompts.parquet", [row(id="a"), row(id="b", verifier="judge")])
+    with pytest.raises(SystemExit):
+        run_job(rejection_sampling, RejectionSampling, without, "--redo")
+    told = "1 prompts of prompts.parquet have the verifier `judge`; write `judge: ...`"
+    assert told in capsys.readouterr().err
+
+
 def test_a_judge_decides_where_rules_cannot(run_job, scripted, row, tmp_path):
     from data_prep.world import general
 
