@@ -24,19 +24,21 @@ from typing import Any, ClassVar
 from data_prep import commands, engine, publishing, runs
 from data_prep.rows import Row
 from rewards.sandbox import SandboxRefused, SandboxUnavailable
-from rewards.settings import Count
+from rewards.settings import Count, Positive
 
 log = logging.getLogger("data_prep")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
-    """What every job's YAML may say. One that is not ``distributed`` is a single task on a cluster."""
+    """What every job's YAML may say. One that is not ``distributed`` is a single task on a cluster. ``threads``:
+    OMP_NUM_THREADS in a pipeline on CPUs."""
 
     output_dir: str
     executor: engine.Executor = dataclasses.field(default_factory=engine.Executor)
     seed: Count = 0
     limit: Count = 0
+    threads: Positive = 1
     distributed: ClassVar[bool] = False
 
 

@@ -184,9 +184,10 @@ class Batched(ABC):
 
 
 class LocalModel(Batched):
-    """A plain checkpoint (a folder or a Hub id) by transformers, float32 on CPU, the checkpoint's dtype on a GPU."""
+    """A plain checkpoint (a folder or a Hub id) by transformers; without ``dtype``, float32 on a CPU, the checkpoint's
+    own on a GPU."""
 
-    def __init__(self, checkpoint: str | Path, batch_size: int = 256, revision: str = ""):
+    def __init__(self, checkpoint: str | Path, batch_size: int = 256, revision: str = "", dtype: str = ""):
         import torch  # a job that only asks a server never loads it
         from transformers import AutoModelForCausalLM, AutoTokenizer
         from transformers.utils import logging as transformers_logging
@@ -199,11 +200,12 @@ class LocalModel(Batched):
         self.batch_size = batch_size
         pinned = {"revision": revision} if revision else {}
         self.tokenizer = AutoTokenizer.from_pretrained(checkpoint, padding_side="left", **pinned)
-        dtype = "auto" if self.device == "cuda" else torch.float32
-        self.model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype, **pinned).to(self.device).eval()
+        usual = "auto" if self.device == "cuda" else "float32"
+        self.model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype or usual, **pinned)
+        self.model.to(self.device).eval()
         if getattr(self.model.config, "output_router_logits", False):
             self.model.config.output_router_logits = False  # left by SFT of a mixture of experts; it fails on a cache
-        self.identity = _identity(checkpoint, getattr(self.model.config, "_commit_hash", None))
+        self.identity = _identity(checkpoint, getattr(self.model.config, "_commit_hash", None)) + dtype
         self.limit = positions(self.model.config) or sys.maxsize
         ends = self.model.generation_config.eos_token_id
         self.ends = {*(ends if isinstance(ends, list) else [ends]), self.tokenizer.eos_token_id} - {None}
@@ -526,12 +528,14 @@ def connect(settings: ServerSettings) -> Iterator[Server]:
 class Sampler:
     """How a job samples its checkpoint. ``kind`` "transformers" or "vllm": in this process, ``batch_size`` sequences to
     a stored batch, ``max_refused`` the share of prompts that may be too long (they are dropped; more end the job),
-    ``revision`` the commit of a Hub checkpoint, ``vllm`` arguments of `vllm.LLM`. "server": whatever
-    ``server`` serves; the job's ``checkpoint`` is then only what its rows name as their generator."""
+    ``revision`` the commit of a Hub checkpoint, ``dtype`` of the weights by transformers ("": float32 on a CPU, the
+    checkpoint's own on a GPU), ``vllm`` arguments of `vllm.LLM`. "server": whatever ``server`` serves; the job's
+    ``checkpoint`` is then only what its rows name as their generator."""
 
     kind: Literal["transformers", "vllm", "server"] = "transformers"
     batch_size: Positive = 256
     revision: str = ""
+    dtype: Literal["", "float32", "bfloat16"] = ""
     vllm: dict[str, Any] = field(default_factory=dict)
     server: ServerSettings | None = None
     max_refused: Share = 0.05
@@ -542,6 +546,8 @@ class Sampler:
             raise ValueError("`sampler: server` and `sampler: kind: server` go together; write both or neither")
         if self.vllm and self.kind != "vllm":
             raise ValueError("`sampler: vllm` has arguments; write `kind: vllm` beside them")
+        if self.dtype and self.kind != "transformers":
+            raise ValueError(f"`sampler: dtype` is for `kind: transformers`, not {self.kind}; remove it")
 
     def require(self, checkpoint: str) -> None:
         """Raises FileNotFoundError for a local path without a model; a Hub id is asked for where it is loaded."""
@@ -573,7 +579,8 @@ def open_model(checkpoint: str, sampler: Sampler) -> Iterator[Model]:
     if sampler.kind == "vllm":
         model = load_model(checkpoint, lambda: VLLMModel(checkpoint, *how, sampler.vllm))
     else:
-        model = load_model(checkpoint, lambda: LocalModel(checkpoint, *how))
+        more = {"dtype": sampler.dtype} if sampler.dtype else {}
+        model = load_model(checkpoint, lambda: LocalModel(checkpoint, *how, **more))
     model.max_refused = sampler.max_refused
     yield model
 
