@@ -322,8 +322,8 @@ def how(decoding: Decoding) -> str:
 
 
 def table(checkpoint: str, results: dict[str, dict[str, Any]]) -> str:
-    """Two tables in Markdown, in percent: ours with what they have to be read with; then, of the sets that were
-    measured as the paper measured them, ours above what is published."""
+    """Two tables in Markdown, in percent: ours with what they have to be read with, and how long answers are; then, of
+    the sets that were measured as the paper measured them, ours above what is published."""
     columns = ("set", "problems", "answers each", "tokens at most", "sampled", "pass@1", "cons@k", "as in the paper")
     lines = [columns, ("---",) * len(columns)]
     for found in results.values():
@@ -332,7 +332,11 @@ def table(checkpoint: str, results: dict[str, dict[str, Any]]) -> str:
         problems = f"{found['n_problems']:,}" + ("" if found["n_problems"] == found["of"] else f" of {found['of']:,}")
         size = (problems, f"{found['k']}", f"{found['max_tokens']:,}", found["sampled"])
         lines.append((found["title"], *size, *figures, f"no: {other}" if other else "yes"))
-    text = f"{checkpoint}, percent:\n\n{_rows(lines)}"
+    lengths = "; ".join(
+        f"{found['title']} {found['mean_completion_tokens']:,.0f} tokens, {found['truncated']:.1%} cut off"
+        for found in results.values()
+    )
+    text = f"{checkpoint}, percent:\n\n{_rows(lines)}\n\nMean length of an answer: {lengths}."
     same = {name: one for name, one in results.items() if not one["not_the_papers"]}
     if not same:
         return f"{text}\n\nNo published figure stands beside these: none has the paper's set and protocol."
