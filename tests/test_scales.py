@@ -18,7 +18,10 @@ CONFIGS = ROOT / "recipes/configs"
 BIG = ("gpu-24gb", "node-8x80gb", "moe-qlora", "deepseek-v3")
 OVERRIDE = Path("recipes/configs/gpu-24gb/overrides/80gb.yaml")
 FIRST_NIGHT = OVERRIDE.with_name("first_night.yaml")
-SCALES = [(scale, None) for scale in ("cpu", "cpu-moe", *BIG)] + [("gpu-24gb", one) for one in (OVERRIDE, FIRST_NIGHT)]
+SCALES = [(scale, None) for scale in ("cpu", "cpu-moe", "smol", *BIG)] + [
+    ("gpu-24gb", one) for one in (OVERRIDE, FIRST_NIGHT)
+]
+SCALES.append(("smol", Path("recipes/configs/smol/overrides/gpu.yaml")))
 HUB_ID = re.compile(r"(?<![\w./-])([\w-]+/[\w.-]+)(?![\w/.-])")
 
 
@@ -41,14 +44,18 @@ def test_every_yaml_is_parsed_by_its_own_stage(scale, override, here):
             assert step.settings["output_dir"] == f"outputs/{scale}/{step.name}"
 
 
-@pytest.mark.parametrize("path", [p for scale in BIG for p in sorted((CONFIGS / scale).rglob("*.yaml"))], ids=str)
+@pytest.mark.parametrize(
+    "path", [p for scale in (*BIG, "smol") for p in sorted((CONFIGS / scale).rglob("*.yaml"))], ids=str
+)
 def test_every_id_has_its_page_and_every_value_its_reason(path):
     text = path.read_text(encoding="utf-8")
     values = re.sub(r"#.*|http://\S+", "", text)
     for found in set(HUB_ID.findall(values)):
         if not (ROOT / found).exists() and found.split("/")[0] not in ("outputs", "recipes"):
             assert re.search(rf"https://huggingface\.co/(datasets/)?{re.escape(found)}(?![\w-])", text), found
-    if "accelerate_config:" in text:  # a stage: what departs from the paper's defaults, each line with its reason
+    if re.search(
+        "^accelerate_config:", text, re.MULTILINE
+    ):  # a stage: what departs from the paper's defaults, each line with its reason
         inputs = ("model_name_or_path", "dataset", "helpfulness_dataset", "harmlessness_dataset", "general_datasets")
         plain = (*inputs, "output_dir", "accelerate_config", "reward_kwargs", "generation", "save_steps")
         lines = ["", *text.splitlines()]
@@ -71,6 +78,24 @@ def test_a_dry_run_prints_the_command_of_every_stage(scale, monkeypatch, capsys)
         if launch:
             assert launch[1] == runs.load_config(Path(launch[2]))["accelerate_config"]
             assert load_config_from_file(launch[1]).num_processes >= 1
+
+
+def test_smol_walks_the_stages_in_their_order_and_measures_every_checkpoint(here, capsys):
+    assert commands.run(pipeline.main, ["--scale", "smol", "--dry-run"]) == 0
+    order = re.findall(r"configs/smol/(\w+)\.yaml$", capsys.readouterr().out, re.MULTILINE)
+    assert sorted(order) == sorted(path.stem for path in (CONFIGS / "smol").glob("*.yaml"))
+    line = ("gym", "prompts", "r1_zero", "cold_start", "cold_start_mixture", "cold_start_sft", "rl_prompts")
+    line += ("reasoning_rl", "rejection_sampling", "mixture", "sft_stage_2", "suites_sft_stage_2")
+    assert [name for name in order if name in line] == list(line)
+    steps = {step.name: step for step in load_steps(Path("recipes/configs/smol"))}
+    trained = {str(step.output_dir) for step in steps.values() if step.trains}
+    measured = {step.settings["checkpoint"] for name, step in steps.items() if name.startswith("suites_")}
+    assert measured == trained | {"HuggingFaceTB/SmolLM2-135M-Instruct"}
+    assert steps["distill"].settings["token_budget"] == steps["student_rl"].settings["token_budget"]
+    samples = [
+        step for step in steps.values() if step.trains or "sampler" in step.settings or step.name == "rl_prompts"
+    ]
+    assert {step.threads for step in samples} == {2}  # one at a time: two would take twice the memory
 
 
 def test_a_card_has_a_judge_while_steps_ask_it_and_never_beside_a_trainer(here, capsys):

@@ -511,8 +511,9 @@ def _made(source: str, by_output: dict[str, Step]) -> int:
         return 0
     (found,) = check.check(job.target, *job.files)
     if job.name == "cold_start":
-        ways = [way for way in (found.r1_zero, found.few_shot, found.direct) if way]
-        return sum(sum(way.prompts.values()) * way.keep for way in ways)
+        return sum(sum(way.prompts.values()) * way.keep for way in found.ways.values())
+    if job.name == "rejection_sampling":
+        return found.count * found.keep
     if job.name == "distillation":
         return _made(found.mixture, by_output)
     if job.name == "preferences":
@@ -535,7 +536,7 @@ def sampled(steps: list[Step]) -> Iterator[tuple[str, int, int, Shape]]:
         if step.name == "rl_prompts" and job.pass_rate:
             what, count = job.pass_rate, int(2 * prompts * shares[step.name]) * job.pass_rate.n
         elif step.name == "cold_start":
-            ways = [way for way in (job.r1_zero, job.few_shot, job.direct) if way]
+            ways = list(job.ways.values())
             what, count = ways[0], sum(sum(way.prompts.values()) * way.n for way in ways)
         elif step.name in shares and step.name != "rl_prompts":
             count = (job.count or int(prompts * shares[step.name])) * job.n

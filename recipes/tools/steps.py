@@ -14,12 +14,16 @@ from recipes.tools import evaluate, servers
 # what others wait for stands above what nothing waits for.
 STAGES = (
     ("world", "data_prep.world"),
+    ("gym", "data_prep.gym"),
+    ("gym_unseen", "data_prep.gym"),
+    ("prompts", "data_prep.rl_prompts"),
     ("rl_prompts", "data_prep.rl_prompts"),
     ("sources", "data_prep.sources"),
     ("base", "recipes/base.py"),
     ("r1_zero", "recipes/r1_zero.py"),
     ("r1_zero_long", "recipes/r1_zero.py"),
     ("cold_start", "data_prep.cold_start"),
+    ("cold_start_mixture", "data_prep.mixture"),
     ("cold_start_sft", "recipes/cold_start_sft.py"),
     ("reasoning_rl", "recipes/reasoning_rl.py"),
     ("rejection_sampling", "data_prep.rejection_sampling"),
@@ -35,7 +39,8 @@ STAGES = (
     ("student_rl", "recipes/r1_zero.py"),
     ("reasoning_rl_no_language", "recipes/reasoning_rl.py"),
 )
-STUDENT = "distill_"  # of YAMLs that distill into more students
+# Of YAMLs that distill into more students, and of those that measure a checkpoint on benchmarks.
+FAMILIES = (("distill_", "recipes/distill.py"), ("suites_", "recipes.tools.suites"))
 EVALUATE = "evaluate"  # its YAML stands for one step a checkpoint
 EVALUATION = "recipes.tools.evaluate"
 DEFAULT_ACCELERATE = "accelerate_configs/cpu.yaml"  # of a YAML without the key `accelerate_config`
@@ -108,7 +113,7 @@ def load_steps(
     no YAML has, a missing or double `output_dir`, or a circle.
     """
     found = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
-    targets = dict(STAGES) | {name: "recipes/distill.py" for name in found if name.startswith(STUDENT)}
+    targets = dict(STAGES) | {name: target for start, target in FAMILIES for name in found if name.startswith(start)}
     if not found:
         scales = ", ".join(sorted(path.name for path in (runs.ROOT / "recipes" / "configs").iterdir() if path.is_dir()))
         raise runs.ConfigError(f"{folder}: no such scale; write one of {scales}, or the path of a folder of YAMLs")
