@@ -25,7 +25,7 @@ PAGES = [README, *DOCS]
 FOLDERS = "recipes|data_prep|rewards|accelerate_configs|tests|benchmarks|docs|.ci"
 OWN_PATH = re.compile(rf"(?:{FOLDERS.replace('.', '[.]')})/[\w./-]+")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
-UNRUN = re.compile(r"needs (?:a GPU|the Hub)")  # in the remark of a command that no laptop can run
+UNRUN = re.compile(r"needs (?:a GPU|the Hub|reasoning-gym)")  # in the remark of a command that no laptop can run
 
 by_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 by_doc = pytest.mark.parametrize("page", DOCS, ids=lambda page: page.name)
