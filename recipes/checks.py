@@ -5,7 +5,6 @@
 """
 
 import asyncio
-import contextlib
 import functools
 import importlib.metadata
 import inspect
@@ -308,7 +307,7 @@ def _many(rows: list[Row], faults: Callable[[Row], str | None], why: str, write:
 def of_questions(rows: list[Row], reward_funcs: list[Callable]) -> Iterator[Finding]:
     """The rows of reinforcement learning: golds, prompts, and who rewards what."""
     reasoning = [row for row in rows if row.get("kind", "reasoning") == "reasoning"]
-    reward_funcs = [inspect.unwrap(one) for one in reward_funcs]
+    reward_funcs = [getattr(one, "guards", one) for one in reward_funcs]
     own = not all(map(_is_ours, reward_funcs))
     judged = own or any(isinstance(one, rewards.JudgeReward) for one in reward_funcs)
 
@@ -437,12 +436,8 @@ def guarded(name: str, reward: Callable) -> Callable:
     """The reward `name` as TRL calls it. Raises RewardError where it fails, or does not return one finite number, or
     None, for each completion."""
 
-    @contextlib.contextmanager
-    def told() -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:
-            raise RewardError(f"{name} fails at {line_of(error)}: {type(error).__name__}: {error}") from error
+    def failed(error: Exception) -> RewardError:
+        return RewardError(f"{name} fails at {line_of(error)}: {type(error).__name__}: {error}")
 
     def numbers(found: Any, count: int) -> list:
         code = getattr(reward, "__code__", None) or getattr(type(reward).__call__, "__code__", None)
@@ -451,9 +446,11 @@ def guarded(name: str, reward: Callable) -> Callable:
         try:
             found = list(found)
             values = torch.tensor([0.0 if one is None else one for one in found], dtype=torch.float32)
-        except (TypeError, ValueError):
-            raise RewardError(f"{where} returns {found!r:.60}, which is no list of numbers. {wanted}") from None
-        if values.shape != (count,):
+        except (TypeError, ValueError, OverflowError):
+            values = None
+        if values is None or values.dim() != 1:
+            raise RewardError(f"{where} returns {found!r:.60}, which is no list of numbers. {wanted}")
+        if len(found) != count:
             raise RewardError(f"{where} returns {len(found)} values for {count} completions. {wanted}")
         if not values.isfinite().all():
             bad = found[(~values.isfinite()).nonzero()[0, 0]]
@@ -463,18 +460,24 @@ def guarded(name: str, reward: Callable) -> Callable:
     if is_async_callable(reward):
 
         async def call(completions: list, **columns: Any) -> list:
-            with told():
+            try:
                 found = await reward(completions=completions, **columns)
+            except Exception as error:
+                raise failed(error) from error
             return numbers(found, len(completions))
     else:
 
         def call(completions: list, **columns: Any) -> list:
-            with told():
+            try:
                 found = reward(completions=completions, **columns)
+                found = list(found) if isinstance(found, Iterator) else found  # a generator fails where it is read
+            except Exception as error:
+                raise failed(error) from error
             return numbers(found, len(completions))
 
     functools.update_wrapper(call, reward)
-    call.__name__ = getattr(reward, "__name__", type(reward).__name__)
+    call.__name__ = getattr(reward, "__name__", name.rpartition(".")[2])
+    call.guards = reward
     return call
 
 
@@ -524,7 +527,7 @@ def of_rewards(
     weights = config.reward_weights or [1.0] * len(reward_funcs)
     total, numbers, unasked = dict.fromkeys(kinds, 0.0), False, False
     for name, given, weight in zip(args.reward_funcs, reward_funcs, weights, strict=True):
-        reward = inspect.unwrap(given)
+        reward = getattr(given, "guards", given)
         if getattr(reward, "kind", None) in ("helpful", "harmless"):
             unasked = True
             continue  # a model, which nobody here loads for this

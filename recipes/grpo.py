@@ -1,10 +1,10 @@
 """What the reinforcement learning stages share: prompts, rewards, and TRL's GRPO with a reference that is refreshed."""
 
+import dataclasses
 import importlib
 import inspect
 import os
 import sys
-import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -55,7 +55,11 @@ def load_rewards(args: RLArguments) -> list[Callable]:
         kwargs.pop("serve", None)  # for the pipeline, which starts a judge
     if unused := sorted(settings.keys() - set(args.reward_funcs)):
         raise ConfigError(f"reward_kwargs: {', '.join(unused)} not among reward_funcs: {', '.join(args.reward_funcs)}.")
-    return [_reward(name, settings.get(name, {}), args.completion_style) for name in args.reward_funcs]
+    found = [_reward(name, settings.get(name, {}), args.completion_style) for name in args.reward_funcs]
+    for name, reward in zip(args.reward_funcs, found, strict=True):
+        if not callable(reward):
+            raise ConfigError(f"reward_funcs: '{name}' is {reward!r:.60}, which cannot be called with completions.")
+    return found
 
 
 def _reward(name: str, kwargs: dict, style: str) -> Callable:
@@ -74,14 +78,16 @@ def _reward(name: str, kwargs: dict, style: str) -> Callable:
         where = checks.line_of(error)
         raise ConfigError(f"reward_funcs: {module} fails: {where}: {type(error).__name__}: {error}") from error
     kind = reward if inspect.isclass(reward) else type(reward)
-    if kind is types.FunctionType:
-        if kwargs:
-            raise ConfigError(f"reward_kwargs: '{name}' is a function and takes no settings; remove its entry.")
+    if kwargs and kind.__module__ in ("builtins", "functools"):
+        raise ConfigError(f"reward_kwargs: '{name}' is a function and takes no settings; remove its entry.")
+    if reward is not kind and not kwargs and not dataclasses.is_dataclass(kind):
         return reward
     if "model" in kwargs and issubclass(kind, rewards.HelpfulnessReward | rewards.HarmlessnessReward):
         require_checkpoint(kwargs["model"], f"reward_kwargs: {name}: model")
     if "style" in inspect.signature(kind).parameters:
         kwargs.setdefault("style", style)
+    if reward is not kind and dataclasses.is_dataclass(kind):  # what it was made with stays
+        kwargs = {one.name: getattr(reward, one.name) for one in dataclasses.fields(kind) if one.init} | kwargs
     return make_reward(kind, name, kwargs)
 
 

@@ -8,7 +8,7 @@ import rewards
 from data_prep import prompts, sampling
 from data_prep.rows import write_rows
 from data_prep.runs import ConfigError
-from recipes import data, grpo, loading, training
+from recipes import checks, data, grpo, loading, training
 from recipes.config import RLArguments
 from recipes.tokenizer import TAGS
 from recipes.tools.merge import merge
@@ -251,6 +251,79 @@ def test_rewards_by_name_by_path_and_with_settings(here):
     assert (
         grpo.load_rewards(RLArguments(completion_style="r1_zero", reward_funcs=["format_reward"]))[0].style == "r1_zero"
     )
+
+
+OWN_REWARDS = """
+import dataclasses, functools
+
+def texts(reward):
+    @functools.wraps(reward)
+    def call(completions, **columns):
+        return reward([str(one) for one in completions], columns["scale"])
+    return call
+
+@texts
+def decorated(said, scale):
+    return (float(scale[0]) for one in said)
+
+class Object:
+    def __init__(self, scale=1.0):
+        self.scale = scale
+    def __call__(self, completions, **columns):
+        return [self.scale] * len(completions)
+    def method(self, completions, **columns):
+        return [self.scale] * len(completions)
+
+@dataclasses.dataclass
+class Data(Object):
+    scale: float = 1.0
+    other: int = 0
+
+made, data, method = Object(5.0), Data(5.0), Object(5.0).method
+part = functools.partial(made, unused=1)
+number = 3
+
+def none_found(completions, **columns):
+    return [next(iter(())) for one in completions]
+
+def late(completions, **columns):
+    for one in completions:
+        yield undefined
+
+def nested(completions, **columns):
+    return [[1.0] for one in completions]
+
+def huge(completions, **columns):
+    return [10**400 for one in completions]
+"""
+
+
+def test_any_callable_is_a_reward_and_keeps_what_it_was_made_with(here):
+    Path("own_callables.py").write_text(OWN_REWARDS, encoding="utf-8")
+
+    def rewarded(member: str, **kwargs: object) -> list[float]:
+        name = f"own_callables.{member}"
+        (reward,) = grpo.load_rewards(
+            RLArguments(reward_funcs=[name], reward_kwargs={name: kwargs} if kwargs else None)
+        )
+        return checks.guarded(name, reward)(completions=["a", "b"], scale=[5, 5])
+
+    for member in ("decorated", "made", "data", "method", "part"):
+        assert rewarded(member) == [5.0, 5.0]
+    assert rewarded("data", other=1) == [5.0, 5.0]
+    assert rewarded("Object", scale=2.0) == rewarded("made", scale=2.0) == [2.0, 2.0]
+    with pytest.raises(ConfigError, match="takes no settings"):
+        rewarded("part", a=1)
+    with pytest.raises(ConfigError, match="'own_callables.number' is 3, which cannot be called"):
+        rewarded("number")
+    for member, said in {
+        "none_found": "fails at .*own_callables.py.*next.*StopIteration",
+        "late": "fails at .*own_callables.py.*yield undefined: NameError",
+        "nested": "which is no list of numbers",
+        "huge": "which is no list of numbers",
+    }.items():
+        with pytest.raises(checks.RewardError, match=said):
+            rewarded(member)
 
 
 @pytest.mark.parametrize(
