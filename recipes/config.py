@@ -290,6 +290,8 @@ class SFTConfig(_SequenceBatch):
                     "out; template and end token are those of the checkpoint's folder (chat_template.jinja, "
                     "tokenizer_config.json)."
                 )
+        if self.packing and self.max_length is None:
+            raise ConfigError("max_length is none, but packing: true fills sequences of that length; write a number.")
 
 
 @dataclass

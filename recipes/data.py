@@ -5,6 +5,7 @@ its template, and the code of `_tokenized`. It lies beside the run, in `.tokeniz
 start. The first process to come makes it, with `dataset_num_proc` processes; all others on that file system wait.
 """
 
+import glob
 import hashlib
 import inspect
 import logging
@@ -21,7 +22,6 @@ from recipes.config import PolicyArguments
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import Dataset, Features, List, Value, load_dataset
 from datasets.exceptions import DatasetsError
@@ -149,7 +149,7 @@ def _mapped(source: str, split: str, cache: Path) -> tuple[Dataset, str]:
         there = pq.read_schema(files[0]).names
         rows = load_dataset(
             "parquet",
-            data_files=[str(file) for file in files],
+            data_files=[glob.escape(str(file)) for file in files],
             split="train",
             columns=[name for name in (*COLUMNS, "completion", "entry", *CHATS) if name in there],
             batch_size=BATCH,
@@ -209,10 +209,10 @@ def _tokenized(
 
 def _refuse_double(rows: Dataset, source: str) -> None:
     """Raises ConfigError where two rows have one id."""
-    ids = rows.data.column("id")
-    if pc.count_distinct(ids).as_py() < len(ids):
+    ids = rows.data.column("id").to_pylist()
+    if len(set(ids)) < len(ids):
         seen: dict[str, int] = {}
-        for number, id in enumerate(ids.to_pylist()):
+        for number, id in enumerate(ids):
             if id in seen:
                 raise ConfigError(f"dataset: {source}, row {number}, column 'id': {id!r} is also row {seen[id]}'s")
             seen[id] = number

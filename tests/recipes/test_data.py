@@ -9,6 +9,7 @@ from recipes import data, training
 from recipes.config import PolicyArguments
 from recipes.trl_configs import SFTConfig
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import CPU, SFT, record_of, sums
@@ -18,9 +19,9 @@ from transformers import AutoModelForCausalLM
 CACHE = Path("outputs/t/.tokenized")
 
 
-def made_by_us(tokenizer, **settings) -> Dataset:
+def made_by_us(tokenizer, dataset="outputs/t/world/sft.parquet", **settings) -> Dataset:
     config = SFTConfig(output_dir="outputs/t/x", batch_size=1, **CPU | settings)
-    args = PolicyArguments(model_name_or_path="outputs/t/base", dataset="outputs/t/world/sft.parquet")
+    args = PolicyArguments(model_name_or_path="outputs/t/base", dataset=dataset)
     return data.load_sft_rows(SimpleNamespace(args=args, config=config, figures={}), tokenizer)
 
 
@@ -75,6 +76,16 @@ def test_a_row_that_breaks_the_contract_is_named(refuses, change, said):
     assert said in refuses("cold_start_sft", SFT | {"max_steps": 1})
 
 
+def test_a_path_is_no_pattern_and_any_column_of_text_will_do(here):
+    source = Path("outputs/t/world [1]/a*b?.parquet")
+    source.parent.mkdir()
+    table = pq.read_table("outputs/t/world/sft.parquet")
+    views = [pa.field(one.name, pa.string_view() if one.type == pa.string() else one.type) for one in table.schema]
+    pq.write_table(table.cast(pa.schema(views)), source)
+    tokenizer = training.load_tokenizer("outputs/t/base")
+    assert made_by_us(tokenizer, str(source))[7] == made_by_us(tokenizer)[7]
+
+
 def test_a_file_without_rows_or_cut_short_is_named(refuses, here):
     source = Path("outputs/t/world/sft.parquet")
     whole = source.read_bytes()
@@ -88,6 +99,7 @@ def test_a_file_without_rows_or_cut_short_is_named(refuses, here):
 def test_what_comes_too_late_for_tokenized_rows_is_refused(refuses):
     for change in ({"chat_template_path": "x"}, {"eos_token": "<|end|>"}, {"assistant_only_loss": True}):
         assert f"{next(iter(change))}: rows are tokenized before" in refuses("cold_start_sft", SFT | change)
+    assert "max_length is none" in refuses("cold_start_sft", SFT | {"packing": True, "max_length": None})
 
 
 def test_rows_of_like_length_come_together(run_stage, monkeypatch):
