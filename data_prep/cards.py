@@ -151,8 +151,8 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def _counts(column: pa.ChunkedArray) -> Counter[str]:
-    found = zip(*column.value_counts().flatten(), strict=True)
-    return Counter({str(value): count.as_py() for value, count in found if value.is_valid})
+    found = (one if isinstance(one, list) else [one] for one in column.to_pylist())  # a licence may be a list
+    return Counter(str(one) for one in itertools.chain.from_iterable(found) if one is not None)
 
 
 # --- what the rows say ------------------------------------------------------------------------------------------------

@@ -113,7 +113,7 @@ def prepare(folder: Path, repository: Repository, arguments: argparse.Namespace)
     the Hub, which is only looked at. Raises ConfigError for rows that do not load as the card says."""
     shutil.rmtree(folder / SCRATCH, ignore_errors=True)  # of a push that was killed
     (folder / SCRATCH).mkdir()
-    with tempfile.TemporaryDirectory(dir=folder / SCRATCH) as scratch:
+    with tempfile.TemporaryDirectory() as scratch:  # `datasets` takes brackets in the folder's path for a pattern
         if repository.kind == "model":
             files = model_files(folder) | card_of_model(folder, repository)
         else:

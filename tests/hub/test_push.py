@@ -207,6 +207,17 @@ def test_lists_structs_and_dates_come_back_as_they_were(
     assert "license: mit\n" in hub.files("datasets", "me/nested")["README.md"].decode()
 
 
+def test_other_records_may_list_their_licences_in_a_folder_of_any_name(
+    hub: Hub, client: Callable, tmp_path: Path
+) -> None:
+    folder = tiny.save_run(tmp_path, "own [1]", {}, inputs=[])
+    rows.write_parquet(folder / "train.parquet", [{"text": "a", "license": ["MIT", "cc-by-4.0"]}])
+    status, log, _ = client(tiny.run_push, tmp_path, "outputs/t/own [1]", "--hub-model-id", "me/own")
+    assert status == 0, log
+    card = hub.files("datasets", "me/own")["README.md"].decode()
+    assert "license: other\nlicense_name: as-listed-in-this-card" in card and "MIT, cc-by-4.0" in card
+
+
 @pytest.mark.parametrize("kind", ["a type that datasets does not know", "another type in another file"])
 def test_rows_that_nobody_could_load_are_not_pushed(
     hub: Hub, client: Callable, tmp_path: Path, mixture: Path, kind: str
