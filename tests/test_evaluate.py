@@ -114,6 +114,15 @@ def test_a_checkpoints_evaluation_depends_on_no_other_checkpoint(tmp_path: Path)
     assert evaluate.configs(path, seed=3)["base"]["seed"] == 3
 
 
+def test_a_listed_checkpoint_is_known_however_its_path_is_spelt(tmp_path: Path) -> None:
+    path = tmp_path / "evaluate.yaml"
+    path.write_text(YAML)
+    settings = runs.settings(evaluate.Settings, path)
+    folder = "outputs/toy/all_scenarios_rl"
+    for spelt in ("r1", folder, f"{folder}/", f"./{folder}", str(Path(folder).absolute())):
+        assert evaluate.named(settings, spelt, None, "evaluate.yaml")[0] == "r1"
+
+
 @pytest.fixture
 def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with a world of a few problems, and a model that no YAML names."""

@@ -8,6 +8,7 @@ list is measured likewise, on the problems with an answer; with `--rows` on prob
 
 import dataclasses
 import logging
+import os
 import shutil
 import sys
 from dataclasses import dataclass
@@ -88,7 +89,9 @@ def effective(settings: Settings, name: str, checkpoint: Checkpoint, hub: publis
 def named(settings: Settings, checkpoint: str, style: str | None, where: str) -> tuple[str, Checkpoint]:
     """A checkpoint that the YAML lists, by name or path, else a folder or a Hub id. Raises runs.ConfigError."""
     known = settings.checkpoints
-    name = next((name for name, one in known.items() if checkpoint in (name, one.path)), "")
+    place = os.path.abspath(checkpoint)  # however it is spelt
+    listed = (name for name, one in known.items() if checkpoint == name or place == os.path.abspath(one.path))
+    name = next(listed, "")
     if name and style in (None, known[name].style):
         return name, dataclasses.replace(known[name], general=known[name].general and not settings.rows)
     if "/" not in checkpoint and not Path(checkpoint).exists():
