@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -137,6 +138,7 @@ def test_a_set_of_ones_own_has_its_own_name_whatever_its_columns(local, monkeypa
         {"question": "Find 2 - 2.", "answer": 0.0},
         {"question": "Find 3 - 3.", "answer": "3 - 3 = <<3-3=0>>0\n#### 0"},
         {"problem": "Find 4 - 4.", "solution": "As $4 = 4$, it is $\\boxed{0}$."},
+        {"question": "Find 6 - 6.", "final_answer": ["$0$"], "answer": None, "id": None},
         row | {"source": "mine", "license": "mit"},
     ]
     asked = []
@@ -144,11 +146,28 @@ def test_a_set_of_ones_own_has_its_own_name_whatever_its_columns(local, monkeypa
         monkeypatch, lambda prompt, at: asked.append(prompt) or "It is 0.", local={"mine": lines("a.jsonl", records)}
     )
     assert cells(folder, "mine")[:2] + cells(folder, "mine")[-3:] == [
-        "mine", "5", "100.0 ± 0.0", "100.0 ± 0.0", "no: no figure of this set",
+        "mine", "6", "100.0 ± 0.0", "100.0 ± 0.0", "no: no figure of this set",
     ]  # fmt: skip
-    assert len(asked) == 5 * 16
+    assert len(asked) == 6 * 16
     assert asked[0].startswith("Find 5 - 5. Please reason step by step")
     assert asked[-1] == row["prompt"]  # a row is asked as it stands
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        ({"question": "1?", "answer": float("nan")}, "no problem or question"),
+        ({"question": "1?", "answer": [1, 2]}, "`answer` is [1, 2], which is no single number"),
+        ({"question": "1?", "answer": True}, "`answer` is True, which is no single number"),
+        ({"question": "Which?", "choices": ["a", "b"], "answer": 1}, "`choices` would not be asked"),
+        ({"problem": "1?", "solution": "First we add them. " * 20}, "`solution` states no answer"),
+        ({"prompt": "1?", "answer": "2", "verifier": "code"}, "column 'id': missing"),
+    ],
+    ids=str,
+)
+def test_what_ones_own_set_cannot_be_graded_by_is_refused(local, record, said):
+    with pytest.raises(ValueError, match=f"mine: a.jsonl, record 1: .*{re.escape(said)}"):
+        suites.read("mine", lines("a.jsonl", [{"problem": "1 + 1?", "answer": "2"}, record]), 0)
 
 
 def test_gsm8k_is_asked_as_the_paper_asks_and_as_bases_are(local, monkeypatch):

@@ -82,30 +82,44 @@ def _gsm8k_8_shot(record: dict, draw: random.Random) -> dict[str, str]:
 
 KEPT = ("question", "prompt", "answer", "verifier", *rows.RULES, "language", "domain", "thinking")  # of a row
 QUESTIONS, ANSWERS = ("problem", "question", "prompt"), ("answer", "final_answer", "solution")
+OPTIONS = ("choices", "options")  # of MMLU, ARC and their like
+STATED = 30  # words: more are a solution, and no answer, as the doctor has it
 
 
 def _own(record: dict, draw: random.Random) -> dict[str, str]:
     """A record of a set of one's own: a row of the contract as it stands, else by the columns that it has."""
-    if rows.fault(record) is None:
+    fault = rows.fault(record)
+    if fault is None:
         if record["verifier"] not in ("math", "choice", "code", "gym"):
             raise Refused(f"verifier {record['verifier']!r} is no rule that could grade it")
         return {name: record.get(name) for name in KEPT}
     if all(_is_given(record.get(column)) for column in GPQA):
         return _gpqa(record, draw)
+    if record.get("verifier", "math") != "math":
+        raise Refused(fault)
+    if options := [name for name in OPTIONS if record.get(name)]:
+        raise Refused(f"`{options[0]}` would not be asked; write rows whose `prompt` has them, with verifier: choice")
     question = next((record[name] for name in QUESTIONS if _is_given(record.get(name))), None)
     column = next((name for name in ANSWERS if _is_given(record.get(name))), None)
     if not isinstance(question, str) or not column:
         raise Refused(f"no {' or '.join(QUESTIONS)} of text with {' or '.join(ANSWERS)}; it has {', '.join(record)}")
-    gold = str(record[column])
+    value = record[column]
+    if isinstance(value, list) and len(value) == 1:  # as OlympiadBench has it
+        value = value[0]
+    if isinstance(value, list | dict | bool | None):
+        raise Refused(f"`{column}` is {value!r:.60}, which is no single number or text")
+    gold = str(value)
     if "####" in gold:
         gold = worked({"answer": gold})[1]
     elif column == "solution":
         gold = next(iter(statements(gold)), gold)
+        if len(gold.split()) > STATED:
+            raise Refused("`solution` states no answer, in a box or otherwise; write it into a column `answer`")
     return {"question": prompts.boxed(question), "answer": gold, "verifier": "math"}
 
 
 def _is_given(value: Any) -> bool:
-    return value is not None and value != ""  # 0 is an answer
+    return value is not None and value != "" and value == value  # 0 is an answer, and NaN is none
 
 
 SUITES = {
@@ -196,7 +210,7 @@ def read(name: str, local: str, seed: int, limit: int = 0) -> list[Row]:
         for number, record in enumerate(records(place)):
             if missing := [column for column in suite.columns if not _is_given(record.get(column))]:
                 raise Refused(f"no {', '.join(missing)}; it has {', '.join(record)}")
-            id = str(record.get(suite.id, number))
+            id = str(record[suite.id] if _is_given(record.get(suite.id)) else number)
             problem = suite.problem(record, random.Random(f"{seed}-{id}"))
             gold = problem["answer"], problem["verifier"], problem.get("entry")
             if problem["verifier"] != "code" and (wrong := rewards.gold_error(*gold)):
