@@ -127,7 +127,7 @@ def worked(record: dict) -> tuple[str, str]:
     solution, mark, gold = record["answer"].rpartition("####")
     if not mark:
         raise Refused("gold: `answer` has no ####, behind which it stands")
-    return re.sub(r"<<[^<>]*>>", "", solution).strip(), gold.strip()
+    return re.sub(r"<<[^<>]*>>", "", solution).strip(), gold.strip().removesuffix(".")
 
 
 def _gsm8k(record: dict) -> dict[str, Any]:
@@ -138,7 +138,9 @@ def _gsm8k_trace(record: dict) -> str:
     """The summary is ours, so what is graded is the solution: a result of the calculator, or a number of the last line,
     has to be the gold."""
     solution, gold = worked(record)
-    results = re.findall(r"=([^=<>]*)>>", record["answer"]) + re.findall(r"[\d.,]*\d", solution.rpartition("\n")[2])
+    results = re.findall(r"=([^=<>]*)>>", record["answer"]) + re.findall(
+        r"(?:(?<![\w)])-)?[\d.,]*\d", solution.rpartition("\n")[2]
+    )
     if not any(rewards.is_correct(f"#### {one}", gold) for one in reversed(results)):
         raise Refused(f"trace: its steps do not come to {gold!r}")
     return f"<think>{solution}</think>\nThe answer is {gold}."

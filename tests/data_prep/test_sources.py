@@ -148,6 +148,10 @@ def test_solutions_that_people_wrote_are_traces_of_theirs(tmp_path):
     assert row["generator"].startswith("people")
     plain, _ = read(Wanted("gsm8k", store(tmp_path / "b.parquet", {"question": SUM, "answer": "x=2\n#### 2"})), True)
     assert plain[0]["completion"] == "<think>x=2</think>\nThe answer is 2."  # some have no marks
+    lost, _ = read(
+        Wanted("gsm8k", store(tmp_path / "c.parquet", {"question": SUM, "answer": "So -2.\n#### -2."})), True
+    )
+    assert (lost[0]["answer"], lost[0]["completion"]) == ("-2", "<think>So -2.</think>\nThe answer is -2.")
 
 
 def test_ones_own_messages_are_rows_where_they_are_one_question_and_one_answer(run_job, tmp_path, row):
