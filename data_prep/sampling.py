@@ -469,8 +469,8 @@ class Server:
                 return Sample(
                     text,
                     "length" if choice.get("finish_reason") == "length" else "stop",
-                    usage.get("prompt_tokens", 0),
-                    usage.get("completion_tokens", 0),
+                    usage.get("prompt_tokens") or 0,
+                    usage.get("completion_tokens") or 0,
                 )
             except (httpx.TransportError, ValueError, LookupError, TypeError, AttributeError) as error:
                 trouble = f"{type(error).__name__}: {error}"

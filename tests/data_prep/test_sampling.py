@@ -221,6 +221,8 @@ def server(faults, delay=0.0, refuses=()):
             status = fault if isinstance(fault, int) else 200
             if body.get("prompt") in refuses:
                 status, data = refuses[body["prompt"]]
+            if body.get("prompt") == "uncounted":
+                data = json.dumps({"choices": [choice], "usage": {"completion_tokens": None}}).encode()
             if fault == "filtered":
                 data = json.dumps({"choices": [choice | {"finish_reason": "content_filter"}]}).encode()
             other = {"number": 5, "torn": "\ud800"}.get(fault)
@@ -354,6 +356,12 @@ def test_what_a_server_refuses_is_no_answer_and_is_not_asked_again(status, tmp_p
             assert [(one.text, one.why) for one in samples[1]] == [("", f"status {status}: {TOO_LONG.decode()}")] * 2
         assert len(log) == 6
     assert f"refused 2 of 6 requests, the first with status {status}" in caplog.text
+
+
+def test_tokens_that_a_server_does_not_count_are_none():
+    with server([]) as (settings, _):
+        ((sample,),) = Server(settings).sample(["uncounted"], 1, DECODING, seed=5)
+    assert (sample.finish, sample.prompt_tokens, sample.completion_tokens) == ("stop", 0, 0)
 
 
 def test_what_a_content_filter_stops_is_refused_too():
