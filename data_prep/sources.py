@@ -84,6 +84,7 @@ DOMAINS = {"math": "math", "code": "code", "puzzle": "logic"} | dict.fromkeys(
 
 
 ROLES = {"human": "user", "gpt": "assistant"}  # ShareGPT's names
+REASONING = ("reasoning_content", "reasoning", "thinking")  # keys of a turn, by vLLM, OpenRouter and gpt-oss
 
 
 def _known(domain: Any) -> str:
@@ -111,7 +112,16 @@ def _said(turns: list[dict], *wanted: str) -> list[str]:
         raise Refused(f"system: {rows.CHAT.partition(';')[0]}")
     if roles != list(wanted):
         raise Refused(f"turns: {roles} where a row has room for {' and '.join(wanted)} alone")
-    return [turn["content"] if "content" in turn else turn["value"] for turn in turns]
+    return [_text(turn) for turn in turns]
+
+
+def _text(turn: dict) -> str:
+    """What a turn says, its reasoning in tags where that has a key of its own."""
+    content = turn.get("value") if turn.get("content") is None else turn["content"]
+    if isinstance(content, list) and not all(part.get("type") == "text" for part in content):
+        raise Refused("turns: a part of one is no text")
+    reasoning = next((turn[key] for key in REASONING if turn.get(key)), None)
+    return rewards.text_of({"content": content, "reasoning_content": reasoning})
 
 
 def _two(turns: list[dict]) -> list[str]:

@@ -161,14 +161,19 @@ def test_ones_own_messages_are_rows_where_they_are_one_question_and_one_answer(r
     kinds += [{"prompt": MESSAGES[:1], "completion": MESSAGES[1:]}]
     kinds += [{"messages": [told, *MESSAGES]}, {"messages": MESSAGES * 2}, {"prompt": [told, MESSAGES[0]]}]
     kinds += [{"prompt": SUM, "completion": THOUGHT, "system": "Be brief."}, {"messages": []}]
+    asked = {"role": "user", "content": [{"type": "text", "text": SUM}], "thinking": None}
+    kinds += [{"messages": [asked, {"role": "assistant", "content": "It gives 2.", "thinking": "I add them."}]}]
+    kinds += [{"conversations": [turn | {"role": None, "content": None} for turn in CONVERSATION]}]
+    kinds += [{"messages": [asked | {"content": [{"type": "image", "url": "x"}]}, MESSAGES[1]]}]
     lines = [json.dumps(bare | kind | {"id": f"q{at}", "answer": "2"}) for at, kind in enumerate(kinds)]
     (tmp_path / "mine.jsonl").write_text("\n".join(lines))
     values = {"sources": [{"name": "rows", "local": str(tmp_path / "mine.jsonl")}]}
     record = run_job(sources, Sources, values)["sources"]["rows-mine"]
-    assert record == {"rows": 3, "refused": 5, "reasons": {"system": 3, "turns": 2}}
+    assert record == {"rows": 5, "refused": 6, "reasons": {"system": 3, "turns": 3}}
     kept = rows.load_rows(tmp_path / "out/test/sources/rows-mine.parquet", sft=True)
     assert {(one["question"], one["prompt"]) for one in kept} == {(SUM, SUM)}
     assert all("gives 2." in one["completion"] for one in kept)
+    assert kept[3]["completion"] == "<think>I add them.</think>It gives 2."
 
 
 def test_a_hub_data_set_is_streamed_at_its_revision(monkeypatch):
