@@ -18,11 +18,12 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from data_prep import commands, decontaminate, dedup, jobs, rows, runs
 from data_prep.rows import Row
 from rewards import gym
+from rewards.settings import FILLED
 
 log = logging.getLogger(__name__)
 SPLITS = ("test", "validation", "train")  # in the order in which they are drawn: longer training leaves tests alone
@@ -49,7 +50,7 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True)
 class Gym(jobs.Job):
-    tasks: list[Task]
+    tasks: Annotated[list[Task], FILLED]
     decontamination: decontaminate.Decontamination = field(default_factory=decontaminate.Decontamination)
 
 

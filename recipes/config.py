@@ -76,8 +76,10 @@ class StageArguments:
         self.dtype = self.dtype or "float32"
         if self.dtype not in ("float32", "bfloat16"):
             raise ConfigError(f"dtype is {self.dtype!r}; write float32 or bfloat16.")
-        if self.threads < 1:
-            raise ConfigError(f"threads is {self.threads}; write 1 or more.")
+        for key in ("threads", "lora_r", "token_budget", "max_position_embeddings", "max_prompt_length"):
+            value = getattr(self, key, None)  # not every stage has all
+            if value is not None and value < 1:
+                raise ConfigError(f"{key} is {value}; write 1 or more.")
 
 
 @dataclass
@@ -290,6 +292,10 @@ class SFTConfig(_SequenceBatch):
                     "out; template and end token are those of the checkpoint's folder (chat_template.jinja, "
                     "tokenizer_config.json)."
                 )
+        if (getattr(self, "dataset_num_proc", None) or 0) < 0:
+            raise ConfigError(
+                f"dataset_num_proc is {self.dataset_num_proc}; write a number of processes, or leave it out."
+            )
         if self.packing and self.max_length is None:
             raise ConfigError("max_length is none, but packing: true fills sequences of that length; write a number.")
 
