@@ -199,14 +199,16 @@ class _Slurm(SlurmPipelineExecutor):
 
 def _submitted(record: Path, said: str) -> str:
     """The number of the job that sbatch has just submitted. It is recorded at once."""
-    found = re.search(r"\d+", said)
+    found = re.search(
+        r"^(?:Submitted batch job )?(\d+)(?:;\S+| on cluster \S+)?\s*$", said, re.M
+    )  # among a site's words
     if not found:
         raise EngineError(
             f"sbatch said {said!r}, which names no job; look at `squeue --me` before you start this again"
         )
     with whole_file(record) as file:
-        file.write(found.group().encode())
-    return found.group()
+        file.write(found[1].encode())
+    return found[1]
 
 
 def _is_in_queue(job: str) -> bool | None:
@@ -224,8 +226,8 @@ def _is_accounted_running(job: str) -> bool | None:
         return None
     command = ["sacct", "--noheader", "--parsable2", "--allocations", "--format", "State", "--jobs", job]
     found = subprocess.run(command, capture_output=True, text=True)
-    states = [] if found.returncode else found.stdout.split("\n")
-    return any(state.split()[0] not in ENDED for state in filter(None, states)) if any(states) else None
+    states = [] if found.returncode else [line.split()[0] for line in found.stdout.splitlines() if line.strip()]
+    return any(state not in ENDED for state in states) if states else None
 
 
 def discard(folder: Path) -> None:

@@ -184,6 +184,18 @@ def test_an_array_that_still_runs_is_waited_for_and_not_submitted_again(queue, m
     assert queue(["error", NOTHING, HERE, "done"]) == 1
 
 
+@pytest.mark.parametrize("said", ["lua: 16 cpus asked\n7", "7;west", "Submitted batch job 7 on cluster west"])
+def test_a_jobs_number_is_found_among_what_a_site_says(queue, tmp_path, monkeypatch, said):
+    def stop(seconds):
+        raise KeyboardInterrupt
+
+    (tmp_path / "bin/sbatch").write_text(f"#!/bin/bash\necho >> {tmp_path}/submitted\necho '{said}'\n")
+    monkeypatch.setattr(engine.time, "sleep", stop)
+    with pytest.raises(KeyboardInterrupt):
+        queue([HERE])
+    assert (tmp_path / "read/slurm_job").read_text() == "7"
+
+
 def test_what_sbatch_refuses_is_told(queue, tmp_path):
     (tmp_path / "bin/sbatch").write_text("#!/bin/bash\nexit 1\n")
     with pytest.raises(EngineError, match=r"4 of 4 tasks are undone .*sbatch.* returned non-zero exit status 1"):
