@@ -5,6 +5,7 @@ its template, and the code of `_tokenized`. It lies beside the run, in `.tokeniz
 start. The first process to come makes it, with `dataset_num_proc` processes; all others on that file system wait.
 """
 
+import errno
 import glob
 import hashlib
 import inspect
@@ -108,28 +109,34 @@ def load_sft_rows(run: "Run", tokenizer: PreTrainedTokenizerBase) -> Dataset:
     cache.mkdir(parents=True, exist_ok=True)
     with WeakFileLock(cache / f"{_digest(source.encode())}.lock"):  # which logs that it waits
         rows, content = _mapped(source, args.dataset_split, cache)
-        settings = {"source": source, "completion_only": config.completion_only_loss is not False}
-        code = inspect.getsource(_tokenized)
-        key = _digest(content.encode(), code.encode(), str(settings).encode(), *_files(tokenizer))
+        completion_only = config.completion_only_loss is not False
+        code = f"{completion_only} {inspect.getsource(_tokenized)}"
+        key = _digest(content.encode(), code.encode(), *_files(tokenizer))
         for partial in (cache / content).glob("tmp*"):  # of a process that was killed
             partial.unlink()
-        tokenized = rows.with_format("arrow").map(
-            _tokenized,
-            with_indices=True,
-            batched=True,
-            batch_size=BATCH,
-            writer_batch_size=BATCH,
-            remove_columns=rows.column_names,
-            features=TOKENIZED,
-            num_proc=config.dataset_num_proc or max(1, min(len(os.sched_getaffinity(0)), len(rows) // PROCESS)),
-            cache_file_name=str(cache / content / f"{key}.arrow"),
-            new_fingerprint=key,
-            fn_kwargs=settings | {"tokenizer": tokenizer, "name": args.model_name_or_path},
-        )
+        said = {"tokenizer": tokenizer, "source": source, "name": args.model_name_or_path}
+        try:
+            tokenized = rows.with_format("arrow").map(
+                _tokenized,
+                with_indices=True,
+                batched=True,
+                batch_size=BATCH,
+                writer_batch_size=BATCH,
+                remove_columns=rows.column_names,
+                features=TOKENIZED,
+                num_proc=config.dataset_num_proc or max(1, min(len(os.sched_getaffinity(0)), len(rows) // PROCESS)),
+                cache_file_name=str(cache / content / f"{key}.arrow"),
+                new_fingerprint=key,
+                fn_kwargs=said | {"completion_only": completion_only},
+            )
+            lengths = tokenized.data.column("length").to_numpy()
+        except (pa.ArrowInvalid, OSError) as error:
+            if getattr(error, "errno", None) == errno.ENOSPC:
+                raise
+            raise ConfigError(f"{cache / content} is damaged ({error}); delete it: it is made again") from error
     _refuse_double(rows, source)
     if args.doctor:
         checks.tell(checks.of_completions(rows, tokenizer))
-    lengths = tokenized.data.column("length").to_numpy()
     return keep_short(run, tokenized.with_format(None), lengths, *checks.limit(run, config.max_length, "max_length"))
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from data_prep import rows
+from data_prep.runs import ConfigError
 from recipes import data, training
 from recipes.config import PolicyArguments
 from recipes.trl_configs import SFTConfig
@@ -54,6 +55,11 @@ def test_rows_are_tokenized_once_for_each_content_and_template(here):
     assert len(made_by_us(training.load_tokenizer("outputs/t/base"))) == 100
     assert files() == {first} and first.stat().st_mtime_ns == before
     assert not (first.parent / "tmpkilled").exists()
+    first.write_bytes(first.read_bytes()[:-1000])
+    with pytest.raises(ConfigError, match=f"{first.parent} is damaged .*; delete it"):
+        made_by_us(tokenizer)
+    shutil.rmtree(first.parent)
+    made_by_us(tokenizer)
     tokenizer.chat_template = tokenizer.chat_template.replace("<|assistant|>", "<|user|>")
     changed = made_by_us(tokenizer)
     assert len(files()) == 2 and changed[0] != made_by_us(training.load_tokenizer("outputs/t/base"))[0]
