@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import rewards
 from data_prep import engine, jobs, prompts, rows, runs, shards
@@ -58,6 +59,8 @@ def load(config: RejectionSampling) -> dict[str, list[rows.Row]]:
     config.sampler.require(config.checkpoint)
     reasoning = [row for row in rows.load_rows(config.prompts) if row["kind"] == "reasoning"]
     chosen = jobs.choose(reasoning, config.limit or config.count, config.seed)
+    if not chosen:
+        raise ValueError(f"{config.prompts}: no row has the kind `reasoning`, and only such are sampled")
     if not config.judge and (judged := sum(row["verifier"] == "judge" for row in chosen)):
         raise ValueError(f"{judged} prompts of {config.prompts} have the verifier `judge`; write `judge: ...`")
     return {"prompts": chosen}
@@ -86,14 +89,14 @@ def select_in_tasks(config: Selection, output_dir: Path, asked: list[rows.Row], 
     """Samples and selects for all prompts, those that ``load(config)`` gives, in ``config.tasks`` tasks -> figures."""
     if config.tasks == 1 and config.executor.kind == "local":
         kept, figures = sample_and_select(config, output_dir / "samples", asked)
+        if not kept:
+            raise _nothing(output_dir, figures["funnel"])
         rows.write_rows(output_dir / "train.parquet", kept, sft=True)
         return figures
     task = engine.Step(functools.partial(_share, config, output_dir, load))
     engine.run([task], config.tasks, output_dir / "work", config.executor)
     found = [json.loads(path.read_bytes()) for path in sorted((output_dir / "work").glob("figures-*.json"))]
     total = {name: sum(one[name] for one in found) for name in ("rows", "prompts", "prompts_with_rows")}
-    if not total["rows"]:
-        raise rows.NoRowsError(f"{output_dir}: no rows; every candidate was dropped")
     funnels = [one["funnel"] for one in found]
     funnel = {
         "seen": sum(one["seen"] for one in funnels),
@@ -101,8 +104,18 @@ def select_in_tasks(config: Selection, output_dir: Path, asked: list[rows.Row], 
         "kept": sum(one["kept"] for one in funnels),
         "first_dropped": {step: why for one in reversed(funnels) for step, why in one["first_dropped"].items()},
     }
+    if not total["rows"]:
+        raise _nothing(output_dir, funnel)
     tokens = sum(one["mean_completion_tokens"] * one["rows"] for one in found)
     return total | {"funnel": funnel, "mean_completion_tokens": tokens / total["rows"]}
+
+
+def _nothing(output_dir: Path, funnel: dict[str, Any]) -> rows.NoRowsError:
+    step, number = max(funnel["dropped"].items(), key=lambda one: one[1])
+    first = funnel["first_dropped"][step]
+    return rows.NoRowsError(
+        f"{output_dir}: all {funnel['seen']} samples were dropped, {number} of them as `{step}`, such as {first}"
+    )
 
 
 def _share(config: Selection, output_dir: Path, load: Callable, rank: int, tasks: int) -> None:

@@ -66,6 +66,18 @@ def test_the_best_is_kept_and_every_drop_is_counted(run_job, scripted, row, tmp_
     assert funnel["kept"] == 1
 
 
+def test_where_nothing_is_left_the_commonest_reason_is_told(run_job, scripted, row, tmp_path, capsys, caplog):
+    rows.write_rows(tmp_path / "prompts.parquet", [row(id="a")])
+    scripted(lambda prompt, k: "14")
+    with pytest.raises(AssertionError):
+        run_job(rejection_sampling, RejectionSampling, settings())
+    assert "all 6 samples were dropped, 6 of them as `malformed`, such as a: not in the form" in caplog.messages[-1]
+    rows.write_rows(tmp_path / "prompts.parquet", [row(id="a", kind="helpful", verifier="judge")])
+    with pytest.raises(SystemExit):
+        run_job(rejection_sampling, RejectionSampling, settings())
+    assert "prompts.parquet: no row has the kind `reasoning`" in capsys.readouterr().err
+
+
 def test_a_dry_run_says_what_is_asked_of_whom(run_job, row, tmp_path, caplog):
     caplog.set_level("INFO")
     rows.write_rows(tmp_path / "prompts.parquet", [row(id="a"), row(id="b", verifier="judge")])
