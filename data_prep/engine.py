@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -32,6 +33,7 @@ from rewards.settings import Count, Range, check
 from datatrove.data import Document
 from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, SlurmPipelineExecutor
 from datatrove.pipeline.base import PipelineStep
+from datatrove.utils.logging import logger
 
 log = logging.getLogger(__name__)
 POLL_S = 2.0
@@ -138,7 +140,13 @@ class _Local(LocalPipelineExecutor):
                 raise EngineError(why) from error
 
     def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1) -> None:
-        super()._run_for_rank(rank, local_rank + 1, node_rank)  # only errors on the console
+        logger.disable("datatrove.executor.base")  # a traceback on the console, where the job ends with one sentence
+        try:
+            super()._run_for_rank(rank, local_rank + 1, node_rank)  # only errors on the console
+        except Exception:
+            with self.logging_dir.open(f"logs/task_{rank:05d}.log", "a") as file:
+                traceback.print_exc(file=file)
+            raise
 
 
 def _end_with_job() -> None:

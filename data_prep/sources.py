@@ -514,12 +514,15 @@ def convert(wanted: Wanted, folder: Path, traces: bool) -> tuple[Path, dict[str,
     if done.is_file():
         return path, json.loads(done.read_text(encoding="utf-8"))
     reasons: Counter[str] = Counter()
+    first = ""
     with whole_file(folder / f"{wanted.label}.quarantine.jsonl") as quarantine:
 
         def kept() -> Iterator[Row]:
+            nonlocal first
             for found in commands.progress(read(wanted, traces), wanted.label, wanted.limit or None):
                 if isinstance(found, Rejection):
                     reasons[found.reason.partition(":")[0]] += 1
+                    first = first or f"{found.file}, record {found.row}: {found.reason}"
                     line = {"file": found.file, "row": found.row, "reason": found.reason}
                     quarantine.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
                 else:
@@ -529,7 +532,7 @@ def convert(wanted: Wanted, folder: Path, traces: bool) -> tuple[Path, dict[str,
     counts = {"rows": count, "refused": reasons.total(), "reasons": dict(sorted(reasons.items()))}
     log.info("%s: %d rows, %d records refused %s", wanted.label, count, reasons.total(), counts["reasons"] or "")
     if not count:
-        raise rows.NoRowsError(f"{wanted.label}: no record gives a row; see {wanted.label}.quarantine.jsonl")
+        raise rows.NoRowsError(f"{wanted.label}: no record gives a row. {first}")
     write_json(done, counts)
     return path, counts
 

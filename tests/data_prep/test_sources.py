@@ -373,13 +373,15 @@ def test_the_job_writes_rows_a_quarantine_and_counts(run_job, tmp_path, row):
     assert {file: file.stat().st_mtime_ns for file in folder.glob("deepmath-103k.*")} == before
 
 
-def test_a_source_without_a_usable_record_ends_the_job(run_job, tmp_path, caplog):
+def test_a_source_without_a_usable_record_ends_the_job(run_job, tmp_path, caplog, capsys):
     store(tmp_path / "a.parquet", {"other": 1})
     with pytest.raises(AssertionError):
         run_job(
             sources, Sources, {"sources": [{"name": "sciq", "local": str(tmp_path / "a.parquet")}], "traces": False}
         )
-    assert "no record gives a row; see sciq.quarantine.jsonl" in caplog.text
+    assert f"sciq: no record gives a row. {tmp_path}/a.parquet, record 0: schema: " in caplog.messages[-1]
+    assert "Traceback" not in capsys.readouterr().err
+    assert "NoRowsError" in Path("out/test/sources/work/logs/task_00000.log").read_text()
 
 
 @pytest.mark.parametrize(
