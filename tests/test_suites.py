@@ -214,6 +214,18 @@ def test_a_folder_that_no_yaml_names_is_measured_by_its_path(local, monkeypatch)
     assert cells(folder, "sums")[-3] == "50.0 ± 50.0"
 
 
+def test_a_checkpoint_of_ours_is_asked_as_its_stage_taught_it(local, monkeypatch):
+    Path("outputs/mine").mkdir(parents=True)
+    Path("outputs/mine/config.json").write_text("{}")
+    Path("outputs/mine/run.json").write_text('{"config": {"completion_style": "r1_zero"}}')
+    own, asked = {"checkpoint": "outputs/mine", "local": {"sums": "aime.parquet"}}, []
+    run(monkeypatch, lambda prompt, _: asked.append(prompt) or "2", **own)
+    assert all("<think> reasoning process here </think>" in prompt for prompt in asked)
+    asked.clear()
+    run(monkeypatch, lambda prompt, _: asked.append(prompt) or "2", "--redo", **own, style="think")
+    assert not any("reasoning process here" in prompt for prompt in asked)
+
+
 def test_options_are_shuffled_by_seed_and_problem_alone(local):
     first, again, other = (suites.read("gpqa_diamond", "gpqa.jsonl", seed) for seed in (0, 0, 1))
     assert first == again != other

@@ -99,7 +99,7 @@ def named(settings: Settings, checkpoint: str, style: str | None, where: str) ->
         raise runs.ConfigError(f"{where}: no checkpoint {checkpoint!r}; it lists {listed}, and no such folder is here")
     if not style:
         runs.require_model(checkpoint)
-        style = _taught(Path(checkpoint))
+        style = taught(Path(checkpoint))
     if not style:
         raise runs.ConfigError(
             f"{checkpoint}: no run.json says how it was taught; write `--style think`, which asks it through its chat "
@@ -108,7 +108,7 @@ def named(settings: Settings, checkpoint: str, style: str | None, where: str) ->
     return runs.slug(checkpoint), Checkpoint(checkpoint, style)
 
 
-def _taught(folder: Path) -> str:
+def taught(folder: Path) -> str:
     """The style that a stage of ours gave a checkpoint; "" for another one."""
     if not (folder / "run.json").is_file():
         return ""

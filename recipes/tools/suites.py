@@ -161,7 +161,7 @@ class Suites(jobs.Job):
     under names of your own. ``limit``: problems of each."""
 
     checkpoint: str
-    style: Literal["think", "r1_zero"] = "think"
+    style: Literal["think", "r1_zero"] | None = None  # None: as a stage of ours taught it, else think
     prefilled: bool | None = None  # does the chat template open the reasoning? None: look, which no server allows
     suites: Annotated[list[str], FILLED] = field(default_factory=list)
     local: dict[str, str] = field(default_factory=dict)
@@ -259,19 +259,20 @@ def plan(config: Suites, **suites: list[Row]) -> list[str]:
 
 def build(config: Suites, output_dir: Path, **suites: list[Row]) -> dict[str, Any]:
     results, generations = {}, []
+    style = config.style or evaluate.taught(Path(config.checkpoint)) or "think"
     with open_model(config.checkpoint, config.sampler) as model:
         opening = "<think>" * (opens(model) if config.prefilled is None else config.prefilled)
         for name, rows in suites.items():
             suite, k = SUITES.get(name, OWN), config.answers(name)
-            asked = [row["prompt"] if suite.few_shot else evaluate.asked(config.style, row) for row in rows]
+            asked = [row["prompt"] if suite.few_shot else evaluate.asked(style, row) for row in rows]
             drawn = model.sample(asked, k, config.sampled(name), config.seed, output_dir / "samples")
             grade, before = (last_number, "") if suite.few_shot else (evaluate.score, opening)
             scored = [
-                grade(config.style, name, row, index, replace(sample, text=before + sample.text))
+                grade(style, name, row, index, replace(sample, text=before + sample.text))
                 for row, samples in zip(rows, drawn, strict=True)
                 for index, sample in enumerate(samples)
             ]
-            figures = evaluate.reasoning_figures(scored, config.style) | evaluate.many_figures(scored, k)
+            figures = evaluate.reasoning_figures(scored, style) | evaluate.many_figures(scored, k)
             results[name] = figures | described(config, name, rows)
             results[name]["unanswered"] = sum(sample.is_unanswered for samples in drawn for sample in samples)
             unshown = {"question": ""} if suite.gated else {}  # a gated set's questions are not to be shown
