@@ -122,8 +122,8 @@ class Batched(ABC):
                     over = f", more than `max_refused: {self.max_refused:g}` of `sampler` allows"
                     way = ", or write a larger `max_refused` to drop them"
                 raise TooManyRefused(
-                    f"{len(refused)} of {len(prompts)} prompts do not fit{over}: {told}. Write a smaller `max_tokens`, "
-                    f"or leave long prompts out{way}"
+                    f"{len(refused)} of {len(prompts)} prompts do not fit{over}: {told}. Write a smaller `max_tokens` "
+                    f"(of the YAML's `decoding`, where it has one), or leave long prompts out{way}"
                 )
             log.warning("%d of %d prompts are refused: %s", len(refused), len(prompts), told)
         order = order[len(refused) :]

@@ -89,7 +89,8 @@ def keep_short(run: "Run", rows: Dataset, lengths: np.ndarray | list[int], limit
     if len(short) < len(rows):
         logger.info("%d of %d rows are longer than %s: %s; left out", len(rows) - len(short), len(rows), key, limit)
     if not len(short):
-        raise ConfigError(f"{run.args.dataset}: all of its {len(rows)} rows are longer than {key}: {limit}; raise it.")
+        told = f"all of its {len(rows)} rows are longer than {key}: {limit}; raise it, or write shorter rows."
+        raise ConfigError(f"{run.args.dataset}: {told}")
     return rows.select(short)
 
 

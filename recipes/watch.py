@@ -135,7 +135,8 @@ class Watch(TrainerCallback):
             chance = math.log(self.trainer.model.config.vocab_size)
             if not math.isfinite(loss) or (not self.names and loss > chance + 1):
                 text = f"the loss is {float(loss):.2f}, and chance is {chance:.2f}"
-                self._say("loss", text, "tokens mean something else to this model", "its own tokenizer and weights")
+                why = "tokens mean something else to this model, or it has read nothing like these rows"
+                self._say("loss", text, why, "its own tokenizer and weights, unless the loss soon falls")
         scored = getattr(self.trainer, "last_rewards", None)
         if scored is None:
             return

@@ -81,7 +81,7 @@ def main(argv: list[str]) -> None:
         return
     lines = [COLUMNS, *(describe(run) for run in found(arguments.folder))]
     if len(lines) == 1:
-        raise runs.ConfigError(f"{arguments.folder} holds no runs; name a folder such as outputs/cpu")
+        raise runs.ConfigError(f"{arguments.folder} holds no runs; name a folder of runs, such as outputs")
     widths = [max(len(line[at]) for line in lines) for at in (0, 2, 3, 4)]
     for name, said, *rest in lines:
         cells = [name.ljust(widths[0]), *(one.ljust(width) for one, width in zip(rest, widths[1:], strict=True)), said]
