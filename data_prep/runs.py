@@ -488,7 +488,8 @@ def read(run: Path) -> dict[str, Any]:
     """The record of a finished run. Raises MissingRunError when it is not finished."""
     record = _read_json(Path(run) / "run.json")
     if record is None:
-        raise MissingRunError(f"{run} has not been run (it has no run.json){advice(run)}")
+        why = "it has no run.json" if os.path.isdir(run) else "there is no such folder"
+        raise MissingRunError(f"{run} has not been run ({why}){advice(run)}")
     return record
 
 

@@ -424,24 +424,26 @@ class RewardError(Stopped):
 
 
 def line_of(error: BaseException) -> str:
-    """The innermost line of people's own code that an error passed: "file:line: the line"."""
+    """The innermost line of people's own code that an error passed: "file:line: the line"; "" where it passed none."""
     lines = traceback.extract_tb(error.__traceback__)
     ours = tuple(str(runs.ROOT / floor) + os.sep for floor in ("rewards", "data_prep", "recipes"))
     others = (*ours, *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")), "<")
-    own = [one for one in lines if not one.filename.startswith(others)] or lines
-    return f"{own[-1].filename}:{own[-1].lineno}: {own[-1].line}"
+    own = [one for one in lines if not one.filename.startswith(others)]
+    own = own or [one for one in lines if one.filename != __file__]
+    return f"{own[-1].filename}:{own[-1].lineno}: {own[-1].line}" if own else ""
 
 
 def guarded(name: str, reward: Callable) -> Callable:
     """The reward `name` as TRL calls it. Raises RewardError where it fails, or does not return one finite number, or
     None, for each completion."""
+    code = getattr(reward, "__code__", None) or getattr(type(reward).__call__, "__code__", None)
+    place = f"{code.co_filename}:{code.co_firstlineno}" if code else "its call"
 
     def failed(error: Exception) -> RewardError:
-        return RewardError(f"{name} fails at {line_of(error)}: {type(error).__name__}: {error}")
+        return RewardError(f"{name} fails at {line_of(error) or place}: {type(error).__name__}: {error}")
 
     def numbers(found: Any, count: int) -> list:
-        code = getattr(reward, "__code__", None) or getattr(type(reward).__call__, "__code__", None)
-        where = f"{name} ({code.co_filename}:{code.co_firstlineno})" if code else name
+        where = f"{name} ({place})"
         wanted = "It has to return one finite number for each completion, or None where the row does not concern it"
         try:
             found = list(found)

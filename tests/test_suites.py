@@ -219,7 +219,8 @@ def test_a_checkpoint_of_ours_is_asked_as_its_stage_taught_it(local, monkeypatch
     Path("outputs/mine/config.json").write_text("{}")
     Path("outputs/mine/run.json").write_text('{"config": {"completion_style": "r1_zero"}}')
     own, asked = {"checkpoint": "outputs/mine", "local": {"sums": "aime.parquet"}}, []
-    run(monkeypatch, lambda prompt, _: asked.append(prompt) or "2", **own)
+    folder = run(monkeypatch, lambda prompt, _: asked.append(prompt) or "2", **own)
+    assert (folder / "results.md").read_text().startswith("outputs/mine, asked in the style `r1_zero`, percent:")
     assert all("<think> reasoning process here </think>" in prompt for prompt in asked)
     asked.clear()
     run(monkeypatch, lambda prompt, _: asked.append(prompt) or "2", "--redo", **own, style="think")

@@ -279,7 +279,7 @@ def build(config: Suites, output_dir: Path, **suites: list[Row]) -> dict[str, An
             generations += [one | unshown for one in scored]
     write_parquet(output_dir / "generations.parquet", generations)
     runs.write_json(output_dir / "results.json", {"checkpoint": config.checkpoint, "suites": results})
-    text = table(config.checkpoint, results)
+    text = table(config.checkpoint, style, results)
     (output_dir / "results.md").write_text(text + "\n", encoding="utf-8")
     log.info("%s", text)
     return {"parent": config.checkpoint, "pass@1": {name: found["pass@1"] for name, found in results.items()}}
@@ -336,7 +336,7 @@ def how(decoding: Decoding) -> str:
     return f"temperature {decoding.temperature:g}, top-p {decoding.top_p:g}{top_k}"
 
 
-def table(checkpoint: str, results: dict[str, dict[str, Any]]) -> str:
+def table(checkpoint: str, style: str, results: dict[str, dict[str, Any]]) -> str:
     """Two tables in Markdown, in percent: ours with what they have to be read with, and how long answers are; then, of
     the sets that were measured as the paper measured them, ours above what is published."""
     columns = ("set", "problems", "answers each", "tokens at most", "sampled", "pass@1", "cons@k", "as in the paper")
@@ -351,7 +351,7 @@ def table(checkpoint: str, results: dict[str, dict[str, Any]]) -> str:
         f"{found['title']} {found['mean_completion_tokens']:,.0f} tokens, {found['truncated']:.1%} cut off"
         for found in results.values()
     )
-    text = f"{checkpoint}, percent:\n\n{_rows(lines)}\n\nMean length of an answer: {lengths}."
+    text = f"{checkpoint}, asked in the style `{style}`, percent:\n\n{_rows(lines)}\n\nMean length of an answer: {lengths}."
     same = {name: one for name, one in results.items() if not one["not_the_papers"]}
     if not same:
         return f"{text}\n\nNo published figure stands beside these: none has the paper's set and protocol."
