@@ -219,6 +219,12 @@ class Resumable:
             self.model.load_adapter(resume_from_checkpoint, "default", is_trainable=True)
             self.model.set_adapter("default")
 
+    def _issue_warnings_after_load(self, load_result):
+        """Without the weights that are tied to others: no file has them, and none is missing."""
+        tied = getattr(self.model, "all_tied_weights_keys", {})
+        missing = [key for key in load_result.missing_keys if key not in tied]
+        super()._issue_warnings_after_load(load_result._replace(missing_keys=missing))
+
     def _load_optimizer_and_scheduler(self, checkpoint):
         if self.args.device.type == "cpu":  # of several processes "cpu:0", where torch 2.13 can load nothing to
             vars(self.args)["_setup_devices"] = torch.device("cpu")
@@ -368,6 +374,8 @@ class Run:
             self.take()
             folder.mkdir(parents=True, exist_ok=True)
             checkpoint = checkpoints.latest(folder)
+        if checkpoint:
+            logger.info("going on from %s", checkpoint)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if commit := getattr(trainer.model.config, "_commit_hash", None):  # of a parent that came from the Hub
             self.figures["parent_revision"] = commit

@@ -50,7 +50,7 @@ def crash_at(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", STAGES)
-def test_a_crash_changes_nothing(kind, run_stage, crash_at):
+def test_a_crash_changes_nothing(kind, run_stage, crash_at, caplog, capfd):
     script, settings = STAGES[kind]
     straight = run_stage(script, settings, name="straight")
     reached = settings["max_steps"] - 1
@@ -59,7 +59,10 @@ def test_a_crash_changes_nothing(kind, run_stage, crash_at):
         run_stage(script, settings, name="resumed")
     assert reached - 4 < checkpoints.step_of(checkpoints.complete(Path("outputs/t/resumed"))[-1]) <= reached
     crash_at(None)
+    caplog.set_level("INFO")
     resumed = run_stage(script, settings, name="resumed")
+    assert "going on from outputs/t/resumed/checkpoint-" in caplog.text
+    assert "missing keys" not in caplog.text + capfd.readouterr().err
     assert_same(straight, resumed)
     assert record_of(resumed)["tries"] == 2
 
