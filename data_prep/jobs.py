@@ -123,7 +123,8 @@ def run(
         values = dataclasses.asdict(config)
         parents = [str(path) for path in runs.inputs(values)]
         runs.finish(output_dir, config=values, seed=config.seed, inputs=parents, **figures)
-        log.info("built %s", output_dir)
+        count = figures.get("rows")  # of several files a mapping
+        log.info("built %s%s", output_dir, f", {count:,} rows" if isinstance(count, int) else "")
         return hub.publish(output_dir)
 
     return commands.run(main, argv)

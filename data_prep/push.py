@@ -186,7 +186,8 @@ def is_model(folder: Path) -> bool:
 def parts(folder: Path, hub_model_id: str, private: bool) -> list[tuple[Path, Repository]]:
     """What a folder holds, and where each goes: one model, several (each to a name of its own), or a data set."""
     if not folder.is_dir():
-        raise ConfigError(f"{folder}: there is no such folder{advice(folder)}")
+        why = "a file; name the folder of a run" if folder.is_file() else "there is no such folder"
+        raise ConfigError(f"{folder}: {why}{advice(folder)}")
     if (folder / "begun.json").exists() and not (folder / "run.json").exists():
         raise ConfigError(f"{folder} is not finished (no run.json); run its stage to the end first")
     if is_model(folder):

@@ -203,7 +203,9 @@ def read_parquet(path: str | Path, without: tuple[str, ...] = ()) -> list[Row]:
         columns = [name for name in pq.read_schema(files[0]).names if name not in without]
         return [record for file in files for record in pq.read_table(file, columns=columns).to_pylist()]
     except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{path}: not a readable Parquet file ({error}); delete it and run its stage again") from error
+        raise ValueError(
+            f"{path}: not a readable Parquet file ({error}); write it anew, or delete it and run its stage again"
+        ) from error
 
 
 def json_lines(path: str | Path) -> Iterator[tuple[int, Row | str]]:

@@ -419,6 +419,8 @@ class Run:
             "recipes/configs/cpu/evaluate.yaml",
             "--checkpoint",
             str(self.output_dir),
+            "--rows",
+            "YOUR_ROWS.parquet",
         )
         measure = next((step.command for step in later if step.evaluates), words if "" in self.models else None)
         ways = {

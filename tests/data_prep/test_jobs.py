@@ -89,8 +89,10 @@ def test_what_ends_the_work_is_one_line_and_the_same_command_goes_on(job, monkey
     assert built == [10]
 
 
-def test_done_is_done_and_a_changed_setting_needs_redo(job, capsys):
+def test_done_is_done_and_a_changed_setting_needs_redo(job, capsys, caplog):
+    caplog.set_level("INFO")
     assert [job(), job()] == [0, 0]
+    assert caplog.messages[-2:] == ["built out/test/job, 10 rows", "out/test/job is done already"]
     with pytest.raises(SystemExit) as ended:
         job("--seed", "4")
     assert (ended.value.code, built) == (2, [10])

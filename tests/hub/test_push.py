@@ -351,6 +351,12 @@ def test_what_is_not_finished_is_not_pushed(hub: Hub, client: Callable, tmp_path
     assert "is not finished" in log
 
 
+def test_a_file_is_no_folder_that_could_be_pushed(client: Callable, tmp_path: Path) -> None:
+    (tmp_path / "my_rows.parquet").touch()
+    status, log, _ = client(tiny.run_push, tmp_path, "my_rows.parquet", "--hub-model-id", "me/rows")
+    assert (status, log) == (2, "error: my_rows.parquet: a file; name the folder of a run\n")
+
+
 @pytest.mark.slow
 def test_it_waits_longer_and_longer_and_then_says_how_to_go_on(
     hub: Hub, client: Callable, tmp_path: Path, mixture: Path
