@@ -351,7 +351,8 @@ def table(checkpoint: str, style: str, results: dict[str, dict[str, Any]]) -> st
         f"{found['title']} {found['mean_completion_tokens']:,.0f} tokens, {found['truncated']:.1%} cut off"
         for found in results.values()
     )
-    text = f"{checkpoint}, asked in the style `{style}`, percent:\n\n{_rows(lines)}\n\nMean length of an answer: {lengths}."
+    text = f"{checkpoint}, asked in the style `{style}`, percent:\n\n{_rows(lines)}"
+    text += f"\n\nMean length of an answer: {lengths}."
     same = {name: one for name, one in results.items() if not one["not_the_papers"]}
     if not same:
         return f"{text}\n\nNo published figure stands beside these: none has the paper's set and protocol."
