@@ -88,7 +88,7 @@ def test_a_review_from_the_job_through_the_page_and_back_into_the_job(built):
             page.resize(1280, 400)
             page.wait_for("document.querySelector('#accept').getBoundingClientRect().bottom <= innerHeight")
             page.resize(1280, 900)
-            assert "Passes all 8 filters" in page.text("#findings")
+            assert "Passes all 9 filters" in page.text("#findings")
             page.press("a")
             at_row(page, 2)
             shown = page.text("#reasoning")
