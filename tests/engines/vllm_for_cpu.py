@@ -2,6 +2,7 @@
 
 - The engine computes in float32, so that its log-probabilities are the policy's to rounding. vLLM takes half precision
   for a checkpoint in float32, and TRL has no key for it.
+- Nor does it take the kernels for AMX, which know no float32, where the CPU has that.
 - What vLLM's kernels for CPUs pack is made anew with new weights: a layer's experts, and a head that is the embedding.
 - Weights go to a server by a file in place of NCCL; the server's endpoints, their order, the names are the real ones.
 """
@@ -27,6 +28,7 @@ def register() -> None:
         return
     WeightTransferEngineFactory.register_engine(FILE, __name__, "FileEngine")
     model._resolve_auto_dtype = lambda *_, **__: torch.float32
+    torch.cpu._is_amx_tile_supported = lambda: False
     set_up = UnquantizedFusedMoEMethod._setup_kernel
 
     def packing(self, layer, w13, w2):
