@@ -36,7 +36,8 @@ SETTINGS = CPU | {
     "max_steps": 1,
     "dataset": "rows.parquet",
 }
-SETTINGS |= {"logging_steps": 1, "gradient_checkpointing": False, "dataset_num_proc": 1, "model_name_or_path": "base"}
+SETTINGS |= {"logging_steps": 1, "gradient_checkpointing": False, "dataset_num_proc": 1}
+SETTINGS |= {"model_name_or_path": "base", "max_position_embeddings": 8192}
 SCHEMA = pa.schema([*shards.CONTRACT, ("completion", pa.string())])
 
 
