@@ -23,6 +23,7 @@ from recipes.config import PolicyArguments
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import Dataset, Features, List, Value, load_dataset
 from datasets.exceptions import DatasetsError
@@ -217,10 +218,10 @@ def _tokenized(
 
 def _refuse_double(rows: Dataset, source: str) -> None:
     """Raises ConfigError where two rows have one id."""
-    ids = rows.data.column("id").to_pylist()
-    if len(set(ids)) < len(ids):
+    ids = rows.data.column("id").cast(pa.large_string())  # Arrow counts no string_view
+    if pc.count_distinct(ids).as_py() < len(ids):
         seen: dict[str, int] = {}
-        for number, id in enumerate(ids):
+        for number, id in enumerate(ids.to_pylist()):
             if id in seen:
                 raise ConfigError(f"dataset: {source}, row {number}, column 'id': {id!r} is also row {seen[id]}'s")
             seen[id] = number
