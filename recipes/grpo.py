@@ -128,11 +128,12 @@ class GRPOTrainer(Resumable, trl.GRPOTrainer):
             return super()._generate_single_turn(prompt_ids, *arguments, **more)
         length, pad = self.generation_config.max_new_tokens, self.processing_class.pad_token_id
         decoding = Decoding(length, self.temperature, self.top_p, self.top_k or 0)
-        with unwrap_model_for_generation(
+        unwrapped = unwrap_model_for_generation(
             self.model_wrapped,
             self.accelerator,
             gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
-        ) as model:
+        )
+        with unwrapped as model, self.accelerator.autocast():  # outside of the model's own: weights are cast once
             return decode.complete(model, prompt_ids, pad, self.eos_token_ids, decoding), None
 
     def _get_per_token_logps_and_entropies(

@@ -18,7 +18,7 @@ from data_prep.sampling import Decoding, LocalModel, Sampler, Server, ServerErro
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Lfm2Config
+from transformers import AutoModelForCausalLM, Lfm2Config, LlamaConfig
 
 PROMPTS = ["What is 2 + 3 * 4?", "计算 3 + 4。", [{"role": "user", "content": "Hello!"}], "9 - 8?", "1 + 1?"]
 DECODING = Decoding(max_tokens=12)
@@ -141,6 +141,21 @@ def test_greedy_is_what_transformers_generates(model):
     assert [[sample.text for sample in group] for group in samples] == [[text] * 3 for text in expected]
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_heads_that_share_keys_complete_as_transformers_does(attention):
+    """Prompts of unlike lengths, ends at unlike times, and more tokens than a layer first has room for."""
+    torch.manual_seed(0)
+    shape = {"vocab_size": 32, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "head_dim": 8}
+    config = LlamaConfig(**shape, num_attention_heads=4, num_key_value_heads=2, initializer_range=0.5)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
+    prompts = [torch.randint(4, 32, (1 + row % 5,)).tolist() for row in range(24)]
+    found = decode.complete(model, [p for p in prompts for _ in (0, 1)], 0, [2, 3], Decoding(100, temperature=0.0))
+    plain = {"max_new_tokens": 100, "do_sample": False, "eos_token_id": [2, 3]}
+    expected = [model.generate(torch.tensor([p]), **plain)[0, len(p) :].tolist() for p in prompts]
+    assert found[::2] == found[1::2] == expected and len({len(one) for one in found}) > 4
+    assert model.config._attn_implementation == attention
+
+
 def test_a_cache_that_cannot_be_cut_is_named():
     shape = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2}
     config = Lfm2Config(**shape, num_attention_heads=2, num_key_value_heads=2, layer_types=["conv", "full_attention"])
@@ -164,6 +179,14 @@ def test_draws_follow_the_distribution(decoding, allowed):
     counts = Counter(drawn.tolist())
     assert set(counts) == set(allowed)
     assert all(counts[token] / 20_000 == pytest.approx(share, abs=0.02) for token, share in allowed.items())
+
+
+def test_draws_from_a_large_vocabulary_follow_the_distribution():
+    shares = {0: 0.1, 255: 0.2, 256: 0.3, 4999: 0.4}
+    logits = torch.full((5000,), -torch.inf)
+    logits[list(shares)] = torch.tensor(list(shares.values())).log()
+    counts = Counter(decode.draw(logits.expand(5_000, -1), DECODING, torch.Generator().manual_seed(0)).tolist())
+    assert {token: count / 5_000 for token, count in counts.items()} == pytest.approx(shares, abs=0.03)
 
 
 def test_finish_and_counts(model):

