@@ -103,6 +103,7 @@ def write(scale_dir: Path, results: dict[str, Any]) -> Path:
     sections = [
         ("map", "Stages", _map(report, stages, measured)),
         ("checkpoints", "Checkpoints", _checkpoints(report, measured)),
+        ("benchmarks", "Benchmarks", _benchmarks(results["benchmarks"])),
         ("effects", "The paper's effects", _effects(results)),
         ("question", WALKTHROUGH, _question(evaluations)),
         ("rl", "Reinforcement learning", lines + "".join(_rl_stage(report, stage) for stage in drawn)),
@@ -216,6 +217,22 @@ def _checkpoints(report: Path, measured: dict[str, dict[str, Any]]) -> str:
         <h3>The paper's table</h3>{table(("model", *PAPER_COLUMNS), paper_rows)}
         <p class="note">arXiv 2501.12948v2, tables 3, 8, 15 and 16, section E.4 and figure 1; AlpacaEval 2.0 with length
         control.</p>"""
+
+
+def _benchmarks(rows: list[dict[str, Any]]) -> str:
+    parts = []
+    for key in dict.fromkeys(row["set"] for row in rows):
+        chosen = [row for row in rows if row["set"] == key]
+        lines = [
+            [escape(_title(row["checkpoint"])), f"{row['n_problems']:,} × {row['k']}"]
+            + [number(row["pass@1"], row["pass@1_stderr"]), number(*row["over_start"]), number(*row["over_dev1"])]
+            + [number(row["format_rate"]), f"{row['mean_completion_tokens']:.0f}", f"{row['truncated']:.1%}"]
+            for row in chosen
+        ]
+        heads = ("checkpoint", "problems", "pass@1", "over the start", "over Dev1", "format", "tokens", "cut off")
+        parts.append(f"<h3>{escape(chosen[0]['title'])}, {escape(chosen[0]['sampled'])}</h3>{table(heads, lines)}")
+    note = '<p class="note">Gains are on the problems that both were asked; errors are one standard error.</p>'
+    return "".join(parts) + note if parts else ""
 
 
 def _effects(results: dict[str, Any]) -> str:

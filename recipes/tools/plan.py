@@ -36,7 +36,7 @@ PEAK = {
     180: 2250e12,
 }  # dense bf16 operations/s: 4090, L40S, H100, H200, B200
 TRAINING, VLLM, TRANSFORMERS = 0.35, 0.05, 0.005  # shares of that: assumed
-CPU = 2e10  # operations/s of one core: assumed
+CPU, CPU_BF16 = 2e10, 3e11  # operations/s of a toy on one core, and of 135M parameters on two with AVX512-BF16
 FILL = 0.5  # mean length of a text, as a share of the longest allowed: assumed
 NF4 = 0.516  # bytes a number: 4 bits, and a doubly quantised scale for each 64
 CONTEXT = 1.0 * GB  # CUDA, its libraries and NCCL
@@ -305,8 +305,8 @@ def disk(stage: Stage) -> float:
 
 
 def gpu_hours(stage: Stage, gpu: float) -> tuple[float, float]:
-    """(training, sampling), from operations and the shares of the peak that are assumed."""
-    peak = CPU / TRAINING if stage.cpu else _peak(gpu)
+    """(training, sampling), from operations and the shares of the peak that are assumed; a CPU's are its own hours."""
+    peak = (CPU_BF16 if stage.bf16 else CPU) / TRAINING if stage.cpu else _peak(gpu)
     tokens, length = stage.batch * stage.steps * stage.length * FILL, stage.length * FILL
     forward = _forward(stage.shape, length)
     passes = (2 if stage.rank else 3) + stage.checkpointing + stage.reference + stage.old_policy
@@ -326,10 +326,10 @@ def _forward(shape: Shape, length: float) -> float:
     return 2 * shape.active + 2 * shape.layers * shape.heads * length
 
 
-def sampling_hours(shape: Shape, samples: int, longest: int, gpu: float) -> float:
-    """GPU-hours of a data job's samples by vLLM, as `gpu_hours` counts those of RL."""
-    peak, length = _peak(gpu), longest * FILL
-    return samples * length * _forward(shape, length) / (peak * VLLM) / 3600
+def sampling_hours(shape: Shape, samples: int, longest: int, gpu: float, cpu: bool) -> float:
+    """GPU-hours of a data job's samples by vLLM, as `gpu_hours` counts those of RL; without a GPU, in bfloat16."""
+    speed, length = CPU_BF16 if cpu else _peak(gpu) * VLLM, longest * FILL
+    return samples * length * _forward(shape, length) / speed / 3600
 
 
 def change(stage: Stage, gpu: float) -> str:
@@ -420,7 +420,7 @@ def _stage(step: Step, by_output: dict[str, Step], gpus: int | None) -> Stage:
         processes,
         spread if processes > 1 else "no",
         cpu,
-        bf16=not cpu and step.settings.get("bf16", True),
+        bf16=step.settings.get("bf16", not cpu),
         dtype=2 if args.dtype == "bfloat16" else 4,
         together=min(processes, max(8, launch["num_processes"] // launch["num_machines"])),
         rank=args.lora_r if lora else 0,
@@ -555,8 +555,11 @@ def sampled(steps: list[Step]) -> Iterator[tuple[str, int, int, Shape]]:
 def report(steps: list[Step], gpus: int | None, gpu: float, machine: float | None = None) -> Iterator[str]:
     """The plan, line by line. `machine`: bytes of host memory; None: `HOST` times that of its GPUs."""
     heads = ("stage", "parameters", "trained", *(field.name for field in fields(Memory)), "peak", "host", "fits")
-    rows, advice, hours = [(*heads, "tokens", "steps", "disk", "GPU-hours")], [], 0.0
-    for one in stages(steps, gpus):
+    planned = list(stages(steps, gpus))
+    cpu = all(one.cpu for one in planned)
+    unit = "hours" if cpu else "GPU-hours"
+    rows, advice, hours = [(*heads, "tokens", "steps", "disk", unit)], [], 0.0
+    for one in planned:
         found, (train, sample), there = memory(one, gpu), gpu_hours(one, gpu), host(one, gpu)
         has = machine or HOST * one.together * gpu
         fits, loads = found.peak <= ROOM * gpu, one.cpu or there <= ROOM * has
@@ -581,10 +584,10 @@ def report(steps: list[Step], gpus: int | None, gpu: float, machine: float | Non
     yield f"GB a GPU of {gpu / GB:.0f}; `host`: GB of a machine's own memory; GB of disk."
     jobs = 0.0
     for name, count, length, sampled_model in sampled(steps):
-        jobs += (more := sampling_hours(sampled_model, count, length, gpu))
-        yield f"samples of {name}: {count:,} of up to {length:,} tokens, {more:,.1f} GPU-hours"
+        jobs += (more := sampling_hours(sampled_model, count, length, gpu, cpu))
+        yield f"samples of {name}: {count:,} of up to {length:,} tokens, {more:,.1f} {unit}"
     yield (
-        f"GPU-hours: {hours + jobs:,.1f}, of which {hours:,.1f} in the stages and {jobs:,.1f} for these samples; "
+        f"{unit[0].upper() + unit[1:]}: {hours + jobs:,.1f}, of which {hours:,.1f} in the stages and {jobs:,.1f} for these samples; "
         "what a judge or a writer is asked comes on top."
     )
     yield (

@@ -18,6 +18,7 @@ from typing import Any
 from data_prep import commands, runs
 from recipes.tools import curves, page
 from recipes.tools.metrics import majority_vote, mean_and_stderr, paired_difference, win_rate
+from recipes.tools.steps import STAGES
 from rewards.completion import INVISIBLE
 
 import pyarrow.parquet as pq
@@ -40,6 +41,10 @@ FIGURES = (
     "cons@k", "cons@k_stderr",  # of the samples that every checkpoint has of every problem, where cons@16 is of three
 )  # fmt: skip
 YARDSTICK = "sft_stage_2"  # the win rate is against it
+BENCHMARK = (  # of a checkpoint on one set, as `recipes/tools/suites.py` measures it
+    "pass@1", "pass@1_stderr", "n_problems", "k", "sampled", "format_rate", "mean_completion_tokens", "truncated",
+)  # fmt: skip
+BESIDE = {"over_start": "start", "over_dev1": "cold_start_sft"}  # gains on the same problems
 SHOWN = {  # a table each, of at most 80 columns
     "Reasoning": (
         ("pass@1", "pass@1"), ("±", "pass@1_stderr"), ("T=1", "pass@1_at_temperature_1"), ("pass@16", "pass@16"),
@@ -135,6 +140,28 @@ def read_evaluation(folder: Path, columns: list[str]) -> tuple[dict[str, Any], l
         ) from error
 
 
+def benchmarks(scale_dir: Path) -> list[dict[str, Any]]:
+    """The figures of each finished `suites_<checkpoint>` on each of its sets, set by set, in the order of the stages.
+    Gains are (mean, standard error) over the problems that both checkpoints were asked."""
+    rows, right = [], {}
+    for name in ("start", "start_8_shot", *dict(STAGES)):
+        folder = scale_dir / f"suites_{name}"
+        if (folder / "run.json").exists():
+            results, generations = read_evaluation(folder, ["set", "id", "correct"])
+            for one in generations:
+                right.setdefault((name, one["set"]), {}).setdefault(one["id"], []).append(float(one["correct"]))
+            for key, figures in results["suites"].items():
+                found = {figure: figures[figure] for figure in BENCHMARK}
+                rows.append({"set": key, "title": figures["title"], "checkpoint": name} | found)
+    means = {key: {problem: sum(one) / len(one) for problem, one in found.items()} for key, found in right.items()}
+    for row in rows:
+        for gain, other in BESIDE.items():
+            theirs = means.get((other, row["set"]), {}) if row["checkpoint"] != other else {}
+            row[gain] = paired_difference(means[row["checkpoint"], row["set"]], theirs)
+    order = list(dict.fromkeys(row["set"] for row in rows))
+    return sorted(rows, key=lambda row: order.index(row["set"]))
+
+
 def find_effects(found: Evaluations) -> list[Effect]:
     """What the paper reports, each with the aim that this project set itself for the scale `cpu`. Levels stand as they
     were measured; gains are differences on the same problems."""
@@ -208,6 +235,7 @@ def build(scale_dir: Path, found: Evaluations, effects: list[Effect]) -> dict[st
             None if base_pass_16 is None or zero_pass_1 is None else base_pass_16 > zero_pass_1
         ),
         "answers": {name: figures["walkthrough"] for name, figures in found.figures.items()},
+        "benchmarks": benchmarks(scale_dir),
     }
 
 
@@ -219,6 +247,22 @@ def write_results(scale_dir: Path) -> dict[str, Any]:
     path.parent.mkdir(parents=True, exist_ok=True)
     runs.write_json(path, results)
     return results
+
+
+def show_benchmarks(rows: list[dict[str, Any]], console: Console) -> None:
+    """A table for each set."""
+    for key in dict.fromkeys(row["set"] for row in rows):
+        chosen = [row for row in rows if row["set"] == key]
+        heads = ("problems", "pass@1", "±", "over the start", "±", "over Dev1", "±", "format", "tokens", "cut off")
+        table = Table("checkpoint", title=f"{chosen[0]['title']}, {chosen[0]['sampled']}", box=None, pad_edge=False)
+        for head in heads:
+            table.add_column(head, justify="right")
+        for row in chosen:
+            levels = (row["pass@1"], row["pass@1_stderr"], *row["over_start"], *row["over_dev1"], row["format_rate"])
+            numbers = map(_number, (*levels, row["mean_completion_tokens"], row["truncated"]))
+            table.add_row(row["checkpoint"], f"{row['n_problems']:,} x {row['k']}", *numbers)
+        console.print(table)
+        console.print()
 
 
 def show(results: dict[str, Any], console: Console) -> None:
@@ -292,8 +336,10 @@ def main(argv: list[str]) -> int:
     if not arguments.scale.is_dir():
         raise runs.MissingRunError(f"{arguments.scale} is not there: run `make r1`, or name another scale")
     results = write_results(arguments.scale)
+    console = Console() if sys.stdout.isatty() else Console(width=160)
+    show_benchmarks(results["benchmarks"], console)
     if results["answers"]:
-        show(results, Console() if sys.stdout.isatty() else Console(width=160))
+        show(results, console)
     print(f"see {page.write(arguments.scale, results)}")
     if arguments.assert_thresholds:
         thresholds = json.loads(arguments.assert_thresholds.read_text(encoding="utf-8"))
