@@ -266,6 +266,16 @@ class _Tokens(TrainerCallback):
         return control
 
 
+class _Memory(TrainerCallback):
+    """Of a CPU."""
+
+    def __init__(self):
+        self.kept = memory.Kept()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.kept.hold()
+
+
 class _Log(TrainerCallback):
     """log.jsonl: one row a log step, under TRL's metric names."""
 
@@ -293,6 +303,7 @@ def callbacks(trainer, args: StageArguments, budget: int | None = None) -> list[
     config = trainer.args
     exact = checkpoints.ExactSaves(math.lcm(config.rollout_window, max(1, int(config.logging_steps))))
     found = [_Tokens(trainer, budget), exact, _Log(Path(config.output_dir) / "log.jsonl")]
+    found += [_Memory()] * config.use_cpu
     return [*found, watch.Watch(trainer, args)] if args.doctor else found
 
 

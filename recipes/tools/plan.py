@@ -587,8 +587,8 @@ def report(steps: list[Step], gpus: int | None, gpu: float, machine: float | Non
         jobs += (more := sampling_hours(sampled_model, count, length, gpu, cpu))
         yield f"samples of {name}: {count:,} of up to {length:,} tokens, {more:,.1f} {unit}"
     yield (
-        f"{unit[0].upper() + unit[1:]}: {hours + jobs:,.1f}, of which {hours:,.1f} in the stages and {jobs:,.1f} for these samples; "
-        "what a judge or a writer is asked comes on top."
+        f"{unit[0].upper() + unit[1:]}: {hours + jobs:,.1f}, of which {hours:,.1f} in the stages and {jobs:,.1f} for "
+        "these samples; what a judge or a writer is asked comes on top."
     )
     yield (
         f"Assumed: texts are {FILL:.0%} of the longest allowed; training runs at {TRAINING:.0%} of the peak, vLLM at "

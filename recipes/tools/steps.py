@@ -15,6 +15,7 @@ from recipes.tools import evaluate, servers
 STAGES = (
     ("world", "data_prep.world"),
     ("gym", "data_prep.gym"),
+    ("gym_rl", "data_prep.gym"),
     ("gym_unseen", "data_prep.gym"),
     ("prompts", "data_prep.rl_prompts"),
     ("rl_prompts", "data_prep.rl_prompts"),
