@@ -108,6 +108,31 @@ def test_effects_are_paired_and_the_missing_ones_listed_with_their_figure(scale:
     assert "R1 is harmless" not in missing
 
 
+def test_benchmarks_stand_set_by_set_with_what_each_checkpoint_gained_on_the_same_problems(scale: Path) -> None:
+    drawn = {"start": [0, 0, 1, 0], "cold_start_sft": [0, 1, 1, 0], "reasoning_rl": [1, 1]}
+    for name, correct in drawn.items():
+        folder = scale / f"suites_{name}"
+        records = [record("gsm8k", f"p{at}", correct=one == 1) for at, one in enumerate(correct)]
+        write_parquet(folder / "generations.parquet", [*records, record("gym", "g", correct=True)])
+        level = {"pass@1": sum(correct) / len(correct), "pass@1_stderr": 0.1, "n_problems": len(correct), "k": 1}
+        told = {"sampled": "greedy", "format_rate": 1.0, "mean_completion_tokens": 61.0, "truncated": 0.25}
+        suites = {"gsm8k": {"title": "GSM8K <test>"} | level | told, "gym": {"title": "gym"} | level | told}
+        (folder / "results.json").write_text(json.dumps({"checkpoint": name, "suites": suites}))
+        runs.finish(folder)
+    (scale / "suites_r1_zero").mkdir()  # begun, and not measured yet
+    found = build(scale)["benchmarks"]
+    order = ["start", "cold_start_sft", "reasoning_rl"]
+    assert [(row["set"], row["checkpoint"]) for row in found] == [(s, c) for s in ("gsm8k", "gym") for c in order]
+    start, dev1, dev2 = found[:3]
+    assert dev1["over_start"] == [pytest.approx(0.25), pytest.approx(0.25)] and start["over_start"] == [None, None]
+    assert dev2["over_start"][0] == 1.0 and dev2["over_dev1"] == [pytest.approx(0.5), pytest.approx(0.5)]
+    said = io.StringIO()
+    report.show_benchmarks(found, Console(file=said, width=160))
+    assert "GSM8K <test>, greedy" in said.getvalue() and "25" in said.getvalue()
+    page = (report.page.write(scale, build(scale))).read_text(encoding="utf-8")
+    assert "<h3>GSM8K &lt;test&gt;, greedy</h3>" in page and "<td>4 × 1</td>" in page
+
+
 @pytest.mark.slow
 def test_ci_names_the_effect_that_is_missing(scale: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     path = tmp_path / "thresholds.json"
