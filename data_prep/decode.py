@@ -118,31 +118,30 @@ def complete(
         raise ConfigError(f"the cache of a {kind} cannot be cut by rows; sample with vLLM: `sampler: {{kind: vllm}}`")
     completions: list[list[int]] = [[] for _ in prompts]
     alive = torch.arange(len(prompts), device=device)  # the completion that each row of the batch belongs to
-    for step in range(decoding.max_tokens):
-        with shared_keys(model):
-            logits = model(
-                ids, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1
-            ).logits[:, -1]
-        if step == 0 and len(distinct) < len(prompts):
-            copies = torch.tensor([distinct[tuple(tokens)] for tokens in prompts], device=device)
-            cache.batch_select_indices(copies)
-            logits, mask, positions = (x[copies] for x in (logits, mask, positions))
-        order = alive.argsort()  # so that a draw does not depend on the place of its row
-        drawn = torch.empty_like(alive)
-        drawn[order] = draw(logits[order].float(), decoding, generator)
-        for row, token in zip(alive.tolist(), drawn.tolist(), strict=True):
-            completions[row].append(token)
-        ended = torch.isin(drawn, last)
-        going = ended.logical_not().nonzero()[:, 0]
-        if not len(going):
-            break
-        if len(going) < len(alive):  # the last rows take the places of those that have ended
-            places = torch.arange(len(going), device=device)
-            places[ended[: len(going)]] = going[going >= len(going)]
-            cache.batch_select_indices(places)
-            drawn, mask, positions, alive = (x[places] for x in (drawn, mask, positions, alive))
-        ids, positions = drawn[:, None], positions[:, -1:] + 1
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+    with shared_keys(model):
+        for step in range(decoding.max_tokens):
+            given = {"attention_mask": mask, "position_ids": positions, "past_key_values": cache, "logits_to_keep": 1}
+            logits = model(ids, **given).logits[:, -1]
+            if step == 0 and len(distinct) < len(prompts):
+                copies = torch.tensor([distinct[tuple(tokens)] for tokens in prompts], device=device)
+                cache.batch_select_indices(copies)
+                logits, mask, positions = (x[copies] for x in (logits, mask, positions))
+            order = alive.argsort()  # so that a draw does not depend on the place of its row
+            drawn = torch.empty_like(alive)
+            drawn[order] = draw(logits[order].float(), decoding, generator)
+            for row, token in zip(alive.tolist(), drawn.tolist(), strict=True):
+                completions[row].append(token)
+            ended = torch.isin(drawn, last)
+            going = ended.logical_not().nonzero()[:, 0]
+            if not len(going):
+                break
+            if len(going) < len(alive):  # the last rows take the places of those that have ended
+                places = torch.arange(len(going), device=device)
+                places[ended[: len(going)]] = going[going >= len(going)]
+                cache.batch_select_indices(places)
+                drawn, mask, positions, alive = (x[places] for x in (drawn, mask, positions, alive))
+            ids, positions = drawn[:, None], positions[:, -1:] + 1
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
     return completions
 
 
