@@ -134,7 +134,10 @@ class GRPOTrainer(Resumable, trl.GRPOTrainer):
             gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
         )
         with unwrapped as model, self.accelerator.autocast():  # outside of the model's own: weights are cast once
-            return decode.complete(model, prompt_ids, pad, self.eos_token_ids, decoding), None
+            completions = decode.complete(model, prompt_ids, pad, self.eos_token_ids, decoding)
+        if self.kept and self.kept.most:  # training takes pieces of other sizes than sampling
+            self.kept.hold()
+        return completions, None
 
     def _get_per_token_logps_and_entropies(
         self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, **more

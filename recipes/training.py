@@ -171,6 +171,7 @@ class Resumable:
 
     completion_tokens_trained = 0
     _local_tokens = 0
+    kept: memory.Kept | None = None  # on a CPU
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -269,8 +270,8 @@ class _Tokens(TrainerCallback):
 class _Memory(TrainerCallback):
     """Of a CPU."""
 
-    def __init__(self):
-        self.kept = memory.Kept()
+    def __init__(self, kept: memory.Kept):
+        self.kept = kept
 
     def on_step_end(self, args, state, control, **kwargs):
         self.kept.hold()
@@ -303,7 +304,9 @@ def callbacks(trainer, args: StageArguments, budget: int | None = None) -> list[
     config = trainer.args
     exact = checkpoints.ExactSaves(math.lcm(config.rollout_window, max(1, int(config.logging_steps))))
     found = [_Tokens(trainer, budget), exact, _Log(Path(config.output_dir) / "log.jsonl")]
-    found += [_Memory()] * config.use_cpu
+    if config.use_cpu:
+        trainer.kept = memory.Kept()
+        found.append(_Memory(trainer.kept))
     return [*found, watch.Watch(trainer, args)] if args.doctor else found
 
 
