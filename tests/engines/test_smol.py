@@ -34,7 +34,7 @@ def walked(tmp_path_factory) -> Path:
 
 def test_the_walk_makes_every_step_and_no_prompt_of_an_evaluation_is_trained_on(walked):
     assert all((walked / path.stem / "run.json").is_file() for path in SCALE.glob("*.yaml"))
-    held_out = {row["question"] for row in rows.load_rows(walked / "gym/test.parquet")}
+    held_out = {row["question"] for row in rows.load_rows(walked / "gym_rl/test.parquet")}
     for name in ("cold_start", "cold_start_mixture", "rejection_sampling", "mixture"):
         found = rows.load_rows(walked / name / "train.parquet", sft=True)
         assert found and held_out.isdisjoint(row["question"] for row in found), name
