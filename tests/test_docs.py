@@ -13,6 +13,7 @@ from pathlib import Path
 
 from data_prep import runs
 from recipes import qlora_proof, sharded
+from recipes.config import WITHOUT_GPU
 from recipes.tools import seeds
 from rewards import gym
 
@@ -22,7 +23,8 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 DOCS = sorted((ROOT / "docs").glob("*.md"))
-PAGES = [README, *DOCS]
+PAGES = [README, ROOT / "CONTRIBUTING.md", *DOCS]
+RESULTS = ROOT / "docs/results.md"
 FOLDERS = "recipes|data_prep|rewards|accelerate_configs|tests|benchmarks|docs|.ci"
 OWN_PATH = re.compile(rf"(?:{FOLDERS.replace('.', '[.]')})/[\w./-]+")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
@@ -165,10 +167,16 @@ def python_command(words: list[str]) -> list[str] | None:
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
 @by_page
 def test_commands_are_understood(page: Path, reads_only) -> None:
-    """Every command, by the very code that it starts, up to where work would begin."""
+    """Every command, by the very code that it starts, up to where work would begin. tests/recipes/test_stages.py runs
+    those on a file that the page itself shows."""
     wrong = []
+    shown = re.findall(r"^# ([\w.]+[.](?:py|yaml))\b", "\n".join(blocks(page, "python", "yaml")), re.M)
     for line in commands(page):
         words = python_command(shlex.split(line, comments=True))
+        if words and set(words) & set(shown):
+            continue
+        if words and words[0].endswith(".py") and UNRUN.search(line):
+            words = [*words, *WITHOUT_GPU]
         if words is None and not UNRUN.search(line):
             wrong.append(f"{line}: no command of ours; say in a remark that it needs a GPU or the Hub")
         elif words and words[0] == "data_prep.gym" and not gym.installed():
@@ -221,24 +229,40 @@ def tables(page: Path) -> Iterator[tuple[list[str], list[list[str]]]]:
 
 
 @by_doc
-def test_measured_figures_are_the_readmes(page: Path) -> None:
-    """A table whose first column has the name of one of the README's tables of results repeats its cells."""
+def test_measured_figures_are_those_of_the_results(page: Path) -> None:
+    """A table whose first column has the name of one of the tables in docs/results.md repeats its cells."""
+    for header, rows in tables(page):
+        if header[0] in (measured := results()):
+            for row in rows:
+                found = measured[header[0]][row[0]]
+                assert row == [found[name] for name in header], f"{row[0]}: copy the figures of {RESULTS.name}"
+
+
+def results() -> dict[str, dict[str, dict[str, str]]]:
+    """Cells by table, row and column."""
     measured = {
         header[0]: {row[0]: dict(zip(header, row, strict=True)) for row in rows}
-        for header, rows in tables(README)
+        for header, rows in tables(RESULTS)
         if header[0] in ("checkpoint", "the paper's effect")
     }
     assert len(measured) == 2
-    for header, rows in tables(page):
-        if header[0] in measured:
-            for row in rows:
-                found = measured[header[0]][row[0]]
-                assert row == [found[name] for name in header], f"{row[0]}: copy the README's figures"
+    return measured
 
 
-def test_cis_bounds_are_those_of_the_runs_in_the_readme() -> None:
+def test_the_readmes_first_table_is_an_excerpt_of_the_results() -> None:
+    names = {"base": "base", "R1-Zero": "r1_zero", "R1": "r1", "student by RL": "student_rl"}
+    names |= {"Dev1: SFT": "cold_start_sft", "Dev2: RL": "reasoning_rl", "Dev3: SFT": "sft_stage_2"}
+    names |= {"distilled student": "student_distilled"}
+    columns = {"pass@1": "pass@1", "right format": "format", "one language": "language", "safe answers": "safe"}
+    (_, *heads), rows = next(tables(README))
+    for title, *cells in rows:
+        found = [results()["checkpoint"][names[head]][columns[title]].split(" ")[0] for head in heads]
+        assert cells == found, title
+
+
+def test_cis_bounds_are_those_of_the_runs_in_the_results() -> None:
     """The mean less four standard deviations, over the runs from the given bases and those with bases of their own."""
-    (effects,) = [rows for header, rows in tables(README) if header[0] == "the paper's effect"]
+    (effects,) = [rows for header, rows in tables(RESULTS) if header[0] == "the paper's effect"]
     pooled = []
     for name, aim, _, given, shown, others in effects:
         own, _, their = others.partition(", ")
@@ -259,7 +283,7 @@ def test_the_matrix_says_what_two_processes_ran() -> None:
     """Each cell is found among the cases of `make engines`, or is refused for the reason that the code gives."""
     cells = runpy.run_path(str(ROOT / "tests/engines/cells.py"))
     ran = {(case.config, case.column) for case in cells["CASES"]}
-    text = README.read_text(encoding="utf-8")
+    text = (ROOT / "docs/scales.md").read_text(encoding="utf-8")
     table = re.search(r"^\| \| all weights .*\n\|[-|]+\n((?:\|.*\n)+)", text, re.M)
     columns = [name.strip() for name in table[0].splitlines()[0].split("|")[2:-1]]
     assert columns == list(cells["COLUMNS"])

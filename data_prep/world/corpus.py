@@ -1,4 +1,4 @@
-"""The base corpus: what a web corpus does, in small. Its mix stands here, and in the README with how it was chosen.
+"""The base corpus: what a web corpus does, in small. docs/toy_world.md says how its mix was chosen.
 
 Right and wrong solutions, tagged and plain pages, reasoning that switches between English and Chinese inside a page,
 few-shot-shaped pages, small talk, and replies both decent and harmful to toy requests. All expressions are from the

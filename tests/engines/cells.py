@@ -1,5 +1,5 @@
-"""What is run by two processes, and by which settings: each cell of README's matrix, as data that no library is needed
-for. `tests/test_docs.py` compares the two."""
+"""What is run by two processes, and by which settings: each cell of the matrix in docs/scales.md, as data that no
+library is needed for. `tests/test_docs.py` compares the two."""
 
 from typing import NamedTuple
 

@@ -108,7 +108,8 @@ def test_the_walkthroughs_rewards_give_its_advantages(run_stage, here):
 @pytest.mark.slow
 def test_the_readmes_own_model_rows_and_reward_train(run_stage, here):
     readme = Path(recipes.__file__).parents[1].joinpath("README.md").read_text(encoding="utf-8")
-    for name, code in re.findall(r"^```python\n# (my_\w+\.py)\n(.*?)^```$", readme, re.M | re.S):
+    more = Path(recipes.__file__).parents[1].joinpath("docs/settings.md").read_text(encoding="utf-8")
+    for name, code in re.findall(r"^```python\n# (my_\w+\.py)\n(.*?)^```$", readme + more, re.M | re.S):
         (here / name).write_text(code, encoding="utf-8")
     subprocess.run([sys.executable, "my_rows.py"], check=True)
     (own,) = [block for block in re.findall(r"^```yaml\n(.*?)^```$", readme, re.M | re.S) if "my_rows" in block]
@@ -123,6 +124,28 @@ def test_the_readmes_own_model_rows_and_reward_train(run_stage, here):
     subprocess.run([sys.executable, "my_sft_rows.py"], check=True)
     record = record_of(run_stage("cold_start_sft", SFT | {"dataset": "my_sft_rows.parquet", "max_steps": 2}))
     assert (record["rows"], record["rows_too_long"]) == (64, 0)
+
+
+@pytest.mark.slow
+def test_the_readmes_student_learns_from_open_traces(run_stage, here):
+    readme = Path(recipes.__file__).parents[1].joinpath("README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```yaml\n# traces.yaml\n(.*?)^```$", readme, re.M | re.S)
+    (script,) = re.findall(r"recipes/(\w+)\.py --config \S+ --dataset outputs/traces/openr1-math-220k\.parquet", readme)
+    records = [
+        {"problem": f"What is {a} + 1?", "answer": str(a + 1), "problem_type": "Algebra", "question_type": "math-word"}
+        | {"uuid": f"u{a}", "generations": [f"<think>\nOne more.\n</think>\n\nIt is $\\boxed{{{a + 1}}}$."]}
+        | {"is_reasoning_complete": [True], "correctness_math_verify": [a % 4 > 0]}
+        for a in range(2, 22)
+    ]
+    (here / "openr1.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records), encoding="utf-8")
+    config = yaml.safe_load(block)
+    config["sources"][0]["local"] = "openr1.jsonl"  # in place of the Hub's
+    (here / "traces.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    subprocess.run([sys.executable, "-m", "data_prep.sources", "--config", "traces.yaml"], check=True)
+    settings = SFT | LORA | {"dataset": "outputs/traces/openr1-math-220k.parquet", "max_steps": 2}
+    folder = run_stage(script, settings)
+    assert record_of(folder)["rows"] == 15  # of 20, a quarter is not verified
+    assert (folder / "adapter/adapter_model.safetensors").is_file() and (folder / "model.safetensors").is_file()
 
 
 def test_reinforcement_learning_raises_its_reward(run_stage, here):
