@@ -39,8 +39,9 @@ class Layer(DynamicLayer):
             return self.held
         start, end = self.keys.shape[-2], self.keys.shape[-2] + key_states.shape[-2]
         if self.held[0].shape[-2] < end:
-            room = max(64, end // 4)
-            self.held = [functional.pad(x, (0, 0, 0, end - start + room)) for x in (self.keys, self.values)]
+            step = max(256, 1 << end.bit_length() - 2)  # few sizes, so that one batch takes what another has freed
+            room = -(-end // step) * step - start
+            self.held = [functional.pad(x, (0, 0, 0, room)) for x in (self.keys, self.values)]
         for held, new in zip(self.held, (key_states, value_states), strict=True):
             held[:, :, start:end] = new
         self.keys, self.values = (held[:, :, :end] for held in self.held)

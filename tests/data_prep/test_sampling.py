@@ -149,8 +149,8 @@ def test_heads_that_share_keys_complete_as_transformers_does(attention):
     config = LlamaConfig(**shape, num_attention_heads=4, num_key_value_heads=2, initializer_range=0.5)
     model = AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
     prompts = [torch.randint(4, 32, (1 + row % 5,)).tolist() for row in range(24)]
-    found = decode.complete(model, [p for p in prompts for _ in (0, 1)], 0, [2, 3], Decoding(100, temperature=0.0))
-    plain = {"max_new_tokens": 100, "do_sample": False, "eos_token_id": [2, 3]}
+    found = decode.complete(model, [p for p in prompts for _ in (0, 1)], 0, [2, 3], Decoding(300, temperature=0.0))
+    plain = {"max_new_tokens": 300, "do_sample": False, "eos_token_id": [2, 3]}
     expected = [model.generate(torch.tensor([p]), **plain)[0, len(p) :].tolist() for p in prompts]
     assert found[::2] == found[1::2] == expected and len({len(one) for one in found}) > 4
     assert model.config._attn_implementation == attention

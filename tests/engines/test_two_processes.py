@@ -1,4 +1,4 @@
-"""Two processes train what one does, whatever spreads the weights over them: each cell of the matrix in docs/scales.md."""
+"""Two processes train what one does, whatever spreads the weights: each cell of the matrix in docs/scales.md."""
 
 import json
 import time
