@@ -11,7 +11,7 @@ import argparse
 import time
 from statistics import median
 
-from data_prep import decode, memory
+from data_prep import decode
 from data_prep.sampling import Decoding
 
 import torch
@@ -36,7 +36,6 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64, help="of a completion")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    memory.keep_freed()
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(LlamaConfig(**SHAPE), dtype=torch.bfloat16).eval()
     distinct = torch.randint(3, SHAPE["vocab_size"], (PROMPTS, LENGTH))

@@ -195,14 +195,14 @@ class LocalModel(Batched):
         if not sys.stderr.isatty():
             transformers_logging.disable_progress_bar()
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        if self.device == "cpu":
-            memory.keep_freed()
         self.batch_size = batch_size
         pinned = {"revision": revision} if revision else {}
         self.tokenizer = AutoTokenizer.from_pretrained(checkpoint, padding_side="left", **pinned)
         usual = "auto" if self.device == "cuda" else "float32"
         self.model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype or usual, **pinned)
         self.model.to(self.device).eval()
+        if self.device == "cpu":
+            memory.keep_freed(self.model.num_parameters())
         if getattr(self.model.config, "output_router_logits", False):
             self.model.config.output_router_logits = False  # left by SFT of a mixture of experts; it fails on a cache
         self.identity = _identity(checkpoint, getattr(self.model.config, "_commit_hash", None)) + dtype

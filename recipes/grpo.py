@@ -134,10 +134,7 @@ class GRPOTrainer(Resumable, trl.GRPOTrainer):
             gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
         )
         with unwrapped as model, self.accelerator.autocast():  # outside of the model's own: weights are cast once
-            completions = decode.complete(model, prompt_ids, pad, self.eos_token_ids, decoding)
-        if self.kept and self.kept.most:  # training takes pieces of other sizes than sampling
-            self.kept.hold()
-        return completions, None
+            return decode.complete(model, prompt_ids, pad, self.eos_token_ids, decoding), None
 
     def _get_per_token_logps_and_entropies(
         self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, **more

@@ -171,7 +171,6 @@ class Resumable:
 
     completion_tokens_trained = 0
     _local_tokens = 0
-    kept: memory.Kept | None = None  # on a CPU
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -267,16 +266,6 @@ class _Tokens(TrainerCallback):
         return control
 
 
-class _Memory(TrainerCallback):
-    """Of a CPU."""
-
-    def __init__(self, kept: memory.Kept):
-        self.kept = kept
-
-    def on_step_end(self, args, state, control, **kwargs):
-        self.kept.hold()
-
-
 class _Log(TrainerCallback):
     """log.jsonl: one row a log step, under TRL's metric names."""
 
@@ -304,9 +293,6 @@ def callbacks(trainer, args: StageArguments, budget: int | None = None) -> list[
     config = trainer.args
     exact = checkpoints.ExactSaves(math.lcm(config.rollout_window, max(1, int(config.logging_steps))))
     found = [_Tokens(trainer, budget), exact, _Log(Path(config.output_dir) / "log.jsonl")]
-    if config.use_cpu:
-        trainer.kept = memory.Kept()
-        found.append(_Memory(trainer.kept))
     return [*found, watch.Watch(trainer, args)] if args.doctor else found
 
 
@@ -328,8 +314,6 @@ def start(args: StageArguments, config) -> "Run":
         checks.tell(checks.of_start(args, config, os.environ))
     if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
         loading.spare_host_memory()
-    if config.use_cpu:
-        memory.keep_freed()
     if config.distributed_state.is_main_process:
         logger.info("%s", config.equation)
     return run
@@ -373,6 +357,8 @@ class Run:
     def fit(self, trainer, budget: int | None = None) -> None:
         """Train from the last complete checkpoint, if there is one, and save the model in the trainer's output_dir."""
         folder = Path(trainer.args.output_dir)
+        if trainer.args.use_cpu:
+            memory.keep_freed(sum(weight.numel() for weight in trainer.model.parameters()))
         trainer.args.max_steps = steps(trainer, budget, self.settings)
         require_disk(trainer)
         for callback in callbacks(trainer, self.args, budget):
