@@ -92,10 +92,9 @@ def test_smol_walks_the_stages_in_their_order_and_measures_every_checkpoint(here
     measured = {step.settings["checkpoint"] for name, step in steps.items() if name.startswith("suites_")}
     assert measured == trained | {"HuggingFaceTB/SmolLM2-135M-Instruct"}
     assert steps["distill"].settings["token_budget"] == steps["student_rl"].settings["token_budget"]
-    samples = [
-        step for step in steps.values() if step.trains or "sampler" in step.settings or step.name == "rl_prompts"
-    ]
-    assert {step.threads for step in samples} == {2}  # one at a time: two would take twice the memory
+    alone = [step for step in steps.values() if step.trains or step.name in ("cold_start", "rl_prompts")]
+    assert {step.threads for step in alone} == {2}  # one at a time: two would take twice the memory
+    assert {step.threads for name, step in steps.items() if name.startswith("suites_")} == {1}  # two side by side
 
 
 def test_a_card_has_a_judge_while_steps_ask_it_and_never_beside_a_trainer(here, capsys):
