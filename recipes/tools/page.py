@@ -103,7 +103,7 @@ def write(scale_dir: Path, results: dict[str, Any]) -> Path:
     sections = [
         ("map", "Stages", _map(report, stages, measured)),
         ("checkpoints", "Checkpoints", _checkpoints(report, measured)),
-        ("benchmarks", "Benchmarks", _benchmarks(results["benchmarks"])),
+        *([("benchmarks", "Benchmarks", measured_on)] if (measured_on := _benchmarks(results["benchmarks"])) else ()),
         ("effects", "The paper's effects", _effects(results)),
         ("question", WALKTHROUGH, _question(evaluations)),
         ("rl", "Reinforcement learning", lines + "".join(_rl_stage(report, stage) for stage in drawn)),
