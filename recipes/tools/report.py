@@ -108,11 +108,7 @@ class Evaluations:
 
     def by_problem(self, name: str, set_name: str, key: str) -> dict[str, float]:
         """The mean of a column over each problem's samples, without those where it is None."""
-        values: dict[str, list[float]] = {}
-        for record in self.generations.get(name, []):
-            if record["set"] == set_name and record[key] is not None:
-                values.setdefault(record["id"], []).append(float(record[key]))
-        return {problem: sum(drawn) / len(drawn) for problem, drawn in values.items()}
+        return by_problem(self.generations.get(name, []), set_name, key)
 
     def difference(self, first: str, second: str, set_name: str, key: str) -> tuple[float | None, float | None]:
         """Mean of first - second on the same problems, and its standard error."""
@@ -126,6 +122,14 @@ class Evaluations:
             scores[who] = {(r["id"], r["sample"]): r["helpful_score"] for r in drawn}
         shared = scores[name].keys() & scores[YARDSTICK].keys()
         return win_rate([(scores[name][key], scores[YARDSTICK][key]) for key in shared])
+
+
+def by_problem(generations: list[dict[str, Any]], set_name: str, key: str) -> dict[str, float]:
+    values: dict[str, list[float]] = {}
+    for record in generations:
+        if record["set"] == set_name and record[key] is not None:
+            values.setdefault(record["id"], []).append(float(record[key]))
+    return {problem: sum(drawn) / len(drawn) for problem, drawn in values.items()}
 
 
 def read_evaluation(folder: Path, columns: list[str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -148,16 +152,14 @@ def benchmarks(scale_dir: Path) -> list[dict[str, Any]]:
         folder = scale_dir / f"suites_{name}"
         if (folder / "run.json").exists():
             results, generations = read_evaluation(folder, ["set", "id", "correct"])
-            for one in generations:
-                right.setdefault((name, one["set"]), {}).setdefault(one["id"], []).append(float(one["correct"]))
             for key, figures in results["suites"].items():
+                right[name, key] = by_problem(generations, key, "correct")
                 found = {figure: figures[figure] for figure in BENCHMARK}
                 rows.append({"set": key, "title": figures["title"], "checkpoint": name} | found)
-    means = {key: {problem: sum(one) / len(one) for problem, one in found.items()} for key, found in right.items()}
     for row in rows:
         for gain, other in BESIDE.items():
-            theirs = means.get((other, row["set"]), {}) if row["checkpoint"] != other else {}
-            row[gain] = paired_difference(means[row["checkpoint"], row["set"]], theirs)
+            theirs = right.get((other, row["set"]), {}) if row["checkpoint"] != other else {}
+            row[gain] = paired_difference(right[row["checkpoint"], row["set"]], theirs)
     order = list(dict.fromkeys(row["set"] for row in rows))
     return sorted(rows, key=lambda row: order.index(row["set"]))
 
