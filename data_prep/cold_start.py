@@ -18,7 +18,7 @@ import io
 import json
 import logging
 import sys
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
@@ -75,6 +75,16 @@ class ColdStart(jobs.Job):
     @property
     def ways(self) -> dict[str, Way]:
         return {name: way for name in STYLES if (way := getattr(self, name))}
+
+    def size(self, rows_of: Callable[[str], int]) -> jobs.Size:
+        asked = {name: sum(way.prompts.values()) for name, way in self.ways.items()}
+        first = next(iter(self.ways.values()))
+        return jobs.Size(
+            {"": sum(asked[name] * way.keep for name, way in self.ways.items())},
+            sum(asked[name] * way.n for name, way in self.ways.items()),
+            first.decoding.max_tokens,
+            first.checkpoint,
+        )
 
 
 def load(config: ColdStart) -> dict[str, list[rows.Row]]:

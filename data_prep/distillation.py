@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -39,6 +39,11 @@ class Distillation(rejection_sampling.Selection):
             raise ValueError(f"`mode: teacher` needs {', '.join(wrong)}; write it")
         if wrong:
             raise ValueError(f"`mode: mixture` asks no teacher; remove {', '.join(wrong)}")
+
+    def size(self, rows_of: Callable[[str], int]) -> jobs.Size:
+        made = rows_of(self.mixture)
+        asked = made * self.n if self.mode == "teacher" else 0
+        return jobs.Size({"": made}, asked, self.decoding.max_tokens if asked else 0, self.checkpoint)
 
 
 def load(config: Distillation) -> dict[str, list]:

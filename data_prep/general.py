@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
@@ -56,6 +57,10 @@ class General(jobs.Job):
             min(self.tasks.values()) >= 0 < sum(self.tasks.values()) and self.judge_thinking and self.count
         ):
             raise ValueError("`tasks`: the judge tells them; write `judge_thinking: true`, `count`, and their shares")
+
+    def size(self, rows_of: Callable[[str], int]) -> jobs.Size:
+        asked = self.count or rows_of(self.prompts)
+        return jobs.Size({"": asked * self.keep}, asked * self.n, self.decoding.max_tokens, self.checkpoint)
 
 
 def load(config: General) -> dict[str, list[rows.Row]]:

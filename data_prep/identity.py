@@ -28,7 +28,7 @@ OUTPUTS = "outputs/"
 # Keys of any YAML that say where a finished run goes, see data_prep.publishing.
 PUBLISHING = ("push_to_hub", "hub_model_id", "hub_private_repo", "hub_strategy")
 # Keys that say where a run works and what is said meanwhile, but nothing of what it makes.
-IGNORED = ("output_dir", "executor", "doctor", "logging_dir", "dataset_num_proc", *PUBLISHING)
+IGNORED = ("output_dir", "script", "executor", "doctor", "logging_dir", "dataset_num_proc", *PUBLISHING)
 # Likewise within a key: how the pipeline starts a server.
 IGNORED_WITHIN = ("serve",)
 # A file that says how processes are started: its name counts, its content does not.

@@ -29,17 +29,34 @@ from rewards.settings import Count, Positive
 log = logging.getLogger("data_prep")
 
 
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """What a plan counts of a job: the ``rows`` that it writes, by a part of the file's name ("": all files), and how
+    many ``samples`` of up to ``max_tokens`` tokens it asks of ``checkpoint``."""
+
+    rows: dict[str, int] = dataclasses.field(default_factory=dict)
+    samples: int = 0
+    max_tokens: int = 0
+    checkpoint: str = ""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
     """What every job's YAML may say. One that is not ``distributed`` is a single task on a cluster. ``threads``:
-    OMP_NUM_THREADS in a pipeline on CPUs."""
+    OMP_NUM_THREADS in a pipeline on CPUs. ``script``: the module that a pipeline runs with this YAML ("": that of the
+    YAML's name)."""
 
     output_dir: str
     executor: engine.Executor = dataclasses.field(default_factory=engine.Executor)
     seed: Count = 0
     limit: Count = 0
     threads: Positive = 1
+    script: str = ""
     distributed: ClassVar[bool] = False
+
+    def size(self, rows_of: Callable[[str], int]) -> Size:
+        """``rows_of``: how many rows a file will have, by its path."""
+        return Size()
 
 
 def main(name: str) -> int:

@@ -13,7 +13,7 @@ import logging
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,9 @@ class Mixture(jobs.Job):
     def __post_init__(self) -> None:
         if not self.sources:
             raise ValueError("`sources` is empty; write the Parquet or JSONL files of rows to mix")
+
+    def size(self, rows_of: Callable[[str], int]) -> jobs.Size:
+        return jobs.Size({"": self.total})
 
 
 def load(config: Mixture) -> dict[str, Any]:

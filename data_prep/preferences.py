@@ -14,6 +14,7 @@ import itertools
 import logging
 import random
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
@@ -54,6 +55,11 @@ class Preferences(jobs.Job):
     def __post_init__(self) -> None:
         if self.queries < 2 or self.queries % 2:
             raise ValueError(f"`queries` is {self.queries}; write an even number: half are asked with sides swapped")
+
+    def size(self, rows_of: Callable[[str], int]) -> jobs.Size:
+        helpful, harmless = (self.count or rows_of(file) for file in (self.helpful, self.harmless))
+        made = {"helpfulness": helpful * self.pairs, "harmlessness": harmless * (self.n + self.written)}
+        return jobs.Size(made, (helpful + harmless) * self.n, self.decoding.max_tokens, self.checkpoint)
 
 
 def load(config: Preferences) -> dict[str, list[rows.Row]]:

@@ -54,6 +54,10 @@ class RejectionSampling(Selection):
     n: Positive = 4
     keep: Positive = 2
 
+    def size(self, rows_of: Callable[[str], int]) -> jobs.Size:
+        asked = self.count or rows_of(self.prompts)
+        return jobs.Size({"": asked * self.keep}, asked * self.n, self.decoding.max_tokens, self.checkpoint)
+
 
 def load(config: RejectionSampling) -> dict[str, list[rows.Row]]:
     config.sampler.require(config.checkpoint)

@@ -13,7 +13,7 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -63,6 +63,15 @@ class RLPrompts(jobs.Job):
     commercial: bool = False
     decontamination: decontaminate.Decontamination = field(default_factory=decontaminate.Decontamination)
     pass_rate: PassRate | None = None
+
+    def size(self, rows_of: Callable[[str], int]) -> jobs.Size:
+        wanted = quotas(self.total)
+        made = {"helpful": wanted["general"], "harmless": wanted["harmless"]}
+        made["reasoning"] = self.total - sum(made.values())
+        if not (rate := self.pass_rate):
+            return jobs.Size(made)
+        asked = 2 * made["reasoning"] * rate.n  # assumed: every second prompt passes
+        return jobs.Size(made, asked, rate.decoding.max_tokens, rate.checkpoint)
 
 
 def load(config: RLPrompts) -> dict[str, Any]:

@@ -37,6 +37,9 @@ class AllScenariosArguments(RLArguments):
     )
 
 
+SETTINGS = AllScenariosArguments, GRPOConfig
+
+
 def schedule(
     reasoning: list[Row], general: list[list[Row]], args: AllScenariosArguments, config: GRPOConfig
 ) -> list[Row]:
@@ -67,7 +70,7 @@ def _forever(rows: list[Row], shuffle: random.Random) -> Iterator[Row]:
 
 
 def main() -> None:
-    settings = parse(AllScenariosArguments, GRPOConfig)
+    settings = parse(*SETTINGS)
     from recipes import grpo, training  # once the settings are right: TRL and torch take seconds to import
 
     from datasets import Dataset

@@ -33,8 +33,11 @@ class BaseArguments(StageArguments):
     moe_intermediate_size: int = field(default=96, metadata={"help": "Inner width of one expert."})
 
 
+SETTINGS = BaseArguments, SFTConfig
+
+
 def main() -> None:
-    settings = parse(BaseArguments, SFTConfig)
+    settings = parse(*SETTINGS)
     from recipes import data, given, training  # once the settings are right: TRL and torch take seconds to import
     from recipes.muon import MuonWithAdamW
     from recipes.tokenizer import train_tokenizer

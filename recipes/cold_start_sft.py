@@ -6,9 +6,11 @@ loss on the completion only: its reasoning, its summary and the end token.
 
 from recipes.config import PolicyArguments, SFTConfig, launch, parse
 
+SETTINGS = PolicyArguments, SFTConfig
+
 
 def main() -> None:
-    settings = parse(PolicyArguments, SFTConfig)
+    settings = parse(*SETTINGS)
     from recipes import data, training  # once the settings are right: TRL and torch take seconds to import
 
     run = training.start(*settings)

@@ -6,6 +6,7 @@ This module does not import TRL or torch, so that --help and an error come at on
 """
 
 import argparse
+import contextlib
 import difflib
 import errno
 import importlib.metadata
@@ -19,7 +20,8 @@ import sys
 import time
 import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
@@ -49,9 +51,22 @@ REPLACED = {
 }
 
 
+_planned: ContextVar[int | None] = ContextVar("processes that are planned", default=None)
+
+
 def world_size() -> int:
-    """Number of processes that `accelerate launch` or torchrun started."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    """Number of processes that `accelerate launch` or torchrun started, or that are planned."""
+    return _planned.get() or int(os.environ.get("WORLD_SIZE", "1"))
+
+
+@contextlib.contextmanager
+def planned(processes: int) -> Iterator[None]:
+    """In here, settings are read as if so many processes had been started."""
+    token = _planned.set(processes)
+    try:
+        yield
+    finally:
+        _planned.reset(token)
 
 
 @dataclass
@@ -69,6 +84,7 @@ class StageArguments:
         default="accelerate_configs/cpu.yaml",
         metadata={"help": "How a pipeline starts its processes; a stage ignores it."},
     )
+    script: str = field(default="", metadata={"help": argparse.SUPPRESS})  # a pipeline's: the recipe of this YAML
     threads: int = field(default=1, metadata={"help": "OMP_NUM_THREADS in a pipeline on CPUs."})
     doctor: bool = field(default=True, metadata={"help": "Look for faults before training, and watch it."})
 

@@ -15,8 +15,11 @@ class DistillArguments(PolicyArguments):
     use_peft: bool = True
 
 
+SETTINGS = DistillArguments, SFTConfig
+
+
 def main() -> None:
-    settings = parse(DistillArguments, SFTConfig)
+    settings = parse(*SETTINGS)
     from recipes import data, training  # once the settings are right: TRL and torch take seconds to import
 
     run = training.start(*settings)

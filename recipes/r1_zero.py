@@ -17,8 +17,11 @@ class R1ZeroArguments(RLArguments):
     reward_funcs: list[str] = field(default_factory=lambda: ["accuracy_reward", "code_reward", "format_reward"])
 
 
+SETTINGS = R1ZeroArguments, GRPOConfig
+
+
 def main() -> None:
-    settings = parse(R1ZeroArguments, GRPOConfig)
+    settings = parse(*SETTINGS)
     from recipes import grpo, training  # once the settings are right: TRL and torch take seconds to import
 
     run = training.start(*settings)

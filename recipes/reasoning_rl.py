@@ -18,8 +18,11 @@ class ReasoningRLArguments(RLArguments):
     )
 
 
+SETTINGS = ReasoningRLArguments, GRPOConfig
+
+
 def main() -> None:
-    settings = parse(ReasoningRLArguments, GRPOConfig)
+    settings = parse(*SETTINGS)
     from recipes import grpo, training  # once the settings are right: TRL and torch take seconds to import
 
     run = training.start(*settings)

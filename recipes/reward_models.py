@@ -23,8 +23,11 @@ class RewardModelArguments(LoraArguments):
     held_out: float = field(default=0.1, metadata={"help": "Share of each set that only measures accuracy."})
 
 
+SETTINGS = RewardModelArguments, RewardConfig
+
+
 def main() -> None:
-    settings = parse(RewardModelArguments, RewardConfig)
+    settings = parse(*SETTINGS)
     from recipes import scorers, training  # once the settings are right: TRL and torch take seconds to import
 
     run = training.start(*settings)

@@ -35,9 +35,10 @@ class Numbers:
     seed: int = 0
     limit: int = 0
     threads: int = 1
+    script: str = ""
     checkpoint: str = ""
 
-def load(config):
+def load(config: Numbers):
     return {"rows": [Path(path).read_text() for path in config.inputs]}
 
 def tell(what):
@@ -65,8 +66,7 @@ if __name__ == "__main__":
 DRIVER = """
 import sys
 from data_prep import commands
-from recipes.tools import pipeline, steps
-steps.STAGES = tuple((name, f"job_{name}") for name in "abcd")
+from recipes.tools import pipeline
 sys.exit(commands.run(pipeline.main, ["--scale", "./tiny", *sys.argv[1:]]))
 """
 NEEDS = {"a": "", "b": "a", "c": "a", "d": "bc"}
@@ -81,7 +81,9 @@ class Toy:
         for name, needs in NEEDS.items():
             (folder / f"job_{name}.py").write_text(JOB)
             inputs = ", ".join(f"outputs/tiny/{need}/numbers.txt" for need in needs)
-            (folder / "tiny" / f"{name}.yaml").write_text(f"output_dir: outputs/tiny/{name}\ninputs: [{inputs}]\n")
+            (folder / "tiny" / f"{name}.yaml").write_text(
+                f"script: job_{name}\noutput_dir: outputs/tiny/{name}\ninputs: [{inputs}]\n"
+            )
 
     def add(self, name: str, line: str) -> None:
         with (self.folder / "tiny" / f"{name}.yaml").open("a") as file:
@@ -248,20 +250,23 @@ def test_a_seed_of_the_command_line_is_another_run(toy: Toy) -> None:
 
 @pytest.mark.slow
 def test_what_can_be_known_to_fail_fails_before_any_work(toy: Toy) -> None:
+    own = "script: job_d\n"
     toy.add("d", "checkpoint: org/model")
     toy.add("d", "cout: 4")
     assert "d.yaml: unknown key `cout`; did you mean `count`?" in toy.run(status=2)
     assert toy.starts() == []
-    (toy.folder / "tiny/d.yaml").write_text("output_dir: outputs/tiny/d\ninputs: [outputs/tiny/nobody/x.txt]\n")
+    (toy.folder / "tiny/d.yaml").write_text(own + "output_dir: outputs/tiny/d\ninputs: [outputs/tiny/nobody/x.txt]\n")
     assert "outputs/tiny/nobody is not there: no YAML of this scale makes it" in toy.run(status=2)
-    (toy.folder / "tiny/d.yaml").write_text("output_dir: outputs/tiny/c\n")
+    (toy.folder / "tiny/d.yaml").write_text(own + "output_dir: outputs/tiny/c\n")
     assert "d.yaml: its output_dir outputs/tiny/c is also that of c" in toy.run(status=2)
-    (toy.folder / "tiny/d.yaml").write_text("count: 3\n")
+    (toy.folder / "tiny/d.yaml").write_text(own + "count: 3\n")
     assert "write `output_dir: outputs/tiny/d`" in toy.run(status=2)
-    (toy.folder / "tiny/d.yaml").write_text("output_dir: outputs/tiny/d\ncount: 1\ncount: 2\n")
+    (toy.folder / "tiny/d.yaml").write_text(own + "output_dir: outputs/tiny/d\ncount: 1\ncount: 2\n")
     assert "the key `count` is given twice" in toy.run(status=2)
-    (toy.folder / "tiny/d.yaml").rename(toy.folder / "tiny/dd.yaml")
-    assert "dd.yaml: no stage has this name; they are a, b, c, d" in toy.run(status=2)
+    (toy.folder / "tiny/d.yaml").write_text("output_dir: outputs/tiny/d\n")
+    assert "d.yaml: no recipe or data job is called d; write `script: recipes/r1_zero.py`" in toy.run(status=2)
+    (toy.folder / "tiny/d.yaml").write_text("script: job_e\noutput_dir: outputs/tiny/d\n")
+    assert "d.yaml: there is no job_e; write `script:" in toy.run(status=2)
     assert toy.starts() == []
 
 

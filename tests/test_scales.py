@@ -1,7 +1,9 @@
 """The YAMLs of all scales: read as strictly as their stages read them, and true to what they say of themselves."""
 
+import os
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 from data_prep import commands, runs
@@ -64,13 +66,28 @@ def test_every_id_has_its_page_and_every_value_its_reason(path):
                 assert line.split(":")[0] in plain, line
 
 
+def test_the_script_of_the_cpu_run_has_the_commands_of_the_pipeline_in_an_order_that_works(tmp_path, monkeypatch):
+    for name in ("accelerate", "python"):
+        (tmp_path / name).write_text(f'#!/bin/sh\necho {name} "$@"\n', encoding="utf-8")
+        (tmp_path / name).chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    said = subprocess.run(["bash", "recipes/cpu.sh"], cwd=ROOT, env=environment, check=True, capture_output=True)
+    monkeypatch.chdir(ROOT)
+    steps = {shlex.join(step.command): step for step in load_steps(Path("recipes/configs/cpu"))}
+    *written, report = said.stdout.decode().splitlines()
+    assert sorted(written) == sorted(steps)
+    places = {steps[command].output_dir: place for place, command in enumerate(written)}
+    assert all(places[need] < places[steps[command].output_dir] for command in written for need in steps[command].needs)
+    assert report == "python -m recipes.tools.report --scale outputs/cpu"
+
+
 @pytest.mark.parametrize("scale", [*BIG, "full"])
 def test_a_dry_run_prints_the_command_of_every_stage(scale, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     assert commands.run(pipeline.main, ["--scale", scale, "--dry-run"]) == 0
     lines = capsys.readouterr().out.splitlines()
     printed = [line for line in lines if not line.startswith(("vllm serve", "until curl", "kill $server"))]
-    assert printed[0] == f"python -m data_prep.rl_prompts --config recipes/configs/{scale}/rl_prompts.yaml"
+    assert f"python -m data_prep.rl_prompts --config recipes/configs/{scale}/rl_prompts.yaml" in printed
     assert len(printed) == len(list((CONFIGS / scale).glob("*.yaml")))
     for line in printed:
         launch = re.match(r"accelerate launch --quiet --config_file (\S+) recipes/\w+\.py --config (\S+)$", line)
@@ -84,7 +101,7 @@ def test_smol_walks_the_stages_in_their_order_and_measures_every_checkpoint(here
     assert commands.run(pipeline.main, ["--scale", "smol", "--dry-run"]) == 0
     order = re.findall(r"configs/smol/(\w+)\.yaml$", capsys.readouterr().out, re.MULTILINE)
     assert sorted(order) == sorted(path.stem for path in (CONFIGS / "smol").glob("*.yaml"))
-    line = ("gym", "prompts", "r1_zero", "cold_start", "cold_start_mixture", "cold_start_sft", "rl_prompts")
+    line = ("gym", "prompts", "cold_start", "cold_start_mixture", "cold_start_sft", "rl_prompts")
     line += ("reasoning_rl", "rejection_sampling", "mixture", "sft_stage_2", "suites_sft_stage_2")
     assert [name for name in order if name in line] == list(line)
     steps = {step.name: step for step in load_steps(Path("recipes/configs/smol"))}
@@ -156,7 +173,7 @@ def test_an_override_is_part_of_the_command_and_strict(here, capsys):
 def test_the_papers_hyper_parameters_to_the_letter():
     """Sections 2.1, 3.2.1, 3.2.2, B.4.1 and Table 6; what no YAML says is a default, see test_settings.py."""
     read = {path.stem: runs.load_config(path) for path in (CONFIGS / "deepseek-v3").glob("*.yaml")}
-    hardware = {"output_dir", "accelerate_config", "per_device_train_batch_size", "generation"}
+    hardware = {"output_dir", "script", "accelerate_config", "per_device_train_batch_size", "generation"}
     inputs = {"model_name_or_path", "dataset", "general_datasets", "reward_kwargs", "max_position_embeddings"}
     inputs |= {"helpfulness_dataset", "harmlessness_dataset"}
     said = {stage: {k: v for k, v in values.items() if k not in hardware | inputs} for stage, values in read.items()}

@@ -65,6 +65,14 @@ class Stage:
         return [(part[-1][0], fmean(value for _, value in part)) for part in parts]
 
 
+def names(scale_dir: Path, first: Iterable[str], family: str = "") -> list[str]:
+    """What follows `family` in the names of a scale's runs: those of `first`, in that order, whether or not they are
+    there, then all others; without a family no evaluations."""
+    found = [path.parent.name for path in sorted(scale_dir.glob(f"{family}*/begun.json"))]
+    others = [name for name in found if family or not name.startswith(("evaluate_", "suites_"))]
+    return list(dict.fromkeys([*first, *(name.removeprefix(family) for name in others)]))
+
+
 def read_stage(folder: Path) -> Stage:
     """What is there of a run."""
     try:

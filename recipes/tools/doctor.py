@@ -11,7 +11,6 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from unittest import mock
 
 from data_prep import commands, publishing, runs
 from data_prep.runs import ConfigError
@@ -33,13 +32,8 @@ def of_step(step: steps.Step) -> Iterator[Finding | str]:
         return
     start = Path(step.command[step.command.index("--config_file") + 1])
     no_gpu = not step.settings.get("use_cpu") and not torch.cuda.is_available()
-    said = io.StringIO()
-    try:
-        processes = runs.load_config(start).get("num_processes", 1)
-        with mock.patch.object(config, "world_size", lambda: processes), contextlib.redirect_stderr(said):
-            settings = check.check(step.target, *step.files, *(config.WITHOUT_GPU if no_gpu else ()))
-    except SystemExit:  # as its command ends, with what is wrong as its last words
-        raise ConfigError(said.getvalue().strip().rpartition("error: ")[2]) from None
+    with config.planned(runs.load_config(start).get("num_processes", 1)):
+        settings = check.check(step.target, *step.files, *(config.WITHOUT_GPU if no_gpu else ()))
     if no_gpu:
         yield checks.NO_GPU
     yield from examine(settings, step.settings, step.config, checks.launched(start))

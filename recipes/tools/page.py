@@ -19,7 +19,6 @@ from data_prep import commands, prompts, runs
 from recipes.tools import disk, figures
 from recipes.tools.disk import Stage, read_stage, shorten
 from recipes.tools.evaluate import GROUP, WALKTHROUGH
-from recipes.tools.steps import STAGES
 from recipes.tools.view import clock
 from rewards import FormatReward, accuracy_reward, language_consistency_reward
 
@@ -93,7 +92,7 @@ def write(scale_dir: Path, results: dict[str, Any]) -> Path:
     report = scale_dir / "report"
     for old in report.glob("*.png"):
         old.unlink()
-    stages = {name: read_stage(scale_dir / name) for name, _ in STAGES}
+    stages = {name: read_stage(scale_dir / name) for name in disk.names(scale_dir, PLACES)}
     rl = [stage for stage in stages.values() if stage.is_rl]
     evaluations = {name: read_stage(scale_dir / f"evaluate_{name}") for name in NAMES}
     measured = {name: results["checkpoints"].get(name) or results["ablations"].get(name) or {} for name in NAMES}

@@ -16,7 +16,6 @@ from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from unittest import mock
 
 from data_prep import commands, runs
 from recipes import config as settings_of
@@ -406,7 +405,7 @@ def _stage(step: Step, by_output: dict[str, Step], gpus: int | None) -> Stage:
     launch = yaml.safe_load(Path(step.command[step.command.index("--config_file") + 1]).read_text(encoding="utf-8"))
     processes = gpus or launch["num_processes"]
     cpu = step.settings.get("use_cpu", False)
-    with mock.patch.object(settings_of, "world_size", lambda: processes):
+    with settings_of.planned(processes):
         args, config = check.check(step.target, *step.files, *settings_of.WITHOUT_GPU)
     kind = launch["distributed_type"]
     zero = launch.get("deepspeed_config", {}).get("zero_stage")
@@ -506,47 +505,27 @@ def _rows(step: Step, by_output: dict[str, Step]) -> list[int]:
 
 
 def _made(source: str, by_output: dict[str, Step]) -> int:
-    job = by_output.get(str(Path(*Path(source).parts[:3])))
-    if job is None or job.trains:
-        return 0
-    (found,) = check.check(job.target, *job.files)
-    if job.name == "cold_start":
-        return sum(sum(way.prompts.values()) * way.keep for way in found.ways.values())
-    if job.name == "rejection_sampling":
-        return found.count * found.keep
-    if job.name == "distillation":
-        return _made(found.mixture, by_output)
-    if job.name == "preferences":
-        total = next((one.settings.get("total", 158_000) for one in by_output.values() if one.name == "rl_prompts"), 0)
-        prompts, harmless = (found.count or total * share // 158 for share in (66, 12))  # by Table 4
-        return prompts * found.pairs if "helpfulness" in source else harmless * (found.n + found.written)
-    return getattr(found, "total", 0)
+    """Rows of a file, or 0 where no job of the scale makes it."""
+    sizes = _size(by_output.get(str(Path(*Path(source).parts[:3]))), by_output).rows
+    return next((count for part, count in sizes.items() if part in Path(source).name), 0)
+
+
+def _size(step: Step | None, by_output: dict[str, Step]) -> Any:
+    """The `jobs.Size` of a job; of any other step an empty one."""
+    from data_prep import jobs  # imports datatrove, which --help does not need
+
+    found = None if step is None or step.trains or step.evaluates else check.check(step.target, *step.files)[0]
+    return found.size(lambda file: _made(file, by_output)) if isinstance(found, jobs.Job) else jobs.Size()
 
 
 def sampled(steps: list[Step]) -> Iterator[tuple[str, int, int, Shape]]:
     """(job, samples, longest in tokens, the sampled model) of the jobs that sample a checkpoint."""
     by_output = {str(step.output_dir): step for step in steps}
-    prompts = next((check.check(s.target, *s.files)[0].total for s in steps if s.name == "rl_prompts"), 0)
-    shares = {"rl_prompts": 80 / 158, "rejection_sampling": 80 / 158, "general": 66 / 158}  # Table 4's, by kind
     for step in steps:
-        if step.trains or step.evaluates:
-            continue
-        (job,) = check.check(step.target, *step.files)
-        what, count = job, 0  # what has a checkpoint and its decoding; samples
-        if step.name == "rl_prompts" and job.pass_rate:
-            what, count = job.pass_rate, int(2 * prompts * shares[step.name]) * job.pass_rate.n
-        elif step.name == "cold_start":
-            ways = list(job.ways.values())
-            what, count = ways[0], sum(sum(way.prompts.values()) * way.n for way in ways)
-        elif step.name in shares and step.name != "rl_prompts":
-            count = (job.count or int(prompts * shares[step.name])) * job.n
-        elif step.name == "preferences":
-            count = 2 * (job.count or prompts * 39 // 158) * job.n
-        elif step.name == "distillation" and job.mode == "teacher":
-            count = _made(job.mixture, by_output) * job.n
-        if count:
-            made = SimpleNamespace(model_name_or_path=what.checkpoint)
-            yield step.name, count, what.decoding.max_tokens, shape(*_model(made, by_output))
+        size = _size(step, by_output)
+        if size.samples:
+            made = SimpleNamespace(model_name_or_path=size.checkpoint)
+            yield step.name, size.samples, size.max_tokens, shape(*_model(made, by_output))
 
 
 # For people

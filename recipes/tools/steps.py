@@ -9,39 +9,6 @@ from typing import Any
 from data_prep import publishing, runs
 from recipes.tools import evaluate, servers
 
-# (name of the YAML, script or module), in the paper's order. A scale that lacks the YAML lacks the stage: at the scales
-# of real models there is no `base`, since that is a model on the Hub. Where two could run, the upper one goes first, so
-# what others wait for stands above what nothing waits for.
-STAGES = (
-    ("world", "data_prep.world"),
-    ("gym", "data_prep.gym"),
-    ("gym_rl", "data_prep.gym"),
-    ("gym_unseen", "data_prep.gym"),
-    ("prompts", "data_prep.rl_prompts"),
-    ("rl_prompts", "data_prep.rl_prompts"),
-    ("sources", "data_prep.sources"),
-    ("base", "recipes/base.py"),
-    ("r1_zero", "recipes/r1_zero.py"),
-    ("r1_zero_long", "recipes/r1_zero.py"),
-    ("cold_start", "data_prep.cold_start"),
-    ("cold_start_mixture", "data_prep.mixture"),
-    ("cold_start_sft", "recipes/cold_start_sft.py"),
-    ("reasoning_rl", "recipes/reasoning_rl.py"),
-    ("rejection_sampling", "data_prep.rejection_sampling"),
-    ("general", "data_prep.general"),
-    ("mixture", "data_prep.mixture"),
-    ("sft_stage_2", "recipes/sft_stage_2.py"),
-    ("preferences", "data_prep.preferences"),
-    ("reward_models", "recipes/reward_models.py"),
-    ("all_scenarios_rl", "recipes/all_scenarios_rl.py"),
-    ("distillation", "data_prep.distillation"),
-    ("student_base", "recipes/base.py"),
-    ("distill", "recipes/distill.py"),
-    ("student_rl", "recipes/r1_zero.py"),
-    ("reasoning_rl_no_language", "recipes/reasoning_rl.py"),
-)
-# Of YAMLs that distill into more students, and of those that measure a checkpoint on benchmarks.
-FAMILIES = (("distill_", "recipes/distill.py"), ("suites_", "recipes.tools.suites"))
 EVALUATE = "evaluate"  # its YAML stands for one step a checkpoint
 EVALUATION = "recipes.tools.evaluate"
 DEFAULT_ACCELERATE = "accelerate_configs/cpu.yaml"  # of a YAML without the key `accelerate_config`
@@ -107,32 +74,28 @@ class Step:
 def load_steps(
     folder: Path, seed: int | None = None, accelerate_config: Path | None = None, override: Path | None = None
 ) -> list[Step]:
-    """The steps that a folder of YAMLs asks for, each after what it depends on, else in the order of STAGES.
+    """The steps that a folder of YAMLs asks for, each after what it depends on, and first what most others depend on.
 
     `accelerate_config` is in place of the YAMLs' own. `override`: a file that has a mapping of other values under the
     name of each YAML that it changes. Raises runs.ConfigError for a YAML that is no stage's, a name in `override` that
     no YAML has, a missing or double `output_dir`, or a circle.
     """
     found = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
-    targets = dict(STAGES) | {name: target for start, target in FAMILIES for name in found if name.startswith(start)}
     if not found:
         scales = ", ".join(sorted(path.name for path in (runs.ROOT / "recipes" / "configs").iterdir() if path.is_dir()))
         raise runs.ConfigError(f"{folder}: no such scale; write one of {scales}, or the path of a folder of YAMLs")
     others = dict.fromkeys(runs.load_config(override), override) if override else {}
     for name in others.keys() - found.keys():
         raise runs.ConfigError(f"{override}: no YAML is called {name}; they are {', '.join(found)}")
-    if strangers := found.keys() - targets.keys() - {EVALUATE}:
-        names = ", ".join([*targets, EVALUATE])
-        raise runs.ConfigError(f"{found[min(strangers)]}: no stage has this name; they are {names}")
     overrides = {} if seed is None else {"seed": seed}
     tail = () if seed is None else ("--seed", str(seed))
     steps = []
-    for name, target in targets.items():
-        if name not in found:
+    for name, path in found.items():
+        if name == EVALUATE:
             continue
-        path = found[name]
         other = others.get(name)
         settings = runs.load_config(path, other) | overrides
+        target = _target(path, settings)
         if not str(settings.get("output_dir", "")).startswith(runs.OUTPUTS):
             raise runs.ConfigError(f"{path}: write `output_dir: {runs.OUTPUTS}{folder.name}/{name}`")
         if target.endswith(".py"):
@@ -155,6 +118,18 @@ def load_steps(
         if other != step.name:
             raise runs.ConfigError(f"{step.config}: its output_dir {step.output_dir} is also that of {other}")
     return _in_order(steps)
+
+
+def _target(path: Path, settings: dict[str, Any]) -> str:
+    """The recipe or module that reads a YAML: that of its key `script`, else the one of the YAML's name."""
+    named = settings.get("script")
+    for target in [str(named)] if named else [f"recipes/{path.stem}.py", f"data_prep.{path.stem}"]:
+        if (runs.ROOT / target).is_file() if target.endswith(".py") else importlib.util.find_spec(target):
+            return target
+    wrong = f"there is no {named}" if named else f"no recipe or data job is called {path.stem}"
+    raise runs.ConfigError(
+        f"{path}: {wrong}; write `script: recipes/r1_zero.py`, `script: data_prep.mixture` or another"
+    )
 
 
 def _files(config: Path, override: Path | None) -> tuple[str, ...]:
@@ -182,15 +157,24 @@ def _module_file(module: str) -> Path:
 
 
 def _in_order(steps: list[Step]) -> list[Step]:
-    made = {step.output_dir for step in steps}
+    needs = {
+        step.output_dir: [need for need in step.needs if any(need == other.output_dir for other in steps)]
+        for step in steps
+    }
+    waiting = {step.output_dir: {step.output_dir} for step in steps}  # what waits for it, directly or not
+    for _ in steps:
+        for later, inputs in needs.items():
+            for need in inputs:
+                waiting[need] |= waiting[later]
     ordered: dict[Path, Step] = {}
-    while len(ordered) < len(steps):
+    for _ in steps:
         left = [step for step in steps if step.output_dir not in ordered]
-        ready = [step for step in left if all(need in ordered or need not in made for need in step.needs)]
+        ready = [step for step in left if all(need in ordered for need in needs[step.output_dir])]
         if not ready:
             circle = ", ".join(step.name for step in left)
             raise runs.ConfigError(f"{circle} wait for each other; look at the outputs/ paths in their YAMLs")
-        ordered[ready[0].output_dir] = ready[0]
+        first = max(ready, key=lambda step: len(waiting[step.output_dir]))
+        ordered[first.output_dir] = first
     return list(ordered.values())
 
 

@@ -47,6 +47,10 @@ class Settings:
     inputs: list[str] = field(default_factory=list)
     kill: bool = False
     seed: int = 0
+    script: str = ""
+
+def load(config: Settings):
+    return {}
 
 def build(config, output_dir):
     if config.judge:
@@ -63,13 +67,12 @@ def build(config, output_dir):
     return {}
 
 if __name__ == "__main__":
-    sys.exit(jobs.run(Settings, lambda config: {}, build))
+    sys.exit(jobs.run(Settings, load, build))
 '''
 DRIVER = """
 import sys
 from data_prep import commands
-from recipes.tools import pipeline, steps
-steps.STAGES = tuple((name, f"job_{name}") for name in "abc")
+from recipes.tools import pipeline
 sys.exit(commands.run(pipeline.main, ["--scale", "./toy", *sys.argv[1:]]))
 """
 
@@ -87,7 +90,7 @@ class Toy:
         self.write("c", inputs=["outputs/toy/b/heard.txt"])
 
     def write(self, name: str, **settings) -> None:
-        text = yaml.safe_dump(settings | {"output_dir": f"outputs/toy/{name}"})
+        text = yaml.safe_dump(settings | {"output_dir": f"outputs/toy/{name}", "script": f"job_{name}"})
         (self.folder / f"toy/{name}.yaml").write_text(text, encoding="utf-8")
 
     def start(self, *arguments: str) -> subprocess.Popen:

@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from data_prep import commands, jobs
+from data_prep import commands
 from recipes.tools import plan
 
 import pytest
@@ -101,9 +101,6 @@ def test_the_first_change_that_loads_is_named():
 
 def test_a_plan_is_printed_for_a_scale_and_an_unknown_model_is_named(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(plan.runs.ROOT)
-    for module, name in ((jobs, "run"), (plan.settings_of, "parse")):  # brought back by the end
-        monkeypatch.setattr(module, name, getattr(module, name))
-    monkeypatch.setattr("sys.argv", [])
     assert commands.run(plan.main, ["--scale", "moe-qlora"]) == 0
     printed = capsys.readouterr().out
     assert "Everything fits." in printed and " r1_zero " in printed
