@@ -422,13 +422,14 @@ def finish(output_dir: Path, models: Iterable[str] = (), **record: Any) -> None:
     `models` are the folders below output_dir ("": itself) that hold a model now. Raises Stopped where one of them lacks
     config, tokenizer or weights. Beside what the caller records (`config`, `parent`, `inputs`, `seed`, its own figures)
     it holds the run's id and identity, what it made, the stage's name, versions, `seconds` of the try that finished it,
-    `tries`, and `peak_rss_gb` of this process and its largest child.
+    `tries`, and `peak_rss_gb` of this process, or of a child that was larger.
     """
     output_dir = Path(output_dir)
     for name in models:
         if fault := files.model_fault(output_dir / name):
             raise Stopped(f"{output_dir / name} was to hold the trained model, but {fault}")
     begun = {"id": uuid.uuid4().hex} | (_read_json(output_dir / "begun.json") or {})
+    # Not their sum: Linux counts a child's memory from before its exec, when it shares all of its parent's.
     usage = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes on macOS, KiB on Linux
     found = {dist: _version(dist) for dist in RECORDED_VERSIONS}
@@ -437,7 +438,7 @@ def finish(output_dir: Path, models: Iterable[str] = (), **record: Any) -> None:
         "versions": {"python": sys.version.split()[0]} | {dist: version for dist, version in found.items() if version},
         "seconds": round(time.time() - begun.pop("begun", time.time()), 2),
         "tries": begun.pop("tries", 1),
-        "peak_rss_gb": round(sum(usage) * unit / 2**30, 3),
+        "peak_rss_gb": round(max(usage) * unit / 2**30, 3),
         "models": list(models),
         "made": {str(path.relative_to(output_dir)): path.stat().st_size for path in _promised(output_dir)},
     }

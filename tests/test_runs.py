@@ -452,6 +452,22 @@ time.sleep(600)
 """
 
 
+STARTED = """
+import subprocess
+from pathlib import Path
+from data_prep import runs
+held = b"1" * 2**29
+subprocess.run(["true"], check=True)
+Path("run").mkdir()
+runs.finish(Path("run"))
+"""
+
+
+def test_memory_that_a_child_shares_before_it_is_another_program_is_counted_once() -> None:
+    subprocess.run([sys.executable, "-c", STARTED], check=True, env=os.environ | {"PYTHONPATH": str(runs.ROOT)})
+    assert 0.5 <= runs.read(Path("run"))["peak_rss_gb"] < 0.9
+
+
 def test_a_second_start_says_who_works_there(monkeypatch: pytest.MonkeyPatch) -> None:
     command = [sys.executable, "-c", HOLDER, "recipes/r1_zero.py"]
     with subprocess.Popen(
