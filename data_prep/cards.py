@@ -29,6 +29,7 @@ from data_prep import hub, jobs, prompts, rows, runs
 from data_prep.mixture import TABLE_5
 from rewards.settings import Positive
 
+import jinja2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -40,8 +41,13 @@ COUNTED = ("domain", "kind", "language", "license", "source", "verifier", "verif
 SIZES = [(10**power, name) for power, name in ((3, "n<1K"), (4, "1K<n<10K"), (5, "10K<n<100K"), (6, "100K<n<1M"))]
 EMAIL = re.compile(r"\b[\w.+-]+@[\w-]+\.[a-z]{2,}\b", re.IGNORECASE)
 CONSISTENCY = (0.0, 0.5, 0.8, 0.9, 0.95, 0.99, 1.0)  # edges of the histogram
-NOT_STATED = "Not stated."
 HUB = "https://huggingface.co"
+TEMPLATES = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
 QUESTION = "What is 2 + 3 * 4?"
 SETTINGS = (
     "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay", "max_grad_norm",
@@ -57,9 +63,6 @@ MEASURES = (
 )  # fmt: skip
 MANY, GENERAL = ("pass@16", "cons@16"), ("helpful_score", "safe_rate", "refusals_of_harmless")
 CURVES = ("reward", "loss", "kl", "completions/mean_length", "mean_token_accuracy", "entropy")
-REFERENCES = """- DeepSeek-AI: DeepSeek-R1: Incentivizing Reasoning Capability in LLMs via Reinforcement Learning, \
-[arXiv 2501.12948](https://arxiv.org/abs/2501.12948)
-- von Werra et al.: [TRL: Transformers Reinforcement Learning](https://github.com/huggingface/trl)"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,27 +96,26 @@ def build(config: Card, output_dir: Path, files: list[Path]) -> dict[str, object
     stats = statistics(files, config) | {"runs": lineage(Path(config.data))}
     stats["gaps"] = [*config.gaps, *shortfalls(stats["runs"])]
     runs.write_json(output_dir / "stats.json", stats)
-    card = page(DatasetCardData(**metadata(config, stats)).to_yaml(), sections(config, stats))
-    (output_dir / "README.md").write_text(card, encoding="utf-8")
+    (output_dir / "README.md").write_text(rows_card(config, stats), encoding="utf-8")
     return {"rows": stats["rows"]}
 
 
 # --- what all cards share ---------------------------------------------------------------------------------------------
 
 
-def page(header: str, parts: Sequence[str]) -> str:
-    return f"---\n{header.strip()}\n---\n\n" + "\n\n".join(filter(None, parts)) + "\n"
+def render(template: str, **values: Any) -> str:
+    """A template of `data_prep/templates`, with no two empty lines in a row."""
+    text = TEMPLATES.get_template(template).render(table=table, **values)
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
-def table(head: Sequence[str], lines: Sequence[Sequence]) -> str:
+def table(head: Sequence[str], lines: Iterable[Sequence]) -> str:
     """A Markdown table; "" where it has no lines."""
-    if not lines:
-        return ""
     shown = [
         [f"{cell:,}" if type(cell) in (int, float) else str(cell).replace("|", "\\|") for cell in line]
         for line in lines
     ]
-    return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *shown])
+    return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *shown]) if shown else ""
 
 
 def title(folder: Path) -> str:
@@ -306,84 +308,34 @@ def metadata(config: Card, stats: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def sections(config: Card, stats: dict[str, Any]) -> list[str]:
+def rows_card(config: Card, stats: dict[str, Any]) -> str:
     """In the order of the Hub's template."""
-    counts = stats["counts"]
-    head = stats["runs"][0]
-    licenses = [[name, n, "yes" if rows.commercial(name) else "no"] for name, n in counts.get("license", {}).items()]
-    revisions = {name: ", ".join(found) for name, found in stats["revisions"].items()}
-    sources = [[_link(name), n, revisions.get(name, "")] for name, n in counts.get("source", {}).items()]
-    domains, lengths = ([[name, *one.values()] for name, one in stats[key].items()] for key in ("domains", "lengths"))
-    read = f"{stats['rows_read']:,} of {stats['rows']:,} rows"
+    counts, head, revisions = stats["counts"], stats["runs"][0], stats["revisions"]
     completions = "reasoning" in stats["lengths"]
-    intended = "supervised fine-tuning of a reasoning model" if completions else "reinforcement learning from rewards"
+    columns = ("run", "seed", "rows", "seconds", "tries", "peak_rss_gb", "id", "code")
     made = [
         r | {"rows": r["figures"].get("rows", ""), "id": str(r["id"])[:12], "code": (r["code"] or {}).get("commit", "")}
         for r in stats["runs"]
     ]
-    parts = [
-        f"# {config.title}",
-        config.summary or f"{stats['rows']:,} rows made by `{head['stage']}` for {intended}, after DeepSeek-R1.",
-        "## Uses",
-        f"Direct use: {intended}, with the columns below. Out of scope: evaluation (its prompts may be close to public "
-        "benchmarks' training sets), and any use that the licence of a row excludes.",
-        "## Structure",
-        table(["column", "type"], [[name, kind] for name, kind in stats["columns"].items()]),
-        "Of a row, `prompt` is what the user sends, `completion` the full assistant text with its reasoning in think "
-        "tags, `answer` the gold answer and `verifier` what can check it.",
-        "## Licences and sources",
-        table(["licence", "rows", "commercial use"], licenses),
-        f"{stats['commercial_rows']:,} rows allow commercial use. The licence of each row is its own.",
-        table(["source", "rows", "revision"], sources),
-        "## Statistics",
-        *(table([name, "rows"], list(counts[name].items())) for name in ("kind", "language") if name in counts),
-        table(["domain", "rows", "Table 5", "difference"], domains),
-        table([f"length in {stats['unit']}", "mean", "p5", "p50", "p95", "max"], lengths),
-        f"Measured on {read}. Rounds a row: {stats['rounds']:g}. Completions cut off: {stats['incomplete']:,}. "
-        f"Rows with reasoning: {counts.get('thinking', {}).get('True', 0):,}.",
-    ]
-    if stats["language_consistency"]:
-        parts += [
-            "Share of the reasoning's words that are in the prompt's language:",
-            table(["share", "rows"], list(stats["language_consistency"].items())),
-        ]
-    parts += [
-        "## Curation",
-        "### Rationale",
-        "The data of DeepSeek-R1 are not published; these rows stand in for a part of them, made as its paper says.",
-        "### Collection and processing",
-        table(
-            ["run", "seed", "rows", "seconds", "tries", "peak GB", "run id", "code"],
-            [
-                [r[name] for name in ("run", "seed", "rows", "seconds", "tries", "peak_rss_gb", "id", "code")]
-                for r in made
-            ],
-        ),
-        *(_figures(record) for record in stats["runs"] if "rows" in record["figures"]),
-        "### Producers",
-        table(["generator", "rows"], list(counts.get("generator", {}).items())) or NOT_STATED,
-        *_sampling(stats["runs"]),
-        "Prompts of every step are in `data_prep/prompts.py`; rows' prompts are sent by the model's chat template, "
-        "without a system prompt. No speculative decoding is set by us.",
-        "### Annotations",
-        "By machine. " + ", ".join(f"{name}: {n:,} rows" for name, n in stats["checked"].items()) + " can be checked; "
-        f"the rule is that of `rewards` with math-verify {importlib.metadata.version('math-verify')}. "
-        + (f"Verified here: {counts['verified_by'].get('rule', 0):,} rows." if "verified_by" in counts else ""),
-        "### Versions",
-        f"git {_commit()}; {', '.join(f'{name} {version}' for name, version in (head['versions'] or {}).items())}.",
-        "### Personal and sensitive information",
-        (config.personal_information or "Not reviewed by a person.")
-        + f" E-mail addresses stand in {stats['emails']:,} of the {stats['rows_read']:,} rows read.",
-        "## Bias, risks and limits",
-        "Made by models: wrong reasoning can end in a right answer, and what its sources lean to, it leans to. "
-        "Decontamination by n-grams misses paraphrases.",
-        *([f"- {gap}" for gap in stats["gaps"]] or ["No gap is known."]),
-        "## Curators, citation, contact",
-        f"Curators: {config.curators or NOT_STATED}",
-        f"Citation: {config.citation or NOT_STATED}",
-        f"Contact: {config.contact or NOT_STATED}",
-    ]
-    return parts
+    return render(
+        "rows.md",
+        header=DatasetCardData(**metadata(config, stats)).to_yaml().strip(),
+        config=config,
+        stats=stats,
+        head=head,
+        intended="supervised fine-tuning of a reasoning model"
+        if completions
+        else "reinforcement learning from rewards",
+        licences=[(name, n, "yes" if rows.commercial(name) else "no") for name, n in counts.get("license", {}).items()],
+        sources=[(_link(name), n, ", ".join(revisions.get(name, ()))) for name, n in counts.get("source", {}).items()],
+        domains=[(name, *one.values()) for name, one in stats["domains"].items()],
+        lengths=[(name, *one.values()) for name, one in stats["lengths"].items()],
+        made=[[r[column] for column in columns] for r in made],
+        figures={r["run"]: _numbers(r) for r in stats["runs"] if "rows" in r["figures"]},
+        sampling=_sampling(stats["runs"]),
+        math_verify=importlib.metadata.version("math-verify"),
+        commit=_commit(),
+    )
 
 
 def _link(source: str) -> str:
@@ -391,11 +343,10 @@ def _link(source: str) -> str:
     return f"[{source}]({HUB}/datasets/{source})" if known else source
 
 
-def _figures(record: dict[str, Any]) -> str:
+def _numbers(record: dict[str, Any]) -> list[tuple[str, float]]:
     """What a run counted and the thresholds that it had, each number under its dotted name."""
     flat = dict(leaves(record["figures"])) | dict(leaves({"config": record["config"] or {}}))
-    lines = [[name, value] for name, value in flat.items() if isinstance(value, int | float) and value is not False]
-    return f"What `{record['run']}` counted, and its settings:\n\n" + table(["figure", "value"], lines)
+    return [(name, value) for name, value in flat.items() if isinstance(value, int | float) and value is not False]
 
 
 def _sampling(records: list[dict[str, Any]]) -> list[str]:
@@ -425,37 +376,23 @@ def model_card(folder: Path, run: Path, hub_model_id: str | None = None) -> str:
     parent = (name, record.get("parent_revision") or revision, place)
     stated = list(licences(run, not is_local))
     measured = list(_evaluations(folder, run))
-    header = _header(folder, config, parent, stated, measured, hub_model_id)
-    parts = [
-        f"# {Path(hub_model_id).name}",
-        f"Made by the stage `{record['stage']}` ({_kind(folder, config)}) of an open reproduction of DeepSeek-R1."
-        if record
-        else "Pushed without the record of a run, so that this card cannot say how it was made.",
-        f"Starts from: {_said(parent)}.",
-        "## How to use it",
-        f"```python\n{snippet(folder, config, hub_model_id)}```",
-        *_adapter_snippet(folder, hub_model_id),
-        "## Training",
-        table(("setting", "value"), [(key, config[key]) for key in _settings(config) if config.get(key) is not None]),
-        *_data(config),
-        *_rewards(config),
-        *(["### Curves", "![curves of the training log](curves.png)"] if _drawn(_log(folder)) else []),
-        "### Hardware and time",
-        _hardware(record),
-        "## Evaluation",
-        *(_measures(name, figures, settings) for name, figures, settings in measured),
-        *([] if measured else ["This model was not measured when this was written."]),
-        "## Licences",
-        *_licence_text(stated),
-        "## Limits",
-        "- What was measured of it stands above; nothing else was. It is a research artefact and no product: it was "
-        "not tested for safety in use, and what its base and its data lean to, it leans to.",
-        "- Its reasoning can be wrong where its answer is right, and the other way round.",
-        *([f"- {record['rows_too_long']:,} rows were too long and left out."] if record.get("rows_too_long") else []),
-        "## References",
-        REFERENCES,
-    ]
-    return page(header, parts)
+    return render(
+        "model.md",
+        header=_header(folder, config, parent, stated, measured, hub_model_id).strip(),
+        name=Path(hub_model_id).name,
+        record=record,
+        kind=_kind(folder, config),
+        parent=_said(parent),
+        snippet=snippet(folder, config, hub_model_id),
+        adapter_snippet=_adapter_snippet(folder, hub_model_id),
+        settings=[(key, config[key]) for key in _settings(config) if config.get(key) is not None],
+        sources=_data(config),
+        rewards=_rewards(config),
+        curves=_drawn(_log(folder)),
+        hardware=_hardware(record),
+        measured=[_measures(name, figures, settings) for name, figures, settings in measured],
+        licences=_licence_text(stated),
+    )
 
 
 def record_card(folder: Path, files: hub.Files, groups: dict[str, list[str]]) -> str:
@@ -471,30 +408,22 @@ def record_card(folder: Path, files: hub.Files, groups: dict[str, list[str]]) ->
         "configs": configs(groups),
     }
     record = read_json(folder / "run.json") or {}
-    lines = [
-        (name, sum(file.metadata.num_rows for file in parts), ", ".join(parts[0].schema_arrow.names))
-        for name, parts in tables.items()
-    ]
     measured = (read_json(folder / "results.json") or {}).get("checkpoints", {})
-    parts = [
-        f"# {title(folder)}",
-        f"Made by `{record.get('stage', folder.name)}` of an open reproduction of DeepSeek-R1.",
-        "## Structure",
-        table(("configuration", "rows", "columns"), lines),
-        *([f"## {title(folder)}"] if measured else []),
-        *(_measures(name, figures, {}) for name, figures in measured.items()),
-        "## How it was made",
-        table(("setting", "value"), [(k, json.dumps(v)) for k, v in record.get("config", {}).items()]),
-        _hardware(record),
-        "## Licences",
-        f"Of its own rows: {', '.join(sorted(own)) or 'not stated'}. Of what it was made from:",
-        *_licence_text(stated),
-        "## Limits",
-        "Made by models and by rules; what they get wrong is in it. It was not reviewed by a person.",
-        "## References",
-        REFERENCES,
-    ]
-    return page(yaml.safe_dump(header, sort_keys=False), parts)
+    return render(
+        "records.md",
+        header=yaml.safe_dump(header, sort_keys=False).strip(),
+        title=title(folder),
+        stage=record.get("stage", folder.name),
+        configurations=[
+            (name, sum(file.metadata.num_rows for file in parts), ", ".join(parts[0].schema_arrow.names))
+            for name, parts in tables.items()
+        ],
+        measured=[_measures(name, figures, {}) for name, figures in measured.items()],
+        settings=[(key, json.dumps(value)) for key, value in record.get("config", {}).items()],
+        hardware=_hardware(record),
+        own=own,
+        licences=_licence_text(stated),
+    )
 
 
 def hub_name(place: str | None) -> tuple[str | None, str | None, str | None]:
@@ -604,11 +533,12 @@ def snippet(folder: Path, config: dict[str, Any], hub_model_id: str) -> str:
     )
 
 
-def _adapter_snippet(folder: Path, hub_model_id: str) -> list[str]:
+def _adapter_snippet(folder: Path, hub_model_id: str) -> str:
+    """Python that loads the adapter beside merged weights; "" where there is none."""
     if not (folder / "adapter").is_dir():
-        return []
+        return ""
     kind = "SequenceClassification" if _scores(folder) else "CausalLM"
-    code = f"""from peft import PeftConfig, PeftModel
+    return f"""from peft import PeftConfig, PeftModel
 from transformers import AutoModelFor{kind}
 
 name = {hub_model_id!r}
@@ -616,10 +546,6 @@ config = PeftConfig.from_pretrained(name, subfolder="adapter")
 base = AutoModelFor{kind}.from_pretrained(config.base_model_name_or_path, revision=config.revision)
 model = PeftModel.from_pretrained(base, name, subfolder="adapter")
 """
-    return [
-        "The weights are merged. The adapter alone, on the base that its config names:",
-        f"```python\n{code}```",
-    ]
 
 
 # --- data and licences ------------------------------------------------------------------------------------------------
@@ -675,34 +601,28 @@ def licences(run: Path, ask: bool = True) -> Iterator[tuple[str, dict[str, str]]
         seen.add(str(parent))
 
 
-def _licence_text(stated: list[tuple[str, dict[str, str]]]) -> list[str]:
+def _licence_text(stated: list[tuple[str, dict[str, str]]]) -> str:
     lines = [
         (what, name, "yes" if rows.commercial(name) else "no, or not known", remark)
         for what, counts in stated
         for name, remark in counts.items()
     ]
     closed = sorted({f"{what} ({name})" for what, name, free, _ in lines if free != "yes"})
-    return [
-        table(("of", "licence", "commercial use", "how much"), lines) or "Nothing that it came from states a licence.",
-        f"**Not for commercial use, or not known to allow it:** {', '.join(closed)}." if closed else "",
-    ]
+    return render("licences.md", lines=lines, closed=closed)
 
 
 def _data(config: dict[str, Any]) -> list[str]:
-    lines = [f"- `{name}`" if runs.is_here(name) else f"- [{name}]({HUB}/datasets/{name})"
-             for name in _sources(config)]  # fmt: skip
-    return ["### Data", "\n".join(lines)] if lines else []
+    return [f"- `{name}`" if runs.is_here(name) else f"- [{name}]({HUB}/datasets/{name})" for name in _sources(config)]
 
 
 # --- rewards, curves, figures -----------------------------------------------------------------------------------------
 
 
-def _rewards(config: dict[str, Any]) -> list[str]:
+def _rewards(config: dict[str, Any]) -> list[tuple[str, float, str]]:
     names = config.get("reward_funcs") or []
     weights = config.get("reward_weights") or [1.0] * len(names)
     kwargs = config.get("reward_kwargs") or {}
-    lines = [(name, weight, json.dumps(kwargs.get(name, {}))) for name, weight in zip(names, weights, strict=True)]
-    return ["### Rewards", table(("reward", "weight", "settings"), lines)] if lines else []
+    return [(name, weight, json.dumps(kwargs.get(name, {}))) for name, weight in zip(names, weights, strict=True)]
 
 
 def _log(folder: Path) -> list[dict[str, Any]]:
@@ -734,12 +654,12 @@ def curves(folder: Path) -> bytes | None:
     return image.getvalue()
 
 
-def _hardware(record: dict[str, Any]) -> str:
+def _hardware(record: dict[str, Any]) -> list[tuple[str, Any]]:
     lines = [(name, record.get(key)) for name, key in (
         ("seconds of the try that finished", "seconds"), ("tries", "tries"), ("peak memory of a process, GB",
         "peak_rss_gb"), ("steps", "steps"), ("completion tokens trained", "completion_tokens_trained"))]  # fmt: skip
     lines += list((record.get("hardware") or {}).items()) + list((record.get("versions") or {}).items())
-    return table(("", ""), [(name, value) for name, value in lines if value is not None])
+    return [(name, value) for name, value in lines if value is not None]
 
 
 def _evaluations(folder: Path, run: Path) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
