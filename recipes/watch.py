@@ -26,19 +26,19 @@ logger = logging.getLogger(__name__)
 SAMPLES, SAMPLE_TOKENS = 32, 1024  # completions before the first step, of at most so many tokens: seconds
 ENOUGH = 128  # answers without a right one until that is a red flag: fewer may be chance
 FIRST = 3  # steps in a row until a red flag is said; optimiser steps whose gradients are looked at
-# chosen: far beyond what a run that learns shows. (metric, is it a red flag, what it means, what to write)
+LOST = "The weights are lost with it. Write a lower learning_rate, and go on from an earlier checkpoint."
+# chosen: far beyond what a run that learns shows. (metric, is it a red flag, what it means and what to do)
 FLAGS = (
-    ("completions/clipped_ratio", lambda x: x > 0.9, "completions are cut off before they answer",
-     "a longer max_completion_length, or a policy that ends: look at completions/*.parquet"),
-    ("entropy", lambda x: x < 1e-3, "the policy says one thing only, and explores nothing",
-     "a lower learning_rate, a higher temperature"),
-    ("kl", lambda x: abs(x) > 5, "the policy has left its reference, and text falls apart there",
-     "a lower learning_rate, a higher beta"),
-    ("grad_norm", lambda x: not math.isfinite(x), "the weights are lost with it",
-     "a lower learning_rate, and go on from an earlier checkpoint"),
-    ("sampling/importance_sampling_ratio/min", lambda x: x == 0,
-     "vLLM and the policy differ so much on a completion that TRL leaves it out of the gradient",
-     "shorter completions, or vllm_importance_sampling_mode: token_truncate"),
+    ("completions/clipped_ratio", lambda x: x > 0.9, "Completions are cut off before they answer. Write a longer "
+     "max_completion_length, or start from a policy that ends its answers; completions/*.parquet has them."),
+    ("entropy", lambda x: x < 1e-3, "The policy always says the same, and explores nothing. Write a lower "
+     "learning_rate or a higher temperature."),
+    ("kl", lambda x: abs(x) > 5, "The policy has left its reference, where text falls apart. Write a lower "
+     "learning_rate or a higher beta."),
+    ("grad_norm", lambda x: not math.isfinite(x), LOST),
+    ("sampling/importance_sampling_ratio/min", lambda x: x == 0, "vLLM and the policy differ so much on a completion "
+     "that TRL leaves it out of the gradient. Write shorter completions, or vllm_importance_sampling_mode: "
+     "token_truncate."),
 )  # fmt: skip
 
 
@@ -87,9 +87,12 @@ def sample(trainer) -> Iterator[Finding]:
         text = "sample of %d completions: mean reward %.3f, %.0f%% cut off at %d tokens, %.0f%% of the groups all alike"
         logger.info(text, rewards.numel(), rewards.mean(), 100 * clipped[0], limit, 100 * dead)
     if clipped[0] > 0.95 and limit == trainer.max_completion_length:
-        text = f"{clipped[0]:.0%} of a sample's completions are cut off at max_completion_length: {limit}"
-        why = "what is cut off gives no answer and no format: the reward stays 0"
-        yield Finding(text, why, "a longer one, or start from a policy that ends its answers", stops=False)
+        yield Finding(
+            f"{clipped[0]:.0%} of a sample's completions are cut off at max_completion_length: {limit}. They have "
+            "neither answer nor format, so that the reward stays 0. Write a longer one, or start from a policy that "
+            "ends its answers.",
+            stops=False,
+        )
 
 
 class Watch(TrainerCallback):
@@ -108,7 +111,8 @@ class Watch(TrainerCallback):
             except checks.STEPS_ERRORS as error:
                 if isinstance(error, ConfigError | Stopped):
                     raise
-                self._say("sample", f"a sample failed ({type(error).__name__}: {error})", "so will the first rollout")
+                text = f"A sample failed ({type(error).__name__}: {error}), and so will the first rollout."
+                self._say("sample", text)
             self.trainer.last_rewards = None
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
@@ -118,25 +122,28 @@ class Watch(TrainerCallback):
         grads = {name: one.grad for name, one in model.named_parameters() if one.requires_grad}
         still = {name for name, grad in grads.items() if grad is None or not grad.any()}
         if broken := [name for name in grads.keys() - still if not torch.isfinite(grads[name]).all()]:
-            self._say("nan", f"gradients of {len(broken)} tensors are not finite", "the weights are lost", FLAGS[3][3])
+            self._say("nan", f"The gradients of {len(broken)} tensors are not finite. {LOST}")
         if len(still) == len(grads):  # in RL, that of groups that are all right
-            self._flag("no gradient", not self.names, "no gradient", "nothing is learnt", "rows that teach something")
+            advice = "Nothing is learnt. Look at the rows and at what is trainable."
+            self._flag("no gradient", not self.names, "there is no gradient", advice)
             return
         self.done += 1
         self.unmoved = still if self.unmoved is None else self.unmoved & still
         if self.done == FIRST and (never := unreached(sorted(self.unmoved), grads.keys() - self.unmoved)):
             some = ", ".join(never[:3])
             text = f"{len(never)} of {len(grads)} trainable tensors have had no gradient in {FIRST} steps ({some})"
-            self._say("still", text, "they stay as they are, without a word", "targets that the forward pass uses")
+            self._say("still", f"{text}. They stay as they are. Name targets that the forward pass uses.")
 
     def on_step_end(self, args, state, control, **kwargs):
         loss = getattr(self.trainer, "last_loss", None)
         if state.global_step <= FIRST and loss is not None:
             chance = math.log(self.trainer.model.config.vocab_size)
             if not math.isfinite(loss) or (not self.names and loss > chance + 1):
-                text = f"the loss is {float(loss):.2f}, and chance is {chance:.2f}"
-                why = "tokens mean something else to this model, or it has read nothing like these rows"
-                self._say("loss", text, why, "its own tokenizer and weights, unless the loss soon falls")
+                text = f"The loss is {float(loss):.2f}, and chance is {chance:.2f}. Tokens mean something else to this "
+                text += (
+                    "model, or it has read nothing like these rows. Unless the loss soon falls, take its own tokenizer."
+                )
+                self._say("loss", text)
         scored = getattr(self.trainer, "last_rewards", None)
         if scored is None:
             return
@@ -150,35 +157,37 @@ class Watch(TrainerCallback):
         right = answered.numel() == 0 or answered.max().item() > 0
         self.wrong = 0 if right or not (rules or dead) else self.wrong + 1
         same = dead and total.max() == total.min() and not (rules and right)
-        write = "questions of which some answers are right and some wrong (pass rate 0.2 to 0.8)"
-        self._flag("dead", same, "all completions get the same reward", "nothing is learnt", write)
+        advice = (
+            "Nothing is learnt. Take questions of which some answers are right and some wrong: pass rate 0.2 to 0.8."
+        )
+        self._flag("dead", same, "all completions get the same reward", advice)
         text = f"not one answer is right in {self.wrong} rollouts of {answered.numel()}"
         many = self.wrong >= FIRST and self.wrong * answered.numel() >= ENOUGH
-        self._flag("wrong", many, text, "no group teaches what is right", self._advice(), 1)
+        self._flag("wrong", many, text, f"No group teaches what is right. Take {self._advice()}.", 1)
         if self.limit and self.wrong >= self.limit:
             raise ConfigError(
                 f"stop_when_all_wrong: not one answer was right in {self.wrong} rollouts, up to step "
-                f"{state.global_step}. Nothing can be learnt from that. Write {self._advice()}; or "
+                f"{state.global_step}. Nothing can be learnt from that. Take {self._advice()}; or write "
                 "stop_when_all_wrong: 0, which never ends a run."
             )
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        for name, bad, why, write in FLAGS:
+        for name, bad, advice in FLAGS:
             value = (logs or {}).get(name)
             if value is not None:
                 enough = 1 if not math.isfinite(value) or (name == "kl" and abs(value) > 100) else FIRST
-                self._flag(f"{name} {write}", bad(value), f"{name} is {value:.4g}", why, write, enough)
+                self._flag(name, bad(value), f"{name} is {value:.4g}", advice, enough)
 
     def _advice(self) -> str:
         return "easier questions, or a base that gets some of them right; python -m recipes.tools.doctor checks rewards"
 
-    def _flag(self, what: str, is_bad, text: str, why: str, write: str, enough: int = FIRST) -> None:
+    def _flag(self, what: str, is_bad, text: str, advice: str, enough: int = FIRST) -> None:
         """Say it once, when it has been so for some steps in a row."""
         self.times[what] = self.times[what] + 1 if is_bad else 0
         if self.times[what] >= enough:
-            self._say(what, text + (f", {enough} times in a row" if enough > 1 else ""), why, write)
+            self._say(what, text + (f", {enough} times in a row" if enough > 1 else "") + f". {advice}")
 
-    def _say(self, what: str, text: str, why: str, write: str = "what it says") -> None:
+    def _say(self, what: str, text: str) -> None:
         if os.environ.get("RANK", "0") == "0" and what not in self.said:
-            logger.warning("red flag at step %d: %s", self.trainer.state.global_step, Finding(text, why, write))
+            logger.warning("red flag at step %d: %s", self.trainer.state.global_step, text)
         self.said.add(what)

@@ -46,7 +46,7 @@ def examine(settings: tuple, raw: Mapping, path: Path, environment: Mapping[str,
     try:
         publishing.read(raw, str(path)).check("model", args.models)
     except SystemExit:
-        yield Finding("it cannot be pushed (see above)", "it would be known after hours only", "push_to_hub: false")
+        yield Finding("It cannot be pushed (see above). Mend that now, or write push_to_hub: false.")
     name, run = getattr(args, "model_name_or_path", None), SimpleNamespace(args=args, config=trainer, figures={})
     if not name or checks.shape_of(name, offline=True) is None:
         yield f"{name or 'its model'} is not here yet: its tokenizer, rows and rewards are looked at once it is"
@@ -62,7 +62,7 @@ def examine(settings: tuple, raw: Mapping, path: Path, environment: Mapping[str,
         rows, funcs = list(grpo.load_prompts(run, tokenizer)), grpo.load_rewards(args)
     except ConfigError as error:
         missing = isinstance(error.__cause__, FileNotFoundError)
-        yield f"{error.__cause__}" if missing else Finding(str(error), "the stage ends there", "what it says")
+        yield f"{error.__cause__}" if missing else Finding(str(error))
         return
     yield from checks.of_questions(rows, funcs)
     yield from checks.of_rewards(funcs, rows, tokenizer, args, trainer)
@@ -74,8 +74,8 @@ def of_plan(todo: list[steps.Step]) -> Iterator[tuple[str, Finding]]:
     for stage in plan.stages(todo):
         room = psutil.virtual_memory().total if stage.cpu else gpu
         if room and (peak := plan.memory(stage, room).peak) > plan.ROOM * room:
-            text = f"it takes {peak / plan.GB:.1f} GB, and there are {room / plan.GB:.1f}"
-            yield stage.name, Finding(text, "it would be killed for memory, late perhaps", plan.change(stage, room))
+            text = f"It takes {peak / plan.GB:.1f} GB, and there are {room / plan.GB:.1f}, so that it would be killed."
+            yield stage.name, Finding(f"{text} Write {plan.change(stage, room)}.")
 
 
 def main(argv: list[str]) -> int:
@@ -105,7 +105,7 @@ def main(argv: list[str]) -> int:
             notes = list(of_step(step))
             notes += [too_big[step.name]] if step.name in too_big else []
         except (ConfigError, runs.MissingRunError, yaml.YAMLError) as error:
-            notes = [Finding(str(error), "no step of it can be made", "what it says")]
+            notes = [Finding(str(error))]
         for note in notes:
             if str(note) not in said:  # of versions and hardware once is enough
                 found += isinstance(note, Finding)
