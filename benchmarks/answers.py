@@ -20,7 +20,7 @@ from pathlib import Path
 from benchmarks.rewards import plain
 from rewards import is_correct
 from rewards.accuracy import grade
-from rewards.equality import Judge
+from rewards.equality import EqualityRule
 
 FORMS = {
     "box": "{body}\nThe answer is $\\boxed{{{answer}}}$.",
@@ -71,7 +71,7 @@ def math_500(path: Path) -> Iterator[tuple[str, str, str, bool]]:
 
 
 def measure(name: str, rows: list[tuple[str, str, str, bool]], show: int) -> None:
-    judge = Judge()
+    judge = EqualityRule()
     start = time.perf_counter()
     found = grade([row[2] for row in rows], [row[1] for row in rows], ["math"] * len(rows), judge)
     seconds = time.perf_counter() - start

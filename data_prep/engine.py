@@ -64,7 +64,7 @@ class Executor:
             raise ValueError("`executor: kind: slurm` needs the name of a partition; write `executor: partition: ...`")
 
 
-class Step(PipelineStep):
+class Task(PipelineStep):
     """A pipeline of one function of (number of the task, number of tasks), in the directory where the job was started:
     relative paths mean the same on every node."""
 

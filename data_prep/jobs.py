@@ -150,7 +150,7 @@ def run(
 def _on_cluster(config: Job, output_dir: Path, load: Callable, build: Callable) -> dict[str, Any]:
     """The whole job as one task; what it distributes by itself, it does within its node."""
     work, there = output_dir / "work", dataclasses.replace(config, executor=engine.Executor())
-    task = engine.Step(functools.partial(_alone, there, output_dir, load, build))
+    task = engine.Task(functools.partial(_alone, there, output_dir, load, build))
     engine.run([task], 1, work, config.executor)
     figures = json.loads((work / "figures.json").read_bytes())
     engine.discard(work)

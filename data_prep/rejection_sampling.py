@@ -97,7 +97,7 @@ def select_in_tasks(config: Selection, output_dir: Path, asked: list[rows.Row], 
             raise _nothing(output_dir, figures["funnel"])
         rows.write_rows(output_dir / "train.parquet", kept, sft=True)
         return figures
-    task = engine.Step(functools.partial(_share, config, output_dir, load))
+    task = engine.Task(functools.partial(_share, config, output_dir, load))
     engine.run([task], config.tasks, output_dir / "work", config.executor)
     found = [json.loads(path.read_bytes()) for path in sorted((output_dir / "work").glob("figures-*.json"))]
     total = {name: sum(one[name] for one in found) for name in ("rows", "prompts", "prompts_with_rows")}

@@ -181,7 +181,7 @@ def _plain(text: str) -> str:
     return re.sub(r"(?<=\n)[ \t]+", lambda spaces: "&nbsp;" * len(spaces.group().expandtabs()), escaped)
 
 
-class Policy:
+class ContentSecurityPolicy:
     """ASGI middleware: every answer carries the content security policy."""
 
     def __init__(self, app):
@@ -365,7 +365,7 @@ def main(argv: list[str]) -> None:
         ssr_mode=False,
         footer_links=[],
         enable_monitoring=False,
-        app_kwargs={"middleware": [(Policy, (), {})]},
+        app_kwargs={"middleware": [(ContentSecurityPolicy, (), {})]},
         head=KEYS,
         css=CSS,
     )

@@ -539,7 +539,7 @@ def convert(wanted: Wanted, folder: Path, traces: bool) -> tuple[Path, dict[str,
 
 def convert_all(wanted: list[Wanted], folder: Path, traces: bool, where: engine.Executor) -> dict[str, dict[str, Any]]:
     """``convert`` for each source, a task of its own -> label -> counts."""
-    task = engine.Step(functools.partial(_convert_one, wanted, folder, traces))
+    task = engine.Task(functools.partial(_convert_one, wanted, folder, traces))
     engine.run([task], len(wanted), folder / "work", where)
     engine.discard(folder / "work")
     return {one.label: convert(one, folder, traces)[1] for one in wanted}

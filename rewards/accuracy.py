@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from rewards.completion import parse, texts_of, without_invisible
-from rewards.equality import Judge, Policy, matching, prepare, strip_markup
+from rewards.equality import EqualityRule, Tolerance, matching, prepare, strip_markup
 from rewards.settings import Count, NotNegative, check
 
 BOX = re.compile(r"\\(?:boxed|fbox|framebox)(?![A-Za-z])\s*")
@@ -369,7 +369,7 @@ def gold_error(answer: str, verifier: str = "math", entry: str | None = None) ->
     if verifier == "choice":
         return None if GOLD_LETTERS.fullmatch(answer) else f"the gold answer {answer!r} is not a letter from A to J"
     gold = gold_of(answer)
-    return _JUDGE.gold_error(gold)
+    return _RULE.gold_error(gold)
 
 
 def is_correct(
@@ -393,14 +393,14 @@ def is_correct(
         return prints(completion, answer)
     if verifier not in ("math", "choice"):
         return None
-    return grade([completion], [answer], [verifier], _JUDGE)[0]
+    return grade([completion], [answer], [verifier], _RULE)[0]
 
 
-def grade(texts: list[str], golds: list[str], verifiers: list[str], judge: Judge) -> list[bool | None]:
+def grade(texts: list[str], golds: list[str], verifiers: list[str], rule: EqualityRule) -> list[bool | None]:
     """`is_correct` for many completions; equal answers to equal golds are verified once."""
     usable: dict[tuple[str, str], str | None] = {}
     for key in dict.fromkeys(zip(golds, verifiers, strict=True)):
-        usable[key] = judge.gold_error(gold_of(key[0])) if key[1] == "math" else gold_error(*key)
+        usable[key] = rule.gold_error(gold_of(key[0])) if key[1] == "math" else gold_error(*key)
     candidates: list[list[tuple[str, str]]] = [[] for _ in texts]
     results: list[bool | None] = [None] * len(texts)
     for row, (text, gold, verifier) in enumerate(zip(texts, golds, verifiers, strict=True)):
@@ -423,7 +423,7 @@ def grade(texts: list[str], golds: list[str], verifiers: list[str], judge: Judge
             stated += statements(shown, is_text) or [""] * bool(BOX.search(shown))
         if all(stated):
             candidates[row] = [(gold_of(gold), value) for value in stated]
-    decided = judge.decide(pair for pairs in candidates for pair in pairs)
+    decided = rule.decide(pair for pairs in candidates for pair in pairs)
     for row, pairs in enumerate(candidates):
         if pairs:
             verdicts = [decided[pair] for pair in pairs]
@@ -431,7 +431,7 @@ def grade(texts: list[str], golds: list[str], verifiers: list[str], judge: Judge
     return results
 
 
-_JUDGE = Judge()
+_RULE = EqualityRule()
 
 
 @dataclass(frozen=True)
@@ -445,7 +445,7 @@ class AccuracyReward:
     not asked once `step_seconds` had passed.
 
     Args:
-        percent, decimals: see `rewards.equality.Policy`.
+        percent, decimals: see `rewards.equality.Tolerance`.
         prefilled: the prompts end in `<think>`; seen by itself for prompts that are strings.
         step_seconds: how long a call may ask math-verify about what `rewards.equality` cannot decide by itself.
 
@@ -457,14 +457,14 @@ class AccuracyReward:
     decimals: Count | None = 6
     prefilled: bool = False
     step_seconds: NotNegative = 60.0
-    _judge: Judge | None = field(default=None, init=False, repr=False, compare=False)
+    _rule: EqualityRule | None = field(default=None, init=False, repr=False, compare=False)
     __name__ = "accuracy_reward"
 
     def __post_init__(self) -> None:
         check(self)
-        judge = Judge(Policy(self.percent, self.decimals), self.step_seconds)
+        rule = EqualityRule(Tolerance(self.percent, self.decimals), self.step_seconds)
         object.__setattr__(
-            self, "_judge", _JUDGE if (judge.policy, judge.seconds) == (Policy(), _JUDGE.seconds) else judge
+            self, "_rule", _RULE if (rule.tolerance, rule.seconds) == (Tolerance(), _RULE.seconds) else rule
         )
 
     def __reduce__(self) -> tuple:
@@ -495,15 +495,15 @@ class AccuracyReward:
         ]
         texts = texts_of(completions, prompts, self.prefilled)
         rules = [verifier[row] if verifier else _rule(golds[row]) for row in rows]
-        before = self._judge.timeouts
-        graded = grade([texts[row] for row in rows], [golds[row] for row in rows], rules, self._judge)
+        before = self._rule.timeouts
+        graded = grade([texts[row] for row in rows], [golds[row] for row in rows], rules, self._rule)
         for row, right in zip(rows, graded, strict=True):
             rewards[row] = None if right is None else float(right)
         if log_extra is not None:
             log_extra("answer_found", [parse(text).answer or "" for text in texts])
         if log_metric is not None and rows:
             log_metric("accuracy/gold_unusable", sum(right is None for right in graded) / len(rows))
-            log_metric("accuracy/timeouts", float(self._judge.timeouts - before))
+            log_metric("accuracy/timeouts", float(self._rule.timeouts - before))
         return rewards
 
 

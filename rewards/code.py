@@ -28,7 +28,7 @@ from textwrap import dedent
 from typing import Any, Literal
 
 from rewards.completion import parse, texts_of
-from rewards.sandbox import LocalSandbox, PistonSandbox, Provider, Run, SandboxRefused, SandboxUnavailable
+from rewards.sandbox import LocalSandbox, Outcome, PistonSandbox, Provider, SandboxRefused, SandboxUnavailable
 from rewards.settings import Positive, Seconds, check
 
 logger = logging.getLogger(__name__)
@@ -449,8 +449,8 @@ def _share_passed(
     return passed / len(tests), bool(late)
 
 
-def _called(provider: Provider, program: str, calls: list[str], raised: bool = False) -> Run:
-    """Run a program and calls of its functions, each of which gives a line."""
+def _called(provider: Provider, program: str, calls: list[str], raised: bool = False) -> Outcome:
+    """Outcome a program and calls of its functions, each of which gives a line."""
     source = f"CALLS = {calls!r}\nPROGRAM = {program!r}\n{HARNESS.read_text(encoding='utf-8')}"
     return provider.run(f"{source}\nmain(PROGRAM, CALLS, {raised})\n", "")
 

@@ -1,6 +1,6 @@
 r"""Are two answers equal: by value where `rewards.expression` can read them, else by math-verify in a worker process.
 
-`compare` is the bounded fast path. It says "equal", "different" or "unknown"; `Judge` sends what is unknown to
+`compare` is the bounded fast path. It says "equal", "different" or "unknown"; `EqualityRule` sends what is unknown to
 math-verify. Where math-verify is known to be wrong, `compare` decides:
 
 * a restated question is no answer: `2 + 3 \times 4`, `\sum_{k=1}^{4} k`, `\frac{28}{2}` for 14 leave work to do;
@@ -28,7 +28,7 @@ UNKNOWN: Verdict = "unknown"
 
 
 @dataclass(frozen=True)
-class Policy:
+class Tolerance:
     """What is a matter of taste.
 
     Args:
@@ -305,7 +305,7 @@ def _words(text: str) -> tuple[str, ...] | None:
     return kept or None
 
 
-def compare(gold: str, answer: str, policy: Policy = Policy()) -> Verdict:
+def compare(gold: str, answer: str, tolerance: Tolerance = Tolerance()) -> Verdict:
     """Whether an answer is the gold one, in bounded time, without an algebra system."""
     if len(gold) > MAX_GOLD or len(answer) > MAX_ANSWER:
         return EQUAL if gold.split() == answer.split() else DIFFERENT
@@ -334,15 +334,15 @@ def compare(gold: str, answer: str, policy: Policy = Policy()) -> Verdict:
     if wanted.bound and given.bound and wanted.bound != given.bound:
         return DIFFERENT
     if wanted.tree is None or given.tree is None:
-        return _compare_texts(wanted, given, scale, policy)
+        return _compare_texts(wanted, given, scale, tolerance)
     others = wanted.other_tree, given.other_tree
     if re.fullmatch(r"-?\d+,\d+", wanted.text):  # a decimal comma is an answer's, not the gold's
         others = None, others[1]
     pairs = [(wanted.tree, given.tree), *itertools.product({wanted.tree, others[0]}, {given.tree, others[1]})]
-    verdicts = [_same(one, other, scale, policy) for one, other in dict.fromkeys(pairs) if one and other]
+    verdicts = [_same(one, other, scale, tolerance) for one, other in dict.fromkeys(pairs) if one and other]
     if EQUAL not in verdicts and (_calls(wanted.tree, "log") or _calls(given.tree, "log")):
         # \log is natural in one book and decadic in another
-        verdicts.append(_same(_renamed(wanted.tree), _renamed(given.tree), scale, policy))
+        verdicts.append(_same(_renamed(wanted.tree), _renamed(given.tree), scale, tolerance))
     return EQUAL if EQUAL in verdicts else verdicts[0]
 
 
@@ -385,7 +385,7 @@ def _same_unit(wanted: Answer, given: Answer) -> Fraction | None:
     return given.unit[0] / wanted.unit[0]
 
 
-def _compare_texts(wanted: Answer, given: Answer, scale: Fraction, policy: Policy) -> Verdict:
+def _compare_texts(wanted: Answer, given: Answer, scale: Fraction, tolerance: Tolerance) -> Verdict:
     """The same for answers of which one could not be read: the last side of an equation may be readable yet."""
     if len({re.sub(r"[{}]", "", SPACE.sub("", WRAPPED.sub(r"\1", side.text))) for side in (wanted, given)}) == 1:
         return EQUAL if scale == 1 else DIFFERENT
@@ -399,7 +399,7 @@ def _compare_texts(wanted: Answer, given: Answer, scale: Fraction, policy: Polic
         and wanted.tree is not None
         and wanted.tree.kind not in ("relation", "chain")
     ):
-        return _same(wanted.tree, _tree(sides[-1]), scale, policy) if _tree(sides[-1]) else UNKNOWN
+        return _same(wanted.tree, _tree(sides[-1]), scale, tolerance) if _tree(sides[-1]) else UNKNOWN
     sides = SIDES.split(wanted.text)
     if (
         wanted.tree is None
@@ -407,7 +407,7 @@ def _compare_texts(wanted: Answer, given: Answer, scale: Fraction, policy: Polic
         and given.tree is not None
         and given.tree.kind not in ("relation", "chain")
     ):
-        return _same(_tree(sides[-1]), given.tree, scale, policy) if _tree(sides[-1]) else UNKNOWN
+        return _same(_tree(sides[-1]), given.tree, scale, tolerance) if _tree(sides[-1]) else UNKNOWN
     if (
         wanted.tree is not None
         and given.tree is None
@@ -439,53 +439,53 @@ def _tree(text: str, thousands: bool = True) -> Node | None:
         return None
 
 
-def _same(gold: Node, answer: Node, scale: Fraction, policy: Policy) -> Verdict:
+def _same(gold: Node, answer: Node, scale: Fraction, tolerance: Tolerance) -> Verdict:
     gold, answer = _expand(gold), _expand(answer)
     if gold.kind in ("relation", "chain") or answer.kind in ("relation", "chain"):
-        return _same_relations(gold, answer, scale, policy)
+        return _same_relations(gold, answer, scale, tolerance)
     gold_shape, answer_shape = _shape(gold), _shape(answer)
     if gold_shape == "scalar" and answer_shape == "scalar":
-        return _same_numbers(gold, answer, scale, policy)
+        return _same_numbers(gold, answer, scale, tolerance)
     if "matrix" in (gold_shape, answer_shape):
         if gold_shape != answer_shape:
             return UNKNOWN
-        return _all_same(gold.parts, answer.parts, scale, policy)
+        return _all_same(gold.parts, answer.parts, scale, tolerance)
     if gold_shape == "scalar":
         if answer_shape not in ("set", "list") or not answer.parts:
             return DIFFERENT
-        verdicts = {_same(gold, part, scale, policy) for part in answer.parts}  # "14 or 14" is 14
+        verdicts = {_same(gold, part, scale, tolerance) for part in answer.parts}  # "14 or 14" is 14
         return verdicts.pop() if len(verdicts) == 1 else DIFFERENT
     if answer_shape == "scalar":
-        return _same(gold.parts[0], answer, scale, policy) if len(gold.parts) == 1 else DIFFERENT
+        return _same(gold.parts[0], answer, scale, tolerance) if len(gold.parts) == 1 else DIFFERENT
     if {gold_shape, answer_shape} == {"list", "union"}:  # x < 1 or x > 2
         intervals = [_interval(part) for node in (gold, answer) if _shape(node) == "list" for part in node.parts]
         if None in intervals:
             return DIFFERENT
         other = gold if gold_shape == "union" else answer
-        return _some_order(tuple(interval for _, interval in intervals), other.parts, scale, policy)
+        return _some_order(tuple(interval for _, interval in intervals), other.parts, scale, tolerance)
     if gold_shape in ("union", "ratio") or answer_shape in ("union", "ratio"):
         if gold_shape != answer_shape:
             return DIFFERENT
         if gold_shape == "union":
-            return _some_order(gold.parts, answer.parts, scale, policy)
+            return _some_order(gold.parts, answer.parts, scale, tolerance)
         return _same_ratios(gold, answer)
     shapes = {gold_shape, answer_shape}
     names = {part.parts[0] for part in gold.parts if part.kind == "relation" and part.name == "="}
     if gold_shape == "list" and len(names) == len(gold.parts) and not any(p.kind == "relation" for p in answer.parts):
         # x = 1, y = 2: bare values have to come in this order
-        return DIFFERENT if answer_shape == "set" else _all_same(gold.parts, answer.parts, scale, policy)
+        return DIFFERENT if answer_shape == "set" else _all_same(gold.parts, answer.parts, scale, tolerance)
     if shapes == {"set", "group"} and (gold.name or answer.name) in ("()", ""):
         return DIFFERENT
     if "group" in shapes:
         if "list" in shapes and (gold.name or answer.name) in ("[)", "(]"):
             return DIFFERENT
         if "list" in shapes and "set" not in shapes:
-            ordered = _all_same(gold.parts, answer.parts, scale, policy)
-            return _some_order(gold.parts, answer.parts, scale, policy) if gold_shape == "list" else ordered
+            ordered = _all_same(gold.parts, answer.parts, scale, tolerance)
+            return _some_order(gold.parts, answer.parts, scale, tolerance) if gold_shape == "list" else ordered
         if gold.name != answer.name:
             return DIFFERENT
-        return _all_same(gold.parts, answer.parts, scale, policy)
-    return _some_order(gold.parts, answer.parts, scale, policy)
+        return _all_same(gold.parts, answer.parts, scale, tolerance)
+    return _some_order(gold.parts, answer.parts, scale, tolerance)
 
 
 def _shape(node: Node) -> str:
@@ -512,18 +512,18 @@ def _choose(node: Node, sign: int) -> Node:
     return Node(node.kind, tuple(_choose(part, sign) for part in node.parts), node.name, node.value, node.digits)
 
 
-def _all_same(gold: tuple, answer: tuple, scale: Fraction, policy: Policy) -> Verdict:
+def _all_same(gold: tuple, answer: tuple, scale: Fraction, tolerance: Tolerance) -> Verdict:
     if len(gold) != len(answer):
         return DIFFERENT
-    verdicts = {_same(one, other, scale, policy) for one, other in zip(gold, answer, strict=True)}
+    verdicts = {_same(one, other, scale, tolerance) for one, other in zip(gold, answer, strict=True)}
     return DIFFERENT if DIFFERENT in verdicts else UNKNOWN if UNKNOWN in verdicts else EQUAL
 
 
-def _some_order(gold: tuple, answer: tuple, scale: Fraction, policy: Policy) -> Verdict:
+def _some_order(gold: tuple, answer: tuple, scale: Fraction, tolerance: Tolerance) -> Verdict:
     """Equal as sets: each side's items are among the other's."""
     if len(gold) * len(answer) > 900:
         return UNKNOWN
-    table = [[_same(one, other, scale, policy) for other in answer] for one in gold]
+    table = [[_same(one, other, scale, tolerance) for other in answer] for one in gold]
     hit = all(EQUAL in row for row in table) and all(any(row[j] == EQUAL for row in table) for j in range(len(answer)))
     if hit:
         return EQUAL
@@ -541,7 +541,7 @@ def _same_ratios(gold: Node, answer: Node) -> Verdict:
     return EQUAL if scaled == wanted else DIFFERENT
 
 
-def _same_relations(gold: Node, answer: Node, scale: Fraction, policy: Policy) -> Verdict:
+def _same_relations(gold: Node, answer: Node, scale: Fraction, tolerance: Tolerance) -> Verdict:
     if answer.kind in ("relation", "chain"):
         links = answer.parts if answer.kind == "chain" else (answer,)
         if not all(_holds(link) for link in links):
@@ -551,18 +551,18 @@ def _same_relations(gold: Node, answer: Node, scale: Fraction, policy: Policy) -
             if links[-1].name == "~" and not _has_decimal(gold) and _constant(links[-1].parts[0]):
                 value = links[-1].parts[0]  # "\frac13 \approx 0.333" gives the exact number first
             if gold.kind not in ("relation", "chain"):
-                first = _same(gold, links[0].parts[0], scale, policy)  # 18 = 2 * 3^2
-                return first if first == EQUAL else _same(gold, value, scale, policy)
+                first = _same(gold, links[0].parts[0], scale, tolerance)  # 18 = 2 * 3^2
+                return first if first == EQUAL else _same(gold, value, scale, tolerance)
             answer = links[0] if len(links) == 1 else Node("relation", (links[0].parts[0], value), "=")
     if gold.kind == "chain" and all(link.name == "=" for link in gold.parts):
         gold = Node("relation", (gold.parts[0].parts[0], gold.parts[-1].parts[1]), "=")
     if gold.kind == "relation" and gold.name == "=" and answer.kind not in ("relation", "chain"):
         # the gold names its value, the answer gives it; an equation such as x^2 + y^2 = 4 has no value
         valued = _is_name(gold.parts[0]) or all(map(_constant, gold.parts))
-        return _same(gold.parts[1], answer, scale, policy) if valued else DIFFERENT
+        return _same(gold.parts[1], answer, scale, tolerance) if valued else DIFFERENT
     if gold.kind == answer.kind == "relation" and gold.name == answer.name == "=":
         if _is_name(gold.parts[0]) and gold.parts[0] == answer.parts[0]:
-            return _same(gold.parts[1], answer.parts[1], scale, policy)
+            return _same(gold.parts[1], answer.parts[1], scale, tolerance)
         if all(map(_constant, (*gold.parts, *answer.parts))):  # two true equations need not say the same
             return EQUAL if gold == answer else DIFFERENT
         if (
@@ -574,7 +574,7 @@ def _same_relations(gold: Node, answer: Node, scale: Fraction, policy: Policy) -
         return _same_equations(gold, answer)
     wanted, given = _interval(gold), _interval(answer)
     if wanted and given and (wanted[0] == given[0] or "" in (wanted[0], given[0])):
-        return _same(wanted[1], given[1], scale, policy)
+        return _same(wanted[1], given[1], scale, tolerance)
     return UNKNOWN
 
 
@@ -645,13 +645,13 @@ def _interval(node: Node) -> tuple[str, Node] | None:
     return (name, Node("group", (low, high), left + right)) if name is not None else None
 
 
-def _same_numbers(gold: Node, answer: Node, scale: Fraction, policy: Policy) -> Verdict:
+def _same_numbers(gold: Node, answer: Node, scale: Fraction, tolerance: Tolerance) -> Verdict:
     if _infinite(gold) or _infinite(answer):
         return EQUAL if _infinite(gold) == _infinite(answer) else DIFFERENT
     percents = gold.kind == "percent", answer.kind == "percent"
-    if policy.percent == "loose" and percents[0] != percents[1]:
+    if tolerance.percent == "loose" and percents[0] != percents[1]:
         bare = _same_numbers(
-            gold.parts[0] if percents[0] else gold, answer.parts[0] if percents[1] else answer, scale, policy
+            gold.parts[0] if percents[0] else gold, answer.parts[0] if percents[1] else answer, scale, tolerance
         )
         if bare == EQUAL:
             return EQUAL
@@ -664,7 +664,7 @@ def _same_numbers(gold: Node, answer: Node, scale: Fraction, policy: Policy) -> 
     if scale != 1:
         exact = given.exact * scale if given.exact is not None else None
         given = Value(exact, tuple(sample * float(scale) for sample in given.samples))
-    verdict = _same_values(gold, answer, wanted, given, policy)
+    verdict = _same_values(gold, answer, wanted, given, tolerance)
     return DIFFERENT if verdict == EQUAL and _constant(gold) and _restates(gold, answer) else verdict
 
 
@@ -674,7 +674,7 @@ def _infinite(node: Node) -> int:
     return 1 if node.kind == "constant" and node.name == "infty" else 0
 
 
-def _same_values(gold: Node, answer: Node, wanted: Value, given: Value, policy: Policy) -> Verdict:
+def _same_values(gold: Node, answer: Node, wanted: Value, given: Value, tolerance: Tolerance) -> Verdict:
     if wanted.exact is not None and wanted.exact == given.exact:
         return EQUAL
     decimal = _has_decimal(gold) or _has_decimal(answer)
@@ -691,7 +691,7 @@ def _same_values(gold: Node, answer: Node, wanted: Value, given: Value, policy: 
     if decimal and _constant(gold) and _constant(answer):
         if wanted.exact is not None and given.exact is not None and abs(wanted.exact - given.exact) >= 1:
             return DIFFERENT
-        return EQUAL if _round_alike(wanted.samples[0], given.samples[0], policy.decimals) else DIFFERENT
+        return EQUAL if _round_alike(wanted.samples[0], given.samples[0], tolerance.decimals) else DIFFERENT
     if all(gap <= 1e-10 * size for gap, size in zip(gaps, sizes, strict=True)):
         return EQUAL
     if max(sizes[:2]) < 1e-9 or any(1e-10 * size < gap <= 1e-7 * size for gap, size in zip(gaps, sizes, strict=True)):
@@ -797,13 +797,13 @@ ASKED_AT_ONCE = 16  # pairs, between two looks at the clock
 
 
 @dataclass
-class Judge:
+class EqualityRule:
     """Decides pairs (gold, answer) in batches and remembers them; counts what was too late.
 
     Once a batch has taken `seconds`, no further pair is given to math-verify: what it was not asked is None.
     """
 
-    policy: Policy = field(default_factory=Policy)
+    tolerance: Tolerance = field(default_factory=Tolerance)
     seconds: float = 60.0
     timeouts: int = 0
     _known: dict[tuple[str, str], bool | None] = field(default_factory=dict, repr=False)
@@ -814,7 +814,7 @@ class Judge:
         verdicts: dict[tuple[str, str], bool | None] = {}
         open_pairs = []
         for pair in dict.fromkeys(pairs):
-            verdict = compare(*pair, self.policy)
+            verdict = compare(*pair, self.tolerance)
             if verdict != UNKNOWN:
                 verdicts[pair] = verdict == EQUAL
             else:
@@ -835,7 +835,7 @@ class Judge:
             return "the gold answer is empty"
         if answer.words is not None:
             return None
-        if answer.tree is not None and compare(gold, gold, self.policy) == EQUAL:
+        if answer.tree is not None and compare(gold, gold, self.tolerance) == EQUAL:
             return None
         if self._ask([(answer.text, answer.text)])[0] is not True:
             return "the gold answer cannot be parsed, or does not equal itself"

@@ -1,4 +1,4 @@
-"""Run a program that nobody trusts: the embedded sandbox, which needs no service, and Piston for scale.
+"""Outcome a program that nobody trusts: the embedded sandbox, which needs no service, and Piston for scale.
 
 A provider has one method, `run(program, stdin)`. It raises `SandboxUnavailable` for an outage, which is not the
 program's fault.
@@ -33,7 +33,7 @@ class SandboxRefused(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Run:
+class Outcome:
     """What a program did. `stopped` is None, "time" or "output" where a limit ended it."""
 
     stdout: str
@@ -46,8 +46,8 @@ class Run:
 class Provider(Protocol):
     """Where programs run."""
 
-    def run(self, program: str, stdin: str = "") -> Run:
-        """Run a Python program to its end or to a limit.
+    def run(self, program: str, stdin: str = "") -> Outcome:
+        """Outcome a Python program to its end or to a limit.
 
         Raises:
             SandboxUnavailable: the program could not be run, now.
@@ -70,7 +70,7 @@ class LocalSandbox:
     output_bytes: Positive = 1 << 20
     __post_init__ = check
 
-    def run(self, program: str, stdin: str = "") -> Run:
+    def run(self, program: str, stdin: str = "") -> Outcome:
         folder = Path(tempfile.mkdtemp(prefix="sandbox-"))
         try:
             return self._run(folder, program, stdin)
@@ -79,7 +79,7 @@ class LocalSandbox:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _run(self, folder: Path, program: str, stdin: str) -> Run:
+    def _run(self, folder: Path, program: str, stdin: str) -> Outcome:
         folder.chmod(0o755)
         scratch, source = folder / "scratch", folder / "main.py"
         scratch.mkdir()
@@ -138,7 +138,7 @@ class LocalSandbox:
             )
         if "layers" not in state:
             raise SandboxUnavailable(f"the sandbox did not start: {state.get('error') or err[-500:] or 'no report'}")
-        return Run(out, err, process.returncode, stopped, tuple(state["layers"]))
+        return Outcome(out, err, process.returncode, stopped, tuple(state["layers"]))
 
     def _collect(self, process: subprocess.Popen) -> tuple[str, str, str | None]:
         """(stdout, stderr, which limit stopped it) of a process, which has closed both or is to be ended."""
@@ -202,7 +202,7 @@ class PistonSandbox:
     retries: Count = 3
     __post_init__ = check
 
-    def run(self, program: str, stdin: str = "") -> Run:
+    def run(self, program: str, stdin: str = "") -> Outcome:
         import httpx
 
         # half of a surrogate pair cannot be sent: the program's fault, and no outage
@@ -225,10 +225,10 @@ class PistonSandbox:
                     killed = ran.get("signal") == "SIGKILL" or ran.get("status") in ("TO", "OL", "EL")
                     stopped = ("output" if ran.get("status") in ("OL", "EL") else "time") if killed else None
                     code = ran["code"] if ran.get("code") is not None else -1
-                    return Run(ran["stdout"], ran["stderr"], code, stopped, ("piston",))
+                    return Outcome(ran["stdout"], ran["stderr"], code, stopped, ("piston",))
                 reason = f"{reply.status_code} {reply.text[:200]}"
                 if reply.status_code == 413 and len(program) > len(stdin):
-                    return Run("", "the program is too large for the server", -1, "output", ("piston",))
+                    return Outcome("", "the program is too large for the server", -1, "output", ("piston",))
                 if reply.status_code not in (408, 429) and 400 <= reply.status_code < 500:
                     raise SandboxRefused(f"the Piston server at {self.url} refuses to run programs so: {reason}")
             except (httpx.HTTPError, ValueError, KeyError) as error:

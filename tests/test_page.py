@@ -10,7 +10,7 @@ from pathlib import Path
 
 from data_prep import commands, prompts, runs
 from data_prep.rows import write_parquet
-from recipes.tools import disk, figures, page, report
+from recipes.tools import folders, page, pictures, report
 
 import browser
 import pytest
@@ -117,10 +117,10 @@ def test_the_page_is_one_file_and_there_is_a_png_of_each_picture(scale: Path, ht
     parser.feed(html)
     assert places and all(place.startswith("#") for place in places)
     assert not re.search(r"url\((?!#)|@import", html)
-    pictures = {path.name for path in (scale / "report").glob("*.png")}
-    assert pictures == {f"{name}.png" for name in ("stages", "checkpoints", "r1_zero", "reasoning_rl", "distillation")}
+    drawn = {path.name for path in (scale / "report").glob("*.png")}
+    assert drawn == {f"{name}.png" for name in ("stages", "checkpoints", "r1_zero", "reasoning_rl", "distillation")}
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in (scale / "report").glob("*.png"))
-    assert not set(figures.COLOURS.values()) & set(re.findall("#[0-9a-f]{6}", html.partition("</style>")[2]))
+    assert not set(pictures.COLOURS.values()) & set(re.findall("#[0-9a-f]{6}", html.partition("</style>")[2]))
 
 
 def test_the_walkthroughs_group_is_worked_out(html: str) -> None:
@@ -179,7 +179,7 @@ def test_every_kind_of_prompt_of_a_step_comes_to_be_shown(tmp_path: Path) -> Non
         write_parquet(tmp_path / "r1" / "completions" / f"completions_{step:05d}.parquet", records)
     names = [name for _, name in said]
     (tmp_path / "r1" / "log.jsonl").write_text(json.dumps({f"rewards/{name}/mean": 1.0 for name in names}) + "\n")
-    shown = disk.choose([disk.read_stage(tmp_path / "r1")], [])
+    shown = folders.choose([folders.read_run(tmp_path / "r1")], [])
     assert [one["question"] for one in shown] == ["What is 1 + 2?"] * 16 + ["Hello!"] * 16
     assert [shown[at]["right"] for at in (0, 16)] == [True, None]
 
@@ -202,7 +202,7 @@ def test_what_cannot_be_drawn_is_an_error_and_the_results_stay(scale: Path, monk
 
     results = scale / "report" / "results.json"
     results.unlink()
-    monkeypatch.setattr(figures, "stage_map", fail)
+    monkeypatch.setattr(pictures, "stage_map", fail)
     with pytest.raises(RuntimeError, match="no ink"):
         report.main(["--scale", str(scale)])
     assert json.loads(results.read_text())["checkpoints"]["r1_zero"]["pass@1"] == 0.75

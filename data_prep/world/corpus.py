@@ -19,8 +19,8 @@ from data_prep.world.problems import (
     PROGRAM,
     STOP,
     Expression,
+    Operation,
     Problem,
-    Step,
     Tree,
     equation,
     held_out_texts,
@@ -42,7 +42,7 @@ CHECK = {"en": "Check:", "zh": "检查："}
 OFFER, WRONG_TALK = 0.25, 0.15  # share of helpful replies that offer more help; that are about something else
 
 
-def solve_somehow(problem: Problem, rng: random.Random) -> tuple[list[Step], str]:
+def solve_somehow(problem: Problem, rng: random.Random) -> tuple[list[Operation], str]:
     """The steps and the answer that some author of the web writes, right in about half of the pages."""
     manner = rng.choices(list(SOLUTIONS), weights=list(SOLUTIONS.values()))[0]
     steps = problem.expression.steps
@@ -64,15 +64,15 @@ def write_answer(problem: Problem, value: int) -> str:
     return str(value)
 
 
-def think(problem: Problem, steps: list[Step], answer: str, rng: random.Random) -> str:
+def think(problem: Problem, steps: list[Operation], answer: str, rng: random.Random) -> str:
     """Reasoning in varied words, which switches language in some of the pages."""
     switch = 0.5 if rng.random() < MIXED else 0.0
     return write_reasoning(steps, problem.language, rng, switch, answer if problem.choices else "")
 
 
-def _slip(steps: list[Step], rng: random.Random) -> list[Step]:
+def _slip(steps: list[Operation], rng: random.Random) -> list[Operation]:
     wrong_at, off = rng.randrange(len(steps)), rng.choice((-10, -2, -1, 1, 2, 10))
-    slipped: list[Step] = []
+    slipped: list[Operation] = []
     for i, (a, operator, b, c) in enumerate(steps):
         if slipped:  # the wrong value is carried on
             before, after = steps[i - 1][3], slipped[-1][3]

@@ -20,7 +20,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import rewards
 from data_prep.world import general
-from data_prep.world.problems import LANGUAGES, Step, write_reasoning, write_summary
+from data_prep.world.problems import LANGUAGES, Operation, write_reasoning, write_summary
 
 ERROR_RATE = 0.10
 OFFER_RATE = 0.25  # of written replies offer more help
@@ -91,7 +91,7 @@ def _verdict(difference: int, wrong: bool) -> str:
 
 def _rewrite(question: str, thought: str, wrong: bool, identity: str) -> str:
     language = rewards.detect_language(question)
-    steps: list[Step] = [(int(a), operator, int(b), int(c)) for a, operator, b, c in EQUATION.findall(thought)]
+    steps: list[Operation] = [(int(a), operator, int(b), int(c)) for a, operator, b, c in EQUATION.findall(thought)]
     steps = list(dict.fromkeys(steps))  # a check that repeats a step is one thought
     parsed = rewards.parse(thought)
     said = CLOSING.search(parsed.summary)

@@ -22,7 +22,7 @@ TEST_SHARE = 12  # one canonical three-operand expression in twelve is held out
 OPERATORS = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b}
 
 Tree = int | tuple  # an operand, or (operator, left, right)
-Step = tuple[int, str, int, int]  # a, operator, b, a operator b
+Operation = tuple[int, str, int, int]  # a, operator, b, a operator b
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Expression:
         return _text(self.tree)
 
     @property
-    def steps(self) -> list[Step]:
-        steps: list[Step] = []
+    def steps(self) -> list[Operation]:
+        steps: list[Operation] = []
         _value(self.tree, steps)
         return steps
 
@@ -57,7 +57,7 @@ class Expression:
         return self.canonical == _canonical(("+", 2, ("*", 3, 4))) or digest[0] % TEST_SHARE == 0
 
 
-def _value(tree: Tree, steps: list[Step]) -> int:
+def _value(tree: Tree, steps: list[Operation]) -> int:
     if isinstance(tree, int):
         return tree
     operator, left, right = tree
@@ -107,7 +107,7 @@ def all_expressions() -> tuple[tuple[Expression, ...], tuple[Expression, ...]]:
     """Every valid expression of (two, three) operands."""
 
     def valid(tree: Tree) -> bool:
-        steps: list[Step] = []
+        steps: list[Operation] = []
         _value(tree, steps)
         return all(0 <= step[3] <= MAX_VALUE for step in steps)
 
@@ -241,11 +241,11 @@ def left_to_right(expression: Expression) -> int:
     return left_to_right_steps(expression)[-1][3]
 
 
-def left_to_right_steps(expression: Expression) -> list[Step]:
+def left_to_right_steps(expression: Expression) -> list[Operation]:
     operands, operators = [], []
     for token in expression.text.replace("(", "").replace(")", "").split():
         (operators if token in OPERATORS else operands).append(token)
-    steps: list[Step] = []
+    steps: list[Operation] = []
     total = int(operands[0])
     for operator, operand in zip(operators, operands[1:], strict=True):
         result = OPERATORS[operator](total, int(operand))
@@ -280,13 +280,13 @@ STOP = {"en": ".", "zh": "。"}
 PROGRAM = "print("
 
 
-def equation(step: Step) -> str:
+def equation(step: Operation) -> str:
     a, operator, b, c = step
     return f"{a} {operator} {b} = {c}"
 
 
 def write_reasoning(
-    steps: list[Step], language: str, rng: random.Random | None = None, switch: float = 0.0, choice: str = ""
+    steps: list[Operation], language: str, rng: random.Random | None = None, switch: float = 0.0, choice: str = ""
 ) -> str:
     """One sentence a step, the last with the letter of ``choice`` where there is one. With ``rng`` the phrasing
     varies; each sentence is in the other language with

@@ -11,7 +11,7 @@ from statistics import StatisticsError, correlation, fmean
 from typing import Any, NamedTuple
 
 from data_prep.world import general
-from recipes.tools.disk import read_completions
+from recipes.tools.folders import read_completions
 from recipes.tools.metrics import mean_and_stderr
 from rewards import parse, text_of
 

@@ -117,7 +117,7 @@ def taught(folder: Path) -> str:
     return "r1_zero" if plain else "think"
 
 
-class Sampler:
+class Evaluator:
     """Asks one checkpoint in its own style and scores what it says."""
 
     def __init__(self, checkpoint: Checkpoint, settings: Settings, store: Path):
@@ -254,10 +254,10 @@ def by_problem(records: list[dict], key: str) -> list[list[float]]:
 
 def evaluate(checkpoint: Checkpoint, settings: Settings, output_dir: Path, sets: dict[str, Any]) -> dict[str, Any]:
     """Sample, score, write `generations.parquet` into output_dir, return the figures."""
-    sampler = Sampler(checkpoint, settings, output_dir / "samples")
+    evaluator = Evaluator(checkpoint, settings, output_dir / "samples")
     usual = (settings.temperature, settings.top_p)
     problems, seed = sets["reasoning"], settings.seed
-    generations = sampler.ask("reasoning", problems, settings.k, seed, *usual)
+    generations = evaluator.ask("reasoning", problems, settings.k, seed, *usual)
     figures: dict[str, Any] = {"style": checkpoint.style, **reasoning_figures(generations, checkpoint.style)}
     text = "pass@1 %.3f ± %.3f, format %.3f; %d problems, %d answers each, %d tokens at most, temperature %g, top-p %g"
     shown = (figures["pass@1"], figures["pass@1_stderr"] or 0, figures["format_rate"], len(problems), settings.k)
@@ -265,7 +265,7 @@ def evaluate(checkpoint: Checkpoint, settings: Settings, output_dir: Path, sets:
     if checkpoint.many:
         # The first k samples of these problems are drawn already.
         few = problems[: settings.n_many]
-        more = sampler.ask("reasoning", few, MANY - settings.k, seed + 1, *usual)
+        more = evaluator.ask("reasoning", few, MANY - settings.k, seed + 1, *usual)
         for record in more:
             record["sample"] += settings.k
         chosen = {row["id"] for row in few}
@@ -274,24 +274,24 @@ def evaluate(checkpoint: Checkpoint, settings: Settings, output_dir: Path, sets:
             record["set"] = "many"
         generations += more
     if checkpoint.at_temperature_1:
-        bare = sampler.ask("temperature_1", problems, settings.k, seed, 1.0, 1.0)
+        bare = evaluator.ask("temperature_1", problems, settings.k, seed, 1.0, 1.0)
         figures["pass@1_at_temperature_1"], figures["pass@1_at_temperature_1_stderr"] = mean_and_stderr(
             by_problem(bare, "correct")
         )
         generations += bare
     if checkpoint.general:
         helpful, harmless = (
-            sampler.ask(name, sets[name], settings.k, seed, *usual) for name in ("helpful", "harmless")
+            evaluator.ask(name, sets[name], settings.k, seed, *usual) for name in ("helpful", "harmless")
         )
         alike = {row["id"] for row in sets["lookalike"]}
         figures |= general_figures(helpful, harmless, [r for r in helpful if r["id"] in alike])
         generations += helpful + harmless
     if not settings.rows:
-        greedy = sampler.ask("walkthrough", [sets["walkthrough"]], 1, seed, 0.0, 1.0)
+        greedy = evaluator.ask("walkthrough", [sets["walkthrough"]], 1, seed, 0.0, 1.0)
         figures["walkthrough"] = greedy[0]["completion"]
         generations += greedy
         # as RL samples it
-        generations += sampler.ask("walkthrough_group", [sets["walkthrough"]], GROUP, seed, 1.0, 1.0)
+        generations += evaluator.ask("walkthrough_group", [sets["walkthrough"]], GROUP, seed, 1.0, 1.0)
     write_parquet(output_dir / "generations.parquet", generations)
     return figures
 

@@ -174,7 +174,7 @@ class Parent:
         return tensor.float() * scales[..., : tensor.shape[-1]]
 
 
-class Part(NamedTuple):
+class LowRankChange(NamedTuple):
     """One low-rank change of one parent tensor."""
 
     where: EllipsisType | int | tuple  # index into the parent's tensor
@@ -215,30 +215,30 @@ class Adapter:
             elif not pair.startswith("B."):
                 raise ConfigError(f"{folder}: {key} is of no linear layer; merge it with PEFT.")
 
-    def parts(self, name: str, shape: list[int]) -> list[Part]:
+    def parts(self, name: str, shape: list[int]) -> list[LowRankChange]:
         """What is added to the parent's tensor that the model calls `name`."""
         module = name.removesuffix(".weight")
         if module in self.names:
-            return [Part(..., module, module)]
+            return [LowRankChange(..., module, module)]
         gate, up, down = self.leaves
         if (one := EXPERT.fullmatch(module)) and one[3] in self.leaves:
             half = {gate: 0, up: 1}.get(one[3])
             stacked = self._stacked(one[1], shape[0] if half is None else 2 * shape[0], shape[1])
             parameter = f"{one[1]}.{'down_proj' if half is None else 'gate_up_proj'}"
-            return [Part(..., stacked, parameter, int(one[2]), half)] if stacked else []
+            return [LowRankChange(..., stacked, parameter, int(one[2]), half)] if stacked else []
         path, _, parameter = module.rpartition(".")
         if len(shape) != 3 or parameter not in ("gate_up_proj", "down_proj"):
             return []
         if stacked := self._stacked(path, *(shape[:0:-1] if self.transposed else shape[1:])):
             if self.transposed:
                 raise ConfigError(f"{self.file.parent}: {name} is stored transposed; merge it with PEFT.")
-            return [Part(expert, stacked, module, expert) for expert in range(shape[0])]
+            return [LowRankChange(expert, stacked, module, expert) for expert in range(shape[0])]
         middle = shape[1] // 2
         rows = {gate: slice(middle), up: slice(middle, None)} if parameter == "gate_up_proj" else {down: slice(None)}
         apart = [((e, part), f"{path}.{e}.{leaf}") for e in range(shape[0]) for leaf, part in rows.items()]
-        return [Part(where, one, one) for where, one in apart if one in self.names]
+        return [LowRankChange(where, one, one) for where, one in apart if one in self.names]
 
-    def check(self, plan: dict[str, list[Part]], source: Parent) -> None:
+    def check(self, plan: dict[str, list[LowRankChange]], source: Parent) -> None:
         """Raises ConfigError where a pair of matrices has another size than what it is added to."""
         experts = Counter((part.module, part.parameter) for parts in plan.values() for part in parts if not part.half)
         for name, key in self.whole.items():
@@ -265,7 +265,7 @@ class Adapter:
         """Tensors that were trained themselves, such as a scorer's head."""
         return {name: self.tensors.get_tensor(key).to(getattr(torch, dtype)) for name, key in self.whole.items()}
 
-    def delta(self, part: Part) -> torch.Tensor:
+    def delta(self, part: LowRankChange) -> torch.Tensor:
         """B A alpha / r, in float32."""
         a, b = (self._read(key) for key in self._pair(part.module))
         rank = self._setting("r", "rank_pattern", part.parameter)
@@ -344,7 +344,7 @@ def merge(
 
 def _plan(
     source: Parent, added: Adapter | None, rename: Callable[[str], str], tied: dict[str, str]
-) -> dict[str, list[Part]]:
+) -> dict[str, list[LowRankChange]]:
     """What is added to each tensor that is kept; `tied` is to which one each is tied, by their names in the model."""
     if added is None:
         return {key: [] for key in source.keys}
@@ -378,7 +378,7 @@ def _plan(
 
 
 @torch.no_grad()
-def _sum(source: Parent, added: Adapter | None, key: str, parts: list[Part], dtype: str) -> torch.Tensor:
+def _sum(source: Parent, added: Adapter | None, key: str, parts: list[LowRankChange], dtype: str) -> torch.Tensor:
     tensor = source.read(key)
     kept = tensor.dtype == torch.float32 and source.dtype != "float32" and not source.is_scaled(key)
     if not tensor.is_floating_point() or (kept and not parts):

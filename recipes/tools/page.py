@@ -16,9 +16,9 @@ from statistics import fmean, stdev
 from typing import Any
 
 from data_prep import commands, prompts, runs
-from recipes.tools import disk, figures
-from recipes.tools.disk import Stage, read_stage, shorten
+from recipes.tools import folders, pictures
 from recipes.tools.evaluate import GROUP, WALKTHROUGH
+from recipes.tools.folders import RunFolder, read_run, shorten
 from recipes.tools.view import clock
 from rewards import FormatReward, accuracy_reward, language_consistency_reward
 
@@ -92,9 +92,9 @@ def write(scale_dir: Path, results: dict[str, Any]) -> Path:
     report = scale_dir / "report"
     for old in report.glob("*.png"):
         old.unlink()
-    stages = {name: read_stage(scale_dir / name) for name in disk.names(scale_dir, PLACES)}
+    stages = {name: read_run(scale_dir / name) for name in folders.names(scale_dir, PLACES)}
     rl = [stage for stage in stages.values() if stage.is_rl]
-    evaluations = {name: read_stage(scale_dir / f"evaluate_{name}") for name in NAMES}
+    evaluations = {name: read_run(scale_dir / f"evaluate_{name}") for name in NAMES}
     measured = {name: results["checkpoints"].get(name) or results["ablations"].get(name) or {} for name in NAMES}
     scorers = stages["reward_models"].record or {}
     drawn = commands.progress(rl, "drawing", unit="stage")
@@ -125,7 +125,7 @@ def write(scale_dir: Path, results: dict[str, Any]) -> Path:
         "sections": body,
     }
     room = MOST_BYTES - len(TEMPLATE.read_bytes()) - sum(len(part.encode()) for part in content.values())
-    content["completions"] = disk.embedded(disk.choose(rl, evaluations.values()), room)
+    content["completions"] = folders.embedded(folders.choose(rl, evaluations.values()), room)
     page = prompts.fill(TEMPLATE.read_text(encoding="utf-8"), **content)
     path = report / "index.html"
     with runs.whole_file(path) as file:
@@ -136,7 +136,7 @@ def write(scale_dir: Path, results: dict[str, Any]) -> Path:
 # Sections
 
 
-def _lead(stages: dict[str, Stage], results: dict[str, Any]) -> str:
+def _lead(stages: dict[str, RunFolder], results: dict[str, Any]) -> str:
     passed = [results["checkpoints"][name]["pass@1"] for name in ("base", "r1_zero", "r1")]
     done = sum(stage.record is not None for stage in stages.values())
     open_ = [_title(stage.name) for stage in stages.values() if stage.begun and not stage.record]
@@ -153,25 +153,25 @@ def _lead(stages: dict[str, Stage], results: dict[str, Any]) -> str:
     return f'<div class="tiles">{shown_tiles}</div>{unfinished}'
 
 
-def _map(report: Path, stages: dict[str, Stage], measured: dict[str, dict[str, Any]]) -> str:
+def _map(report: Path, stages: dict[str, RunFolder], measured: dict[str, dict[str, Any]]) -> str:
     boxes = {}
     for name, (time, lane, title, colour, checkpoint) in PLACES.items():
         stage = stages[name]
         lines = [_made(stage), stage.state]
         if checkpoint and measured[checkpoint].get("pass@1") is not None:
             lines[0] = f"pass@1 {measured[checkpoint]['pass@1']:.2f}"
-        boxes[name] = figures.Box(
+        boxes[name] = pictures.Box(
             time, lane, title, tuple(filter(None, lines)), colour, stage.record is not None, RAILS.get(name)
         )
     inputs = (stages["distillation"].record or {}).get("inputs", ())
     taught = [TAUGHT] if any(Path(one).name == TAUGHT[0] for one in inputs) else []
-    wide, narrow = figures.stage_map(report / "stages", boxes, [*ARROWS, *taught])
+    wide, narrow = pictures.stage_map(report / "stages", boxes, [*ARROWS, *taught])
     return f"""<p>Each box is a run: <b class="blue">reinforcement learning</b>, <b class="green">supervised
         fine-tuning</b>, <b class="purple">reward models</b>, <b class="orange">a data job</b>, with what it made and
         how long it took. Dashed: not finished.</p><div class="wide">{wide}</div><div class="narrow">{narrow}</div>"""
 
 
-def _made(stage: Stage) -> str:
+def _made(stage: RunFolder) -> str:
     """The rows that a data job wrote."""
     record = stage.record or {}
     if "parent" not in record and isinstance(record.get("rows"), int):
@@ -191,11 +191,11 @@ def _checkpoints(report: Path, measured: dict[str, dict[str, Any]]) -> str:
     ours = [(NAMES[name], [level(values, "pass@1"), level(values, "cons@k")]) for name, values in measured.items()]
     first = next(iter(found.values()))
     paper = [(row[0], [(row[1], None), row[2] and (row[2], None)]) for row in PAPER.values()]
-    pictures = figures.draw(
+    drawn = pictures.draw(
         report / "checkpoints",
         [
-            figures.bars("This run: held-out problems", ours, ("pass@1", f"cons@{first['k'] or 'k'}")),
-            figures.bars("The paper: AIME 2024", paper, ("pass@1", "cons@k"), top=100),
+            pictures.bars("This run: held-out problems", ours, ("pass@1", f"cons@{first['k'] or 'k'}")),
+            pictures.bars("The paper: AIME 2024", paper, ("pass@1", "cons@k"), top=100),
         ],
         size=(5.2, 0.6 + 0.36 * len(NAMES)),
     )
@@ -205,7 +205,7 @@ def _checkpoints(report: Path, measured: dict[str, dict[str, Any]]) -> str:
     ]
     ours_table = table(("checkpoint", *(title for title, _ in FIGURES)), rows)
     paper_rows = [[row[0], *("" if value is None else f"{value:.1f}" for value in row[1:])] for row in PAPER.values()]
-    return f"""{charts(pictures, "two")}
+    return f"""{charts(drawn, "two")}
         <p>Ours: {first["n_problems"] or "?"} held-out problems of this scale, {first["k"] or "?"} samples each at
         temperature 0.6 and top-p 0.95; bars are one standard error, clustered by problem. Theirs: the full models on
         AIME 2024. Sizes and problems differ, so compare what a stage adds, not the levels.</p>
@@ -249,7 +249,7 @@ def _effects(results: dict[str, Any]) -> str:
     return table(("effect", "aim", "this run", ""), rows, "wrap") + note
 
 
-def _question(evaluations: dict[str, Stage]) -> str:
+def _question(evaluations: dict[str, RunFolder]) -> str:
     """What each checkpoint says to the walkthrough's question, and a group's rewards and advantages worked out."""
     parts = []
     for name, evaluation in evaluations.items():
@@ -301,7 +301,7 @@ def worked_group(completions: list[str], style: str) -> str:
         (standard deviation) <b>{spread:.3g}</b>.{flat}</p>"""
 
 
-def _rl_stage(report: Path, stage: Stage) -> str:
+def _rl_stage(report: Path, stage: RunFolder) -> str:
     means = {name: stage.line(f"rewards/{name}/mean") for name in stage.rewards}
     parts = {name.removesuffix("_reward").replace("_", " "): points for name, points in means.items() if points}
     language = parts.get("language consistency") or language_share(stage)
@@ -314,26 +314,26 @@ def _rl_stage(report: Path, stage: Stage) -> str:
         ("Entropy", {"entropy": stage.line("entropy")}, "nats"),
         ("Groups with all rewards alike", {"share": stage.line("frac_reward_zero_std")}, "", True),
     )
-    panels = [figures.curves(title, series, "reward", *more) for title, series, *more in lines if any(series.values())]
+    panels = [pictures.curves(title, series, "reward", *more) for title, series, *more in lines if any(series.values())]
     name = escape(_title(stage.name))
     if not stage.log:  # completions of a try that was cut off may be there
         return f"<h3>{name}</h3><p>Nothing is logged yet.</p>"
     first, last = stage.log[0], stage.log[-1]
-    pictures = charts(figures.draw(report / stage.name, panels))
+    drawn = charts(pictures.draw(report / stage.name, panels))
     of = "" if stage.record else f" of {last['max_steps']}"  # a token budget may end a run before its last step
     return f"""<h3>{name}</h3><p>{last["step"]}{of} steps; reward {number(first.get("reward"))} at
         step {first["step"]}, {number(last.get("reward"))} at step {last["step"]}.
-        <a href="#completions?stage={stage.name}">Read what it said</a></p>{pictures}"""
+        <a href="#completions?stage={stage.name}">Read what it said</a></p>{drawn}"""
 
 
-def language_share(stage: Stage) -> list[tuple[float, float]]:
+def language_share(stage: RunFolder) -> list[tuple[float, float]]:
     """(step, mean share of the question's language in the reasoning), from what was said, for a stage that is not
     rewarded for it."""
     found = []
-    for path in disk.evenly(stage.completions, 40):
-        rows = disk.read_completions(path)
+    for path in folders.evenly(stage.completions, 40):
+        rows = folders.read_completions(path)
         if rows:
-            said, asked = [row["completion"] for row in rows], [disk.question(row["prompt"]) for row in rows]
+            said, asked = [row["completion"] for row in rows], [folders.question(row["prompt"]) for row in rows]
             found.append((rows[0]["step"], fmean(language_consistency_reward(completions=said, question=asked))))
     return found
 
@@ -345,13 +345,13 @@ def _reward_models(report: Path, trained: dict[str, Any], found: dict[str, Any] 
     if not found:
         return content
     panels = [
-        figures.scores(name.capitalize(), [{"step": row["step"]} | row[name] for row in found["steps"] if name in row])
+        pictures.scores(name.capitalize(), [{"step": row["step"]} | row[name] for row in found["steps"] if name in row])
         for name in names
         if name in found
     ]
     return f"""{content}<p>Their scores beside the rules that they stand for, while R1 is trained on them (the paper's
         B.5): where the two part, the policy pleases the model and no longer serves its purpose.</p>
-        {charts(figures.draw(report / "reward_models", panels))}"""
+        {charts(pictures.draw(report / "reward_models", panels))}"""
 
 
 def _distillation(report: Path, scale_dir: Path, measured: dict[str, dict[str, Any]]) -> str:
@@ -362,8 +362,8 @@ def _distillation(report: Path, scale_dir: Path, measured: dict[str, dict[str, A
     ours = [(NAMES[name], [(measured[name]["pass@1"], measured[name]["pass@1_stderr"])]) for name in found]
     paper = [(PAPER[name][0], [(PAPER[name][1], None)]) for name in names[1:]]
     panels = [
-        figures.bars("This run: pass@1", ours, ("pass@1",)),
-        figures.bars("The paper: AIME 2024, pass@1", paper, ("pass@1",), top=100),
+        pictures.bars("This run: pass@1", ours, ("pass@1",)),
+        pictures.bars("The paper: AIME 2024, pass@1", paper, ("pass@1",), top=100),
     ]
     bench = scale_dir / "bench" / "distillation.json"
     if bench.exists():
@@ -372,20 +372,20 @@ def _distillation(report: Path, scale_dir: Path, measured: dict[str, dict[str, A
     spent = "; ".join(f"{NAMES[name]} {value:,}" for name, value in tokens.items() if value)
     return f"""<p>The same small base, by distillation or by reinforcement learning of its own. Completion tokens
         with a gradient: {escape(spent) or "not recorded"}.</p>
-        {charts(figures.draw(report / "distillation", panels, size=(5.2, 2.4)), "two")}"""
+        {charts(pictures.draw(report / "distillation", panels, size=(5.2, 2.4)), "two")}"""
 
 
-def _bench(found: dict[str, Any]) -> figures.Panel:
+def _bench(found: dict[str, Any]) -> pictures.Panel:
     """The curves of benchmarks/distillation.py."""
     series = [
         (f"{method}, {rate}", colour, [(row["tokens"], row["pass@1"], row["pass@1_stderr"] or 0.0) for row in rows])
         for method, colour in (("distillation", "green"), ("rl", "blue"))
         for rate, rows in found[method].items()
     ]
-    return figures.budgets("By tokens and learning rate", series, found["student_base"])
+    return pictures.budgets("By tokens and learning rate", series, found["student_base"])
 
 
-def _funnels(stages: Iterable[Stage]) -> Iterator[str]:
+def _funnels(stages: Iterable[RunFolder]) -> Iterator[str]:
     for stage in stages:
         for labels, funnel in find_funnels(stage.record or {}):
             seen = funnel["seen"] or 1
@@ -418,7 +418,7 @@ def find_funnels(record: Any, labels: tuple[str, ...] = ()) -> Iterator[tuple[tu
                 yield from find_funnels(part, labels if name in ("ways", "funnel") else (*labels, name))
 
 
-def _time(stages: Sequence[Stage], results: dict[str, Any]) -> str:
+def _time(stages: Sequence[RunFolder], results: dict[str, Any]) -> str:
     records = {stage.name: stage.record for stage in stages if stage.record}
     if not records:
         return ""
@@ -454,8 +454,8 @@ def bar(label: str, share: float, said: str, colour: str) -> str:
         </i><span>{escape(said)}</span></div>"""
 
 
-def charts(pictures: Sequence[str], kind: str = "") -> str:
-    shown = "".join(f"<figure>{picture}</figure>" for picture in pictures)
+def charts(drawn: Sequence[str], kind: str = "") -> str:
+    shown = "".join(f"<figure>{picture}</figure>" for picture in drawn)
     return shown and f'<div class="charts {kind}">{shown}</div>'
 
 

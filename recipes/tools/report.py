@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep import commands, runs
-from recipes.tools import curves, disk, page
+from recipes.tools import curves, folders, page
 from recipes.tools.metrics import majority_vote, mean_and_stderr, paired_difference, win_rate
 from rewards.completion import INVISIBLE
 
@@ -147,7 +147,7 @@ def benchmarks(scale_dir: Path) -> list[dict[str, Any]]:
     """The figures of each finished `suites_<checkpoint>` on each of its sets, set by set, in the order of the stages.
     Gains are (mean, standard error) over the problems that both checkpoints were asked."""
     rows, right = [], {}
-    for name in disk.names(scale_dir, ("start", "start_8_shot", *page.PLACES), "suites_"):
+    for name in folders.names(scale_dir, ("start", "start_8_shot", *page.PLACES), "suites_"):
         folder = scale_dir / f"suites_{name}"
         if (folder / "run.json").exists():
             results, generations = read_evaluation(folder, ["set", "id", "correct"])

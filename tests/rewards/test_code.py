@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from rewards import CodeReward, PistonSandbox, is_correct, parse_tests
 from rewards.code import program_of, same_output, share_passed, wanted
-from rewards.sandbox import LocalSandbox, Run, SandboxRefused, SandboxUnavailable
+from rewards.sandbox import LocalSandbox, Outcome, SandboxRefused, SandboxUnavailable
 
 import pytest
 
@@ -341,10 +341,10 @@ def test_unreadable_tests_are_a_reason_of_the_prompt():
 class Flaky:
     """Fails for one program of a group."""
 
-    def run(self, program: str, stdin: str = "") -> Run:
+    def run(self, program: str, stdin: str = "") -> Outcome:
         if "fail" in program:
             raise SandboxUnavailable("down")
-        return Run("14\n", "", 0)
+        return Outcome("14\n", "", 0)
 
 
 def test_an_outage_is_none_for_the_whole_group_and_counted():
@@ -363,9 +363,9 @@ def test_what_is_expected_never_enters_the_sandbox():
     seen = []
 
     class Recording:
-        def run(self, program: str, stdin: str = "") -> Run:
+        def run(self, program: str, stdin: str = "") -> Outcome:
             seen.append(program + stdin)
-            return Run("", "", 0)
+            return Outcome("", "", 0)
 
     share_passed(Recording(), "def f(x): return x", parse_tests(["assert f(31337) == 'secret-7'"]), False)
     share_passed(Recording(), "print(1)", parse_tests([{"input": "31337", "output": "secret-7"}]), False)
@@ -464,10 +464,10 @@ def test_a_step_ends_though_every_completion_is_hostile():
     started, logged = [], {}
 
     class Slow:
-        def run(self, program: str, stdin: str = "") -> Run:
+        def run(self, program: str, stdin: str = "") -> Outcome:
             started.append(program)
             time.sleep(0.05)
-            return Run("", "", -9, "time")
+            return Outcome("", "", -9, "time")
 
     reward = CodeReward(provider=Slow(), step_seconds=0.2, workers=1)
     columns = {"answer": ["14"] * 64, "log_metric": logged.__setitem__}
@@ -480,9 +480,9 @@ def test_a_program_that_is_always_late_holds_nothing_up():
     runs = []
 
     class Late:
-        def run(self, program: str, stdin: str = "") -> Run:
+        def run(self, program: str, stdin: str = "") -> Outcome:
             runs.append(stdin)
-            return Run("", "", -9, "time")
+            return Outcome("", "", -9, "time")
 
     tests = parse_tests([{"input": str(n), "output": "1"} for n in range(100)])
     assert share_passed(Late(), "while True: pass", tests, False) == 0.0

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from rewards import AccuracyReward, gold_error, is_correct
 from rewards.accuracy import grade
-from rewards.equality import Judge, Policy, compare
+from rewards.equality import EqualityRule, Tolerance, compare
 from rewards.expression import MAX_CHARACTERS, Unreadable, evaluate, normalise, read
 
 import pytest
@@ -17,7 +17,7 @@ from cases import DIFFERENT, EQUIVALENT, GOLDS, pairs
 
 @pytest.fixture(scope="module")
 def judge():
-    return Judge()
+    return EqualityRule()
 
 
 @pytest.mark.parametrize("gold, answer", pairs(EQUIVALENT))
@@ -50,10 +50,10 @@ def test_a_choice_gold_is_a_letter(gold, reason):
 
 
 def test_matters_of_taste_are_options():
-    assert compare("50\\%", "50", Policy(percent="strict")) == "different"
-    assert compare("50\\%", "0.5", Policy(percent="strict")) == "equal"
-    assert compare("\\frac13", "0.333333", Policy(decimals=None)) == "different"
-    assert compare("\\frac13", "0.33", Policy(decimals=2)) == "equal"
+    assert compare("50\\%", "50", Tolerance(percent="strict")) == "different"
+    assert compare("50\\%", "0.5", Tolerance(percent="strict")) == "equal"
+    assert compare("\\frac13", "0.333333", Tolerance(decimals=None)) == "different"
+    assert compare("\\frac13", "0.33", Tolerance(decimals=2)) == "equal"
     assert AccuracyReward(percent="strict")(completions=["50"], answer=["50\\%"]) == [0.0]
 
 
@@ -134,7 +134,7 @@ def test_the_reader_refuses_what_is_beyond_its_bounds_at_once(text):
 
 
 def test_equal_answers_of_a_group_are_verified_once():
-    judge = Judge()
+    judge = EqualityRule()
     answers = ["\\boxed{\\gcd(a,b)}"] * 16
     assert grade(answers, ["\\gcd(b,a)"] * 16, ["math"] * 16, judge)
     assert len(judge._known) <= 2
@@ -152,6 +152,6 @@ def test_a_step_ends_though_every_answer_takes_its_limit(monkeypatch):
 
     monkeypatch.setattr("rewards.equality.pool", lambda _: Slow())
     gold, many = r"\gcd(a, b)", [rf"\gcd({n}, b)" for n in range(400)]
-    found = grade([f"\\boxed{{{one}}}" for one in many], [gold] * 400, ["math"] * 400, Judge(seconds=0.2))
+    found = grade([f"\\boxed{{{one}}}" for one in many], [gold] * 400, ["math"] * 400, EqualityRule(seconds=0.2))
     assert asked and len(asked) < 200
     assert found.count(None) >= 400 - len(asked) and found.count(False) <= len(asked)

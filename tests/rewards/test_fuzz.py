@@ -6,7 +6,7 @@ import time
 from rewards import format_reward, gold_error, is_well_formed, language_consistency, parse
 from rewards.accuracy import chosen, grade, statements, unstated
 from rewards.code import program_of
-from rewards.equality import Judge, compare
+from rewards.equality import EqualityRule, compare
 from rewards.judge import refusal
 
 import pytest
@@ -66,5 +66,5 @@ def test_no_string_breaks_the_slow_path():
     texts = list(strings(400, 2))
     rng = random.Random(2)
     golds = [rng.choice(ANSWERS) for _ in texts]
-    assert set(grade(texts, golds, ["math"] * len(texts), Judge())) <= {True, False, None}
+    assert set(grade(texts, golds, ["math"] * len(texts), EqualityRule())) <= {True, False, None}
     assert {gold_error(text) is None for text in texts[:300]} == {True, False}

@@ -22,7 +22,7 @@ POINTS = 300  # of a line; more are averaged, so that a run of 10,000 steps fits
 
 
 @dataclass(frozen=True)
-class Stage:
+class RunFolder:
     """A run's folder as it is now. `record` is its run.json, None while it is not finished; `log` the rows of
     log.jsonl."""
 
@@ -73,7 +73,7 @@ def names(scale_dir: Path, first: Iterable[str], family: str = "") -> list[str]:
     return list(dict.fromkeys([*first, *(name.removeprefix(family) for name in others)]))
 
 
-def read_stage(folder: Path) -> Stage:
+def read_run(folder: Path) -> RunFolder:
     """What is there of a run."""
     try:
         record = runs.read(folder)
@@ -82,7 +82,7 @@ def read_stage(folder: Path) -> Stage:
     path = folder / "log.jsonl"
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
     log = [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]  # the last may be half
-    return Stage(folder.name, folder, (folder / "begun.json").exists(), record, log)
+    return RunFolder(folder.name, folder, (folder / "begun.json").exists(), record, log)
 
 
 def read_completions(path: Path) -> list[dict[str, Any]]:
@@ -105,7 +105,7 @@ def evenly(items: Sequence[Any], count: int) -> list[Any]:
     return [items[round(at * (len(items) - 1) / max(count - 1, 1))] for at in range(count)]
 
 
-def choose(rl: Sequence[Stage], evaluations: Iterable[Stage]) -> list[dict[str, Any]]:
+def choose(rl: Sequence[RunFolder], evaluations: Iterable[RunFolder]) -> list[dict[str, Any]]:
     """At most MOST completions, a fair share of each stage: a whole group at each of the steps spread over a training,
     one after the other of a step's groups, and one sample each of held-out prompts. `right` is None for what has no
     right answer."""
@@ -135,7 +135,7 @@ def choose(rl: Sequence[Stage], evaluations: Iterable[Stage]) -> list[dict[str, 
     return found
 
 
-def _trained(stage: Stage, row: dict[str, Any], weights: dict[str, float]) -> dict[str, Any]:
+def _trained(stage: RunFolder, row: dict[str, Any], weights: dict[str, float]) -> dict[str, Any]:
     scores = {name: finite(row.get(name)) for name in stage.rewards}
     known = {name: score for name, score in scores.items() if score is not None}
     asked, advantage = question(row["prompt"]), finite(row.get("advantage"))
