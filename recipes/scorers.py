@@ -61,7 +61,8 @@ def load_scorer(args: LoraArguments, config: RewardConfig):
 
 
 def train(run: training.Run, name: str, kind: type, rows: Dataset) -> None:
-    """Train one model in `<output_dir>/<name>` and measure its held-out accuracy. Rows that are too long are dropped."""
+    """Train one model in `<output_dir>/<name>` and measure its held-out accuracy. Rows that are too long are left
+    out."""
     most, key = checks.limit(run, run.config.max_length, "max_length")
     config, count = replace(run.config, output_dir=f"{run.output_dir}/{name}", max_length=most), len(rows)
     if "input_ids" in rows.column_names:  # TRL filters pairs itself
