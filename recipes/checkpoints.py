@@ -49,7 +49,7 @@ def mark_complete(checkpoint: Path, keep: int | None, **record) -> None:
         os.fsync(file.fileno())
     partial.replace(checkpoint / MARKER)
     for old in complete(checkpoint.parent)[:-keep] if keep else []:
-        (old / MARKER).unlink()  # first, so that a kill here leaves nothing that looks complete
+        (old / MARKER).unlink()  # first, so a kill here leaves no folder that looks complete
         shutil.rmtree(old)
 
 

@@ -154,7 +154,7 @@ class RLArguments(PolicyArguments):
     )
     reward_kwargs: dict | None = field(default=None, metadata={"help": "Settings of rewards, by name in reward_funcs."})
     stop_when_all_wrong: int = field(
-        default=5,  # chosen: 40,960 completions of the paper's without a right one, and 2,560 where a step is a rollout
+        default=5,  # chosen: 40,960 of the paper's completions without a correct one, or 2,560 if a step is a rollout
         metadata={"help": "Rollouts in a row without one right answer that end the run; 0: never."},
     )
 
@@ -193,7 +193,7 @@ class GRPOConfig:
     loss_type: str = "grpo"  # mean over each completion's tokens, then over completions (equation 1)
     scale_rewards: str = "group"  # (r - mean) / std within the group (equation 3)
     temperature: float = 1.0
-    top_p: float = 1.0  # chosen: not printed; with 1 the policy's own distribution is sampled
+    top_p: float = 1.0  # chosen: not printed; 1 samples the policy's own distribution
     max_completion_length: int | None = 32768  # section 2.1: 65,536 after step 8,200, as a second run
     max_steps: int = field(default=10400, metadata={"help": "Or token_budget, if sooner."})
     sync_ref_model: bool = True
@@ -205,7 +205,7 @@ class GRPOConfig:
     save_steps: float = 400  # chosen: as often as the reference is replaced, a multiple of the 16-step rollout window
     save_strategy: str = field(default="steps", metadata={"help": argparse.SUPPRESS})  # TRL's; checked below
     save_total_limit: int | None = 2  # chosen: the last, and the one before while the last is being written
-    seed: int = 0  # chosen: that of the data jobs, so that one number repeats a whole run
+    seed: int = 0  # chosen: the seed of the data jobs, so one number repeats a whole run
     log_completions: bool = True  # chosen: completions are the best check of a reward
     num_completions_to_print: int | None = 0  # chosen: they are in completions/*.parquet; the console stays readable
 
@@ -269,7 +269,7 @@ class _SequenceBatch:
     logging_steps: float = 10  # chosen: TRL's default
     save_steps: float = 500  # chosen: TRL's default
     save_total_limit: int | None = 2  # chosen: the last, and the one before while the last is being written
-    seed: int = 0  # chosen: that of the data jobs, so that one number repeats a whole run
+    seed: int = 0  # chosen: the seed of the data jobs, so one number repeats a whole run
     rollout_window = 1  # nothing is sampled: every step can be resumed exactly
 
     def __post_init__(self):

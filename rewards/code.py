@@ -65,7 +65,7 @@ class Test:
     entry: str = ""
     names: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
-    __test__ = False  # for pytest, which collects what is called Test
+    __test__ = False  # pytest collects classes called Test
 
 
 def parse_tests(tests: Any) -> tuple[Test, ...]:

@@ -14,7 +14,7 @@ from rich.table import Table
 
 ROWS = 10  # rows of a log over which a reward is averaged, because the reward of one step is noisy
 ROW_BYTES = 4_096  # maximum size of a row in log.jsonl
-PLAIN_EVERY = 30.0  # seconds between two progress lines of a step where there is no terminal
+PLAIN_EVERY = 30.0  # seconds between two progress lines of a step without a terminal
 
 
 @dataclass(frozen=True)
