@@ -13,8 +13,8 @@ def keep_freed(parameters: int) -> None:
     """Let glibc keep what is freed, for a model of so many parameters. Each step frees the tensors of the one before
     and takes as much again. To give it to the kernel in between, which clears every page, took a tenth of a step.
 
-    A large model is left alone: what is free lies in pieces that a batch of another length does not fit into, and 6 GB
-    became 24 within 190 steps of 135M parameters. So is another C library."""
+    A large model is left alone: what is free lies in pieces that a batch of another length does not fit into, and 5 GB
+    became 12 within 190 steps of 135M parameters. So is another C library."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None and parameters < LARGE:
         mallopt(_TRIM_THRESHOLD, -1)  # never given back from the end of the heap

@@ -230,11 +230,11 @@ def on_the_hub(path: Path) -> bytes:
 
 
 def card_of_model(folder: Path, repository: Repository) -> Files:
-    from data_prep import cards
+    from data_prep import run_cards
 
     run = folder if (folder / "run.json").is_file() else folder.parent
-    picture = cards.curves(folder)
-    card = cards.model_card(folder, run, repository.id).encode()
+    picture = run_cards.curves(folder)
+    card = run_cards.model_card(folder, run, repository.id).encode()
     return {"README.md": card} | ({"curves.png": picture} if picture else {})
 
 
@@ -250,7 +250,7 @@ def data_files(folder: Path) -> Files:
 
 def card_of_data(folder: Path, card: Path | None, scratch: Path) -> Files:
     """README.md, and stats.json where the rows are those of the contract: given, or made here."""
-    from data_prep import cards
+    from data_prep import cards, run_cards
     from data_prep.rows import COLUMNS, configurations
 
     import pyarrow.parquet as pq
@@ -264,7 +264,7 @@ def card_of_data(folder: Path, card: Path | None, scratch: Path) -> Files:
         if not (card / "README.md").is_file():
             raise ConfigError(f"--card {card}: holds no README.md; run python -m data_prep.cards first")
         return {name: (card / name).read_bytes() for name in ("README.md", "stats.json") if (card / name).is_file()}
-    return {"README.md": cards.record_card(folder, files, configurations(files)).encode()}
+    return {"README.md": run_cards.record_card(folder, files, configurations(files)).encode()}
 
 
 def stale_of_model(files: Files, others: Iterable[str]) -> list[str]:
@@ -335,7 +335,7 @@ def too_large(folder: Path) -> str:
 
 def answer(folder: Path) -> Any:
     """What a model says to one question: its greedy continuation, or its score."""
-    from data_prep.cards import QUESTION
+    from data_prep.run_cards import QUESTION
 
     import torch
     from peft import AutoPeftModelForCausalLM, AutoPeftModelForSequenceClassification

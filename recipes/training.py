@@ -400,12 +400,12 @@ class Run:
 
     def tell(self) -> None:
         """Write each model's card, and log the result and the next steps."""
-        from data_prep import cards  # slow to import
+        from data_prep import run_cards  # slow to import
         from recipes.tools import steps
 
         for name in self.models:
             folder = self.output_dir / name
-            (folder / "README.md").write_text(cards.model_card(folder, self.output_dir), encoding="utf-8")
+            (folder / "README.md").write_text(run_cards.model_card(folder, self.output_dir), encoding="utf-8")
         made = " and ".join(str(self.output_dir / name) for name in self.models)
         logger.info("made %s; README.md in it says how it is asked", made)
         later = steps.after(self.where, self.output_dir)

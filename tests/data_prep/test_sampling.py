@@ -12,9 +12,19 @@ from contextlib import closing, contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from data_prep import decode, runs, sampling
+from data_prep import decode, rows, runs, sampling
 from data_prep.rl_prompts import PassRate
-from data_prep.sampling import Decoding, LocalModel, Sampler, Server, ServerError, ServerSettings, open_model
+from data_prep.sampling import (
+    Decoding,
+    LocalModel,
+    Sampler,
+    Server,
+    ServerError,
+    ServerSettings,
+    open_model,
+    samples,
+    servers,
+)
 
 import pytest
 import torch
@@ -62,7 +72,7 @@ def test_more_samples_and_more_prompts_find_what_is_there(model, tmp_path, monke
     assert len(drawn) == 14
     assert model.sample(PROMPTS, 4, Decoding(max_tokens=12, temperature=0.9), seed=1, store=tmp_path) != more
     assert len(drawn) == 14 + 20
-    keys = [key for path in tmp_path.glob("*.parquet") for key in sampling.read_parquet(path)]
+    keys = [key for path in tmp_path.glob("*.parquet") for key in rows.read_parquet(path)]
     assert len(keys) == len({record["key"] for record in keys}) == 40  # none is stored twice
 
 
@@ -215,7 +225,7 @@ def test_a_share_of_the_prompts_may_be_too_long_and_changes_no_other_sample(chec
         ("", "refused", 0, True)
     }
     assert not (tmp_path / "none").exists()
-    assert [sampling.may_refuse(share, 60) for share in (0, 0.01, 0.05, 0.1, 1)] == [0, 1, 3, 6, 60]
+    assert [samples.may_refuse(share, 60) for share in (0, 0.01, 0.05, 0.1, 1)] == [0, 1, 3, 6, 60]
 
 
 # --- servers ----------------------------------------------------------------------------------------------------------
@@ -323,7 +333,7 @@ def test_another_revision_is_asked_again_and_a_broken_store_is_put_aside(tmp_pat
 @pytest.mark.slow
 def test_a_store_that_another_process_has_is_named(tmp_path):
     with (
-        closing(sampling._open(tmp_path)) as held,
+        closing(servers._open(tmp_path)) as held,
         pytest.raises(OSError, match=r"requests.sqlite: database is locked"),
     ):
         held.execute("insert into answers values ('a', 'b')")
@@ -332,8 +342,8 @@ def test_a_store_that_another_process_has_is_named(tmp_path):
 
 def test_a_reasoning_that_the_server_splits_off_is_put_back():
     for message in ({"reasoning_content": "I think.", "content": "14"}, {"reasoning": "I think.", "content": "14"}):
-        assert sampling._said(message) == "<think>I think.</think>14"
-    assert sampling._said({"content": None}) == ""
+        assert servers._said(message) == "<think>I think.</think>14"
+    assert servers._said({"content": None}) == ""
 
 
 def test_a_kill_repeats_at_most_the_requests_in_flight(tmp_path):

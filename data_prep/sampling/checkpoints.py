@@ -1,0 +1,239 @@
+"""Checkpoints that are sampled in this process, by transformers or by vLLM."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import sys
+import time
+from abc import ABC, abstractmethod
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from data_prep import commands, memory
+from data_prep.rows import read_parquet, write_parquet
+from data_prep.runs import write_json
+from data_prep.sampling.samples import Decoding, Prompt, Sample, TooManyRefused, key_of, may_refuse
+
+import pyarrow.parquet as pq
+
+log = logging.getLogger(__name__)
+
+
+class Batched(ABC):
+    """A checkpoint in this process: it samples in fixed batches, each a file of the store.
+
+    Batches: prompts sorted by length, n of each, cut into ``batch_size`` sequences. What the store has already is left
+    out, and what is then to be drawn is written down first (``*.plan.json``), so that a restart cuts the same batches
+    and ends with the same bytes.
+    """
+
+    identity: str  # of the weights: what stored samples are good for
+    batch_size: int
+    limit: int  # tokens of prompt and completion together
+    max_refused: float | None = None  # of the prompts, those that do not fit; None: where no YAML has a key for it
+    tokenizer: Any
+
+    @abstractmethod
+    def _generate(self, inputs: list[list[int]], decoding: Decoding, seed: int) -> list[Sample]:
+        """One completion of each prompt, given as token ids; the same seed gives the same."""
+
+    def sample(
+        self, prompts: list[Prompt], n: int, decoding: Decoding, seed: int, store: Path | None = None
+    ) -> list[list[Sample]]:
+        """n samples of each prompt, in the order of the prompts. Finished batches are files in ``store``. A prompt that
+        does not fit is refused; raises TooManyRefused before any work."""
+        started = time.monotonic()
+        tokens = [self._tokenize(prompt) for prompt in prompts]
+        order = sorted(range(len(prompts)), key=lambda i: len(tokens[i]), reverse=True)  # the worst for memory first
+        refused = [i for i in order if len(tokens[i]) + decoding.max_tokens > self.limit]
+        if refused:
+            longest = len(tokens[refused[0]]) + decoding.max_tokens
+            told = f"the longest prompt with max_tokens makes {longest} tokens, the model takes {self.limit}"
+            if len(refused) > may_refuse(self.max_refused or 0, len(prompts)):
+                over = way = ""
+                if self.max_refused is not None:
+                    over = f", more than `max_refused: {self.max_refused:g}` of `sampler` allows"
+                    way = ", or write a larger `max_refused` to drop them"
+                raise TooManyRefused(
+                    f"{len(refused)} of {len(prompts)} prompts do not fit{over}: {told}. Write a smaller `max_tokens` "
+                    f"(of the YAML's `decoding`, where it has one), or leave long prompts out{way}"
+                )
+            log.warning("%d of %d prompts are refused: %s", len(refused), len(prompts), told)
+        order = order[len(refused) :]
+        sequences = [i for i in order for _ in range(n)]
+        common = key_of([self.identity, asdict(decoding), seed])
+        times: Counter[str] = Counter()  # an equal prompt's samples go on where its first's end
+        keys = []
+        for i in sequences:
+            prompt = key_of(tokens[i])
+            keys.append(key_of([common, prompt, times[prompt]]))
+            times[prompt] += 1
+        found = _stored(store, set(keys))
+        batches = self._plan(keys, set(found), store)
+        for number, batch in commands.progress(batches, "sampling", unit="batch"):
+            if all(keys[at] in found for at in batch):
+                continue
+            own = number if isinstance(number, int) else keys[batch[0]]
+            samples = self._generate(
+                [tokens[sequences[at]] for at in batch], decoding, int(key_of([seed, own])[:8], 16)
+            )
+            records = [{"key": keys[at]} | asdict(sample) for at, sample in zip(batch, samples, strict=True)]
+            if store:
+                write_parquet(store / f"{key_of([record['key'] for record in records])}.parquet", records)
+            found |= {keys[at]: sample for at, sample in zip(batch, samples, strict=True)}
+        results: list[list[Sample]] = [[] for _ in prompts]
+        for i in refused:
+            why = f"with max_tokens it makes {len(tokens[i]) + decoding.max_tokens} tokens, not {self.limit}"
+            results[i] = [Sample("", "refused", len(tokens[i]), 0, why)] * n
+        for i, key in zip(sequences, keys, strict=True):
+            results[i].append(found[key])
+        made = sum(sample.completion_tokens for group in results for sample in group)
+        log.info("%d samples of %d tokens in %.0f s", len(sequences), made, time.monotonic() - started)
+        return results
+
+    def _plan(self, keys: list[str], known: set[str], store: Path | None) -> list[tuple[int | None, list[int]]]:
+        """The batches to draw, as (number, places in keys). A batch of a store that had none of these keys is seeded
+        by its number, any other (number None) by its first key, so that no two batches share their draws."""
+        path = store / f"{key_of([self.batch_size, *keys])}.plan.json" if store else None
+        if path and path.exists():
+            plan = json.loads(path.read_text(encoding="utf-8"))
+        else:
+            plan = {"fresh": not known, "places": [at for at, key in enumerate(keys) if key not in known]}
+            if path and plan["places"]:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_json(path, plan)
+        later = set(range(len(keys))) - set(plan["places"])  # stored once; since then its file may have broken
+        broken = [at for at in sorted(later) if keys[at] not in known]
+        cut = [
+            part[at : at + self.batch_size]
+            for part in (plan["places"], broken)
+            for at in range(0, len(part), self.batch_size)
+        ]
+        return [(number if plan["fresh"] else None, batch) for number, batch in enumerate(cut)]
+
+    def _tokenize(self, prompt: Prompt) -> list[int]:
+        if isinstance(prompt, str):
+            return self.tokenizer(prompt)["input_ids"]
+        text = self.tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+class LocalModel(Batched):
+    """A plain checkpoint (a folder or a Hub id) by transformers; without ``dtype``, float32 on a CPU, the checkpoint's
+    own on a GPU."""
+
+    def __init__(self, checkpoint: str | Path, batch_size: int = 256, revision: str = "", dtype: str = ""):
+        import torch  # a job that only asks a server never loads it
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers.utils import logging as transformers_logging
+
+        if not sys.stderr.isatty():
+            transformers_logging.disable_progress_bar()
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.batch_size = batch_size
+        pinned = {"revision": revision} if revision else {}
+        self.tokenizer = AutoTokenizer.from_pretrained(checkpoint, padding_side="left", **pinned)
+        usual = "auto" if self.device == "cuda" else "float32"
+        self.model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype or usual, **pinned)
+        self.model.to(self.device).eval()
+        if self.device == "cpu":
+            memory.keep_freed(self.model.num_parameters())
+        if getattr(self.model.config, "output_router_logits", False):
+            self.model.config.output_router_logits = False  # left by SFT of a mixture of experts; it fails on a cache
+        self.identity = _identity(checkpoint, getattr(self.model.config, "_commit_hash", None)) + dtype
+        self.limit = positions(self.model.config) or sys.maxsize
+        ends = self.model.generation_config.eos_token_id
+        self.ends = {*(ends if isinstance(ends, list) else [ends]), self.tokenizer.eos_token_id} - {None}
+        if not self.ends:
+            raise ValueError(f"{checkpoint}: neither its tokenizer nor its generation config names an end token")
+        self.pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else min(self.ends)
+
+    def _generate(self, inputs: list[list[int]], decoding: Decoding, seed: int) -> list[Sample]:
+        from data_prep import decode
+
+        completions = decode.complete(self.model, inputs, self.pad, self.ends, decoding, seed)
+        texts = self.tokenizer.batch_decode(completions, skip_special_tokens=True)
+        finishes = ["stop" if completion[-1] in self.ends else "length" for completion in completions]
+        counts = zip(map(len, inputs), map(len, completions), strict=True)
+        return [Sample(*parts, *count) for *parts, count in zip(texts, finishes, counts, strict=True)]
+
+
+def positions(config: Any) -> int | None:
+    """Tokens of prompt and completion that a model takes, as vLLM counts them; None where its config does not say.
+
+    A scaled RoPE goes as far as its factor says, unless `max_position_embeddings` has that in it already.
+    """
+    text = config.get_text_config()
+    most = getattr(text, "max_position_embeddings", None)
+    ropes = getattr(text, "rope_parameters", None) or {}
+    scaled = [most]
+    for rope in [ropes, *ropes.values()] if most else []:  # of the model, or of each kind of layer
+        if isinstance(rope, dict) and rope.get("rope_type") in ("linear", "dynamic", "yarn"):
+            first = rope.get("original_max_position_embeddings") if rope["rope_type"] == "yarn" else None
+            scaled.append(int((first or most) * (rope.get("factor") or 1)))
+    return most if "gemma3" in text.model_type else max(scaled) if most else None
+
+
+class VLLMModel(Batched):
+    """A checkpoint by vLLM in this process. ``arguments`` are those of `vllm.LLM`, as in {tensor_parallel_size: 8}.
+
+    Each sequence has a seed of its own. vLLM's kernels do not promise the same bytes for another batch; a kill repeats
+    at most the batch in flight, and what is stored is not drawn again.
+    """
+
+    def __init__(self, checkpoint: str | Path, batch_size: int, revision: str, arguments: dict[str, Any]):
+        try:
+            from vllm import LLM, SamplingParams
+        except ImportError as error:
+            raise ValueError("`sampler: kind: vllm` needs vllm; install requirements-gpu.txt") from error
+
+        self.batch_size, self.make = batch_size, SamplingParams
+        self.llm = LLM(model=str(checkpoint), revision=revision or None, **arguments)
+        self.tokenizer = self.llm.get_tokenizer()
+        self.limit = self.llm.llm_engine.model_config.max_model_len
+        self.identity = _identity(checkpoint, revision)
+
+    def _generate(self, inputs: list[list[int]], decoding: Decoding, seed: int) -> list[Sample]:
+        settings = [self.make(**asdict(decoding), seed=(seed + at) % 2**32) for at in range(len(inputs))]
+        outputs = self.llm.generate([{"prompt_token_ids": tokens} for tokens in inputs], settings, use_tqdm=False)
+        return [
+            Sample(
+                output.outputs[0].text,
+                "length" if output.outputs[0].finish_reason == "length" else "stop",
+                len(output.prompt_token_ids),
+                len(output.outputs[0].token_ids),
+            )
+            for output in outputs
+        ]
+
+
+def _identity(checkpoint: str | Path, revision: str | None) -> str:
+    """What the stored samples of a checkpoint are good for: its weights' hash, or the Hub's commit."""
+    files = sorted(Path(checkpoint).glob("*.safetensors")) or sorted(Path(checkpoint).glob("*.bin"))
+    if not files:
+        return f"{checkpoint}@{revision}"
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _stored(store: Path | None, keys: set[str]) -> dict[str, Sample]:
+    """The samples of a store that have these keys. A file that cannot be read is named; its batch is drawn again."""
+    found: dict[str, Sample] = {}
+    for path in sorted(store.glob("*.parquet")) if store else []:
+        try:
+            if "key" in pq.read_schema(path).names and not keys.isdisjoint(
+                pq.read_table(path, columns=["key"])["key"].to_pylist()
+            ):
+                for record in read_parquet(path):
+                    if (key := record.pop("key")) in keys:
+                        found[key] = Sample(**record)
+        except (ValueError, OSError, TypeError) as error:
+            log.warning("sampling that batch again: %s: %s", path, error)
+    return found

@@ -1,0 +1,239 @@
+"""OpenAI-compatible servers: what is asked of them is kept, and what fails is asked again."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import random
+import sqlite3
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import rewards
+from data_prep import commands
+from data_prep.runs import Stopped
+from data_prep.sampling.samples import NEUTRAL, Decoding, Prompt, Sample, TooManyRefused, key_of, may_refuse
+from rewards.settings import Count, NotNegative, Positive, Seconds, Share, check
+
+import httpx
+
+log = logging.getLogger(__name__)
+TRANSIENT = (408, 409, 425, 429)  # statuses that are tried again, as 5xx are
+FOR_ALL = (401, 402, 404, 405, 407)  # statuses that are about no single request: a key, a bill, a path
+
+
+class ServerError(Stopped):
+    """The server did not give a usable answer, however often it was asked."""
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """An OpenAI-compatible server. ``base_url`` "world" starts the toy world's own (data_prep.world.oracle);
+    any other is used as it stands, as in http://localhost:8000/v1. ``api_key_variable`` names an environment
+    variable. ``revision``: of the model, part of the key of its samples. ``failures``: as many requests may fail for
+    good, each a `Sample` that "failed"; one more ends the job. ``max_refused``: of the requests of one round, the share
+    that the server may refuse (too long, filtered), each a `Sample` that is "refused"; more end the job. ``serve``:
+    arguments of `vllm serve`, by which the pipeline starts the model on this machine while a step needs it; without it
+    the server is yours to start.
+    ``extensions`` false: send no `NEUTRAL`, for a service that refuses what OpenAI's protocol does not have."""
+
+    base_url: str
+    model: str
+    concurrency: Positive = 16
+    attempts: Positive = 7
+    first_wait_s: NotNegative = 1.0
+    timeout_s: Seconds = 600.0
+    api_key_variable: str = ""
+    revision: str = ""
+    failures: Count = 0
+    serve: dict[str, Any] | None = None
+    extensions: bool = True
+    max_refused: Share = 0.05
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.api_key_variable and not os.environ.get(self.api_key_variable):
+            raise ValueError(f"the environment variable {self.api_key_variable} is not set; {self.base_url} wants it")
+
+
+class Server:
+    """Asks for each sample in a request of its own (seed + sample index), ``concurrency`` at a time. Answers are kept
+    in ``store``/requests.sqlite by the hash of the request. `TRANSIENT`, 5xx, lost connections, silence and unreadable
+    answers are tried again, each wait twice the last (or what Retry-After says), and counted in ``faults`` by their
+    kind. What the server refuses is kept in ``store``, too, and not asked again, unless there was too much of it."""
+
+    def __init__(self, settings: ServerSettings):
+        self.settings = settings
+        self.faults: Counter[str] = Counter()
+        self.failed = 0
+        key = settings.api_key_variable
+        self.headers = {"Authorization": f"Bearer {os.environ[key]}"} if key else {}
+
+    def sample(
+        self, prompts: list[Prompt], n: int, decoding: Decoding, seed: int, store: Path | None = None
+    ) -> list[list[Sample]]:
+        """As Batched.sample. Raises ServerError after the last attempt; what was answered stays in ``store``."""
+        with closing(_open(store)) as answers:
+            try:
+                samples = asyncio.run(self._ask_all(prompts, n, decoding, seed, answers))
+            except* Stopped as group:
+                if group.subgroup(TooManyRefused):
+                    with answers:  # the server may be started otherwise by the next time
+                        answers.execute("delete from answers where json_extract(sample, '$.finish') = 'refused'")
+                raise group.exceptions[0] from None
+            except* sqlite3.OperationalError as group:
+                raise OSError(f"{store}: {group.exceptions[0]}") from None  # a full disk
+            finally:
+                if self.faults:
+                    log.warning("%s: tried again after %s", self.settings.base_url, dict(self.faults))
+        return [samples[at * n : (at + 1) * n] for at in range(len(prompts))]
+
+    def _payload(self, prompt: Prompt, decoding: Decoding, seed: int) -> dict:
+        asked = {"prompt": prompt} if isinstance(prompt, str) else {"messages": prompt}
+        payload = {"model": self.settings.model, **asked, **asdict(decoding), "seed": seed}
+        if decoding.top_k == 0:
+            del payload["top_k"]  # NEUTRAL has what says so
+        return (NEUTRAL if self.settings.extensions else {}) | payload
+
+    async def _ask_all(
+        self, prompts: list[Prompt], n: int, decoding: Decoding, seed: int, answers: sqlite3.Connection
+    ) -> list[Sample]:
+        samples: list[Sample | None] = [None] * (len(prompts) * n)
+        refused, may = 0, may_refuse(self.settings.max_refused, len(prompts)) * n
+        waiting = iter(range(len(samples)))  # shared by the workers: a request is made when a worker is free
+        progress = commands.progress(None, "asking", len(samples), "request")
+
+        async def work(client: httpx.AsyncClient) -> None:
+            nonlocal refused
+            for index in waiting:
+                payload = self._payload(prompts[index // n], decoding, seed + index % n)
+                revision = self.settings.revision
+                key = key_of([payload, revision] if revision else payload)
+                found = answers.execute("select sample from answers where request = ?", (key,)).fetchone()
+                sample = Sample(**json.loads(found[0])) if found else await self._ask_or_fail(client, payload, index)
+                if not found and sample.finish != "failed":
+                    with answers:
+                        values = (key, json.dumps(asdict(sample)))
+                        answers.execute("insert or replace into answers values (?, ?)", values)
+                if sample.finish == "refused":
+                    refused += 1
+                    if refused > may:
+                        raise TooManyRefused(
+                            f"{self.settings.base_url} refused {refused} of {len(samples)} requests, more than "
+                            f"`max_refused: {self.settings.max_refused:g}` allows, the last one with {sample.why}. "
+                            "Mend what it refuses, or write a larger `max_refused` beside `base_url` to drop it"
+                        )
+                samples[index] = sample
+                progress.update()
+
+        loopback = urlsplit(self.settings.base_url).hostname in ("127.0.0.1", "localhost", "::1")
+        client = httpx.AsyncClient(headers=self.headers, timeout=self.settings.timeout_s, trust_env=not loopback)
+        with progress:
+            async with client, asyncio.TaskGroup() as group:
+                for _ in range(min(self.settings.concurrency, len(samples))):
+                    group.create_task(work(client))
+        if refused:
+            why = next(sample.why for sample in samples if sample.finish == "refused")
+            log.warning(
+                "%s refused %d of %d requests, the first with %s", self.settings.base_url, refused, len(samples), why
+            )
+        return samples
+
+    async def _ask_or_fail(self, client: httpx.AsyncClient, payload: dict, index: int) -> Sample:
+        try:
+            return await self._ask(client, payload)
+        except ServerError as error:
+            self.failed += 1
+            if self.failed > self.settings.failures:
+                raise
+            log.warning("request %d failed for good (%d of %d): %s", index, self.failed, self.settings.failures, error)
+            return Sample("", "failed", 0, 0, str(error))
+
+    async def _ask(self, client: httpx.AsyncClient, payload: dict) -> Sample:
+        url = self.settings.base_url.rstrip("/") + ("/completions" if "prompt" in payload else "/chat/completions")
+        wait, trouble = self.settings.first_wait_s, ""
+        for attempt in range(self.settings.attempts):
+            if attempt:
+                await asyncio.sleep(wait * random.uniform(0.8, 1.2))  # so that many clients do not return together
+                wait *= 2
+            try:
+                response = await client.post(url, json=payload)
+                if response.status_code in TRANSIENT or response.status_code >= 500:
+                    trouble = f"status {response.status_code}"
+                    self.faults[trouble] += 1
+                    after = response.headers.get("retry-after", "")
+                    wait = max(wait, float(after)) if after.isdigit() else wait
+                    continue
+                if response.is_error:
+                    hint = ""
+                    if self.settings.extensions and any(key in response.text for key in NEUTRAL):
+                        hint = "; write `extensions: false` for a service that does not know these"
+                    why = f"status {response.status_code}: {response.text[:200]}{hint}"
+                    if response.status_code in FOR_ALL:
+                        raise ServerError(f"{url}: {why}")
+                    return Sample("", "refused", 0, 0, why)
+                choice, usage = response.json()["choices"][0], response.json().get("usage") or {}
+                if choice.get("finish_reason") == "content_filter":
+                    return Sample("", "refused", 0, 0, "finish_reason content_filter")
+                text = (choice["text"] if "prompt" in payload else _said(choice["message"])) or ""
+                text.encode()  # what is no text, or has half a surrogate pair, could not be written
+                return Sample(
+                    text,
+                    "length" if choice.get("finish_reason") == "length" else "stop",
+                    usage.get("prompt_tokens") or 0,
+                    usage.get("completion_tokens") or 0,
+                )
+            except (httpx.TransportError, ValueError, LookupError, TypeError, AttributeError) as error:
+                trouble = f"{type(error).__name__}: {error}"
+                self.faults[type(error).__name__] += 1
+        raise ServerError(f"{url}: {self.settings.attempts} attempts failed, the last with {trouble}")
+
+
+def _said(message: dict) -> str:
+    """The text of a message; a reasoning that the server has split off is put back in its tags."""
+    return rewards.text_of(
+        message | {"reasoning_content": message.get("reasoning_content") or message.get("reasoning")}
+    )
+
+
+def _open(store: Path | None) -> sqlite3.Connection:
+    """The answers that a store holds. A file that is no database is put aside, and named."""
+    if store is None:
+        return _prepared(sqlite3.connect(":memory:"))
+    store.mkdir(parents=True, exist_ok=True)
+    path = store / "requests.sqlite"
+    try:
+        return _prepared(sqlite3.connect(path))
+    except sqlite3.OperationalError as error:
+        raise OSError(f"{path}: {error}") from None  # a full disk, or another process at the same work
+    except sqlite3.DatabaseError as error:
+        log.warning("%s: %s; it is put aside as requests.broken, and its requests are made again", path, error)
+        path.replace(store / "requests.broken")
+        return _prepared(sqlite3.connect(path))
+
+
+def _prepared(answers: sqlite3.Connection) -> sqlite3.Connection:
+    answers.execute("pragma locking_mode = exclusive")  # one process has it; so it works on shared file systems too
+    answers.execute("pragma journal_mode = wal")
+    answers.execute("pragma synchronous = normal")  # a kill loses nothing; a power cut may lose the last few
+    answers.execute("create table if not exists answers (request text primary key, sample text)")
+    return answers
+
+
+@contextmanager
+def connect(settings: ServerSettings) -> Iterator[Server]:
+    """A server for the block: the toy world's own, started and stopped here, or one that runs elsewhere."""
+    if settings.base_url != "world":
+        yield Server(settings)
+        return
+    from data_prep.world import oracle
+
+    with oracle.serve() as url:  # a thread of this process: many requests at a time only fight for the interpreter
+        yield Server(replace(settings, base_url=url, concurrency=min(settings.concurrency, 4)))
