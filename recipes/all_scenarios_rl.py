@@ -1,10 +1,11 @@
 """Reinforcement learning for all scenarios, Dev3 to R1 (section 3.2.2).
 
-Starts from the second SFT stage. Data: reasoning questions with rule rewards only; then, for the last 24% of the steps
-(400 of the paper's 1,700: longer, and the policy learns to please the reward models, appendix B.5), a mix of reasoning
-and general prompts. Rewards: those of reasoning RL, and for a general prompt helpfulness or harmlessness by its kind
-(equations 8 to 10); each reward leaves out rows that it does not concern. Plain sum; the walkthrough's weights by the
-key `reward_weights`. Trainer: one GRPO run, whose phases are the order of its rows; temperature 0.7 in the paper.
+It starts from the second SFT stage. Data: first reasoning questions with rule rewards only, then a mix of reasoning and
+general prompts for the last 24% of the steps (400 of the paper's 1,700; with more, the policy exploits the reward
+models, appendix B.5). Rewards: those of reasoning RL, and helpfulness or harmlessness for general prompts by their kind
+(equations 8 to 10). A reward skips rows of other kinds. Rewards are summed; the key `reward_weights` sets the
+walkthrough's weights. Trainer: one GRPO run in which the order of the rows sets the phase; the paper's temperature is
+0.7.
 """
 
 import itertools
@@ -32,7 +33,7 @@ class AllScenariosArguments(RLArguments):
         default=400 / 1700, metadata={"help": "Share of the steps, at the end, that train on the mix (section 3.2.2)."}
     )
     general_share: float = field(
-        default=0.5,  # chosen: not printed; as many general prompts as reasoning ones
+        default=0.5,  # chosen: not printed; equal numbers of general and reasoning prompts
         metadata={"help": "Share of general prompts in each step of the mixed phase."},
     )
 
@@ -43,10 +44,10 @@ SETTINGS = AllScenariosArguments, GRPOConfig
 def schedule(
     reasoning: list[Row], general: list[list[Row]], args: AllScenariosArguments, config: GRPOConfig
 ) -> list[Row]:
-    """Rows in the order in which training meets them: `prompts_per_step` for each step, whole rollouts.
+    """The rows in training order: `prompts_per_step` for each step, in whole rollouts.
 
-    Every list is gone through in random order before any of its rows comes again. With `num_iterations` above 1, the
-    steps of a rollout are gone through as often, and rows are laid out for the first time.
+    Every list is used up in random order before any of its rows is repeated. With `num_iterations` above 1, a rollout's
+    steps are repeated, and its rows are listed only once.
     """
     shuffle = random.Random(config.seed)
     rules, *others = (_forever(rows, shuffle) for rows in [reasoning, *general])
@@ -71,7 +72,7 @@ def _forever(rows: list[Row], shuffle: random.Random) -> Iterator[Row]:
 
 def main() -> None:
     settings = parse(*SETTINGS)
-    from recipes import grpo, training  # once the settings are right: TRL and torch take seconds to import
+    from recipes import grpo, training  # after the settings are checked: TRL and torch take seconds to import
 
     from datasets import Dataset
 
@@ -87,7 +88,7 @@ def main() -> None:
         too_long += run.figures["rows_too_long"]
     questions = Dataset.from_list(schedule(found[0], found[1:], run.args, run.config))
     run.figures |= {"rows": len(questions), "rows_too_long": too_long}
-    run.config.shuffle_dataset = False  # their order is the two phases
+    run.config.shuffle_dataset = False  # their order sets the two phases
     run.train(grpo.make_trainer(run, policy, tokenizer, questions))
 
 

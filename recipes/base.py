@@ -1,8 +1,8 @@
 """The base checkpoint of a CPU scale: a tokenizer and a small Qwen3, or Qwen3-MoE, pre-trained on a generated corpus.
 
-At other scales a Hub model stands here (the paper's is DeepSeek-V3-Base). The student's base is this script with
-another YAML, which takes the first one's tokenizer through the key `tokenizer`. With the key `checkpoint` nothing is
-trained: a checkpoint that the same settings have made is taken.
+Other scales use a Hub model instead (the paper uses DeepSeek-V3-Base). The student's base uses this script with another
+YAML, whose key `tokenizer` names the first base's tokenizer. With the key `checkpoint` nothing is trained. A checkpoint
+from the same settings is used instead.
 """
 
 from dataclasses import dataclass, field
@@ -38,7 +38,7 @@ SETTINGS = BaseArguments, SFTConfig
 
 def main() -> None:
     settings = parse(*SETTINGS)
-    from recipes import data, given, training  # once the settings are right: TRL and torch take seconds to import
+    from recipes import data, given, training  # after the settings are checked: TRL and torch take seconds to import
     from recipes.muon import MuonWithAdamW
     from recipes.tokenizer import train_tokenizer
 
@@ -56,7 +56,7 @@ def main() -> None:
         tokenizer = training.load_tokenizer(training.require_checkpoint(args.tokenizer, "tokenizer"))
     else:
         tokenizer = train_tokenizer(texts, args.vocab_size)
-    # Products in bfloat16 where the CPU can: 58 ms a step for 90. Elsewhere each new shape of a batch costs memory.
+    # Use bf16 matmul if the CPU has it: 58 ms a step instead of 90. On other CPUs each new batch shape costs memory.
     torch.set_float32_matmul_precision("medium")
     set_seed(run.config.seed)
     kind, shape = (Qwen3MoeConfig, SHAPE + EXPERTS) if args.num_experts else (Qwen3Config, SHAPE)
@@ -72,7 +72,7 @@ def main() -> None:
     )
     training.align(model, tokenizer)
     run.figures["parameters"] = model.num_parameters()
-    # All texts at once; TRL's own way, text by text, takes half a minute.
+    # Tokenize all texts at once, because TRL tokenizes them one by one, which takes half a minute.
     tokens = tokenizer([text + tokenizer.eos_token for text in texts])["input_ids"]
     optimizer = MuonWithAdamW(model, run.config.learning_rate, run.config.weight_decay)
     trainer = training.SFTTrainer(

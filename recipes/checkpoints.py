@@ -1,8 +1,8 @@
-"""Checkpoints that can be trusted: complete or deleted, and only at steps from which training goes on exactly.
+"""Reliable checkpoints: they are complete or deleted, and are saved only at steps that training can resume exactly.
 
-A folder `checkpoint-N` counts once `complete.json` lies in it, which is written after everything else. TRL resumes
-exactly only where a rollout begins (its buffer of completions is not saved), and the mean in a log row goes on exactly
-only where a log interval begins; a save at any other step is moved to the next one where both do.
+A folder `checkpoint-N` is complete if it contains `complete.json`, which is written last. TRL resumes exactly only at
+the start of a rollout (its buffer of completions is not saved), and the mean in a log row is exact only from the start
+of a log interval. A save at any other step is moved to the next step at which both start.
 """
 
 import json
@@ -27,7 +27,7 @@ def complete(output_dir: Path) -> list[Path]:
 
 
 def latest(output_dir: Path) -> Path | None:
-    """Delete checkpoints that were being written when the run was killed; return the newest complete one."""
+    """Delete checkpoints that a killed run left incomplete, and return the newest complete one."""
     found = complete(output_dir)
     for path in Path(output_dir).glob("checkpoint-*"):
         if path not in found:
@@ -37,7 +37,7 @@ def latest(output_dir: Path) -> Path | None:
 
 
 def mark_complete(checkpoint: Path, keep: int | None, **record) -> None:
-    """Force every file of the checkpoint to disk, then write the marker with `record`, then delete older ones."""
+    """Sync every file of the checkpoint to disk, write the marker with `record`, and delete older checkpoints."""
     for path in [*checkpoint.rglob("*"), checkpoint]:
         descriptor = os.open(path, os.O_RDONLY)
         os.fsync(descriptor)
@@ -49,7 +49,7 @@ def mark_complete(checkpoint: Path, keep: int | None, **record) -> None:
         os.fsync(file.fileno())
     partial.replace(checkpoint / MARKER)
     for old in complete(checkpoint.parent)[:-keep] if keep else []:
-        (old / MARKER).unlink()  # first, so that a kill here leaves nothing that looks complete
+        (old / MARKER).unlink()  # first, so a kill here leaves no folder that looks complete
         shutil.rmtree(old)
 
 
@@ -58,16 +58,16 @@ def record_of(checkpoint: Path) -> dict:
 
 
 class ExactSaves(TrainerCallback):
-    """Moves a save to the next step from which training can go on exactly, and says so once.
+    """Moves a save to the next step that training can resume exactly, and logs this once.
 
-    The last step is not saved: the finished model follows, and transformers would go on one step too far from there.
+    The last step is not saved, because the finished model follows and transformers would resume one step too far.
     """
 
     def __init__(self, interval: int):
         self.interval, self.waiting, self.said = interval, False, False
 
     def on_epoch_end(self, args, state, control, **kwargs):
-        """As at a step, for `save_strategy: epoch`. The step before has asked already where one was waiting."""
+        """Does the same for `save_strategy: epoch`. A delayed save has already been requested at the step before."""
         return self.on_step_end(args, state, control, **kwargs) if control.should_save else control
 
     def on_step_end(self, args, state, control, **kwargs):

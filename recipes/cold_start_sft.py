@@ -1,7 +1,7 @@
 """Cold start, base to Dev1: fine-tuning on a few thousand long, readable chains of thought (section 3, B.3.2).
 
-Starts from the base, not from R1-Zero. Data: the three ways of `data_prep.cold_start`, as chat messages. Trainer: SFT,
-loss on the completion only: its reasoning, its summary and the end token.
+It starts from the base, not from R1-Zero. Data: chat messages from the three methods of `data_prep.cold_start`.
+Trainer: SFT with loss only on the completion: its reasoning, its summary and the end token.
 """
 
 from recipes.config import PolicyArguments, SFTConfig, launch, parse
@@ -11,7 +11,7 @@ SETTINGS = PolicyArguments, SFTConfig
 
 def main() -> None:
     settings = parse(*SETTINGS)
-    from recipes import data, training  # once the settings are right: TRL and torch take seconds to import
+    from recipes import data, training  # after the settings are checked: TRL and torch take seconds to import
 
     run = training.start(*settings)
     policy, tokenizer = training.load_policy(run)

@@ -1,8 +1,8 @@
-"""What a stage may be told: the paper's values as defaults, a YAML's departures, and errors that name the key.
+"""The settings of a stage: the paper's values as defaults, a YAML that overrides them, and errors that name the key.
 
 Defaults are DeepSeek-R1's (arXiv 2501.12948v2). A value that the paper does not print is marked `chosen:` with its
-reason. Scripts read their YAML with `parse`; the command line wins over it: `--seed 3` repeats a run with another seed.
-This module does not import TRL or torch, so that --help and an error come at once.
+reason. Scripts read their YAML with `parse`. The command line overrides it: `--seed 3` repeats a run with another seed.
+This module does not import TRL or torch, so --help and errors appear at once.
 """
 
 import argparse
@@ -34,16 +34,16 @@ from recipes import trl_keys
 
 import yaml
 
-# With these on its command line, a GPU's YAML can be read where there is none.
+# These arguments allow reading the YAML of a GPU on a machine without one.
 WITHOUT_GPU = ("--use_cpu", "true", "--bf16", "false")
-FLAGS = ("--debug", "--redo")  # of a command, and no settings
+FLAGS = ("--debug", "--redo")  # options of a command that are not settings
 GENERATION = ("transformers", "vllm_colocate", "vllm_server")
-ENGINE_SEQUENCES = 4096  # TRL's `max_num_batched_tokens` of an engine beside training, which vLLM holds sequences to
+ENGINE_SEQUENCES = 4096  # TRL's `max_num_batched_tokens` of a colocated engine, which limits vLLM's sequences
 NO_SPACE = r"No space left|os error 28|file write failed"
-# What of TRL's `generation_kwargs` would win over a key, without a word.
+# Entries of TRL's `generation_kwargs` that would silently override a key.
 GENERATION_KEYS = {key: key for key in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")}
 GENERATION_KEYS |= dict.fromkeys(("max_new_tokens", "max_tokens", "max_length"), "max_completion_length")
-# Keys of TRL that another key of ours stands for.
+# Keys of TRL that our own keys replace.
 REPLACED = {
     "gradient_accumulation_steps": "follows from the batch of a step; leave it out",
     "use_vllm": f"is part of `generation`; write generation: {', '.join(GENERATION[:-1])} or {GENERATION[-1]}",
@@ -61,7 +61,7 @@ def world_size() -> int:
 
 @contextlib.contextmanager
 def planned(processes: int) -> Iterator[None]:
-    """In here, settings are read as if so many processes had been started."""
+    """Inside, settings are read as if this number of processes had been started."""
     token = _planned.set(processes)
     try:
         yield
@@ -71,20 +71,20 @@ def planned(processes: int) -> Iterator[None]:
 
 @dataclass
 class StageArguments:
-    """What every training stage is told beside its trainer's own settings."""
+    """The settings of every training stage in addition to those of its trainer."""
 
     dtype: str | None = field(
         default=None,  # chosen: the paper's rate is too small for bfloat16 weights; autocast computes in bfloat16
         metadata={"help": "float32 (default), or bfloat16 under a LoRA adapter (default of what is not in 4 bits)."},
     )
-    # The stage's models: what each is called on the Hub, after `hub_model_id`.
+    # The suffixes of the stage's models after `hub_model_id` on the Hub.
     models: ClassVar[tuple[str, ...]] = ("",)
     attn_implementation: str = field(default="sdpa", metadata={"help": "sdpa, eager or flash_attention_2."})
     accelerate_config: str = field(
         default="accelerate_configs/cpu.yaml",
         metadata={"help": "How a pipeline starts its processes; a stage ignores it."},
     )
-    script: str = field(default="", metadata={"help": argparse.SUPPRESS})  # a pipeline's: the recipe of this YAML
+    script: str = field(default="", metadata={"help": argparse.SUPPRESS})  # for the pipeline: the recipe of this YAML
     threads: int = field(default=1, metadata={"help": "OMP_NUM_THREADS in a pipeline on CPUs."})
     doctor: bool = field(default=True, metadata={"help": "Look for faults before training, and watch it."})
 
@@ -93,14 +93,14 @@ class StageArguments:
         if self.dtype not in ("float32", "bfloat16"):
             raise ConfigError(f"dtype is {self.dtype!r}; write float32 or bfloat16.")
         for key in ("threads", "lora_r", "token_budget", "max_position_embeddings", "max_prompt_length"):
-            value = getattr(self, key, None)  # not every stage has all
+            value = getattr(self, key, None)  # not every stage has all keys
             if value is not None and value < 1:
                 raise ConfigError(f"{key} is {value}; write 1 or more.")
 
 
 @dataclass
 class LoraArguments(StageArguments):
-    """What a stage is told that can train an adapter instead of all weights."""
+    """The settings of a stage that can train an adapter instead of all weights."""
 
     use_peft: bool = field(default=False, metadata={"help": "Train a LoRA adapter and merge it at the end."})
     load_in_4bit: bool = field(
@@ -123,7 +123,7 @@ class LoraArguments(StageArguments):
 
 @dataclass
 class PolicyArguments(LoraArguments):
-    """What a stage is told that trains a policy on rows."""
+    """The settings of a stage that trains a policy on rows."""
 
     model_name_or_path: str | None = field(
         default=None, metadata={"help": "Checkpoint folder or Hub id to start from."}
@@ -141,7 +141,7 @@ class PolicyArguments(LoraArguments):
 
 @dataclass
 class RLArguments(PolicyArguments):
-    """What a reinforcement learning stage is told beside its trainer's own settings."""
+    """The settings of a reinforcement learning stage in addition to those of its trainer."""
 
     completion_style: str = field(
         default="think", metadata={"help": "r1_zero: the paper's template as plain text; think: chat messages."}
@@ -154,7 +154,7 @@ class RLArguments(PolicyArguments):
     )
     reward_kwargs: dict | None = field(default=None, metadata={"help": "Settings of rewards, by name in reward_funcs."})
     stop_when_all_wrong: int = field(
-        default=5,  # chosen: 40,960 completions of the paper's without a right one, and 2,560 where a step is a rollout
+        default=5,  # chosen: 40,960 of the paper's completions without a correct one, or 2,560 if a step is a rollout
         metadata={"help": "Rollouts in a row without one right answer that end the run; 0: never."},
     )
 
@@ -164,7 +164,7 @@ class RLArguments(PolicyArguments):
             raise ConfigError(f"completion_style is {self.completion_style!r}; write r1_zero or think.")
         for name, kwargs in (self.reward_kwargs or {}).items():
             if name in rewards.__all__ and name.lower().endswith("reward") and isinstance(kwargs, dict):
-                reward = getattr(rewards, name)  # others are somebody's own; these are checked before any work
+                reward = getattr(rewards, name)  # our rewards are checked before any work; others are custom
                 given = {key: value for key, value in kwargs.items() if key != "serve"}
                 make_reward(reward if isinstance(reward, type) else type(reward), name, given)
 
@@ -173,8 +173,8 @@ class RLArguments(PolicyArguments):
 class GRPOConfig:
     """TRL's GRPO settings with DeepSeek-R1's values (sections 2.1 and 3.2.1) as defaults.
 
-    `prompts_per_step` x `num_generations` completions make one optimiser step; `gradient_accumulation_steps` follows
-    from that, the micro batch and the number of processes, so the YAML never states it.
+    One optimiser step has `prompts_per_step` x `num_generations` completions. `gradient_accumulation_steps` follows
+    from this, the micro batch and the number of processes, so the YAML never sets it.
     """
 
     prompts_per_step: int = field(default=32, metadata={"help": "Unique questions per optimiser step (section 2.1)."})
@@ -193,7 +193,7 @@ class GRPOConfig:
     loss_type: str = "grpo"  # mean over each completion's tokens, then over completions (equation 1)
     scale_rewards: str = "group"  # (r - mean) / std within the group (equation 3)
     temperature: float = 1.0
-    top_p: float = 1.0  # chosen: not printed; with 1 the policy's own distribution is sampled
+    top_p: float = 1.0  # chosen: not printed; 1 samples the policy's own distribution
     max_completion_length: int | None = 32768  # section 2.1: 65,536 after step 8,200, as a second run
     max_steps: int = field(default=10400, metadata={"help": "Or token_budget, if sooner."})
     sync_ref_model: bool = True
@@ -205,8 +205,8 @@ class GRPOConfig:
     save_steps: float = 400  # chosen: as often as the reference is replaced, a multiple of the 16-step rollout window
     save_strategy: str = field(default="steps", metadata={"help": argparse.SUPPRESS})  # TRL's; checked below
     save_total_limit: int | None = 2  # chosen: the last, and the one before while the last is being written
-    seed: int = 0  # chosen: that of the data jobs, so that one number repeats a whole run
-    log_completions: bool = True  # chosen: what the policy says is the best check of a reward
+    seed: int = 0  # chosen: the seed of the data jobs, so one number repeats a whole run
+    log_completions: bool = True  # chosen: completions are the best check of a reward
     num_completions_to_print: int | None = 0  # chosen: they are in completions/*.parquet; the console stays readable
 
     def __post_init__(self):
@@ -245,7 +245,7 @@ class GRPOConfig:
         )
 
     def require_whole_groups(self, reward: str) -> None:
-        """Raises ConfigError where a process scores only a part of a group, for a reward that compares within it."""
+        """Raises ConfigError if a process scores only a part of a group, for a reward that compares within groups."""
         share = self.generation_batch_size / world_size()
         if share % self.num_generations:
             raise ConfigError(
@@ -257,19 +257,19 @@ class GRPOConfig:
 
     @property
     def rollout_window(self) -> int:
-        """Optimiser steps that share one rollout; TRL resumes exactly only at multiples of it."""
+        """Number of optimiser steps that share one rollout. TRL resumes exactly only at multiples of it."""
         return self.generation_batch_size * self.num_iterations // (self.prompts_per_step * self.num_generations)
 
 
 @dataclass
 class _SequenceBatch:
-    """What fine-tuning and reward models share: `batch_size` sequences make one optimiser step;
-    `gradient_accumulation_steps` follows from it."""
+    """Common settings of fine-tuning and reward models. One optimiser step has `batch_size` sequences, which determine
+    `gradient_accumulation_steps`."""
 
     logging_steps: float = 10  # chosen: TRL's default
     save_steps: float = 500  # chosen: TRL's default
     save_total_limit: int | None = 2  # chosen: the last, and the one before while the last is being written
-    seed: int = 0  # chosen: that of the data jobs, so that one number repeats a whole run
+    seed: int = 0  # chosen: the seed of the data jobs, so one number repeats a whole run
     rollout_window = 1  # nothing is sampled: every step can be resumed exactly
 
     def __post_init__(self):
@@ -331,7 +331,7 @@ class RewardConfig(_SequenceBatch):
 
 
 def _micro_batches(batch: int, per_device: int) -> int:
-    """Micro batches that each process works through in one optimiser step."""
+    """Number of micro batches of each process in one optimiser step."""
     if batch % (per_device * world_size()):
         raise ConfigError(
             f"batch_size {batch} does not divide into micro batches of per_device_train_batch_size x processes = "
@@ -349,7 +349,7 @@ def _parts(config) -> str:
 
 
 def make_reward(kind: type, name: str, kwargs: dict) -> Callable:
-    """A reward with these settings. Raises ConfigError where it does not take them."""
+    """A reward with these settings. Raises ConfigError if it does not accept them."""
     try:
         return kind(**kwargs)
     except TypeError as error:
@@ -365,7 +365,7 @@ def _require_positive(config, *keys: str) -> None:
 
 
 def _fits(value: object, kind: object) -> bool:
-    """Whether a YAML value can stand for a field annotated `kind`."""
+    """Whether a YAML value is valid for a field annotated `kind`."""
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         return any(_fits(value, one) for one in inner)
@@ -374,14 +374,14 @@ def _fits(value: object, kind: object) -> bool:
     if origin is dict or kind is dict:
         return isinstance(value, dict)
     if kind is float:
-        if isinstance(value, str):  # YAML reads 1e-4, without a point, as text
+        if isinstance(value, str):  # YAML reads 1e-4, without a point, as a string
             return NUMBER.fullmatch(value) is not None
         return isinstance(value, int | float) and not isinstance(value, bool)
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool)
     if kind in (bool, str, type(None)):
         return isinstance(value, kind)
-    return True  # enums and the like: the trainer's own check names them
+    return True  # the trainer itself checks enums and similar types
 
 
 class _Parser(argparse.ArgumentParser):
@@ -390,7 +390,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _files(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """(the files that --config and --override name, what else a command line says of settings)."""
+    """(the files of --config and --override, the remaining settings of a command line)."""
     parser = _Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config", type=Path)
     parser.add_argument("--override", type=Path)
@@ -398,13 +398,13 @@ def _files(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def _underscored(word: str) -> str:
-    """`--max-steps=4` as `--max_steps=4`."""
+    """Convert `--max-steps=4` to `--max_steps=4`."""
     key, is_whole, value = word.partition("=")
     return f"--{key[2:].replace('-', '_')}{is_whole}{value}" if word.startswith("--") else word
 
 
 def given(argv: list[str]) -> tuple[str, dict]:
-    """(the file that --config names, or "command line"; the settings that are given there and on the command line)."""
+    """(the file of --config, or "command line"; the settings in that file and on the command line)."""
     files, words = _files(argv)
     settings = load_config(files.config, files.override) if files.config else {}
     for at, word in enumerate(words):
@@ -419,7 +419,7 @@ def given(argv: list[str]) -> tuple[str, dict]:
 
 
 def _read(word: str) -> Any:
-    """A word of the command line as YAML has it, or as it stands."""
+    """A word of the command line, parsed as YAML if possible."""
     try:
         return yaml.safe_load(word)
     except yaml.YAMLError:
@@ -441,7 +441,7 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescription
 
 
 def _parser(arguments: type, trainer: type, kinds: dict[str, object]) -> _Parser:
-    """Has all keys as options; its help shows those with a default of ours, and where the others are explained."""
+    """A parser with all keys as options. Its help shows keys with our own defaults, and where to find the others."""
     name = trainer.__name__
     parser = _Parser(
         allow_abbrev=False,
@@ -476,7 +476,7 @@ def _kinds(one: type) -> dict[str, object]:
 
 
 def _explained(key: str, arguments: type, trainer: type) -> str:
-    """What we say of a key, or else TRL."""
+    """Our help for a key, or else TRL's."""
     fields = (getattr(one, "__dataclass_fields__", {}).get(key) for one in (*arguments.__mro__, *trainer.__mro__))
     ours = next((one.metadata["help"] for one in fields if one and one.metadata), None)
     theirs = trl_keys.read(trainer.__name__)
@@ -487,7 +487,7 @@ def _or_none(kind: type) -> Callable[[str], Any]:
     def read(word: str) -> Any:
         return None if word.lower() in ("none", "null") else kind(word)
 
-    read.__name__ = getattr(kind, "__name__", str(kind))  # which argparse names in errors
+    read.__name__ = getattr(kind, "__name__", str(kind))  # argparse names it in errors
     return read
 
 
@@ -498,7 +498,7 @@ def _truth(word: str) -> bool:
 
 
 def read(arguments: type, trainer: type, argv: list[str] | None = None) -> tuple[Any, dict[str, Any], str]:
-    """All of `parse` that needs no TRL: (the stage's arguments, the trainer's settings, the file they are from)."""
+    """The part of `parse` without TRL: (the stage's arguments, the trainer's settings, the file they are from)."""
     argv = sys.argv[1:] if argv is None else argv
     where, said = given(argv)
     publishing.read(said, where)
@@ -535,7 +535,7 @@ def read(arguments: type, trainer: type, argv: list[str] | None = None) -> tuple
 
 
 def _require_one_bound(config: GRPOConfig, said: dict) -> None:
-    """Raises ConfigError where two keys would say how long a run, or how a completion, may be."""
+    """Raises ConfigError if two keys limit the length of a run or of a completion."""
     if "num_train_epochs" in said and config.max_steps > 0:
         raise ConfigError(
             f"num_train_epochs would not count beside max_steps: {config.max_steps}. Leave it out, and write max_steps,"
@@ -549,7 +549,7 @@ def _require_one_bound(config: GRPOConfig, said: dict) -> None:
 
 
 def _require_engine(prompt: int | None, config: GRPOConfig, settings: dict) -> None:
-    """Raises ConfigError for what vLLM would refuse after the weights are loaded, or would cut off without a word."""
+    """Raises ConfigError for settings that vLLM would refuse after loading the weights, or that silently truncate."""
     room, completion = settings.get("vllm_max_model_length"), config.max_completion_length or 0
     if room and room < (prompt or 0) + completion:
         raise ConfigError(
@@ -565,10 +565,10 @@ def _require_engine(prompt: int | None, config: GRPOConfig, settings: dict) -> N
 
 
 def parse(arguments: type, trainer: type, argv: list[str] | None = None) -> tuple:
-    """Read `--config FILE` and what the command line adds: (the stage's arguments, the trainer's with all of TRL's).
+    """Read `--config FILE` and the command line: (the stage's arguments, the trainer's settings with all of TRL's).
 
-    Raises ConfigError for a missing file, an unknown key, a wrong type or batch, which takes no second, or for what TRL
-    itself refuses. A stage imports what is slow after this, so that all but the last is said at once.
+    Raises ConfigError for a missing file, an unknown key, or a wrong type or batch in less than a second, and for
+    settings that TRL refuses. A stage imports slow libraries after this, so errors other than TRL's appear at once.
     """
     args, settings, where = read(arguments, trainer, argv)
     for key in ("model_name_or_path", "dataset"):
@@ -591,7 +591,7 @@ def parse(arguments: type, trainer: type, argv: list[str] | None = None) -> tupl
 
 
 def launch(stage: Callable[[], None]) -> None:
-    """Run a stage's `main` and end the process as every command does (`data_prep.commands`)."""
+    """Run a stage's `main` and end the process like every command (`data_prep.commands`)."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 
     def main(_: list[str]) -> None:
@@ -599,9 +599,9 @@ def launch(stage: Callable[[], None]) -> None:
             stage()
         except Exception as error:
             _leave_for_launcher(error)
-            if isinstance(error, RuntimeError) and "to be installed" in str(error):  # as transformers' loggers say it
+            if isinstance(error, RuntimeError) and "to be installed" in str(error):  # transformers' wording
                 raise ImportError(str(error)) from error
-            # Only torch's and safetensors' own exceptions reach us where they write; they keep the reason in words.
+            # torch and safetensors raise their own exceptions for a full disk, with the reason only in the message.
             if getattr(error, "errno", None) != errno.ENOSPC and not re.search(NO_SPACE, str(error)):
                 raise
             raise Stopped(
@@ -614,7 +614,7 @@ def launch(stage: Callable[[], None]) -> None:
 
 
 def _leave_for_launcher(error: Exception) -> None:
-    """torchrun, by which `accelerate launch` starts several processes, ends its own report with what it finds there."""
+    """Write the error to the file that torchrun, used by `accelerate launch`, shows at the end of its report."""
     if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
         more = {"py_callstack": f"error: {error}", "timestamp": int(time.time())}
         told = {"message": {"message": f"error: {error}", "extraInfo": more}}

@@ -1,8 +1,8 @@
-"""What a stage trains on: rows and records, those that are short enough, and for SFT their tokens.
+"""The training data of a stage: rows and records, a filter for their length, and the tokens of SFT rows.
 
-SFT rows are tokenized once, and memory-mapped. What was made is known by the content of the rows, the tokenizer with
-its template, and the code of `_tokenized`. It lies beside the run, in `.tokenized/`, and is found again at the next
-start. The first process to come makes it, with `dataset_num_proc` processes; all others on that file system wait.
+SFT rows are tokenized once and memory-mapped. The result is cached beside the run, in `.tokenized/`. Its key is the
+content of the rows, the tokenizer with its template, and the code of `_tokenized`. The first process tokenizes, with
+`dataset_num_proc` workers, and all others on that file system wait.
 """
 
 import errno
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 CACHE = ".tokenized"
 BATCH = 200  # rows tokenized at a time: 20 MB of ids at the paper's 5,355 tokens a row
-PROCESS = 5_000  # rows that each process tokenizes at least, where `dataset_num_proc` is not set
+PROCESS = 5_000  # minimum number of rows for each process if `dataset_num_proc` is not set
 IDS = List(Value("int32"))
 TOKENIZED = Features({"input_ids": IDS, "labels": IDS, "length": Value("int32")})
 
@@ -58,7 +58,7 @@ def named(args: PolicyArguments) -> str:
 
 
 def read_records(source: str, key: str, *columns: str) -> list[Row]:
-    """The records of the Parquet file that `key` names, which have at least these columns."""
+    """The records of the Parquet file that `key` names. They have at least these columns."""
     if not source:
         raise ConfigError(f"{key} is missing: write the Parquet file to train on.")
     try:
@@ -77,12 +77,12 @@ def as_messages(role: str, content: str) -> list[dict]:
 
 
 def count_tokens(text: str | list[dict], tokenizer: PreTrainedTokenizerBase) -> int:
-    """Length of a text, or of a prompt of messages, as the trainers see it."""
+    """Number of tokens of a text or of a prompt of messages, as the trainers count them."""
     return len(tokenizer(checks.opening(tokenizer, text), add_special_tokens=False)["input_ids"])
 
 
 def keep_short(run: "Run", rows: Dataset, lengths: np.ndarray | list[int], limit: int | None, key: str) -> Dataset:
-    """The rows whose length in tokens is within the limit that `key` sets; the others are counted in run.json."""
+    """The rows whose length in tokens is within the limit that `key` sets. run.json counts the others."""
     short = np.flatnonzero(np.asarray(lengths) <= (np.inf if limit is None else limit))
     if run.args.doctor:
         checks.tell(checks.of_lengths(lengths, limit, key))
@@ -99,22 +99,22 @@ def keep_short(run: "Run", rows: Dataset, lengths: np.ndarray | list[int], limit
 
 
 def load_sft_rows(run: "Run", tokenizer: PreTrainedTokenizerBase) -> Dataset:
-    """The rows of `dataset` as SFTTrainer trains on them: `input_ids`, and `labels`, which are -100 on the prompt;
-    `length` is for `train_sampling_strategy: group_by_length`.
+    """The rows of `dataset` for SFTTrainer: `input_ids`, and `labels` that are -100 on the prompt. `length` is for
+    `train_sampling_strategy: group_by_length`.
 
-    A row too long for `max_length` is left out and counted: truncated, it would lose its answer and its end token.
-    Raises ConfigError for a row that breaks the contract, and where no row is short enough.
+    Rows longer than `max_length` are left out and counted, because truncation would remove the answer and the end
+    token. Raises ConfigError if a row breaks the contract or no row is short enough.
     """
     args, config = run.args, run.config
     source = named(args)
     cache = Path(config.output_dir).parent / CACHE
     cache.mkdir(parents=True, exist_ok=True)
-    with WeakFileLock(cache / f"{_digest(source.encode())}.lock"):  # which logs that it waits
+    with WeakFileLock(cache / f"{_digest(source.encode())}.lock"):  # it logs that it waits
         rows, content = _mapped(source, args.dataset_split, cache)
         completion_only = config.completion_only_loss is not False
         code = f"{completion_only} {inspect.getsource(_tokenized)}"
         key = _digest(content.encode(), code.encode(), *_files(tokenizer))
-        for partial in (cache / content).glob("tmp*"):  # of a process that was killed
+        for partial in (cache / content).glob("tmp*"):  # from a process that was killed
             partial.unlink()
         said = {"tokenizer": tokenizer, "source": source, "name": args.model_name_or_path}
         try:
@@ -143,7 +143,7 @@ def load_sft_rows(run: "Run", tokenizer: PreTrainedTokenizerBase) -> Dataset:
 
 
 def _mapped(source: str, split: str, cache: Path) -> tuple[Dataset, str]:
-    """(the rows, memory-mapped; a name for their content, which is the folder below `cache` that is theirs)."""
+    """(the memory-mapped rows, a name for their content, which is also their folder below `cache`)."""
     try:
         files = local_files(source)
         if files is None:
@@ -173,7 +173,7 @@ def _mapped(source: str, split: str, cache: Path) -> tuple[Dataset, str]:
 
 
 def _files(tokenizer: PreTrainedTokenizerBase) -> list[bytes]:
-    """All that a tokenizer consists of, its chat template too."""
+    """The files of a tokenizer, including its chat template."""
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         return [path.read_bytes() for path in sorted(Path(folder).rglob("*")) if path.is_file()]
@@ -194,8 +194,8 @@ def _tokenized(
     completion_only: bool,
     name: str,
 ) -> pa.Table:
-    """Rows as chat prompt and completion, in tokens. The completion begins where the prompt's tokens end, or where they
-    first differ: what TRL does, row by row."""
+    """The tokens of each row's chat prompt and completion. As in TRL, the completion begins where the prompt's tokens
+    end or first differ."""
     rows = table.to_pylist()
     for number, row in zip(numbers, rows, strict=True):
         if wrong := fault(row, sft=True):
@@ -217,8 +217,8 @@ def _tokenized(
 
 
 def _refuse_double(rows: Dataset, source: str) -> None:
-    """Raises ConfigError where two rows have one id."""
-    ids = rows.data.column("id").cast(pa.large_string())  # Arrow counts no string_view
+    """Raises ConfigError if two rows have the same id."""
+    ids = rows.data.column("id").cast(pa.large_string())  # Arrow cannot count string_view
     if pc.count_distinct(ids).as_py() < len(ids):
         seen: dict[str, int] = {}
         for number, id in enumerate(ids.to_pylist()):

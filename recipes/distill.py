@@ -1,8 +1,8 @@
 """Distillation (v1, section 2.4; v2, B.4.3): fine-tuning of a smaller base on what the big model wrote, no RL.
 
-Starts from a small base. Data: the teacher's answers, or the mixture of the second SFT stage itself, by `data_prep`'s
-key. Trainer: SFT. LoRA by default; `use_peft: false` trains full weights, as the paper does. `token_budget` stops at so
-many completion tokens with a gradient, which makes it comparable with RL on the same base (v1, section 4.1).
+It starts from a small base. Data: the teacher's answers or the mixture of the second SFT stage, by a key of
+`data_prep`. Trainer: SFT with LoRA by default; `use_peft: false` trains full weights, as in the paper. `token_budget`
+limits the completion tokens with a gradient, so the run is comparable with RL on the same base (v1, section 4.1).
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ SETTINGS = DistillArguments, SFTConfig
 
 def main() -> None:
     settings = parse(*SETTINGS)
-    from recipes import data, training  # once the settings are right: TRL and torch take seconds to import
+    from recipes import data, training  # after the settings are checked: TRL and torch take seconds to import
 
     run = training.start(*settings)
     policy, tokenizer = training.load_policy(run)

@@ -1,11 +1,10 @@
-"""The weights that vLLM samples with: those of the policy, under the published names, as a checkpoint would hold them.
+"""Sends the policy's weights to vLLM under their published names, as in a checkpoint.
 
-TRL 1.16 sends a model's parameters under the names that transformers uses in memory, which vLLM does not know where
-transformers stacks experts. It also merges an adapter into the frozen weights at each step and takes it out again,
-which rounds weights in bfloat16 a little each time. Here a tensor is gathered, its adapter is added in float32 to a
-copy, and the published names are given back, one group of tensors at a time. vLLM then loads them as it loads a
-checkpoint, so that what it derives from weights (packed kernels, the absorbed matrices of latent attention) is derived
-anew.
+TRL 1.16 sends parameters under the names that transformers uses in memory. vLLM does not know these names if
+transformers stacks experts. TRL also merges an adapter into the frozen weights at each step and unmerges it, which
+rounds bf16 weights each time. Here each tensor is gathered, its adapter is added to a copy in float32, and the
+published names are restored, one group of tensors at a time. vLLM loads them like a checkpoint and recomputes what it
+derives from weights (packed kernels, the absorbed matrices of latent attention).
 """
 
 from collections.abc import Iterator
@@ -21,18 +20,18 @@ from trl.generation import vllm_generation
 
 
 class Engine(vllm_generation.VLLMGeneration):
-    """TRL's engine, which gets its weights from `published_weights`."""
+    """TRL's vLLM engine with weights from `published_weights`."""
 
     def _iter_named_params(self) -> Iterator[tuple[str, torch.Tensor]]:
         return published_weights(self.model)
 
     def sync_weights(self) -> None:
-        """Every process has to call it: gathering a tensor takes all of them."""
+        """Every process has to call it, because gathering a tensor involves all of them."""
         if self.mode != "colocate":
             super().sync_weights()
             return
         if self.enable_sleep_mode:
-            vllm_generation.empty_cache()  # what training holds, so that the engine finds room to wake up in
+            vllm_generation.empty_cache()  # frees memory of training, so the engine can wake up
             self.llm.wake_up(tags=["weights"])
             self._llm_weights_sleeping = False
         self.llm.llm_engine.model_executor.driver_worker.reload_weights(weights_iterator=self._iter_named_params())
@@ -40,9 +39,9 @@ class Engine(vllm_generation.VLLMGeneration):
 
 
 def adopt(trainer) -> None:
-    """Make the engine of a GRPO trainer, which TRL has started, one of ours: its weights, its end tokens, its seed."""
+    """Turn the engine that TRL started for a GRPO trainer into an `Engine`, with our weights, end tokens and seed."""
     trainer.vllm_generation.__class__ = Engine
-    # vLLM would stop where the checkpoint on the disk says, which for a base is the end of a text, not of an answer.
+    # vLLM would stop at the end token of the checkpoint on disk, which in a base ends a text, not an answer.
     given = dict(trainer.args.generation_kwargs or {})
     ends = [*trainer.eos_token_ids, *given.pop("stop_token_ids", [])]
     trainer.vllm_generation.generation_kwargs = {"ignore_eos": True, "stop_token_ids": ends} | given
@@ -51,7 +50,7 @@ def adopt(trainer) -> None:
 
 
 def refuse_unmerged(model: nn.Module) -> None:
-    """Raises ConfigError for an adapter of stacked experts, which vLLM cannot be sent."""
+    """Raises ConfigError for an adapter of stacked experts, which cannot be sent to vLLM."""
     if is_peft_model(model):
         for name, module in model.named_modules():
             if isinstance(module, LoraLayer) and not isinstance(module, Linear):
@@ -63,10 +62,10 @@ def refuse_unmerged(model: nn.Module) -> None:
 
 @torch.no_grad()
 def published_weights(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """(published name, tensor), whole on every process, with what an adapter adds.
+    """(published name, full tensor) on every process, with the adapter added.
 
-    The frozen weights stay as they are. At most one group that transformers converts together, such as a layer's
-    stacked experts, is held beside the model.
+    The frozen weights do not change. At most one group that transformers converts together, such as a layer's stacked
+    experts, is held in addition to the model.
     """
     added = {}
     if is_peft_model(model):
@@ -78,7 +77,7 @@ def published_weights(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _merged(tensor: torch.Tensor, layer: Linear | None) -> torch.Tensor:
-    """All of a tensor plus what the adapter `default` of its layer adds, summed in float32, in the tensor's dtype."""
+    """The full tensor plus the delta of its layer's adapter `default`, summed in float32 and cast to its dtype."""
     own = sharded.whole(tensor)
     if layer is None:
         return own

@@ -1,4 +1,4 @@
-"""A base that was trained once and is taken from then on, by runs whose settings are the same."""
+"""Reuses a base that was trained once in later runs with the same settings."""
 
 import shutil
 from pathlib import Path
@@ -8,8 +8,8 @@ from recipes.training import Run
 
 
 def made_with(run: Run) -> dict:
-    """The settings of this run, and of its corpus where a job of ours wrote it. Without seeds, which decide nothing
-    here: no seed's corpus has what is held out."""
+    """The settings of this run, and of its corpus if one of our jobs wrote it. Seeds are left out, because the corpus
+    of any seed is free of held-out data."""
     folder = Path(run.args.dataset).parent
     corpus = runs.read(folder).get("config", {}) if (folder / "run.json").is_file() else {}
     settings = corpus | run.identity.settings
@@ -17,7 +17,7 @@ def made_with(run: Run) -> dict:
 
 
 def take(run: Run) -> None:
-    """Make the checkpoint that `checkpoint` names this run's own. Raises ConfigError where other settings made it."""
+    """Use the checkpoint that `checkpoint` names for this run. Raises ConfigError if other settings made it."""
     folder = runs.ROOT / run.args.checkpoint
     record, now = runs.read(folder), made_with(run)
     then = record["made_with"]

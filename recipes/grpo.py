@@ -1,4 +1,4 @@
-"""What the reinforcement learning stages share: prompts, rewards, and TRL's GRPO with a reference that is refreshed."""
+"""Shared code of the reinforcement learning stages: prompts, rewards, and TRL's GRPO with a refreshed reference."""
 
 import dataclasses
 import importlib
@@ -28,9 +28,9 @@ from trl.trainer.utils import RepeatSampler
 
 
 def load_prompts(run: Run, tokenizer: PreTrainedTokenizerBase, source: str | None = None) -> Dataset:
-    """The rows of `source`, or of `dataset`, as GRPO reads them: `prompt` in the stage's style, and every other column
-    for the rewards. Those are left out and counted whose prompt is longer than `max_prompt_length`, or leaves no room
-    for a completion."""
+    """The rows of `source`, or of `dataset`, for GRPO: `prompt` in the stage's style, and all other columns for the
+    rewards. Rows whose prompt is longer than `max_prompt_length`, or leaves no room for a completion, are left out and
+    counted."""
     plain = run.args.completion_style == "r1_zero"
     asked = [
         row | {"prompt": prompts.r1_zero(row["prompt"]) if plain else as_messages("user", row["prompt"])}
@@ -45,14 +45,14 @@ def load_prompts(run: Run, tokenizer: PreTrainedTokenizerBase, source: str | Non
 
 
 def load_rewards(args: RLArguments) -> list[Callable]:
-    """The callables that `reward_funcs` names, in its order: members of `rewards`, or dotted paths.
+    """The callables that `reward_funcs` names, in this order: members of `rewards`, or dotted paths.
 
-    A reward with settings is made anew with its `reward_kwargs`. One that has a `style` gets the stage's completion
-    style, unless told otherwise, so that `format_reward` asks for the form that the prompt asks for.
+    A reward with settings is created again with its `reward_kwargs`. If it has a `style`, the default is the stage's
+    completion style, so `format_reward` asks for the same form as the prompt.
     """
     settings = {name: dict(kwargs) for name, kwargs in (args.reward_kwargs or {}).items()}
     for kwargs in settings.values():
-        kwargs.pop("serve", None)  # for the pipeline, which starts a judge
+        kwargs.pop("serve", None)  # read by the pipeline, which starts a judge
     if unused := sorted(settings.keys() - set(args.reward_funcs)):
         raise ConfigError(f"reward_kwargs: {', '.join(unused)} not among reward_funcs: {', '.join(args.reward_funcs)}.")
     found = [_reward(name, settings.get(name, {}), args.completion_style) for name in args.reward_funcs]
@@ -64,7 +64,7 @@ def load_rewards(args: RLArguments) -> list[Callable]:
 
 def _reward(name: str, kwargs: dict, style: str) -> Callable:
     module, _, member = name.rpartition(".")
-    if os.getcwd() not in sys.path:  # a script's own folder is in it, not the one where it is started
+    if os.getcwd() not in sys.path:  # it has the script's folder, but not the working directory
         sys.path.append(os.getcwd())
     try:
         reward = getattr(importlib.import_module(module) if module else rewards, member)
@@ -86,14 +86,14 @@ def _reward(name: str, kwargs: dict, style: str) -> Callable:
         require_checkpoint(kwargs["model"], f"reward_kwargs: {name}: model")
     if "style" in inspect.signature(kind).parameters:
         kwargs.setdefault("style", style)
-    if reward is not kind and dataclasses.is_dataclass(kind):  # what it was made with stays
+    if reward is not kind and dataclasses.is_dataclass(kind):  # keep its other settings
         kwargs = {one.name: getattr(reward, one.name) for one in dataclasses.fields(kind) if one.init} | kwargs
     return make_reward(kind, name, kwargs)
 
 
 class EpochSampler(RepeatSampler):
-    """TRL's sampler with an order that depends on seed and epoch only. Its own generator is not in a checkpoint, so
-    that a run resumed in its second epoch would go through the first one's order again."""
+    """TRL's sampler with an order that depends only on seed and epoch. TRL's generator is not in a checkpoint, so a run
+    resumed in its second epoch would repeat the order of the first one."""
 
     def __init__(self, state: Callable[[], TrainerState], **settings):
         super().__init__(**settings)
@@ -117,11 +117,11 @@ class GRPOTrainer(Resumable, trl.GRPOTrainer):
 
     @property
     def _is_alone(self) -> bool:
-        """One process, with whole weights: several have to take each forward pass together."""
+        """Whether there is one process with full weights. Several processes have to run each forward pass together."""
         return self.accelerator.distributed_type == DistributedType.NO
 
     def _generate_single_turn(self, prompt_ids, *arguments, **more):
-        """As TRL's. Where one process samples by transformers, nothing is computed for what has ended already."""
+        """Like TRL's, but if one process samples with transformers, finished completions are not computed further."""
         others = self.use_vllm or self.use_transformers_continuous_batching
         told = self.args.generation_kwargs or self.args.cache_implementation or self.min_p
         if others or told or self.repetition_penalty != 1.0 or not self._is_alone:
@@ -133,14 +133,14 @@ class GRPOTrainer(Resumable, trl.GRPOTrainer):
             self.accelerator,
             gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
         )
-        with unwrapped as model, self.accelerator.autocast():  # outside of the model's own: weights are cast once
+        with unwrapped as model, self.accelerator.autocast():  # outer autocast: weights are cast once
             return decode.complete(model, prompt_ids, pad, self.eos_token_ids, decoding), None
 
     def _get_per_token_logps_and_entropies(
         self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, **more
     ):
-        """As TRL's, in batches of like length, and without the columns that are padding in a whole batch. A micro batch
-        that is trained goes through a CPU in two such parts; several processes, and a MoE's balance, need it whole."""
+        """Like TRL's, but in batches of similar length and without columns that are all padding. On a CPU, a training
+        micro batch is split in two parts. Several processes and a MoE's balancing loss need the whole micro batch."""
         score = super()._get_per_token_logps_and_entropies
         order = attention_mask.sum(1).argsort(descending=True)
         alone = self._is_alone and input_ids.device.type == "cpu" and not more.get("compute_aux_loss")
@@ -163,8 +163,8 @@ class GRPOTrainer(Resumable, trl.GRPOTrainer):
         )
 
     def _calculate_rewards(self, *arguments):
-        """As TRL's; kept for who watches. (completions of all processes, rewards)."""
-        with sharded.whole_models():  # a reward may load one, which nobody shards
+        """Like TRL's: (completions of all processes, rewards). The rewards are kept for `recipes.watch`."""
+        with sharded.whole_models():  # a reward may load a model, which must not be sharded
             self.last_rewards = super()._calculate_rewards(*arguments)
         return self.last_rewards
 
@@ -176,13 +176,13 @@ class GRPOTrainer(Resumable, trl.GRPOTrainer):
 
 
 def make_trainer(run: Run, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Dataset) -> GRPOTrainer:
-    """TRL's GRPOTrainer with the stage's rewards and a reference that is refreshed, also with LoRA."""
+    """TRL's GRPOTrainer with the stage's rewards and a refreshed reference, also with LoRA."""
     args, config = run.args, run.config
     if config.beta == 0.0 and config.sync_ref_model:
         raise ConfigError("sync_ref_model: with beta 0 there is no reference; set sync_ref_model: false.")
-    refresh, config.sync_ref_model = config.sync_ref_model, False  # TRL's own refuses LoRA
+    refresh, config.sync_ref_model = config.sync_ref_model, False  # TRL's own refresh refuses LoRA
     funcs = load_rewards(args)
-    for name, reward in zip(args.reward_funcs, funcs, strict=True):  # of people's own; `parse` knows ours by name
+    for name, reward in zip(args.reward_funcs, funcs, strict=True):  # custom rewards; `parse` checks ours
         if getattr(reward, "whole_groups", False):
             config.require_whole_groups(name)
     if config.use_vllm:

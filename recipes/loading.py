@@ -1,11 +1,10 @@
-"""What a process changes in transformers and TRL before it trains: loading under FSDP2, and the vocabulary on a CPU.
+"""Patches of transformers and TRL before training: loading under FSDP2, and the vocabulary projection on a CPU.
 
-Loading under FSDP2 without a whole copy of the model in each process of a machine.
-
-With `fsdp_cpu_ram_efficient_loading: true` accelerate sends out the weights of the first process, and what the others
-hold is thrown away. Yet transformers 5.17 reads the checkpoint in all of them, and in all but the first of a machine
-then writes zeros beside it: two copies at the peak. Here these read names alone, and get memory that nobody has
-touched, for which Linux takes no page.
+With these patches, loading under FSDP2 needs no full copy of the model in each process of a machine. With
+`fsdp_cpu_ram_efficient_loading: true`, accelerate broadcasts the weights of the first process and discards those of the
+others. Yet transformers 5.17 reads the checkpoint in all of them, and in all but the first of a machine it also writes
+zeros, so the peak is two copies. Here these processes read only names and get untouched memory, for which Linux
+allocates no pages.
 """
 
 import functools
@@ -16,19 +15,19 @@ from transformers import PreTrainedModel, modeling_utils
 from transformers.utils.loading_report import LoadStateDictInfo
 from trl.trainer import utils
 
-TILE = 2048  # tokens of the vocabulary: what a micro batch has to say of them fits a core's cache
+TILE = 2048  # tokens of the vocabulary: the logits of a micro batch for them fit a core's cache
 
 
 def project_labels_alone(vocabulary: int) -> None:
-    """On a CPU, let TRL project to a large vocabulary only the positions that have a label, as it does on a GPU, and in
-    smaller tiles. It projects prompts and padding too, where an accelerator would compile each shape anew."""
+    """Make TRL on a CPU project only positions with a label to a large vocabulary, as on a GPU, and in smaller tiles.
+    Otherwise TRL also projects prompts and padding, for accelerators that would recompile for each shape."""
     if vocabulary > TILE:
-        utils._use_triton = lambda device: True  # read there for nothing else
+        utils._use_triton = lambda device: True  # it is used only for this choice
         utils._CHUNKED_LOGPROB_CHUNK_SIZE = TILE
 
 
 def spare_host_memory() -> None:
-    """Change `from_pretrained` of the policy and of TRL's reference alike, in this process, once."""
+    """Patch `from_pretrained` in this process once, for the policy and TRL's reference."""
     if not hasattr(PreTrainedModel._load_pretrained_model, "__wrapped__"):
         PreTrainedModel._load_pretrained_model = staticmethod(_reading(PreTrainedModel._load_pretrained_model))
         name = "_move_missing_keys_from_meta_to_device"
@@ -36,7 +35,7 @@ def spare_host_memory() -> None:
 
 
 def _receives(quantized: bool) -> bool:
-    """Does this process get its weights from another, as transformers decides it?"""
+    """Whether this process gets its weights from another process, as transformers decides it."""
     return modeling_utils.is_fsdp_enabled() and not modeling_utils.is_local_dist_rank_0() and not quantized
 
 
@@ -49,7 +48,7 @@ def _reading(load):
                 if file.endswith(".safetensors"):
                     with safe_open(file, framework="pt") as opened:
                         there |= set(opened.keys())
-            lacking = set(model.all_tied_weights_keys) - there  # what the file lacks is tied, as in the first process
+            lacking = set(model.all_tied_weights_keys) - there  # weights that the file lacks are tied
             return LoadStateDictInfo(lacking, set(), set(), [], {}, set()), None
         return load(model, state_dict, checkpoint_files, load_config, **more)
 

@@ -1,9 +1,9 @@
-"""QLoRA on mixtures of experts: NF4 weights streamed from a 16-bit checkpoint, and proof of what was done.
+"""QLoRA for mixtures of experts: NF4 weights are streamed from a 16-bit checkpoint, and the result is verified.
 
-Transformers 5 holds a layer's experts in two stacked tensors, which its own `load_in_4bit` leaves in 16 bits without a
-word: over 90% of the model. Here every expert becomes three linear layers again before anything is read, so that
-bitsandbytes quantises each tensor as it comes from the disk (QLoRA, arXiv 2305.14314: NF4, double quantisation), and
-PEFT adapts it like any other. What came of it is proved by `qlora_proof`, before training and in its first steps.
+Transformers 5 holds a layer's experts in two stacked tensors. Its `load_in_4bit` silently leaves them, over 90% of the
+model, in 16 bits. Here every expert becomes three linear layers before loading, so bitsandbytes quantises each tensor
+as it is read (QLoRA, arXiv 2305.14314: NF4, double quantisation) and PEFT adapts it like any other layer. `qlora_proof`
+verifies the result before training and in its first steps.
 """
 
 import inspect
@@ -35,8 +35,8 @@ from transformers.utils.quantization_config import QuantizationMethod
 
 METHOD = "nf4_experts"
 ADAPTER, PREFIX = "adapter_model.safetensors", "base_model.model."
-MOST = 2**31 - 1  # numbers that bitsandbytes dequantises at once
-# Of attention without what chooses its tokens (DeepSeek-V3.2's indexer): like a router's, its choice has no gradient.
+MOST = 2**31 - 1  # numbers that bitsandbytes can dequantise at once
+# Attention excludes DeepSeek-V3.2's indexer, which chooses its tokens: like a router's, its choice has no gradient.
 WORDS = {"attention": r"^(?!.*\bindexer\b).*(attn|attention)", "experts": r"expert|mlp|moe|feed_forward|ffn"}
 
 
@@ -44,7 +44,7 @@ WORDS = {"attention": r"^(?!.*\bindexer\b).*(attn|attention)", "experts": r"expe
 
 
 class Expert(nn.Module):
-    """One expert; its layers bear the names that the published checkpoint gives them."""
+    """One expert, whose layers have the names of the published checkpoint."""
 
     def __init__(self, names: tuple[str, str, str], hidden: int, inner: int, apply_gate):
         super().__init__()
@@ -54,9 +54,9 @@ class Expert(nn.Module):
 
 
 class Experts(nn.ModuleList):
-    """The routed experts of one layer, multiplied together: one grouped product for each of an expert's three layers
-    and each matrix of its adapter. `routed` counts the tokens that each expert got while training; `watch`, where it
-    is set, is called with the name of a layer, its output for rows in order of experts, and where each expert's end.
+    """The routed experts of one layer, computed together: one grouped matmul for each of an expert's three layers and
+    each matrix of its adapter. `routed` counts the tokens that each expert got in training. If `watch` is set, it is
+    called with a layer's name, its output for rows in expert order, and the index at which each expert's rows end.
     """
 
     watch = None
@@ -82,16 +82,16 @@ class Experts(nn.ModuleList):
         return torch.zeros_like(hidden).index_add(0, tokens, done)
 
     def linear(self, name: str, x: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
-        """One layer of every expert, adapter included, on rows in order of experts: (rows, inputs) -> (rows, outputs).
-        `ends`: (experts,), after which row each one's end. The adapter too is multiplied in the base's dtype; its
-        weights stay as they are."""
+        """One layer of every expert, with its adapter, on rows in expert order: (rows, inputs) -> (rows, outputs).
+        `ends`: (experts,), the end of each expert's rows. The adapter is multiplied in the base's dtype too, but its
+        weights keep theirs."""
         stack, first, dtype = self.stack(name), getattr(self[0], name), x.dtype
         x = x.to(stack.dtype)
         y = Frozen.apply(x, ends, stack)
         if isinstance(first, LoraLayer) and not first.disable_adapters:
             for adapter in first.active_adapters:
                 a, b = (self.adapter(name, pair, adapter).to(stack.dtype) for pair in ("lora_A", "lora_B"))
-                short = -a.shape[1] % 8  # grouped products on GPUs want multiples of 16 bytes
+                short = -a.shape[1] % 8  # grouped matmul on GPUs needs multiples of 16 bytes
                 a, b = nn.functional.pad(a, (0, 0, 0, short)), nn.functional.pad(b, (0, short))
                 low = nn.functional.grouped_mm(x, a.transpose(1, 2), offs=ends)
                 y = y + first.scaling[adapter] * nn.functional.grouped_mm(low, b.transpose(1, 2), offs=ends)
@@ -102,20 +102,20 @@ class Experts(nn.ModuleList):
     def adapter(self, name: str, pair: str, adapter: str) -> torch.Tensor:
         """One matrix of the adapters of all experts: (experts, outputs, inputs)."""
         first, key = getattr(getattr(self[0], name), pair)[adapter].weight, (name, pair, adapter)
-        if key not in self.pairs or self.pairs[key][0] is not first:  # thousands of look-ups for each token sampled
+        if key not in self.pairs or self.pairs[key][0] is not first:  # saves thousands of look-ups a token
             self.pairs[key] = [getattr(getattr(expert, name), pair)[adapter].weight for expert in self]
         return torch.stack(self.pairs[key])
 
     def stack(self, name: str) -> "Stack":
         first = getattr(self[0], name)
         if name not in self.stacks or not self.stacks[name].holds(getattr(first, "base_layer", first)):
-            layers = [getattr(expert, name) for expert in self]  # new, or moved to another device
+            layers = [getattr(expert, name) for expert in self]  # the layers are new or have moved to another device
             self.stacks[name] = Stack([getattr(layer, "base_layer", layer) for layer in layers])
         return self.stacks[name]
 
 
 class Stack:
-    """The NF4 weights of one layer of all experts in one piece, of which the layers' own become views."""
+    """The NF4 weights of one layer of all experts in one tensor. The layers' own weights become views of it."""
 
     def __init__(self, layers: list[bnb.nn.Linear4bit]):
         states = [layer.weight.quant_state for layer in layers]
@@ -124,7 +124,7 @@ class Stack:
         if one.shape.numel() % self.block:
             raise ConfigError(f"load_in_4bit: an expert of {tuple(one.shape)} is no multiple of {self.block} numbers.")
         self.packed = torch.stack([layer.weight.data for layer in layers])
-        # The scales are quantised too, in blocks that begin anew with every expert.
+        # The scales are quantised too, in blocks that restart at every expert.
         self.count, self.code, self.outer_block = one.absmax.numel(), one.state2.code, one.state2.blocksize
         padding = (0, -self.count % self.outer_block)
         self.scales = torch.stack([nn.functional.pad(state.absmax, padding) for state in states])
@@ -135,18 +135,18 @@ class Stack:
             layer.weight.quant_state.absmax, layer.weight.quant_state.state2.absmax = scales[: self.count], outer
 
     def holds(self, layer: bnb.nn.Linear4bit) -> bool:
-        """Whether a layer's weights are still the first of these."""
+        """Whether a layer's weights are still the first ones of this stack."""
         return layer.weight.data_ptr() == self.packed.data_ptr()
 
     def dequantize(self) -> torch.Tensor:
-        """(experts, outputs, inputs), in the dtype to compute in."""
+        """The weights, (experts, outputs, inputs), in the compute dtype."""
         state = QuantState(self.outer.flatten(), code=self.code, blocksize=self.outer_block, dtype=torch.float32)
         scales = dequantize_blockwise(self.scales.flatten(), state).view(len(self.scales), -1)[:, : self.count]
         scales = scales + self.offsets[:, None]
         at_once = max(1, MOST // (self.shape[1] * self.shape[2]))
         made = []
         for packed, scale in zip(self.packed.split(at_once), scales.split(at_once), strict=True):
-            # As one row: bitsandbytes 0.50's CPU kernel takes wrong scales where a row ends within a block.
+            # Dequantise as one row, because bitsandbytes 0.50's CPU kernel uses wrong scales if a row ends in a block.
             numbers = (packed.numel() * 2,)
             state = QuantState(scale.flatten(), numbers, None, self.block, "nf4", self.dtype)
             made.append(dequantize_4bit(packed.flatten(), state).view(-1, *self.shape[1:]))
@@ -154,8 +154,8 @@ class Stack:
 
 
 class Frozen(torch.autograd.Function):
-    """Rows in order of experts times the experts' transposed NF4 weights, which are in 16 bits only while they are
-    multiplied: the backward pass dequantises them again."""
+    """Multiplies rows in expert order by the experts' transposed NF4 weights. These are in 16 bits only during the
+    matmul, and the backward pass dequantises them again."""
 
     @staticmethod
     def forward(ctx, x: torch.Tensor, ends: torch.Tensor, stack: Stack) -> torch.Tensor:
@@ -170,9 +170,9 @@ class Frozen(torch.autograd.Function):
 
 
 class Uneven(bnb.nn.Linear4bit):
-    """A layer whose rows end within a block of numbers that share a scale: on a CPU with AVX512, bitsandbytes 0.50's
-    kernel takes other blocks' scales there, so it is dequantised as one row. Its weight in full is kept for the
-    backward pass: such layers are small models'."""
+    """A layer whose rows end inside a block of numbers that share a scale. On a CPU with AVX512, bitsandbytes 0.50's
+    kernel uses scales of other blocks there, so the layer is dequantised as one row. The full weight is kept for the
+    backward pass, because only small models have such layers."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if x.device.type != "cpu":
@@ -185,7 +185,7 @@ class Uneven(bnb.nn.Linear4bit):
 
 
 def unfuse(model: PreTrainedModel) -> None:
-    """Replace stacked experts by `Experts`, on the meta device. Raises ConfigError for experts of another form."""
+    """Replace stacked experts with `Experts` on the meta device. Raises ConfigError for experts of another form."""
     names = merge.expert_names(model)
     for path, module in list(model.named_modules()):
         stacked = [name for name, one in module.named_parameters(recurse=False) if sum(n > 1 for n in one.shape) > 2]
@@ -200,7 +200,7 @@ def unfuse(model: PreTrainedModel) -> None:
             )
         count, hidden, inner = module.down_proj.shape
         dtype = module.down_proj.dtype
-        del module.down_proj, module.gate_up_proj  # what is left applies the gate
+        del module.down_proj, module.gate_up_proj  # the rest of the module applies the gate
         with torch.device("meta"):
             made = Experts([Expert(names, hidden, inner, module._apply_gate) for _ in range(count)])
         model.set_submodule(path, made.to(dtype))
@@ -210,7 +210,7 @@ def unfuse(model: PreTrainedModel) -> None:
 
 
 class Split(ConversionOps):
-    """Stacked experts of a checkpoint, taken apart: the targets are every expert's parts in turn."""
+    """Splits stacked experts of a checkpoint. The targets are the parts of each expert in turn."""
 
     def convert(self, input_dict: dict, source_patterns: list[str], target_patterns: list[str], **kwargs) -> dict:
         tensor = next(iter(input_dict.values()))
@@ -224,7 +224,7 @@ class Split(ConversionOps):
 
 
 class Quantize(Bnb4bitQuantize):
-    """bitsandbytes' quantisation, with the memory of 16-bit tensors given back as it becomes free."""
+    """bitsandbytes' quantisation, which returns the freed memory of 16-bit tensors to the system."""
 
     def convert(self, input_dict: dict, **kwargs) -> dict:
         made = super().convert(input_dict, **kwargs)
@@ -234,7 +234,7 @@ class Quantize(Bnb4bitQuantize):
 
 @register_quantizer(METHOD)
 class Quantizer(Bnb4BitHfQuantizer):
-    """bitsandbytes' 4-bit quantizer, for experts too."""
+    """bitsandbytes' 4-bit quantizer, extended to experts."""
 
     def _process_model_before_weight_loading(self, model, device_map, **kwargs):
         self.names, self.converted = merge.expert_names(model), itertools.count(1)
@@ -250,7 +250,7 @@ class Quantizer(Bnb4BitHfQuantizer):
         return Quantize(self)
 
     def update_weight_conversions(self, weight_conversions):
-        """A checkpoint's experts stay apart, or are taken apart where it holds them stacked."""
+        """Keep the experts of a checkpoint separate, or split them if it holds them stacked."""
         kept = [one for one in super().update_weight_conversions(weight_conversions) if not _stacks(one)]
         gate, up, down = ([f"experts.{e}.{name}.weight" for e in range(self.experts)] for name in self.names)
         if self.experts:
@@ -265,8 +265,8 @@ class Quantizer(Bnb4BitHfQuantizer):
             if isinstance(module, bnb.nn.Linear4bit):
                 if getattr(module.weight, "quant_state", None) is None:
                     raise ConfigError(f"model_name_or_path: the checkpoint has no {name}.weight; copy it again.")
-                # On CPUs with AVX512-BF16, a forward pass in eval mode repacks the weight for inference, for good; the
-                # gradients of later steps are wrong. No issue is known for it.
+                # On CPUs with AVX512-BF16, a forward pass in eval mode permanently repacks the weight for inference,
+                # which makes later gradients wrong. No issue is known for it.
                 module.support_avx512bf16_for_cpu = False
                 if module.in_features % module.weight.quant_state.blocksize:
                     module.__class__ = Uneven
@@ -278,7 +278,7 @@ class Quantizer(Bnb4BitHfQuantizer):
 
 
 def _stacks(conversion) -> bool:
-    """Whether a conversion makes one tensor of a layer's experts."""
+    """Whether a conversion stacks a layer's experts into one tensor."""
     merges = isinstance(conversion, WeightConverter) and any(
         isinstance(o, MergeModulelist) for o in conversion.operations
     )
@@ -286,7 +286,7 @@ def _stacks(conversion) -> bool:
 
 
 class Nf4Config(BitsAndBytesConfig):
-    """NF4 with double quantisation, by our quantizer."""
+    """NF4 with double quantisation and our quantizer."""
 
     def __init__(self, dtype: torch.dtype):
         super().__init__(
@@ -299,10 +299,9 @@ class Nf4Config(BitsAndBytesConfig):
 
 
 def load(kind: type, name: str, config, dtype: torch.dtype, **settings) -> tuple[PreTrainedModel, dict]:
-    """`kind.from_pretrained(name)`, and what it says of missing weights, with every linear layer in NF4, save routers
-    and heads.
+    """`kind.from_pretrained(name)` with every linear layer in NF4 except routers and heads, and its loading info.
 
-    `config` is the trainer's. Raises ConfigError for what cannot be trained so.
+    `config` is the trainer's. Raises ConfigError if the model cannot be trained this way.
     """
     deepspeed = getattr(config, "deepspeed_plugin", None)
     if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" or getattr(deepspeed, "zero_stage", 0) == 3:
@@ -315,11 +314,11 @@ def load(kind: type, name: str, config, dtype: torch.dtype, **settings) -> tuple
     if getattr(config, "router_aux_loss_coef", None):
         raise ConfigError("router_aux_loss_coef: with load_in_4bit the router is frozen; remove the key, or write 0.")
     if hasattr(config, "router_aux_loss_coef"):
-        config.router_aux_loss_coef = 0.0  # left out, it would be the model's own
-    unfuse(merge.skeleton(name))  # says what cannot be, before anything is read
+        config.router_aux_loss_coef = 0.0  # without this, the model's own value would be used
+    unfuse(merge.skeleton(name))  # raises errors before any weights are read
     settings |= {"quantization_config": Nf4Config(dtype), "dtype": dtype}
     model, info = kind.from_pretrained(name, output_loading_info=True, **settings)
-    model.quantization_method = QuantizationMethod.BITS_AND_BYTES  # by it the libraries know how to move it
+    model.quantization_method = QuantizationMethod.BITS_AND_BYTES  # the libraries need it to move the model
     return model, info
 
 
@@ -327,8 +326,8 @@ def load(kind: type, name: str, config, dtype: torch.dtype, **settings) -> tuple
 
 
 def _unless_unfused(convert, model_argument: str, result):
-    """PEFT's own rewriting for MoE models, but not for ours: it takes `gate_proj` to mean stacked experts, whatever
-    layer is named so, and leaves out those that are linear layers (peft#3711)."""
+    """PEFT's conversion for MoE models, skipped for unfused ones. It treats any layer named `gate_proj` as stacked
+    experts and leaves out those that are linear layers (peft#3711)."""
 
     def wrapped(*args, **kwargs):
         call = inspect.signature(convert).bind(*args, **kwargs).arguments
@@ -346,8 +345,9 @@ peft_conversion.convert_peft_adapter_state_dict_for_transformers = _unless_unfus
 
 
 def adapt(model: PreTrainedModel, config: LoraConfig, targets: list[str] | None) -> PeftModel:
-    """The model with a LoRA pair on each 4-bit layer that `targets` names: by the end of its name, or by the words
-    `attention` and `experts` (routed, shared, dense); None: both words. Raises ConfigError where one finds nothing.
+    """The model with a LoRA pair on each 4-bit layer that `targets` names. A target is the end of a layer's name, or
+    the word `attention` or `experts` (routed, shared, dense). None means both words. Raises ConfigError if a target
+    matches nothing.
     """
     layers = [name for name, module in model.named_modules() if isinstance(module, bnb.nn.Linear4bit)]
     found = {target: [name for name in layers if _is(name, target)] for target in targets or WORDS}
@@ -364,8 +364,8 @@ def adapt(model: PreTrainedModel, config: LoraConfig, targets: list[str] | None)
 
 
 def _expression(chosen: set[str], layers: list[str]) -> str:
-    """One expression for the chosen layers: PEFT would compare a list of thousands of names with each of thousands of
-    modules. Of routed experts, which are multiplied together, it takes all or none."""
+    """One regular expression for the chosen layers, because PEFT would compare thousands of names with thousands of
+    modules. It matches all or none of the routed experts, which are computed together."""
     alike, units = {}, {_of_any_expert(name) for name in chosen}
     for name in layers:
         alike.setdefault(re.sub(r"\.\d+(?=\.)", r".N", name), set()).add(_of_any_expert(name))
@@ -384,8 +384,8 @@ def _is(name: str, target: str) -> bool:
 
 
 def save_adapter(model: PeftModel, folder: Path, parent: str) -> None:
-    """Save the adapter under the published checkpoint's names, with a config by which plain PEFT puts it on the 16-bit
-    base: stacked experts as parameters, and what else is named like an expert's layer as a parameter too (peft#3711).
+    """Save the adapter under the published checkpoint's names, with a config that lets plain PEFT load it on the 16-bit
+    base. Stacked experts, and other layers named like an expert's layer, become target parameters (peft#3711).
     """
     model.save_pretrained(folder, selected_adapters=["default"])
     source, skeleton = merge.Parent(parent), merge.skeleton(parent)
@@ -405,7 +405,7 @@ def save_adapter(model: PeftModel, folder: Path, parent: str) -> None:
     parameters = {".".join(module.split(".")[-2:]) + ".weight" for module in alike}
     if any(module.endswith(leaves[:2]) for module in routed):
         parameters |= {"experts.gate_up_proj"}
-        config.rank_pattern = {r".*\.gate_up_proj": 2 * config.r}  # PEFT makes the pairs of gate and up into one
+        config.rank_pattern = {r".*\.gate_up_proj": 2 * config.r}  # PEFT combines the pairs of gate and up
         config.alpha_pattern = {r".*\.gate_up_proj": 2 * config.lora_alpha}
     if any(module.endswith(leaves[2]) for module in routed):
         parameters |= {"experts.down_proj"}
@@ -415,7 +415,7 @@ def save_adapter(model: PeftModel, folder: Path, parent: str) -> None:
 
 
 def _whole(tensors: dict[str, torch.Tensor], leaves: tuple[str, str, str]) -> dict[str, torch.Tensor]:
-    """With zeros for the layers that an expert's adapter lacks: where it has gate or up, PEFT wants all three."""
+    """The tensors with zeros for missing layers of an expert's adapter. If it has gate or up, PEFT needs all three."""
     gate, up, down = leaves
     whole = dict(tensors)
     for key, a in tensors.items():
@@ -429,7 +429,7 @@ def _whole(tensors: dict[str, torch.Tensor], leaves: tuple[str, str, str]) -> di
 
 
 def _stack(tensors: dict[str, torch.Tensor], leaves: tuple[str, str, str]) -> dict[str, torch.Tensor]:
-    """The pairs of a layer's experts as PEFT holds those of stacked parameters, for families published stacked."""
+    """The pairs of a layer's experts in PEFT's form for stacked parameters, for families that are published stacked."""
     layers: dict[str, dict] = {}
     for key in [key for key in tensors if ROUTED.match(key)]:
         path, expert, leaf, matrix = re.fullmatch(r"(.*)\.(\d+)\.(\w+)\.lora_([AB])\.weight", key).groups()
@@ -448,10 +448,10 @@ def _stack(tensors: dict[str, torch.Tensor], leaves: tuple[str, str, str]) -> di
 
 
 def begin(trainer, figures: dict) -> None:
-    """Just before training: check the model, and have its first steps checked. `figures` end up in run.json."""
+    """Check the model just before training, and add a check of its first steps. `figures` are written to run.json."""
     for parameter in trainer.model.parameters():
         if parameter.requires_grad:
-            # TRL casts them to bfloat16, in which most updates at the paper's rates are rounded away.
+            # TRL casts them to bf16, where most updates at the paper's learning rates are rounded away.
             parameter.data = parameter.data.float()
     qlora_proof.check(trainer.accelerator.unwrap_model(trainer.model))
     trainer.add_callback(qlora_proof.GradientCheck(figures))

@@ -1,4 +1,4 @@
-"""Muon for a model's matrices and AdamW for the rest, as the one optimizer that a Trainer takes."""
+"""Muon for a model's matrices and AdamW for the rest, combined in one optimizer for a Trainer."""
 
 import itertools
 import math
@@ -8,13 +8,13 @@ from torch import nn
 
 
 def product_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16, as Muon is used; float32 on CPUs without products in bfloat16, where it takes a 25th of the time."""
+    """bfloat16 as usual for Muon; float32 on CPUs without bf16 matmul, where it takes a 25th of the time."""
     slow = device.type == "cpu" and not torch.cpu.get_capabilities().get("avx512_bf16", False)
     return torch.float32 if slow else torch.bfloat16
 
 
 class Muon(torch.optim.Optimizer):
-    """`torch.optim.Muon` with `adjust_lr_fn="match_rms_adamw"`, whose products are in `dtype`. Weights are matrices."""
+    """`torch.optim.Muon` with `adjust_lr_fn="match_rms_adamw"` and matmul in `dtype`. All weights are matrices."""
 
     momentum, steps, coefficients, eps = 0.95, 5, (3.4445, -4.775, 2.0315), 1e-7  # torch's
 
@@ -50,9 +50,9 @@ class Muon(torch.optim.Optimizer):
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
-    """Muon orthogonalises the update of a matrix, so it is for the hidden layers' weights (arXiv 2502.16982); the
-    embedding, an output layer named "lm_head", and the norms are AdamW's. One learning rate serves both: Muon's updates
-    are scaled to the size of AdamW's."""
+    """Muon orthogonalises the update of a matrix, so it trains the weights of the hidden layers (arXiv 2502.16982).
+    AdamW trains the embedding, an output layer named "lm_head", and the norms. Both use one learning rate, because
+    Muon's updates are scaled to the size of AdamW's."""
 
     def __init__(self, model: nn.Module, lr: float, weight_decay: float = 0.0):
         hidden, others = [], []
@@ -63,7 +63,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
             Muon(hidden, lr, weight_decay, product_dtype(hidden[0].device)),
             torch.optim.AdamW(others, lr=lr, weight_decay=weight_decay),
         )
-        # The groups are the parts' own: a scheduler that sets their rates sets the parts' rates.
+        # The groups are those of the parts, so a scheduler sets the parts' learning rates.
         super().__init__(itertools.chain.from_iterable(part.param_groups for part in self.parts), {"lr": lr})
 
     def step(self, closure=None):

@@ -1,4 +1,4 @@
-"""Proof that a QLoRA run is one: what is held how, before training, and what has learned, after its first steps."""
+"""Verifies a QLoRA run: how the weights are held before training, and what has learned after the first steps."""
 
 import logging
 import re
@@ -24,10 +24,10 @@ COUNTS = re.compile(r"^(moe_)?(num|n)_(local_|routed_)?experts$")
 
 
 def expert_counts(config) -> list[str]:
-    """The keys by which a model's config says that it is a mixture of experts; [] for a dense model."""
+    """The config keys that show that a model is a mixture of experts; [] for a dense model."""
     found = []
     for key, value in (config if isinstance(config, dict) else config.to_dict()).items():
-        if isinstance(value, dict):  # DBRX's are in its ffn_config
+        if isinstance(value, dict):  # DBRX has them in its ffn_config
             found += [f"{key}.{one}" for one in expert_counts(value)]
         elif COUNTS.search(str(key)) and isinstance(value, int) and value > 1:
             found.append(key)
@@ -35,7 +35,7 @@ def expert_counts(config) -> list[str]:
 
 
 def routers(model: nn.Module) -> list[str]:
-    """Names of the modules that choose among experts, or weigh the shared one."""
+    """Names of the modules that choose among experts or weight the shared one."""
     found = []
     for path, module in model.named_modules():
         if path.rpartition(".")[2] == "experts" and isinstance(module, nn.ModuleList):
@@ -47,7 +47,7 @@ def routers(model: nn.Module) -> list[str]:
 
 
 def kind_of(name: str, chosen_by: list[str]) -> str:
-    """What a parameter belongs to, in the table's words."""
+    """The row of the table that a parameter belongs to."""
     if ".lora_" in name:
         return "LoRA, " + kind_of(re.sub(r"\.lora_.*|^base_model\.model\.", "", name), chosen_by)
     if any(name.startswith(f"{path}.") for path in chosen_by):
@@ -64,7 +64,7 @@ def kind_of(name: str, chosen_by: list[str]) -> str:
 
 
 def size_of(parameter: nn.Parameter) -> tuple[int, str, int]:
-    """(numbers, dtype, bytes); of a 4-bit parameter with its scales and code tables."""
+    """(numbers, dtype, bytes). A 4-bit parameter includes its scales and code tables."""
     state = getattr(parameter, "quant_state", None)
     if state is None:
         return parameter.numel(), str(parameter.dtype).removeprefix("torch."), parameter.nbytes
@@ -73,7 +73,7 @@ def size_of(parameter: nn.Parameter) -> tuple[int, str, int]:
 
 
 def table(model: nn.Module) -> dict[tuple[str, str], Counter]:
-    """Numbers, bytes and trainable numbers, by kind and dtype."""
+    """The numbers, bytes and trainable numbers by kind and dtype."""
     chosen_by, rows = routers(getattr(model, "get_base_model", lambda: model)()), {}
     for name, parameter in model.named_parameters():
         name = name.removeprefix("base_model.model.").replace(".base_layer", "")
@@ -84,7 +84,7 @@ def table(model: nn.Module) -> dict[tuple[str, str], Counter]:
 
 
 def check(model: nn.Module) -> None:
-    """Log the table. Raises ConfigError where it is not QLoRA: an expert in 16 bits, a trainable router, no adapter."""
+    """Log the table. Raises ConfigError if it is not QLoRA: an expert in 16 bits, a trainable router, no adapter."""
     rows = table(model)
     lines = [f"{'':32}{'dtype':>10}{'tensors':>9}{'numbers':>16}{'bytes':>16}{'trained':>14}"]
     for (kind, dtype), row in sorted(rows.items()):
@@ -114,18 +114,18 @@ def _unit(name: str) -> str:
 
 
 def _ask(answers: dict[str | tuple, torch.Tensor]) -> dict[str | tuple, bool]:
-    """The answers of a GPU, all at once: one at a time, tens of thousands take seconds."""
+    """The answers of a GPU, read all at once, because reading tens of thousands one by one takes seconds."""
     return dict(zip(answers, torch.stack(list(answers.values())).tolist(), strict=True)) if answers else {}
 
 
 def routed(model: nn.Module) -> list[list[int]]:
-    """For each layer the tokens that each of its 4-bit experts got while training, over all processes."""
+    """The number of tokens that each 4-bit expert of each layer got in training, over all processes."""
     found = _experts(model).values()
     return [reduce(one.routed.to(next(one.parameters()).device), "sum").tolist() for one in found]
 
 
 def go_on_counting(model: nn.Module, counts: list[list[int]]) -> None:
-    """Go on from what `routed` found before."""
+    """Continue counting from an earlier result of `routed`."""
     for module, row in zip(_experts(model).values(), counts, strict=True):
         module.routed = torch.tensor(row)
 
@@ -136,10 +136,10 @@ def _experts(model: nn.Module) -> dict[str, nn.Module]:
 
 
 class GradientCheck(TrainerCallback):
-    """Stops training where a LoRA pair learns nothing: over the first steps that have a gradient at all, wherever one
-    reaches the output of an adapted layer, its B has one too, and its A once B is not zero any more.
+    """Stops training if a LoRA pair learns nothing. It checks the first steps that have any gradient. If a gradient
+    reaches the output of an adapted layer, B must have one too, and so must A once B is no longer zero.
 
-    Experts that no token was sent to are counted, at the end too.
+    Experts that got no token are counted, also at the end.
     """
 
     steps = 3
@@ -157,7 +157,7 @@ class GradientCheck(TrainerCallback):
             module.watch = partial(self._watch_experts, path)
         self.experts = list(experts.values())
         for name, module in self.layers.items():
-            if not ROUTED.match(name):  # those are multiplied together, not called
+            if not ROUTED.match(name):  # routed experts are computed together, so hooks would not run
                 self.hooks.append(module.register_forward_hook(partial(self._watch, name)))
             for pair in ("lora_A", "lora_B"):
                 self.hooks.append(
@@ -181,7 +181,7 @@ class GradientCheck(TrainerCallback):
         self.seen[name, what] = self.seen.get((name, what), False) | gradient.any()
 
     def on_step_begin(self, args, state, control, **kwargs):
-        """Which B are not zero, asked here: DeepSpeed takes its optimizer step before `on_pre_optimizer_step`."""
+        """Find the nonzero B here, because DeepSpeed steps its optimizer before `on_pre_optimizer_step`."""
         if self.hooks:
             self.moved = _ask({name: layer.lora_B["default"].weight.any() for name, layer in self.layers.items()})
 

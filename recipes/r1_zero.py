@@ -1,9 +1,9 @@
 """DeepSeek-R1-Zero: reinforcement learning on a base model, without any supervised fine-tuning (section 2).
 
-Starts from a base checkpoint. Data: reasoning questions in the paper's template (Table 1), no chat template. Rewards:
-accuracy (by rule, or by running the code) and format, with the same weight (equation 4); no neural reward model,
-nothing about language. Trainer: GRPO. The small model that the paper trains by RL alone (v1, section 4.1) is this
-script with another YAML.
+It starts from a base checkpoint. Data: reasoning questions in the paper's template (Table 1), without a chat template.
+Rewards: accuracy (by rule, or by running the code) and format, with equal weights (equation 4). There is no neural
+reward model and no language reward. Trainer: GRPO. The small model that the paper trains with RL alone (v1, section
+4.1) uses this script with another YAML.
 """
 
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ SETTINGS = R1ZeroArguments, GRPOConfig
 
 def main() -> None:
     settings = parse(*SETTINGS)
-    from recipes import grpo, training  # once the settings are right: TRL and torch take seconds to import
+    from recipes import grpo, training  # after the settings are checked: TRL and torch take seconds to import
 
     run = training.start(*settings)
     policy, tokenizer = training.load_policy(run)

@@ -1,9 +1,9 @@
 """Reasoning-oriented reinforcement learning, Dev1 to Dev2 (section 3.2.1).
 
-Starts from the cold-start checkpoint. Data: reasoning questions as chat messages. Rewards: accuracy and format as for
-R1-Zero, and the share of target-language words in the reasoning (equation 7), added directly, so with weight 1.
-Trainer: GRPO with the clip ratio 10 that this section prints (the YAML's `epsilon`). Weight 0 for the language reward,
-by the key `reward_weights`, is the ablation of appendix B.6.
+It starts from the cold-start checkpoint. Data: reasoning questions as chat messages. Rewards: accuracy and format as
+for R1-Zero, and the share of target-language words in the reasoning (equation 7), added with weight 1. Trainer: GRPO
+with the clip ratio of 10 in this section (the YAML's `epsilon`). In the ablation of appendix B.6, `reward_weights` sets
+the weight of the language reward to 0.
 """
 
 from dataclasses import dataclass, field
@@ -23,7 +23,7 @@ SETTINGS = ReasoningRLArguments, GRPOConfig
 
 def main() -> None:
     settings = parse(*SETTINGS)
-    from recipes import grpo, training  # once the settings are right: TRL and torch take seconds to import
+    from recipes import grpo, training  # after the settings are checked: TRL and torch take seconds to import
 
     run = training.start(*settings)
     policy, tokenizer = training.load_policy(run)

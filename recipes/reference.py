@@ -1,8 +1,8 @@
-"""The reference policy of the KL term: replaced by the policy every N steps, and part of every checkpoint.
+"""The reference policy of the KL term. The policy replaces it every N steps, and every checkpoint contains it.
 
-DeepSeek-R1 replaces it every 400 steps (section 2.1). TRL 1.16 does so for full weights only, and loses the replaced
-reference when a run is resumed: it goes back to the initial model without a word. Here both kinds are refreshed, and
-both come back from a checkpoint, however `recipes.sharded` finds them held. With LoRA the reference is a frozen second
+DeepSeek-R1 replaces it every 400 steps (section 2.1). TRL 1.16 does so only for full weights, and a resumed run
+silently goes back to the initial model. Here the references of full weights and of LoRA are both refreshed and
+restored from checkpoints, whichever way `recipes.sharded` finds them held. With LoRA the reference is a second, frozen
 adapter, `ref`.
 """
 
@@ -17,14 +17,14 @@ FOLDER = "reference"
 
 
 class ReferenceRefresh(TrainerCallback):
-    """Replaces the reference every `steps` steps: ref <- (1 - alpha) ref + alpha policy; the paper's alpha is 1.
-    `steps` None: never."""
+    """Updates the reference every `steps` steps: ref <- (1 - alpha) ref + alpha policy. The paper's alpha is 1. If
+    `steps` is None, it never does."""
 
     def __init__(self, trainer, steps: int | None, alpha: float):
         self.trainer, self.steps, self.alpha = trainer, steps, alpha
 
     def on_train_begin(self, args, state, control, **kwargs):
-        # One process a machine reads the weights under FSDP2, and TRL shards a reference without sending them round.
+        # Under FSDP2 one process of a machine reads the weights, and TRL shards a reference without broadcasting them.
         if state.global_step == 0:
             refresh(self.trainer)
 
@@ -51,7 +51,7 @@ def _pairs(trainer) -> list[tuple[torch.Tensor, torch.Tensor]]:
 
 
 def _named(trainer) -> dict[str, torch.nn.Parameter]:
-    """The reference's parameters; {} where there is none, or it is the policy without its adapter."""
+    """The parameters of the reference; {} if there is none, or if it is the policy without its adapter."""
     if trainer.ref_model is not None:
         return dict(trainer.accelerator.unwrap_model(trainer.ref_model).named_parameters())
     policy = trainer.accelerator.unwrap_model(trainer.model)
@@ -59,13 +59,13 @@ def _named(trainer) -> dict[str, torch.nn.Parameter]:
 
 
 def save(trainer, checkpoint: Path) -> None:
-    """Write the reference into a checkpoint. What PEFT writes to `ref/` is not read back: DeepSpeed and FSDP2 leave out
-    what is frozen."""
+    """Write the reference into a checkpoint. PEFT's `ref/` is not used, because DeepSpeed and FSDP2 leave frozen
+    weights out of it."""
     if named := _named(trainer):
         sharded.store(named, checkpoint / FOLDER, trainer.args.should_save)
 
 
 def restore(trainer, checkpoint: Path) -> None:
-    """Load the reference that was in force when the checkpoint was written."""
+    """Load the reference of the step at which the checkpoint was written."""
     if named := _named(trainer):
         sharded.restore(named, checkpoint / FOLDER)

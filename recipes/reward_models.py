@@ -1,9 +1,9 @@
 """The two reward models of general data (section 3.1): what is helpful, and what is harmless.
 
-Both start from Dev3 with a scalar head. Data: preference pairs for helpfulness, of which only the summary is scored;
-single responses labelled safe or unsafe for harmlessness, scored whole, reasoning included. Trainers: TRL's
-RewardTrainer (pairwise), and a plain Trainer (pointwise), for which TRL has none. A score is read at the end token of
-the response in chat format, as `rewards.preference` reads it.
+Both start from Dev3 with a scalar head. Data: for helpfulness, preference pairs of which only the summary is scored;
+for harmlessness, single responses labelled safe or unsafe, which are scored whole with their reasoning. Trainers: TRL's
+RewardTrainer (pairwise), and a plain Trainer (pointwise), because TRL has none for it. The score is read at the end
+token of the response in chat format, as in `rewards.preference`.
 """
 
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ SETTINGS = RewardModelArguments, RewardConfig
 
 def main() -> None:
     settings = parse(*SETTINGS)
-    from recipes import scorers, training  # once the settings are right: TRL and torch take seconds to import
+    from recipes import scorers, training  # after the settings are checked: TRL and torch take seconds to import
 
     run = training.start(*settings)
     name = training.require_checkpoint(run.args.model_name_or_path)

@@ -1,4 +1,4 @@
-"""What the stage of the two reward models is made of: pairs and labelled responses, scorers, and their trainers."""
+"""The parts of the reward models' stage: pairs and labelled responses, scorers, and their trainers."""
 
 import logging
 from dataclasses import replace
@@ -32,7 +32,7 @@ class PointwiseTrainer(training.Resumable, Trainer):
 
 
 def load_pairs(source: str) -> Dataset:
-    """Chat messages of each pair, summaries only."""
+    """Chat messages of each pair, with only the summaries."""
     rows = data.read_records(source, "helpfulness_dataset", "prompt", "chosen", "rejected")
     for row in rows:
         row["prompt"] = data.as_messages("user", row["prompt"])
@@ -54,17 +54,18 @@ def load_labels(source: str, tokenizer) -> Dataset:
 def load_scorer(args: LoraArguments, config: RewardConfig):
     """Dev3 with a new scalar head, and its tokenizer."""
     tokenizer = training.load_tokenizer(training.require_checkpoint(args.model_name_or_path), frozen=args.use_peft)
-    set_seed(config.seed)  # of the head
+    set_seed(config.seed)  # for the head
     as_scorer = {"num_labels": 1, "problem_type": "multi_label_classification"}  # binary cross-entropy
     kind, name = AutoModelForSequenceClassification, args.model_name_or_path
     return training.load_model(kind, name, tokenizer, args, config, **as_scorer), tokenizer
 
 
 def train(run: training.Run, name: str, kind: type, rows: Dataset) -> None:
-    """One model in `<output_dir>/<name>`, and its accuracy on what was held out. What is too long is left out."""
+    """Train one model in `<output_dir>/<name>` and measure its held-out accuracy. Rows that are too long are left
+    out."""
     most, key = checks.limit(run, run.config.max_length, "max_length")
     config, count = replace(run.config, output_dir=f"{run.output_dir}/{name}", max_length=most), len(rows)
-    if "input_ids" in rows.column_names:  # TRL looks at pairs
+    if "input_ids" in rows.column_names:  # TRL filters pairs itself
         rows = rows.filter(lambda row: most is None or len(row["input_ids"]) <= most)
     if len(rows) < 2:
         raise ConfigError(f"{name}_dataset: {len(rows)} of its {count} rows are within {key}: {most}; raise it.")

@@ -1,8 +1,8 @@
 """The second fine-tuning, to Dev3 (section 3, B.4.2): reasoning and general data, 800,000 samples in the paper.
 
-Starts from the base again, as the paper does; from Dev2, as the walkthrough does, by the key `model_name_or_path`.
-Data: rejection-sampled reasoning, and general rows with and without reasoning. Trainer: SFT, loss on the completion
-only.
+It starts from the base again, as in the paper. To start from Dev2, as in the walkthrough, set `model_name_or_path`.
+Data: rejection-sampled reasoning, and general rows with and without reasoning. Trainer: SFT with loss only on the
+completion.
 """
 
 from recipes.config import PolicyArguments, SFTConfig, launch, parse
@@ -12,7 +12,7 @@ SETTINGS = PolicyArguments, SFTConfig
 
 def main() -> None:
     settings = parse(*SETTINGS)
-    from recipes import data, training  # once the settings are right: TRL and torch take seconds to import
+    from recipes import data, training  # after the settings are checked: TRL and torch take seconds to import
 
     run = training.start(*settings)
     policy, tokenizer = training.load_policy(run)

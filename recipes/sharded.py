@@ -1,8 +1,8 @@
-"""How weights are held, which only this file knows: whole on every process (DDP, ZeRO-2), in parts that ZeRO-3 gathers,
-or as FSDP2's DTensors.
+"""Access to weights in all layouts: full on every process (DDP, ZeRO-2), sharded by ZeRO-3, or FSDP2's DTensors.
 
-What gathers has to be called by every process, for the same tensors in the same order. It holds one tensor at a time
-beyond a process's own part, and one file's of at most 5 GB where it writes: 671 B parameters fit into no machine.
+Only this file knows these layouts. Every process has to call the gathering functions, for the same tensors in the same
+order. In addition to its own part, a process holds one tensor at a time, or one file of at most 5 GB when it writes,
+because 671 B parameters do not fit into one machine.
 """
 
 import contextlib
@@ -40,17 +40,17 @@ def is_fsdp_1(environment: Mapping[str, str]) -> bool:
 
 
 def refuse_fsdp_1() -> None:
-    """Raises ConfigError under the first FSDP, whose parameters nothing here can read."""
+    """Raises ConfigError under FSDP 1, whose parameters cannot be read here."""
     if is_fsdp_1(os.environ):
         raise ConfigError(f"fsdp_version: {FSDP_1}. Write fsdp_version: 2 in the accelerate config.")
 
 
 @contextlib.contextmanager
 def whole_models() -> Iterator[None]:
-    """A model that is made or loaded inside has all its weights on this process, whatever the policy's are."""
+    """Models that are created or loaded inside have full weights on this process, even if the policy is sharded."""
     config, fsdp = hf_deepspeed._hf_deepspeed_config_weak_ref, os.environ.get("ACCELERATE_USE_FSDP")
     hf_deepspeed.unset_hf_deepspeed_config()
-    os.environ["ACCELERATE_USE_FSDP"] = "false"  # by it transformers leaves weights on all but one process empty
+    os.environ["ACCELERATE_USE_FSDP"] = "false"  # if true, transformers loads weights in one process only
     try:
         yield
     finally:
@@ -62,9 +62,9 @@ def whole_models() -> Iterator[None]:
 
 @torch.no_grad()
 def share_buffers(model: PreTrainedModel) -> None:
-    """Give every process what one has read of buffers that are part of a checkpoint, such as the bias by which
-    DeepSeek-V3's routers choose. accelerate 1.15 sends parameters round and fails at a buffer, so that these count as
-    computed ones from here on; `save` writes them all the same."""
+    """Broadcast the buffers of a checkpoint, such as the bias of DeepSeek-V3's routers, which one process has read.
+    accelerate 1.15 broadcasts parameters and fails at a buffer, so these buffers are then marked as not persistent.
+    `save` still writes them."""
     if not is_fsdp_enabled():
         return
     saved, device = model.state_dict().keys(), PartialState().device
@@ -82,18 +82,18 @@ def share_buffers(model: PreTrainedModel) -> None:
 
 
 def shape(tensor: torch.Tensor) -> torch.Size:
-    """Of all of it."""
+    """The shape of the full tensor."""
     return getattr(tensor, "ds_shape", tensor.shape)
 
 
 def nbytes(tensor: torch.Tensor) -> int:
-    """Of all of it, on all processes together."""
+    """The bytes of the full tensor, over all processes."""
     return shape(tensor).numel() * tensor.element_size()
 
 
 @torch.no_grad()
 def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """All of it, on every process; a parameter that is whole already is not copied."""
+    """The full tensor on every process. A parameter that is not sharded is not copied."""
     if isinstance(tensor, DTensor):
         return tensor.detach().full_tensor()
     with _gathered(tensor):
@@ -102,7 +102,7 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def put(tensor: torch.Tensor, value: torch.Tensor) -> None:
-    """Set it to `value`, which every process has whole."""
+    """Set a tensor to `value`, which every process has in full."""
     if isinstance(tensor, DTensor):
         value = value.to(tensor.device)  # each process takes its part of its own copy
         tensor.copy_(distribute_tensor(value, tensor.device_mesh, tensor.placements, src_data_rank=None))
@@ -113,8 +113,8 @@ def put(tensor: torch.Tensor, value: torch.Tensor) -> None:
 
 @torch.no_grad()
 def mix(target: torch.Tensor, source: torch.Tensor, alpha: float) -> None:
-    """target <- (1 - alpha) target + alpha source, of tensors that are held alike."""
-    with _gathered(source), _gathered(target, write=True):  # FSDP2: part by part
+    """target <- (1 - alpha) target + alpha source, for tensors with the same layout."""
+    with _gathered(source), _gathered(target, write=True):  # FSDP2 mixes each part locally
         if alpha == 1.0 or not target.is_floating_point():
             target.copy_(source)
         else:
@@ -138,9 +138,10 @@ def _gathered(tensor: torch.Tensor, write: bool = False) -> contextlib.AbstractC
 
 @torch.no_grad()
 def broken(named: Mapping[str, nn.Parameter], device: torch.device) -> list[str]:
-    """Names of what is not finite, or, of two dimensions and more, all zero. Each process looks at its own part."""
+    """Names of tensors that are not finite, or that have two or more dimensions and are all zero. Each process checks
+    its own part."""
     named = {name: one for name, one in named.items() if one.is_floating_point() and nbytes(one)}
-    seen = torch.ones(2, len(named), dtype=torch.int32, device=device)  # is it finite, has it anything but zero
+    seen = torch.ones(2, len(named), dtype=torch.int32, device=device)  # is it finite, is any value nonzero
     for number, one in enumerate(named.values()):
         part = one.to_local() if isinstance(one, DTensor) else getattr(one, "ds_tensor", one)
         if _is_empty(one):
@@ -156,18 +157,18 @@ def broken(named: Mapping[str, nn.Parameter], device: torch.device) -> list[str]
 
 
 def _is_empty(tensor: torch.Tensor) -> bool:
-    """Whether FSDP2 has yet to bring its values, with `fsdp_cpu_ram_efficient_loading`: one process of a machine has
-    read them."""
+    """Whether the values are still to be broadcast by FSDP2. With `fsdp_cpu_ram_efficient_loading`, only one process of
+    a machine reads them."""
     return is_fsdp_enabled() and not isinstance(tensor, DTensor) and os.environ.get("LOCAL_RANK", "0") != "0"
 
 
 def gather(model: nn.Module, part_of_name: str) -> dict[str, torch.Tensor]:
-    """The whole parameters in whose names that occurs."""
+    """The full parameters whose names contain `part_of_name`."""
     return {name: whole(one) for name, one in model.named_parameters() if part_of_name in name}
 
 
 def store(named: Mapping[str, nn.Parameter], folder: Path, writes: bool) -> None:
-    """Write them for `restore`: of FSDP2 each process its own parts, of all else the process that `writes`."""
+    """Write tensors for `restore`. Under FSDP2 each process writes its own parts, else only the one with `writes`."""
     folder.mkdir(parents=True, exist_ok=True)
     if any(isinstance(one, DTensor) for one in named.values()):
         distributed.save({name: one.detach() for name, one in named.items()}, checkpoint_id=folder)
@@ -189,8 +190,8 @@ def restore(named: Mapping[str, nn.Parameter], folder: Path) -> None:
 
 
 def save(model: PreTrainedModel, folder: Path, writes: bool) -> None:
-    """Write weights and configs as `save_pretrained` does, under the published checkpoint's names. The process that
-    `writes` does so; a file is there whole or not at all, the config last."""
+    """Write weights and configs like `save_pretrained`, under the published checkpoint's names. Only the process with
+    `writes` writes. Files are written atomically, the config last."""
     held = _held(model)
     _write(_published(model, held), held, folder, writes, lambda tensors: revert_weight_conversion(model, tensors))
     if writes:
@@ -202,16 +203,16 @@ def save(model: PreTrainedModel, folder: Path, writes: bool) -> None:
 
 
 def published(model: PreTrainedModel, gather: Callable[[str, torch.Tensor], torch.Tensor]) -> Iterator[dict]:
-    """What `save` would write, as mappings of published names to tensors: group by group, of which every process gets
-    all. `gather` makes the whole of one from its name in the model and what this process holds."""
+    """The content of `save` as mappings of published names to tensors, group by group. Every process gets all groups.
+    `gather` returns the full tensor for a name in the model and the part that this process holds."""
     held = _held(model)
     for names in _published(model, held).values():
         yield revert_weight_conversion(model, {name: gather(name, held[name]) for name in names})
 
 
 def _held(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """The tensors that a checkpoint of the model holds, by their names in the model. An adapter's are left out, and
-    what it is added to has its own name."""
+    """The tensors of the model's checkpoint by their names in the model. Adapter weights are left out, and adapted
+    layers have their original names."""
     named = dict(model.named_parameters(remove_duplicate=False))
     parameters = {name.replace(".base_layer.", "."): one for name, one in named.items() if ".lora_" not in name}
     tied = [one for one, other in model.all_tied_weights_keys.items() if parameters.get(one) is parameters.get(other)]
@@ -221,7 +222,7 @@ def _held(model: PreTrainedModel) -> dict[str, torch.Tensor]:
 
 
 def _published(model: PreTrainedModel, names: Mapping[str, torch.Tensor]) -> dict[str, list[str]]:
-    """Names of the tensors that `revert_weight_conversion` needs at once, by the first that it makes of them."""
+    """Names of the tensors that `revert_weight_conversion` needs together, by the first name that it creates."""
     reverse = [one.reverse_transform() for one in reversed(getattr(model, "_weight_conversions", None) or [])]
     renamings = [one for one in reverse if isinstance(one, WeightRenaming)]
     converters = [one for one in reverse if isinstance(one, WeightConverter)]
@@ -232,7 +233,7 @@ def _published(model: PreTrainedModel, names: Mapping[str, torch.Tensor]) -> dic
 
 
 def _write(groups: Mapping[str, list[str]], held: Mapping, folder: Path, writes: bool, convert) -> None:
-    """Gather group by group; write what `convert` makes of each into files of at most LARGEST, or of one group."""
+    """Gather group by group, and write the converted tensors into files of at most LARGEST bytes, or of one group."""
     files, size = [[]], 0
     for names in groups.values():
         size += (more := sum(nbytes(held[name]) for name in names))

@@ -1,4 +1,4 @@
-"""The tokenizer of a base checkpoint that is made here: a byte-level BPE with one digit a token."""
+"""The tokenizer of a base checkpoint that is trained here: a byte-level BPE with one token for each digit."""
 
 from data_prep.prompts import R1_ZERO_PREFIX
 from recipes import training
@@ -7,15 +7,15 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers import PreTrainedTokenizerFast
 
 SPECIAL = [training.PAD, training.END, "<|user|>", "<|assistant|>"]
-# Not special: rewards read the decoded completion, and TRL decodes with special tokens skipped.
+# They are not special tokens, because TRL skips those when it decodes completions for rewards.
 TAGS = ["<think>", "</think>", "<answer>", "</answer>"]
-# What BPE merges only within: a digit; an operator with the spaces around it, so that digits have no second form with a
-# space before them; a word; a run of other signs; white space.
+# BPE merges only within these pieces: a digit; an operator with the spaces around it, so digits have no second form
+# with a leading space; a word; a run of other signs; white space.
 PIECES = r"\d| ?[-+*/=×÷−] ?| ?\p{L}+| ?\(|\)| ?[^\s\p{L}\d()]+|\s+"
 
 
 def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE over the corpus. The constant start of R1-Zero's prompt is one token: it would be a hundred."""
+    """A byte-level BPE of the corpus. The constant start of R1-Zero's prompt is one token instead of a hundred."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [

@@ -1,4 +1,4 @@
-"""What the stages share: loading policy and rows, going on after a kill, and the record of the run."""
+"""Shared code of the stages: loading the policy and the rows, resuming after a kill, and the record of the run."""
 
 import json
 import logging
@@ -37,8 +37,8 @@ logger = logging.getLogger(__name__)
 CHAT_TEMPLATE = Path(__file__).with_name("chat_template.jinja")
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 PAD, END = "<|pad|>", "<|end|>"
-# By the token that ends an answer: how a question begins, how an answer begins, what pads. Ours, Qwen's, Llama's and
-# DeepSeek's, as their own templates have them, without their system prompts.
+# For the token that ends an answer: the tokens that begin a question and an answer, and those that pad. They are ours,
+# Qwen's, Llama's and DeepSeek's, from their own templates without the system prompts.
 MARKUP = {
     END: ("<|user|>", "<|assistant|>", PAD),
     "<|im_end|>": ("<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", "<|endoftext|>", "<|fim_pad|>"),
@@ -55,7 +55,7 @@ MARKUP = {
 
 
 def require_checkpoint(name_or_path: str | None, key: str = "model_name_or_path") -> str:
-    """The checkpoint's name. Raises ConfigError where neither a folder here nor the Hub has it."""
+    """The checkpoint's name. Raises ConfigError if it is neither a local folder nor on the Hub."""
     if not name_or_path:
         raise ConfigError(f"{key} is missing: write the directory or the Hub id of the checkpoint to start from.")
     try:
@@ -68,11 +68,11 @@ def require_checkpoint(name_or_path: str | None, key: str = "model_name_or_path"
 
 
 def load_tokenizer(name_or_path: str, chat: bool = True, frozen: bool = False) -> PreTrainedTokenizerBase:
-    """The checkpoint's tokenizer; for `chat`, with our template in the markup that its vocabulary knows, which keeps
-    reasoning, and with the token that ends an answer as its end of sequence.
+    """The checkpoint's tokenizer. With `chat`, it gets our template, which keeps reasoning, in the markup of its
+    vocabulary, and the markup's end token as its end of sequence.
 
-    A base's own ends a text. It ends answers too where embeddings are `frozen`, as under an adapter: no base has been
-    trained on the token of the markup, whose row is like those of all that it never saw. What was trained so stays so.
+    The end token of a base ends a text. It also ends answers if the embeddings are `frozen`, as under an adapter,
+    because a base was never trained on the markup's end token. A checkpoint that was trained this way keeps it.
     """
     tokenizer = AutoTokenizer.from_pretrained(name_or_path)
     vocabulary, own = tokenizer.get_vocab(), tokenizer.eos_token
@@ -81,7 +81,7 @@ def load_tokenizer(name_or_path: str, chat: bool = True, frozen: bool = False) -
             keeps = own and (frozen or tokenizer.chat_template == _template(user, assistant, own))
             tokenizer.eos_token = end = own if keeps else markup
             tokenizer.chat_template = _template(user, assistant, end)
-            # never the end, which would then be padding, and not be trained
+            # The pad token is never the end token, which would then get no loss.
             if pad := next((one for one in (*pads, markup) if one in vocabulary and one != end), None):
                 tokenizer.pad_token = pad
             break
@@ -96,12 +96,12 @@ def _template(user: str, assistant: str, end: str) -> str:
 
 
 def weights(args: StageArguments) -> dict:
-    """How a model's weights are held, as `from_pretrained` wants it."""
+    """The arguments of `from_pretrained` for the dtype and the attention."""
     return {"dtype": getattr(torch, args.dtype), "attn_implementation": args.attn_implementation}
 
 
 def load_policy(run: "Run") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The policy to train, with a LoRA adapter if asked for, and its tokenizer."""
+    """The policy to train, with a LoRA adapter if the settings ask for one, and its tokenizer."""
     args = run.args
     name = require_checkpoint(args.model_name_or_path)
     tokenizer = load_tokenizer(name, getattr(args, "completion_style", "think") == "think", args.use_peft)
@@ -109,26 +109,26 @@ def load_policy(run: "Run") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 
 
 def longer(args: StageArguments) -> dict[str, int]:
-    """What the stage changes in its parent's config."""
+    """The changes that the stage makes to its parent's config."""
     length = getattr(args, "max_position_embeddings", None)
     return {} if length is None else {"max_position_embeddings": length}
 
 
 def load_model(kind: type, name: str, tokenizer: PreTrainedTokenizerBase, args: LoraArguments, config, **settings):
-    """The weights to train, of class `kind`: all of them, an adapter, or an adapter on 4-bit weights."""
+    """The model of class `kind` with the weights to train: all, an adapter, or an adapter on 4-bit weights."""
     settings |= weights(args)
     if args.doctor:
         checks.tell(checks.of_tokenizer(tokenizer, args))
-    if args.use_peft:  # what cannot be merged at the end is refused before training
+    if args.use_peft:  # a parent that cannot be merged is refused before training
         merge.refuse_quantized(name, "load_in_4bit" if args.load_in_4bit else "use_peft")
         merge.Parent(name)
     if args.load_in_4bit:
-        from recipes import moe_qlora  # brings bitsandbytes, which nobody else needs
+        from recipes import moe_qlora  # imports bitsandbytes, which is needed only here
 
         model, info = moe_qlora.load(kind, name, config, **settings)
     else:
         model, info = kind.from_pretrained(name, output_loading_info=True, **settings)
-    if args.doctor or args.load_in_4bit:  # there a router that is lacking would be a random one, and frozen
+    if args.doctor or args.load_in_4bit:  # in 4 bits a missing router would be random and frozen
         checks.tell(checks.of_loading(info, model, tokenizer, args.use_peft))
     sharded.share_buffers(model)
     align(model, tokenizer)
@@ -136,11 +136,11 @@ def load_model(kind: type, name: str, tokenizer: PreTrainedTokenizerBase, args: 
         loading.project_labels_alone(model.config.get_text_config().vocab_size)
     if not args.use_peft:
         return model
-    set_seed(config.seed)  # an adapter starts from random numbers
+    set_seed(config.seed)  # an adapter is initialised at random
     lora = LoraConfig(
         r=args.lora_r,
         lora_alpha=args.lora_alpha,
-        lora_dropout=0.0,  # TRL samples in train mode: dropout would act in rollouts too
+        lora_dropout=0.0,  # TRL samples in train mode, so dropout would affect rollouts
         target_modules=args.lora_target_modules or LINEAR,
         task_type="CAUSAL_LM" if kind is AutoModelForCausalLM else "SEQ_CLS",
     )
@@ -159,7 +159,7 @@ def load_model(kind: type, name: str, tokenizer: PreTrainedTokenizerBase, args: 
 
 
 def align(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Make the model stop at the tokenizer's end token and pad with its pad token, here and once it is saved."""
+    """Make the model stop at the tokenizer's end token and pad with its pad token, also after it is saved."""
     merge.align(tokenizer, model.config, getattr(model, "generation_config", None))
 
 
@@ -167,7 +167,7 @@ def align(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 class Resumable:
-    """What our trainers add to TRL's: complete checkpoints, and the count of completion tokens that had a gradient."""
+    """Adds to TRL's trainers complete checkpoints and a count of the completion tokens that had a gradient."""
 
     completion_tokens_trained = 0
     _local_tokens = 0
@@ -175,26 +175,26 @@ class Resumable:
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         if getattr(self.model.config, "output_router_logits", False):
-            # TRL sets it, and asks in each call as well. Left in the config, whoever samples from the checkpoint would
-            # compute a balancing loss too, which fails on a cache.
+            # TRL sets it, but also passes it in each call. If it stayed in the config, sampling from the checkpoint
+            # would compute a balancing loss too, which fails with a cache.
             self.model.config.output_router_logits = False
 
     def create_model_card(self, *_, **__) -> None:
-        """TRL's, at each checkpoint, says next to nothing; ours is written when the run is done."""
+        """Skip TRL's almost empty card at each checkpoint. Our card is written at the end of the run."""
 
     def count(self, mask: torch.Tensor) -> None:
-        """Count the tokens of a micro batch, while training."""
+        """Count the tokens of a training micro batch."""
         if self.model.training:
             self._local_tokens += mask.sum()
 
     def save_more(self, checkpoint: Path) -> None:
-        """Write what else a checkpoint of this trainer needs."""
+        """Write the additional files of this trainer's checkpoint."""
 
     def restore_more(self, checkpoint: Path) -> None:
         """Read back what `save_more` wrote."""
 
     def _save_checkpoint(self, model, trial):
-        # Older checkpoints may go only after the new one is complete, so TRL's own rotation is held back here.
+        # Older checkpoints may be deleted only after the new one is complete, so TRL's own rotation is disabled here.
         keep, self.args.save_total_limit = self.args.save_total_limit, None
         super()._save_checkpoint(model, trial)
         self.args.save_total_limit = keep
@@ -214,22 +214,22 @@ class Resumable:
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if is_peft_model(self.model):
-            # transformers 5.17 reads only the adapters in subfolders where there are any (here `ref`), and leaves the
-            # policy's own adapter, which lies in the checkpoint itself, as it was made.
+            # If there are adapters in subfolders (here `ref`), transformers 5.17 reads only those and not the policy's
+            # own adapter, which is in the checkpoint folder itself.
             self.model.load_adapter(resume_from_checkpoint, "default", is_trainable=True)
             self.model.set_adapter("default")
 
     def _issue_warnings_after_load(self, load_result):
-        """Without the weights that are tied to others: no file has them, and none is missing."""
+        """Do not warn about tied weights. They are in no file, but they are not missing."""
         tied = getattr(self.model, "all_tied_weights_keys", {})
         missing = [key for key in load_result.missing_keys if key not in tied]
         super()._issue_warnings_after_load(load_result._replace(missing_keys=missing))
 
     def _load_optimizer_and_scheduler(self, checkpoint):
-        if self.args.device.type == "cpu":  # of several processes "cpu:0", where torch 2.13 can load nothing to
+        if self.args.device.type == "cpu":  # several processes have "cpu:0", to which torch 2.13 cannot load
             vars(self.args)["_setup_devices"] = torch.device("cpu")
         super()._load_optimizer_and_scheduler(checkpoint)
-        record = checkpoints.record_of(Path(checkpoint))  # here, since DeepSpeed does not pass through the above
+        record = checkpoints.record_of(Path(checkpoint))  # DeepSpeed skips `_load_from_checkpoint`
         self.completion_tokens_trained = record["completion_tokens_trained"]
         self._total_train_tokens = record["total_train_tokens"]
         if self.accelerator.is_main_process:  # the sum over all processes
@@ -239,15 +239,15 @@ class Resumable:
 
 class SFTTrainer(Resumable, trl.SFTTrainer):
     def _prepare_dataset(self, dataset: Dataset, processing_class, args, packing: bool, *more) -> Dataset:
-        """Rows that have labels were tokenized, and are short enough: TRL would copy all of them twice to see that."""
+        """Skip rows with labels, which are already tokenized and short enough. TRL would copy all of them twice."""
         if packing or "labels" not in dataset.column_names:
             return super()._prepare_dataset(dataset, processing_class, args, packing, *more)
         return dataset.shuffle(seed=args.seed) if args.shuffle_dataset else dataset
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        self.count(inputs["labels"][..., 1:] != -100)  # a first token is predicted by nothing
+        self.count(inputs["labels"][..., 1:] != -100)  # the first token is not predicted
         loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        self.last_loss = loss[0].detach() if return_outputs else loss.detach()  # for who watches
+        self.last_loss = loss[0].detach() if return_outputs else loss.detach()  # for `recipes.watch`
         return loss
 
 
@@ -267,13 +267,13 @@ class _Tokens(TrainerCallback):
 
 
 class _Log(TrainerCallback):
-    """log.jsonl: one row a log step, under TRL's metric names."""
+    """Writes log.jsonl: one row a log step, under TRL's metric names."""
 
     def __init__(self, path: Path):
         self.path = path
 
     def on_train_begin(self, args, state, control, **kwargs):
-        """Drop the rows of steps that are now trained again."""
+        """Drop the rows of steps that will be trained again."""
         if state.is_world_process_zero:
             lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
             kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= state.global_step]
@@ -289,7 +289,7 @@ class _Log(TrainerCallback):
 
 
 def callbacks(trainer, args: StageArguments, budget: int | None = None) -> list[TrainerCallback]:
-    """What every stage adds to its trainer, in this order."""
+    """The callbacks that every stage adds to its trainer, in this order."""
     config = trainer.args
     exact = checkpoints.ExactSaves(math.lcm(config.rollout_window, max(1, int(config.logging_steps))))
     found = [_Tokens(trainer, budget), exact, _Log(Path(config.output_dir) / "log.jsonl")]
@@ -300,16 +300,16 @@ def callbacks(trainer, args: StageArguments, budget: int | None = None) -> list[
 
 
 def start(args: StageArguments, config) -> "Run":
-    """Take the stage's folder. Ends the process where the run is done already, with exit code 0 once it is also on the
-    Hub, if that is asked for."""
+    """Start the stage's run in its folder. If the run is already done, the process ends, with exit code 0 once the run
+    is also on the Hub if the settings ask for that."""
     run = Run(args, config)
     if run.state == "done":
         logger.info("%s is done already; --redo runs it anew", run.output_dir)
         run.publish()
         raise SystemExit(0)
-    sharded.refuse_fsdp_1()  # whatever the doctor is told
+    sharded.refuse_fsdp_1()  # also with `doctor: false`
     if name := getattr(args, "model_name_or_path", None):
-        require_checkpoint(name)  # before anybody else asks the Hub for it
+        require_checkpoint(name)  # before a library asks the Hub for it
     if args.doctor:
         checks.tell(checks.of_start(args, config, os.environ))
     if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
@@ -320,16 +320,16 @@ def start(args: StageArguments, config) -> "Run":
 
 
 class Run:
-    """One stage's run: its settings, its folder, and the figures that end up in run.json."""
+    """One stage's run: its settings, its folder, and the figures for run.json."""
 
     def __init__(self, args: StageArguments, config):
         self.args, self.config = args, config
         self.output_dir = Path(config.output_dir)
         self.figures: dict = {}
-        self.models: list[str] = []  # folders below output_dir, once a model lies in them
+        self.models: list[str] = []  # folders below output_dir that contain a model
         self.where, self.settings = given(sys.argv[1:])
         self.hub = publishing.read(self.settings, self.where)
-        config.push_to_hub = False  # the trainers' own: it loses runs, and uploads a pickle of all settings
+        config.push_to_hub = False  # the trainers' own push loses runs and uploads a pickle of all settings
         state = [None]
         if config.distributed_state.is_main_process:
             base = getattr(args, "model_name_or_path", None) if getattr(args, "use_peft", False) else None
@@ -342,13 +342,13 @@ class Run:
         self.state, self.since, self.is_taken = state[0], time.time(), False
 
     def take(self) -> None:
-        """Begin in the folder, once all that can be wrong was looked at: from here on an old run is moved aside."""
+        """Begin the run in its folder after all checks. An old run there is moved aside."""
         if not self.is_taken and self.config.distributed_state.is_main_process:
             runs.take(self.output_dir, self.identity, self.state, self.since)
         self.is_taken = True
 
     def train(self, trainer) -> None:
-        """Train one model to the end; leave a plain checkpoint and run.json."""
+        """Train one model to the end, and write a plain checkpoint and run.json."""
         self.fit(trainer, getattr(self.args, "token_budget", None))
         self.figures["steps"] = trainer.state.global_step
         self.figures["completion_tokens_trained"] = trainer.completion_tokens_trained
@@ -377,13 +377,13 @@ class Run:
         if checkpoint:
             logger.info("going on from %s", checkpoint)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        if commit := getattr(trainer.model.config, "_commit_hash", None):  # of a parent that came from the Hub
+        if commit := getattr(trainer.model.config, "_commit_hash", None):  # if the parent came from the Hub
             self.figures["parent_revision"] = commit
         save(trainer, self.args)
         self.models.append("" if folder == self.output_dir else str(folder.relative_to(self.output_dir)))
 
     def finish(self) -> None:
-        """Write run.json, after which the stage counts as done; then push it, if that is asked for."""
+        """Write run.json, which marks the stage as done. Then push the run if the settings ask for it."""
         if self.config.distributed_state.is_main_process:
             runs.finish(
                 self.output_dir,
@@ -399,7 +399,7 @@ class Run:
             self.publish()
 
     def tell(self) -> None:
-        """Write each model's card, and log what was made and what comes next."""
+        """Write each model's card, and log the result and the next steps."""
         from data_prep import run_cards  # slow to import
         from recipes.tools import steps
 
@@ -430,13 +430,13 @@ class Run:
         logger.info("; ".join(f"to {way} it: {shlex.join(command)}" for way, command in ways.items() if command))
 
     def publish(self) -> None:
-        """Push the finished run. Ends the process, exit code 1, where the Hub does not take it."""
+        """Push the finished run. Ends the process with exit code 1 if the Hub does not accept it."""
         if self.config.distributed_state.is_main_process and (code := self.hub.publish(self.output_dir)):
             raise SystemExit(code)
 
 
 def hardware() -> dict[str, str | int]:
-    """What this process trains on, for the model card."""
+    """The hardware of this process, for the model card."""
     found = {
         "cores": os.cpu_count(),
         "processor": platform.processor() or platform.machine(),
@@ -447,8 +447,8 @@ def hardware() -> dict[str, str | int]:
 
 
 def steps(trainer, budget: int | None, said: dict) -> int:
-    """Optimiser steps after which a run ends: by the first of its bounds that is reached, where several are said. A
-    default of `num_train_epochs` gives way to any other bound; -1: that default holds."""
+    """Optimiser steps after which a run ends. If several bounds are set, the first one that is reached ends it. The
+    default of `num_train_epochs` applies only without another bound; then the result is -1."""
     config = trainer.args
     bounds = {"max_steps": config.max_steps} if config.max_steps > 0 else {}
     if budget is not None and isinstance(trainer, SFTTrainer):
@@ -463,22 +463,22 @@ def steps(trainer, budget: int | None, said: dict) -> int:
 
 
 def steps_for_budget(trainer: SFTTrainer, budget: int) -> int:
-    """Optimiser steps in which `budget` completion tokens have a gradient, so that the schedule ends there too."""
+    """Optimiser steps in which `budget` completion tokens have a gradient. The schedule ends there too."""
     data, tokens = trainer.train_dataset, 0
     for batch in data.with_format("arrow").iter(1000):
         labels = batch["labels"].combine_chunks()
-        first = labels.offsets.to_numpy()[:-1]  # which is predicted by nothing
+        first = labels.offsets.to_numpy()[:-1]  # the first token is not predicted
         trained = labels.values.to_numpy() != -100
         tokens += int(trained[first[0] : labels.offsets[-1].as_py()].sum() - trained[first].sum())
     return max(1, math.ceil(budget / (tokens / len(data) * trainer.args.batch_size)))
 
 
 def require_disk(trainer) -> None:
-    """Raises ConfigError when the disk cannot hold the checkpoints of this run, of an adapter that alone, and the plain
-    model that it leaves."""
+    """Raises ConfigError if the disk cannot hold the checkpoints of this run (only those of the adapter with LoRA) and
+    its final plain model."""
     sizes = {True: 0, False: 0}
     for parameter in trainer.model.parameters():
-        state = getattr(parameter, "quant_state", None)  # 4 bits here, 16 in the model that is left
+        state = getattr(parameter, "quant_state", None)  # 4 bits here, 16 bits in the final model
         sizes[parameter.requires_grad] += 2 * state.shape.numel() if state else sharded.nbytes(parameter)
     trained, left = sizes[True], sum(sizes.values())
     weights = trained if is_peft_model(trainer.model) else left
@@ -486,7 +486,7 @@ def require_disk(trainer) -> None:
         trainer.model, "peft_config", ()
     )
     kept = 0 if trainer.args.save_strategy == "no" else (trainer.args.save_total_limit or 1) + 1  # one is being written
-    # DeepSpeed and FSDP write the weights for themselves too, and DeepSpeed a float32 copy beside Adam's two numbers.
+    # DeepSpeed and FSDP write their own copy of the weights too. DeepSpeed adds a float32 copy to Adam's two numbers.
     copies = 1 + has_reference + (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled)
     numbers = sum(sharded.shape(one).numel() for one in trainer.model.parameters() if one.requires_grad)
     optimizer = 12 * numbers if trainer.is_deepspeed_enabled else 2 * trained
@@ -501,10 +501,10 @@ def require_disk(trainer) -> None:
 
 
 def save(trainer, args: StageArguments) -> None:
-    """Leave a plain checkpoint in the output_dir; a LoRA policy is merged there, and its adapter kept in `adapter/`."""
+    """Write a plain checkpoint to output_dir. A LoRA policy is merged, and its adapter is kept in `adapter/`."""
     model, folder = trainer.accelerator.unwrap_model(trainer.model), Path(trainer.args.output_dir)
     align(model, trainer.processing_class)
-    adapter = sharded.gather(model, ".default.")  # by all processes; nothing without LoRA
+    adapter = sharded.gather(model, ".default.")  # called by all processes; empty without LoRA
     if not is_peft_model(model):
         sharded.save(model, folder, trainer.args.should_save)
     elif trainer.args.should_save:

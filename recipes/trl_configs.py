@@ -1,4 +1,4 @@
-"""The settings of `recipes.config` with all of TRL's, as its trainers take them. Importing this imports TRL."""
+"""The settings of `recipes.config` combined with all of TRL's, for its trainers. Importing this imports TRL."""
 
 from dataclasses import dataclass
 

@@ -1,6 +1,6 @@
-"""The keys of TRL's configs as TRL's and transformers' source has them: importing these libraries takes seconds.
+"""Reads the keys of TRL's configs from the source of TRL and transformers, because importing them takes seconds.
 
-`tests/recipes/test_settings.py` compares what is read here with what TRL's dataclasses say of themselves.
+`tests/recipes/test_settings.py` compares the result with TRL's dataclasses.
 """
 
 import ast
@@ -15,7 +15,7 @@ SHARED = ("transformers/training_args.py", "trl/trainer/base_config.py")
 
 class Key(NamedTuple):
     kind: object  # the type; a class of these libraries is Any
-    help: str  # its first sentence
+    help: str  # the first sentence of its help
 
 
 class _Names(dict):

@@ -1,7 +1,7 @@
-"""Watches a run while it trains: a small sample before the first step, then the red flags, said once each in the log.
+"""Watches a run while it trains: it takes a small sample before the first step and then logs each red flag once.
 
-A run without one right answer in `stop_when_all_wrong` rollouts in a row is ended: it has nothing to learn from. One
-whose groups are all right has nothing left to learn, and goes on.
+A run without a correct answer in `stop_when_all_wrong` successive rollouts is ended, because it has nothing to learn
+from. A run whose groups are all correct has nothing left to learn, but continues.
 """
 
 import contextlib
@@ -23,11 +23,11 @@ import torch
 from transformers import TrainerCallback
 
 logger = logging.getLogger(__name__)
-SAMPLES, SAMPLE_TOKENS = 32, 1024  # completions before the first step, of at most so many tokens: seconds
-ENOUGH = 128  # answers without a right one until that is a red flag: fewer may be chance
-FIRST = 3  # steps in a row until a red flag is said; optimiser steps whose gradients are looked at
+SAMPLES, SAMPLE_TOKENS = 32, 1024  # completions before the first step and their maximum length; it takes seconds
+ENOUGH = 128  # wrong answers in a row that are a red flag; fewer may be chance
+FIRST = 3  # successive steps until a red flag is logged; optimiser steps whose gradients are checked
 LOST = "The weights are lost with it. Write a lower learning_rate, and go on from an earlier checkpoint."
-# chosen: far beyond what a run that learns shows. (metric, is it a red flag, what it means and what to do)
+# chosen: far beyond the values of a run that learns. (metric, whether it is a red flag, its meaning and what to do)
 FLAGS = (
     ("completions/clipped_ratio", lambda x: x > 0.9, "Completions are cut off before they answer. Write a longer "
      "max_completion_length, or start from a policy that ends its answers; completions/*.parquet has them."),
@@ -44,7 +44,7 @@ FLAGS = (
 
 @contextlib.contextmanager
 def same_random_numbers() -> Iterator[None]:
-    """What is drawn inside leaves the generators of Python, NumPy and torch, on all devices, as they were."""
+    """Restores the random generators of Python, NumPy and torch on all devices at the end of the block."""
     states = random.getstate(), numpy.random.get_state()
     with torch.random.fork_rng():
         yield
@@ -53,16 +53,16 @@ def same_random_numbers() -> Iterator[None]:
 
 
 def sample(trainer) -> Iterator[Finding]:
-    """What the policy says to a few prompts, through the trainer's own generation and rewards. Every process has to
-    call it. Leaves the trainer as it was."""
+    """Findings on the policy's completions of a few prompts, with the trainer's own generation and rewards. Every
+    process has to call it. The trainer is not changed."""
     size = trainer.num_generations
     prompts = max(1, SAMPLES // size // trainer.accelerator.num_processes)
     data = trainer.train_dataset
-    if "kind" in data.column_names:  # general rows would load reward models that are not needed for long
+    if "kind" in data.column_names:  # general rows would load reward models too early
         data = data.select([n for n, kind in enumerate(data["kind"]) if kind == "reasoning"] or range(len(data)))
     number, count = trainer.accelerator.process_index, trainer.accelerator.num_processes
     rows = checks.spread(data, prompts * count)
-    rows = rows[number::count][: len(rows) // count] or rows[:1]  # as many on each: TRL gathers without a look
+    rows = rows[number::count][: len(rows) // count] or rows[:1]  # equal counts, which TRL's gather assumes
     rows = [row for row in rows for _ in range(size)]
     mode = "train" if trainer.model.training else "eval"
     limit = min(SAMPLE_TOKENS, trainer.max_completion_length)
@@ -96,7 +96,7 @@ def sample(trainer) -> Iterator[Finding]:
 
 
 class Watch(TrainerCallback):
-    """One for each trainer; added last, so that it sees what the others left."""
+    """The callback of one trainer. It is added last, so it sees the effects of the others."""
 
     def __init__(self, trainer, args):
         self.trainer, self.limit = trainer, getattr(args, "stop_when_all_wrong", 0)
@@ -116,14 +116,14 @@ class Watch(TrainerCallback):
             self.trainer.last_rewards = None
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        """In the first steps with any gradient: is there one for every tensor, and is it finite?"""
+        """Check in the first steps with any gradient that every tensor has a finite one."""
         if self.unmoved == set() or self.done == FIRST or self.trainer.is_deepspeed_enabled:
             return
         grads = {name: one.grad for name, one in model.named_parameters() if one.requires_grad}
         still = {name for name, grad in grads.items() if grad is None or not grad.any()}
         if broken := [name for name in grads.keys() - still if not torch.isfinite(grads[name]).all()]:
             self._say("nan", f"The gradients of {len(broken)} tensors are not finite. {LOST}")
-        if len(still) == len(grads):  # in RL, that of groups that are all right
+        if len(still) == len(grads):  # in RL, all groups may be correct
             advice = "Nothing is learnt. Look at the rows and at what is trainable."
             self._flag("no gradient", not self.names, "there is no gradient", advice)
             return
@@ -147,7 +147,7 @@ class Watch(TrainerCallback):
         scored = getattr(self.trainer, "last_rewards", None)
         if scored is None:
             return
-        self.trainer.last_rewards = None  # several steps may share a rollout, which counts once
+        self.trainer.last_rewards = None  # a rollout that several steps share counts once
         size = self.trainer.num_generations
         rules = [i for i, name in enumerate(self.names) if "accuracy" in name or name == "code_reward"]
         total = (scored * self.trainer.reward_weights.to(scored.device)).nansum(1).view(-1, size)
@@ -182,7 +182,7 @@ class Watch(TrainerCallback):
         return "easier questions, or a base that gets some of them right; python -m recipes.tools.doctor checks rewards"
 
     def _flag(self, what: str, is_bad, text: str, advice: str, enough: int = FIRST) -> None:
-        """Say it once, when it has been so for some steps in a row."""
+        """Log a flag once, after it was raised for `enough` steps in a row."""
         self.times[what] = self.times[what] + 1 if is_bad else 0
         if self.times[what] >= enough:
             self._say(what, text + (f", {enough} times in a row" if enough > 1 else "") + f". {advice}")

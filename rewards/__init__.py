@@ -1,7 +1,7 @@
-"""Rewards for R1-style training: a completion and a row in, a number out.
+"""Reward functions for R1-style training: each maps a completion and its row to a number.
 
-Everything exported here is a callable that TRL takes as a reward function, its class with settings, or one of the plain
-functions under them. Importing this package loads neither torch nor transformers nor math-verify.
+This package exports reward functions for TRL, the classes that configure them, and the plain functions that they call.
+Importing it does not load torch, transformers or math-verify.
 """
 
 from rewards.accuracy import AccuracyReward, accuracy_reward, gold_error, is_correct

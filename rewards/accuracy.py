@@ -1,12 +1,12 @@
-r"""Accuracy: is the answer of a completion right (DeepSeek-R1, Methods, Eq. 4).
+r"""The accuracy reward: whether the answer of a completion is correct (DeepSeek-R1, Methods, Eq. 4).
 
-What counts as the answer: in the part that `rewards.parse` gives (the `<answer>` body, else what follows the
-reasoning), an answer is stated by a box, by `####`, or in words ("The answer is 14.", "答案是14。"). It is what stands
-behind these words on their line, or else on the next line or in the next display, up to where its explanation begins.
-Where none is stated, the last bold text, the whole text or its last line is the answer, or else the last formula or
-number in it. Everything that is stated outside of the reasoning has to be the gold answer: who states two different
-answers has given none. A number in a sentence is read with its words: "negative 4" is -4, while "at least 4", "half of
-4" and "4 hundred" are not 4. Equality is decided in `rewards.equality`.
+The answer is taken from the part that `rewards.parse` returns: the `<answer>` body, or else the text after the
+reasoning. A box, `####` or words ("The answer is 14.", "答案是14。") state an answer. It follows the words on the same
+line, the next line or in the next display, and ends where its explanation begins. If no answer is stated, it is the
+last bold text, the whole text or its last line, or else the last formula or number. Every answer that is stated outside
+the reasoning must equal the gold answer; two different answers count as none. A number in a sentence is read with its
+words: "negative 4" is -4, while "at least 4", "half of 4" and "4 hundred" are not 4. `rewards.equality` decides
+equality.
 """
 
 import itertools
@@ -21,7 +21,7 @@ from rewards.settings import Count, NotNegative, check
 
 BOX = re.compile(r"\\(?:boxed|fbox|framebox)(?![A-Za-z])\s*")
 PLACEHOLDER = re.compile(r"[\s.…_?]*|\\[lc]?dots|(?:\\text\{)?(?:your |the |final )*answer\}?", re.I)
-# One of these opens a statement: to look for them first is ten times as fast as to look for what they open.
+# Every statement contains one of these. Searching for them first is ten times as fast as matching STATEMENT everywhere.
 OPENING = (
     "answer",
     "antwort",
@@ -63,14 +63,14 @@ FORMULA = re.compile(
     r"\$\$(.+?)\$\$|(?<![\\\d])\$([^$\n]{1,400}?)\$(?!\d)|\\\[(.{1,2000}?)\\\]|\\\((.{1,400}?)\\\)", re.S
 )
 BOLD = re.compile(r"\*\*([^*\n]{1,400})\*\*")
-# A number with what belongs to it: its sign, fraction, unit of percent, and a calculation that leads up to it.
+# A number with its sign, its fraction, its percent sign and the calculation that leads to it.
 ARITHMETIC = re.compile(
     r"[-+]?(?<![A-Za-z_\d.])(?:\d[\d,.\s]*(?:[-+*/^=×÷·()−%!]|\b(?:or|and)\b)?[\s(]*)*(?:\d[\d,]*(?:\.\d+)?|\.\d+)\s*%?"
 )
 DASH = re.compile(r"(?<![\w.)\]}])[−–—‐‑‒﹣－⁻](?=\s?[\d.$€£¥\\])")
 PROSE = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{3,}")
 MINUS = re.compile(r"(?:\b(?:negative|minus)|负|(?<![\w.)\]}])-)\s*(?:US)?\\?[$€£¥]?\s*$", re.I)
-# What makes another number of one, or none: "not 14", "at least 14", "half of 14", "14 is wrong", "14 hundred".
+# Words that change or deny a number: "not 14", "at least 14", "half of 14", "14 is wrong", "14 hundred".
 _NEGATION = (
     r"(?:(?:\bnot|n't|n\u2019t|\bnever|\bcannot)(?: (?:be|equal|equal to|simply|just|really|exactly))?"
     r"|\bat (?:least|most)|\b(?:greater|less|more|fewer|larger|smaller|other|rather|bigger|higher|lower) than"
@@ -98,15 +98,15 @@ CHANGED = re.compile(
     r"|per (?:thousand|cent|mille)\b|(?:st|nd|rd|th)\b|[_^!])",
     re.I,
 )
-# A formula that is a name and no value: n, f(x), \\overline{CD}.
+# A formula that is a name instead of a value: n, f(x), \\overline{CD}.
 NAMED = re.compile(r"(?:\\(?!pi|sqrt|frac|infty|emptyset|text)[A-Za-z]+|[A-Za-z_{}()\s',|])+")
 LEAD = re.compile(r"^(?:(?:so|thus|hence|therefore|then|and|finally|即|所以|因此|故)[,，:：\s]*)+", re.I)
-# What stands between the parts of an answer, and what offers another one.
+# JOINED separates the parts of an answer; OFFER introduces an alternative.
 JOINED = re.compile(r"\b(?:and|or)\b|[,，;、和或与及]", re.I)
 OFFER = re.compile(r"\b(?:or|and|to)\b|[或和与]|至", re.I)
 VERB = re.compile(r"\b(?:is|are|was|were|equals|becomes|gives|simplifies to)\s|=|[:：]\s|(?:是|为|等于|得到?)\s*", re.I)
 FOREIGN = re.compile("[\u0400-\u04ff\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af]")
-# What takes a statement back, before it and behind it.
+# DOUBT before a statement, or CORRECTED after it, retracts it.
 DOUBT = re.compile(
     r"(?:\b(?:not|never|false|wrong|doubt|unlikely|if|cannot)\b|n't|n\u2019t|不认为|并非|如果|假如)[^.。\n]*$", re.I
 )
@@ -122,13 +122,13 @@ LABEL = re.compile(r"^(?:\\text\{)?\s*[A-Za-z][A-Za-z ]{0,30}[:：]\s*\}?\s*(?=[
 MARK = re.compile(r"^\s*(?:[>#]+|[-*+](?=\s)|\d+[.)](?=\s+\S))\s*")
 AND = re.compile(r"\s*(?:,|，|;|\band\b|\bor\b|和|或|、)+\s*(?:\band\b|\bor\b)?\s*")
 LETTERS = "A-J"
-MAX_READ = 20_000  # characters of an answer that are looked at, from its end
+MAX_READ = 20_000  # only the last characters of an answer are read
 OPTION_IS = re.compile(
     r"(?:(?:correct|right|best|final)\s+(?:option|choice)|选项|选择)\s*(?:\bis\b|\bare\b|是|为|应为|[:：])\s*"
     r"([^\n]{1,200})",
     re.I,
 )
-# A letter that a sentence sets aside.
+# A letter that a sentence rules out.
 NO_LETTER = re.compile(r"\(?\b(?:rather than|instead of|not|unlike)\s+\(?[A-J]\b\)?", re.I)
 DENIED = re.compile(
     r"\W*(?:is|are|was)?\s*(?:not\b|n't|(?:\w+ )?(?:wrong|incorrect|false)\b|do(?:es)?(?:n't| not)|错|不对)", re.I
@@ -142,11 +142,11 @@ GOLD_LETTERS = re.compile(rf"[{LETTERS}]+|[(\s]*[{LETTERS}][).\s]*(?:(?:,|\s)\s*
 
 
 def statements(answer: str, is_text: bool = False) -> list[str]:
-    r"""The answers that a text states, without repetition; [] where its last box never closes.
+    r"""The distinct answers that a text states; [] if its last box never closes.
 
-    Several boxes are one answer of several parts, as math-verify has it; boxes that hold a place only do not count.
-    Unless the gold answer `is_text`, a statement in prose ("the answer is the largest n, 34") is reduced to its value,
-    and one that holds none says nothing beside another.
+    Several boxes are the parts of one answer, as in math-verify; placeholder boxes do not count. Unless the gold answer
+    `is_text`, a statement in prose ("the answer is the largest n, 34") is reduced to its value. A statement without a
+    value is ignored if there is another one.
     """
     answer = flat(answer)
     boxes: list[str] = []
@@ -202,8 +202,8 @@ def statements(answer: str, is_text: bool = False) -> list[str]:
 
 
 def _in_place(content: str, before: str, after: str) -> str:
-    """What a box says where it stands: "-" before it belongs to it, and so does a base; within a root, with a power or
-    behind "at least" it says another thing, which is given as "?"."""
+    """The content of a box in its context. A "-" before it or a base after it is included. In a root, with a power or
+    after "at least", the box has another value, and "?" is returned."""
     before, after = before.rsplit("\n", 1)[-1][-80:], after[:80]
     if base := re.match(r"_\{?\d{1,2}\}?", after):
         return content + base.group()
@@ -217,7 +217,7 @@ def _in_place(content: str, before: str, after: str) -> str:
 
 
 def _heads(answer: str) -> list[re.Match]:
-    """The words that open a statement, in their order."""
+    """Matches of the words that open a statement, in text order."""
     lowered = answer.lower()
     lowered = lowered if len(lowered) == len(answer) else answer
     places = {match.start() for word in OPENING if word in lowered for match in re.finditer(word, lowered)}
@@ -225,14 +225,14 @@ def _heads(answer: str) -> list[re.Match]:
 
 
 def flat(text: str) -> str:
-    """A text with each display in the line before it, and a minus for every dash that is one."""
+    """The text with each display moved into the line before it, and "-" for every dash that is a minus sign."""
     if any(mark in text for mark in ("\\[", "$$", "\\begin", "```", "~~~")):
         text = DISPLAY.sub(r" \\(\g<inside>\\) ", text)
     return text if text.isascii() else DASH.sub("-", text)
 
 
 def _sentence(text: str) -> str:
-    """A statement up to its end; a formula in dollars is kept whole."""
+    """The text up to the end of the statement. A delimited formula is kept whole."""
     if match := re.match(r"[*\s]*(?:\$\$?(?:\\.|[^$\\])+\$\$?|\\\(.+?\\\)|\\\[.+?\\\])", text):
         rest = END.split(text[match.end() - 1 :], maxsplit=1)[0][1:]
         return match.group() + (rest if re.match(r"\s*(?:,|and\b|or\b|和|或|\\text|[A-Za-z%°]+\s*$)", rest) else "")
@@ -240,7 +240,7 @@ def _sentence(text: str) -> str:
 
 
 def _reading(text: str) -> str | None:
-    """The text, where it reads as an answer by itself, with a label before it or a remark behind it left out."""
+    """The text without its label and remark if it can be read as an answer, else None."""
     if len(text) > 300 or len(PROSE.findall(text)) > 6:  # no unit has more words
         return None
     text = LEAD.sub("", REMARK.sub("", LABEL.sub("", strip_markup(text))))
@@ -254,8 +254,8 @@ def _reading(text: str) -> str | None:
 
 
 def _said(text: str) -> str | None:
-    """What a sentence gives as its value: itself, its bold part, what stands behind its last "is", else a number of it:
-    the one that it begins with, or the last. None where the words beside it change it, or where it offers two."""
+    """The value that a sentence gives: the sentence itself, its bold part, the part after "is", or else a number (the
+    one that it begins with, or the last). None if the words around the value change it, or if there are two values."""
     if (reading := _reading(text)) is not None:
         return reading
     if bold := BOLD.findall(text):
@@ -291,10 +291,10 @@ def _said(text: str) -> str | None:
 
 
 def unstated(answer: str, is_text: bool) -> str | None:
-    """What is meant as the answer where none is stated: one reading, so that nobody can give two.
+    """The answer of a text that states none. There is one reading, so a completion cannot give two answers.
 
-    The last bold text, the whole text, its last line: the first of them that reads as an answer; else the last formula
-    or number in it. For a gold answer that `is_text`, every text does.
+    It is the first of these that can be read as an answer: the last bold text, the whole text, the last line. Else it
+    is the last formula or number. If the gold answer `is_text`, any text can be read as an answer.
     """
     answer = flat(answer[-4_000:])
     bold = [text for text in BOLD.findall(answer) if not text.rstrip().endswith((":", "："))]
@@ -312,7 +312,7 @@ def unstated(answer: str, is_text: bool) -> str | None:
 
 
 def chosen(answer: str) -> set[str]:
-    """The letters that a multiple-choice answer gives; none where it says which letter is wrong, or offers two."""
+    """The letters that a multiple-choice answer gives; none if it only rules a letter out or offers two."""
     answer = flat(unicodedata.normalize("NFKC", without_invisible(answer)))[-4_000:]
     stated = statements(answer, is_text=True)
     stated += [END.split(found[1], maxsplit=1)[0] for found in OPTION_IS.finditer(answer)] if not stated else []
@@ -352,7 +352,7 @@ def _letters(text: str) -> set[str]:
 
 
 def gold_of(text: str) -> str:
-    r"""The answer in a gold column: of a worked solution its last box or what follows `####`, else all of it."""
+    r"""The answer in a gold column: the last box or the text after `####` of a worked solution, or else all of it."""
     if BOX.search(text):
         found = statements(text)
         return found[0] if found else ""
@@ -360,8 +360,8 @@ def gold_of(text: str) -> str:
 
 
 def gold_error(answer: str, verifier: str = "math", entry: str | None = None) -> str | None:
-    """Why a gold answer cannot be used (for data preparation, which refuses the row), None where it can. ``entry`` is
-    that of verifier "gym"."""
+    """Why a gold answer cannot be used, or None if it can. Data preparation refuses such rows. ``entry`` belongs to
+    verifier "gym"."""
     if verifier == "gym":
         from rewards import gym
 
@@ -375,13 +375,13 @@ def gold_error(answer: str, verifier: str = "math", entry: str | None = None) ->
 def is_correct(
     completion: str, answer: str, verifier: str = "math", question: str = "", entry: str | None = None
 ) -> bool | None:
-    """Whether a completion answers its row rightly. ``entry`` is that of verifier "gym".
+    """Whether a completion answers its row correctly. ``entry`` belongs to verifier "gym".
 
-    None for a row that no rule can grade: verifier "judge" or "none", or a gold answer that cannot be used.
+    None if no rule can grade the row: its verifier is "judge" or "none", or its gold answer cannot be used.
 
     Raises:
-        SandboxUnavailable: verifier "code", and no program can be run.
-        rewards.gym.GymMissing: verifier "gym", and reasoning-gym is not installed.
+        SandboxUnavailable: The verifier is "code", and no program can be run.
+        rewards.gym.GymMissing: The verifier is "gym", and reasoning-gym is not installed.
     """
     if verifier == "gym":
         from rewards import gym
@@ -397,7 +397,7 @@ def is_correct(
 
 
 def grade(texts: list[str], golds: list[str], verifiers: list[str], rule: EqualityRule) -> list[bool | None]:
-    """`is_correct` for many completions; equal answers to equal golds are verified once."""
+    """`is_correct` for many completions. Each distinct pair of answer and gold answer is verified once."""
     usable: dict[tuple[str, str], str | None] = {}
     for key in dict.fromkeys(zip(golds, verifiers, strict=True)):
         usable[key] = rule.gold_error(gold_of(key[0])) if key[1] == "math" else gold_error(*key)
@@ -436,20 +436,19 @@ _RULE = EqualityRule()
 
 @dataclass(frozen=True)
 class AccuracyReward:
-    """1.0 for a completion whose answer is the gold one, else 0.0.
+    """Returns 1.0 if the answer of a completion equals the gold answer, else 0.0.
 
-    The gold answer stands in the column `answer` or, where a row has none there, `solution`: as an answer, or as a
-    worked solution with a box.
-    None for rows that a rule of this reward cannot grade: another kind than `reasoning`, another verifier than "math"
-    and "choice", or a gold answer that cannot be used; never because of the completion. Also for what math-verify was
-    not asked once `step_seconds` had passed.
+    The gold answer is in the column `answer` or, if that is empty, in `solution`. It is an answer or a worked solution
+    with a box. A row gets None if this reward cannot grade it: its kind is not `reasoning`, its verifier is not "math"
+    or "choice", or its gold answer cannot be used. A row also gets None if math-verify was not asked because
+    `step_seconds` had passed. The completion itself never causes None.
 
     Args:
-        percent, decimals: see `rewards.equality.Tolerance`.
-        prefilled: the prompts end in `<think>`; seen by itself for prompts that are strings.
-        step_seconds: how long a call may ask math-verify about what `rewards.equality` cannot decide by itself.
+        percent, decimals: See `rewards.equality.Tolerance`.
+        prefilled: The prompts end in `<think>`. This is detected if the prompts are strings.
+        step_seconds: How long a call may ask math-verify about answers that `rewards.equality` cannot decide.
 
-    Metrics: `accuracy/gold_unusable`, share of the rows, with what was not asked; `accuracy/timeouts`, answers not
+    Metrics: `accuracy/gold_unusable`, the share of rows with None; `accuracy/timeouts`, the number of answers not
     decided in time.
     """
 

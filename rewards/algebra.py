@@ -1,4 +1,4 @@
-"""math-verify, asked in a worker process about what `rewards.equality` cannot decide by itself."""
+"""Runs math-verify in a worker process for pairs that `rewards.equality` cannot decide."""
 
 from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
 
@@ -6,9 +6,9 @@ CONFIGS = (LatexExtractionConfig(), ExprExtractionConfig())
 
 
 def verify_pair(pair: list[str]) -> bool | None:
-    """Whether math-verify takes the answer for the gold one; None where it cannot parse the gold one.
+    """Whether math-verify finds the answer equal to the gold answer; None if it cannot parse the gold answer.
 
-    Its own time limits are off: they rest on SIGALRM, and the parent kills this process at its limit anyway.
+    Its own time limits are off: they need SIGALRM, and the parent kills this process at its limit anyway.
     """
     gold, answer = (
         parse(f"${text}$", CONFIGS, fallback_mode="no_fallback", extraction_mode="first_match", parsing_timeout=None)

@@ -1,7 +1,7 @@
-"""Code rewards: does the program that a completion gives do what its tests ask for.
+"""Code rewards: whether the program of a completion passes its row's tests.
 
-What a program is expected to print or return never enters its sandbox: the input or the call goes in, and what comes
-out is compared outside of it. By this process, where a test is a value; in a second sandbox, where it is Python.
+The expected output or value never enters the program's sandbox. Only the input or the call goes in, and the result is
+compared outside: by this process if the test is a value, or in a second sandbox if the test is Python.
 """
 
 import ast
@@ -39,21 +39,21 @@ FENCE = re.compile(
 NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 HARNESS, TESTER = (Path(__file__).with_name(name) for name in ("harness.py", "tester.py"))
 TOLERANCE = 1e-6
-MAX_LATE = 3  # runs of a program that may reach the time limit; its other tests then count as failed, unrun
-MAX_CALLS, ROUNDS = 5_000, 16  # of a test that is Python: calls, and how often it may ask for more of them
-MAX_PARSED = 50_000  # characters of a block that this process parses
-HELD = "\u0001held"  # stands for a block while the answer is looked for
+MAX_LATE = 3  # runs of a program that may time out; its remaining tests then fail without being run
+MAX_CALLS, ROUNDS = 5_000, 16  # limits of a Python test: calls, and rounds in which it asks for more calls
+MAX_PARSED = 50_000  # characters; this process does not parse longer blocks
+HELD = "\u0001held"  # placeholder of a block while the answer is searched
 NOT_STARTED = "not started"
-MAX_PRIVATE = 1 << 28  # bytes of LiveCodeBench's private tests once they are inflated
+MAX_PRIVATE = 1 << 28  # bytes of LiveCodeBench's private tests after decompression
 
 
 @dataclass(frozen=True)
 class Test:
-    """`expected` is what the program prints for `stdin`, or, in the form of `harness.encode`, what `call` gives.
+    """`expected` is what the program prints for `stdin`, or what `call` returns, in the form of `harness.encode`.
 
-    `loose`: it came from JSON, which has lists only; `wrapped`: of a data set that often puts one around the value.
-    `script` is Python that asserts: the functions in `names`, of which `classes` are classes, and the argument of its
-    `check`, which is `entry`, are the program's.
+    `loose`: the value came from JSON, which has only lists. `wrapped`: the data set often puts a list around the value.
+    `script` is Python with assertions. The program defines the functions in `names`, of which `classes` are classes,
+    and `entry`, the argument of the script's `check`.
     """
 
     expected: str = ""
@@ -65,11 +65,11 @@ class Test:
     entry: str = ""
     names: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
-    __test__ = False  # for pytest, which collects what is called Test
+    __test__ = False  # pytest collects classes called Test
 
 
 def parse_tests(tests: Any) -> tuple[Test, ...]:
-    """Read a row's tests, as the data sets publish them.
+    """Read a row's tests in the forms that data sets publish.
 
     - `{"input": ..., "output": ...}`: stdin and stdout; with `fn_name`, or `"testtype": "functional"`, a call.
     - `{"inputs": [...], "outputs": [...]}`, with `fn_name` or without (APPS, TACO), also under `input_output`.
@@ -77,10 +77,10 @@ def parse_tests(tests: Any) -> tuple[Test, ...]:
     - `{"test": ..., "entry_point": ...}` (HumanEval).
     - `{"public_test_cases": ..., "private_test_cases": ..., "metadata": ...}` (LiveCodeBench).
     - Python: `assert` lines, `def check(candidate)`, functions called `test...`, `unittest`.
-    - A list of these, alone or under `test_cases`; all of it possibly as JSON text.
+    - A list of these, alone or under `test_cases`. All of these may be JSON text.
 
     Raises:
-        ValueError: a test of another form. Data preparation refuses the row with this message.
+        ValueError: A test has another form. Data preparation refuses the row with this message.
     """
     if isinstance(tests, str):
         if not re.match(r"\s*(?:[\[{]|\"(?!\"\"))", tests):
@@ -100,7 +100,7 @@ def parse_tests(tests: Any) -> tuple[Test, ...]:
 
 
 def _record(row: dict) -> tuple[Test, ...]:
-    """Tests in the columns of a data set, or a single one."""
+    """The tests in the columns of a data set, or a single test."""
     for column in ("test_cases", "input_output"):
         if row.get(column):
             return parse_tests(row[column])
@@ -131,9 +131,9 @@ def _record(row: dict) -> tuple[Test, ...]:
 
 
 def _unpacked(text: str) -> str:
-    """The JSON text that LiveCodeBench has pickled, deflated and written in base64; nothing is unpickled.
+    """The JSON text that LiveCodeBench has pickled, deflated and encoded in base64. Nothing is unpickled.
 
-    Raises ValueError for a pickle that holds anything but one text.
+    Raises ValueError if the pickle holds anything but one string.
     """
     try:
         inflate = zlib.decompressobj()
@@ -161,11 +161,11 @@ def _case(case: dict) -> Test:
     if not name or (not functional and "testtype" in case):
         given, expected = (
             "\n".join(map(str, side)) if isinstance(side, list) else side for side in (given, expected)
-        )  # lines
+        )  # one line an item
         if not isinstance(given, str) or not isinstance(expected, str):
             raise ValueError("`input` and `output` of a stdin test must be text")
         return Test(expected, given)
-    if functional and isinstance(given, str):  # a line an argument
+    if functional and isinstance(given, str):  # one argument a line
         given, expected = [json.loads(line) for line in given.split("\n") if line.strip()], json.loads(expected)
     name = str(name).removeprefix("Solution.")
     if not name.isidentifier() or keyword.iskeyword(name) or not isinstance(given, list):
@@ -178,7 +178,7 @@ def _case(case: dict) -> Test:
 
 
 def _helpers(row: dict) -> str:
-    """What HumanEval's prompts define beside the function that is asked for, such as `poly` for `find_zero`."""
+    """The definitions in a HumanEval prompt beside the requested function, such as `poly` for `find_zero`."""
     try:
         body = ast.parse(row.get("prompt") or "").body
     except SyntaxError:
@@ -188,7 +188,7 @@ def _helpers(row: dict) -> str:
 
 
 def _python(text: str, entry: str = "") -> tuple[Test, ...]:
-    """Tests that are Python: values where every line is `assert call == literal`, else a script."""
+    """Tests written in Python: values if every line is `assert call == literal`, else a script."""
     try:
         tree = ast.parse(text)
         if any(isinstance(node, ast.AsyncFunctionDef | ast.Await) for node in ast.walk(tree)):
@@ -217,7 +217,7 @@ def _python(text: str, entry: str = "") -> tuple[Test, ...]:
 
 
 def _classes(tree: ast.AST, names: set[str]) -> tuple[list[str], str]:
-    """(names that are made and asked at once, as in Solution().f(1), a name whose object is kept, or "")."""
+    """(classes that are created and called at once, as in Solution().f(1); a class whose object is kept, or "")."""
     made = {}
     for node in ast.walk(tree):
         for part in ast.iter_child_nodes(node):
@@ -245,7 +245,7 @@ class _NoValueError(ValueError):
 
 
 def _asked(tree: ast.AST) -> set[str]:
-    """The names that tests read and do not define: the program's."""
+    """The names that the tests read but do not define. The program has to define them."""
     read = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
     made = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)}
     for node in ast.walk(tree):
@@ -261,7 +261,7 @@ def _asked(tree: ast.AST) -> set[str]:
 
 
 def _assertion(statement: ast.stmt) -> Test:
-    """`assert f(literals) == literal`, of which the literal does not enter the sandbox. Raises _NoValueError else."""
+    """The test in `assert f(literals) == literal`, whose literal stays outside. Raises _NoValueError for others."""
     test = statement.test if isinstance(statement, ast.Assert) else None
     if isinstance(test, ast.Compare) and len(test.ops) == 1 and isinstance(test.ops[0], ast.Eq):
         for call, literal in ((test.left, test.comparators[0]), (test.comparators[0], test.left)):
@@ -282,16 +282,16 @@ def _encoded(value: Any) -> str:
 
 
 def wanted(tests: Sequence[Test]) -> frozenset[str]:
-    """The names that a program has to define for its tests; none where they are of stdin."""
+    """The names that a program has to define for its tests; none for stdin tests."""
     calls = {match[0] for test in tests if test.call and (match := re.match(r"\w+", test.call))}
     return frozenset(calls | {name for test in tests for name in (*test.names, test.entry) if name})
 
 
 def program_of(completion: str, names: frozenset[str] = frozenset()) -> str | None:
-    """The program of a completion's answer, all of it where it has no fenced block of Python.
+    """The program in a completion's answer: a fenced block of Python, or the whole answer if it has none.
 
-    Of several blocks the last one that parses and defines what tests call, one of `names` or a class Solution; without
-    names the last one that parses and is more than literals, so that no example of input or output is taken for it.
+    Of several blocks, it is the last one that parses and defines one of `names` or a class Solution. Without names it
+    is the last one that parses and holds more than literals, so an example of input or output is not taken.
     """
     blocks: list[str] = []
 
@@ -299,7 +299,7 @@ def program_of(completion: str, names: frozenset[str] = frozenset()) -> str | No
         blocks.append(fence.group())
         return f"{fence.group(1)}\n{HELD}{len(blocks) - 1}.\n{fence.group(1)}\n"
 
-    answer = parse(FENCE.sub(keep, completion)).answer  # what is markup elsewhere is code in a fence
+    answer = parse(FENCE.sub(keep, completion)).answer  # inside a fence, tags are code
     if answer is None:
         return None
     held = [FENCE.match(blocks[int(number)]) for number in re.findall(rf"{HELD}(\d+)\.", answer)]
@@ -333,7 +333,7 @@ def _calls(node: ast.AST) -> list[ast.Call]:
 
 
 def same_output(expected: str, printed: str, tolerance: float = TOLERANCE) -> bool:
-    """Whether a program printed what was expected: line by line, word by word; numbers with a point to `tolerance`."""
+    """Whether the output is as expected, compared line by line and word by word, decimals within `tolerance`."""
     lines = [[line.split() for line in text.rstrip().split("\n")] for text in (expected, printed)]
     return [len(line) for line in lines[0]] == [len(line) for line in lines[1]] and all(
         _same_word(one, other, tolerance)
@@ -351,10 +351,10 @@ def _same_word(expected: str, printed: str, tolerance: float) -> bool:
 
 
 def _same_value(expected: Any, given: Any, tolerance: float, loose: bool = False) -> bool:
-    """Compare two values in the form of `harness.encode`, as Python's == does but for floats.
+    """Compare two values in the form of `harness.encode`, like Python's == except for floats.
 
-    A whole number is that number only, also where it is given as a float: 2.0 is 2, and 1000000500.0 is no 1000000007.
-    A float is one within `tolerance` of itself. With `loose` a tuple is a list.
+    An expected integer matches only itself, also as a float: 2.0 equals 2, but 1000000500.0 does not equal 1000000007.
+    An expected float matches numbers within the relative `tolerance`. With `loose`, a tuple equals a list.
     """
     if not (isinstance(given, list) and len(given) == 2 and isinstance(given[0], str)):
         return False
@@ -379,12 +379,12 @@ def _same_value(expected: Any, given: Any, tolerance: float, loose: bool = False
 
 
 def share_passed(provider: Provider, program: str, tests: tuple[Test, ...], all_or_nothing: bool = True) -> float:
-    """Share of the tests that a program passes; with `all_or_nothing` 1.0 or 0.0, and the first failure ends it.
+    """Share of the tests that a program passes. With `all_or_nothing` it is 1.0 or 0.0, and the first failure ends it.
 
-    Verdicts are remembered by a hash, but for those that a time limit has given.
+    Verdicts are cached by a hash unless a time limit affected them.
 
     Raises:
-        SandboxUnavailable: it could not be run.
+        SandboxUnavailable: The program could not be run.
     """
     key = hashlib.sha256(repr((provider, program, _digest(tests), all_or_nothing)).encode("utf-8", "replace")).digest()
     if (known := VERDICTS.get(key)) is not None:
@@ -396,7 +396,7 @@ def share_passed(provider: Provider, program: str, tests: tuple[Test, ...], all_
 
 
 class _Verdicts:
-    """The last verdicts by their hashes: some hundred bytes each."""
+    """A cache of the latest verdicts by hash, with a few hundred bytes each."""
 
     def __init__(self, most: int) -> None:
         self.most, self.kept, self.lock = most, OrderedDict(), threading.Lock()
@@ -422,11 +422,11 @@ def _digest(tests: tuple[Test, ...]) -> str:
 def _share_passed(
     provider: Provider, program: str, tests: tuple[Test, ...], all_or_nothing: bool
 ) -> tuple[float, bool]:
-    """(share of the tests that passed, whether a time limit had a part in it)."""
+    """(share of the tests that passed, whether a time limit affected it)."""
     passed = late = 0
-    end = time.monotonic() + MAX_LATE * getattr(provider, "seconds", 6.0)  # of all tests of a program together
+    end = time.monotonic() + MAX_LATE * getattr(provider, "seconds", 6.0)  # for all tests of a program
     calls = [test for test in tests if test.call is not None]
-    if calls:  # the calls of a program share a process, as the asserts of a test file do
+    if calls:  # all calls run in one process, like the asserts of a test file
         run = _called(provider, program, [test.call for test in calls])
         late += run.stopped == "time"
         passed = sum(_same_call(test, line) for test, line in zip(calls, run.stdout.split("\n"), strict=False))
@@ -450,7 +450,7 @@ def _share_passed(
 
 
 def _called(provider: Provider, program: str, calls: list[str], raised: bool = False) -> Outcome:
-    """Outcome a program and calls of its functions, each of which gives a line."""
+    """Run a program and calls of its functions. Each call writes one line."""
     source = f"CALLS = {calls!r}\nPROGRAM = {program!r}\n{HARNESS.read_text(encoding='utf-8')}"
     return provider.run(f"{source}\nmain(PROGRAM, CALLS, {raised})\n", "")
 
@@ -466,10 +466,10 @@ def _same_call(test: Test, line: str) -> bool:
 
 
 def _script_passed(provider: Provider, program: str, test: Test) -> tuple[bool, bool]:
-    """(whether a program passes tests that are Python, whether a time limit had a part in it).
+    """(whether a program passes tests in Python, whether a time limit affected it).
 
-    What the tests call is asked of the program in its sandbox, and the tests run on the answers in another one. Where
-    an answer leads to a call that was not foreseen, the program is asked again.
+    The program runs the calls of the tests in its sandbox. The tests run on the results in another sandbox. If a result
+    leads to a new call, the program runs again.
     """
     calls = _foreseen(provider, test)
     for _ in range(ROUNDS):
@@ -478,7 +478,7 @@ def _script_passed(provider: Provider, program: str, test: Test) -> tuple[bool, 
         answers = list(zip(calls, lines, strict=False))
         try:
             said, slow = _tested(provider, test, answers)
-        except RecursionError:  # of an answer that is nested too deeply to be written
+        except RecursionError:  # the answer is nested too deeply for JSON
             return False, False
         late = slow or run.stopped == "time"
         if "passed" in said or late:
@@ -491,7 +491,7 @@ def _script_passed(provider: Provider, program: str, test: Test) -> tuple[bool, 
 
 @lru_cache(maxsize=1_024)
 def _foreseen(provider: Provider, test: Test) -> list[str]:
-    """The calls of tests, as far as they do not depend on an answer. Raises ValueError for tests that cannot run."""
+    """The calls of a test that do not depend on an answer. Raises ValueError if the test cannot run."""
     said, _ = _tested(provider, test, None)
     if said.get("unusable") or not said.get("calls"):
         raise ValueError(f"tests cannot be run: {said.get('unusable') or said.get('why')}")
@@ -516,40 +516,40 @@ def _line(text: str) -> Any:
 def passes(
     completion: str, tests: tuple[Test, ...], provider: Provider | None = None, all_or_nothing: bool = True
 ) -> float:
-    """`share_passed` of the program that a completion gives, 0.0 where it gives none.
+    """`share_passed` of a completion's program; 0.0 if it has none.
 
     Raises:
-        SandboxUnavailable: the program could not be run.
+        SandboxUnavailable: The program could not be run.
     """
     program = program_of(completion, wanted(tests))
     return 0.0 if program is None else share_passed(provider or LocalSandbox(), program, tests, all_or_nothing)
 
 
 def prints(completion: str, expected: str, provider: Provider | None = None) -> bool:
-    """Whether the program of a completion prints what is expected. Raises SandboxUnavailable as `passes` does."""
+    """Whether the program of a completion prints the expected text. Raises SandboxUnavailable like `passes`."""
     return passes(completion, (Test(expected),), provider) == 1.0
 
 
 @dataclass(frozen=True)
 class CodeReward:
-    """1.0 for a program that passes all of its row's tests, else 0.0; with `mode` "share" the share that it passes.
+    """Returns 1.0 if a program passes all of its row's tests, else 0.0; with `mode` "share", the share passed.
 
-    The tests stand in the column `tests` (or `verification_info`), in a form that `parse_tests` reads; without it the
-    column `answer` is what the program prints. None for rows whose `verifier` is not "code" or whose tests cannot be
-    read, and, for all completions of a prompt, where the sandbox was out of service.
+    The tests are in the column `tests` (or `verification_info`), in a form that `parse_tests` reads. Without tests the
+    program has to print the column `answer`. A row gets None if its `verifier` is not "code" or its tests cannot be
+    read. If the sandbox was out of service, all completions of that prompt get None.
 
     Args:
-        seconds: wall-clock limit of a run.
-        step_seconds: when so much time has passed in a call, no further completion is started. What was not is None,
-            and counted. The last ones that were may take their own limits.
-        piston_url: a Piston server that runs the programs; else the embedded sandbox does.
-        workers: programs run at once.
-        provider: any other place to run programs.
+        seconds: Wall-clock limit of a run.
+        step_seconds: Seconds of a call after which no completion is started. Those not started get None and are
+            counted. Those already started may run to their own limits.
+        piston_url: URL of a Piston server that runs the programs. By default the embedded sandbox runs them.
+        workers: Number of programs that run at once.
+        provider: Another provider that runs programs.
 
     Metrics: `code/outage`, `code/tests_unusable`, `code/not_started`: shares of the rows.
 
     Raises:
-        SandboxRefused: this machine cannot shut a program in; the message names what it lacks.
+        SandboxRefused: This machine cannot isolate a program. The message names what is missing.
     """
 
     mode: Literal["all", "share"] = "all"
@@ -581,7 +581,7 @@ class CodeReward:
         if given is None and answer is None:
             raise ValueError("code_reward: the data set needs a column `tests`, or `answer` with what is to be printed")
         rows = [row for row in range(len(completions)) if verifier is None or verifier[row] == "code"]
-        read: dict[Any, tuple[Test, ...] | None] = {}  # a group shares its tests
+        read: dict[Any, tuple[Test, ...] | None] = {}  # the rows of a group share their tests
         cases: dict[int, tuple[Test, ...] | None] = {}
         for row in rows:
             found, printed = given[row] if given else None, answer[row] if answer else None
@@ -609,7 +609,7 @@ class CodeReward:
         return [scores[row] if row in scores and keys[row] not in out else None for row in range(len(completions))]
 
     def _tests(self, tests: Any, printed: Any) -> tuple[Test, ...] | None:
-        """A row's tests, or what its program prints; None where it has neither, or tests that cannot be read or run."""
+        """A row's tests, or a test for the text to print; None if it has neither or its tests cannot be read or run."""
         try:
             if not tests:
                 return (Test(str(printed)),) if printed not in (None, "") else None
@@ -619,7 +619,7 @@ class CodeReward:
                     _foreseen(self.provider, test)
             return found
         except SandboxUnavailable:
-            return found  # said of each completion
+            return found  # `_score` reports the outage for each completion
         except SandboxRefused:
             raise
         except Exception as error:  # noqa: BLE001 (no row ends training)

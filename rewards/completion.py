@@ -1,7 +1,6 @@
-"""The one parser of completions: what is reasoning, what is said to the user, what is the answer.
+"""The only parser of completions: it finds the reasoning, the summary and the answer.
 
-Rewards, data preparation and evaluation all read a completion through `parse`, so that a text can never be right for
-one of them and wrong for another.
+Rewards, data preparation and evaluation all read completions with `parse`, so they always agree on what an answer is.
 """
 
 import re
@@ -13,8 +12,8 @@ from typing import Any
 THINK = ("<think>", "</think>")
 ANSWER = ("<answer>", "</answer>")
 INVISIBLE = "\u00ad\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufe00-\ufe0f\ufeff"
-# What no reader of the rendered text sees, or sees struck out.
-# Also text without colour or size, and what is written into a tag, an image or a link's target.
+# Text that a reader of the rendered page does not see or sees struck out: comments, text without colour or size, and
+# the content of tags, images and link targets.
 _STYLE = (
     r"\bhidden\b|(?:display|visibility)\s*:\s*(?:none|hidden)|color\s*[:=]\s*[\"']?\s*(?:white|transparent|#f{3,6})"
 )
@@ -33,7 +32,7 @@ HIDDEN = re.compile(
 
 @cache
 def tag_pattern(*tags: str) -> re.Pattern:
-    """Finds tags as a reader does: in any case, white space and invisible characters inside of them notwithstanding."""
+    """A pattern that matches the tags in any case, also with white space or invisible characters inside them."""
     between = rf"[\s{INVISIBLE}]*"
     return re.compile("|".join(between.join(map(re.escape, tag)) for tag in tags), re.I)
 
@@ -43,39 +42,39 @@ _UNSEEN = re.compile(f"[{INVISIBLE}]")
 
 
 def without_invisible(text: str) -> str:
-    """A text without the characters that a reader does not see."""
+    """The text without invisible characters."""
     return _UNSEEN.sub("", text)
 
 
 @dataclass(frozen=True)
 class Completion:
-    """A completion in its parts; the parts carry no surrounding white space."""
+    """The parts of a completion, without surrounding white space."""
 
     reasoning: str | None
-    """What stands between the think tags; None where there is no think tag at all. Kept when it was cut off."""
+    """The text between the think tags, also if it was cut off; None if there is no think tag."""
     summary: str
-    """What the user is shown: everything after the last `</think>`, answer tags removed; all of it without tags."""
+    """What the user is shown: the text after the last `</think>`, or all of it, without answer tags."""
     answer: str | None
-    """Where the answer has to be looked for: the body of `<answer>`, else the summary. None where nothing may count
-    as an answer: the reasoning was cut off, nothing follows it, or two different answers are given."""
+    """The text that contains the answer: the body of `<answer>`, or else the summary. None if there is no answer: the
+    reasoning was cut off, nothing follows it, or two different answers are given."""
     complete: bool
-    """False where a reasoning or an `<answer>` was opened and never closed."""
+    """False if a reasoning or an `<answer>` was opened but never closed."""
     shown: str
-    """All that stands outside of the reasoning, answer tags as line ends, and without what no reader sees."""
+    """The visible text outside the reasoning, with line ends in place of answer tags."""
 
 
 def parse(text: str, think: tuple[str, str] = THINK, prefilled: bool = False) -> Completion:
     """Split a completion into reasoning, summary and answer.
 
-    The answer never comes from inside the reasoning, nor from a reasoning that was cut off. A completion that gives
-    two different answers outside of its reasoning, in two `<answer>` bodies or on both sides of a further `</think>`,
-    gives none. Tags count in any case, so that `<THINK>` does not turn reasoning into an answer.
+    The answer never comes from the reasoning. Two different answers outside the reasoning, in two `<answer>` bodies or
+    on both sides of an extra `</think>`, count as none. Tags match in any case, so `<THINK>` does not turn reasoning
+    into an answer.
 
     Args:
-        text: the completion, without its prompt.
-        think: the opening and the closing tag of the reasoning. Both may be the same text, as in the paper's pattern
+        text: The completion, without its prompt.
+        think: The opening and closing tags of the reasoning. They may be equal, as in the paper's pattern
             `|special_token| reasoning |special_token| summary`.
-        prefilled: the prompt already ends in the opening tag.
+        prefilled: The prompt already ends in the opening tag.
     """
     pieces, reasonings, complete = _split(think[0] + text if prefilled else text, *think)
     tail = pieces[-1].strip()
@@ -96,10 +95,10 @@ def parse(text: str, think: tuple[str, str] = THINK, prefilled: bool = False) ->
 
 
 def _split(text: str, opening: str, closing: str) -> tuple[list[str], list[str], bool]:
-    """Cut a text at its think tags -> (pieces outside of any reasoning, reasonings, is the last reasoning closed).
+    """Cut a text at its think tags -> (pieces outside the reasoning, reasonings, whether the last reasoning is closed).
 
-    The first piece is what stands before any reasoning, the last one what follows the last. A closing tag with no
-    opening one before it ends a reasoning that the prompt opened.
+    The first piece precedes any reasoning, and the last piece follows the last reasoning. A closing tag without an
+    opening tag ends a reasoning that the prompt opened.
     """
     if opening == closing:
         parts = text.split(opening)
@@ -127,7 +126,7 @@ def _split(text: str, opening: str, closing: str) -> tuple[list[str], list[str],
 
 
 def seen(text: str) -> str:
-    """A text without what is `HIDDEN`. Without any of these characters nothing is."""
+    """The text without its `HIDDEN` parts. A text without these characters has none."""
     return HIDDEN.sub(" ", text) if any(mark in text for mark in "<\\%~]") else text
 
 
@@ -147,11 +146,11 @@ def _answer_bodies(piece: str) -> list[str]:
 
 
 def text_of(completion: Any) -> str:
-    """The assistant's text in what TRL passes as one completion.
+    """The assistant's text in one completion of TRL.
 
-    A string for plain prompts; for conversations a list of messages, of which the last assistant message counts (tool
-    turns come before it). Its content is a string, None, or a list of blocks `{"type": "text", "text": ...}`. Where
-    TRL has split the reasoning off into `reasoning_content`, it is put back in its tags.
+    A completion is a string for plain prompts and a list of messages for conversations. The last assistant message
+    counts (tool turns come before it). Its content is a string, None, or a list of blocks
+    `{"type": "text", "text": ...}`. Reasoning that TRL has moved to `reasoning_content` is put back in its tags.
     """
     if completion is None:
         return ""
@@ -172,7 +171,7 @@ def text_of(completion: Any) -> str:
 
 
 def prompt_text(prompt: Any) -> str:
-    """The user's last message of a prompt, or the prompt itself where it is a string."""
+    """The last user message of a prompt, or the prompt itself if it is a string."""
     if isinstance(prompt, str):
         return prompt
     for message in reversed(prompt or []):
@@ -182,13 +181,13 @@ def prompt_text(prompt: Any) -> str:
 
 
 def opened(prompt: Any) -> bool:
-    """Whether a prompt ends in the opening tag of the reasoning, as that of some chat templates does."""
+    """Whether a prompt ends in the opening tag of the reasoning, as with some chat templates."""
     return prompt_text(prompt).rstrip().endswith(THINK[0])
 
 
 def texts_of(completions: Sequence, prompts: Sequence | None = None, prefilled: bool = False) -> list[str]:
-    """The texts of a batch, each after the opening tag of the reasoning where its prompt, or `prefilled`, has that: so
-    that all rewards read the same completion."""
+    """The texts of a batch. A text starts with the opening think tag if its prompt ends in it or `prefilled` is set, so
+    all rewards read the same completion."""
     before = prompts or [""] * len(completions)
     return [
         THINK[0] * (prefilled or opened(prompt)) + text_of(completion)

@@ -1,12 +1,12 @@
-r"""Are two answers equal: by value where `rewards.expression` can read them, else by math-verify in a worker process.
+r"""Decides whether two answers are equal: by value if `rewards.expression` can read them, else with math-verify.
 
-`compare` is the bounded fast path. It says "equal", "different" or "unknown"; `EqualityRule` sends what is unknown to
-math-verify. Where math-verify is known to be wrong, `compare` decides:
+`compare` is the bounded fast path. It returns "equal", "different" or "unknown", and `EqualityRule` sends unknown pairs
+to math-verify in a worker process. `compare` decides the cases in which math-verify is known to be wrong:
 
-* a restated question is no answer: `2 + 3 \times 4`, `\sum_{k=1}^{4} k`, `\frac{28}{2}` for 14 leave work to do;
-* a chain of equations has to hold: `4 = 5` is not 5;
-* a set is no tuple, a unit counts where both sides give one (5 km is 5000 m and not 5 m);
-* numbers agree to `decimals` significant places of the smaller one's size, not to an absolute 1e-6: 3e-7 is not 1e-7.
+* A restated question is not an answer: `2 + 3 \times 4`, `\sum_{k=1}^{4} k` or `\frac{28}{2}` for 14 leave work to do.
+* A chain of equations has to be true: `4 = 5` is not 5.
+* A set is not a tuple. A unit counts if both sides give one (5 km is 5000 m and not 5 m).
+* Numbers agree to `decimals` significant places of the smaller one's size, not to an absolute 1e-6: 3e-7 is not 1e-7.
 """
 
 import itertools
@@ -29,12 +29,12 @@ UNKNOWN: Verdict = "unknown"
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What is a matter of taste.
+    """How tolerant the comparison is.
 
     Args:
-        percent: "loose" takes 50% for 50 and for 0.5, as math-verify does, since data sets leave the sign out; "strict"
-            takes it for 0.5 only.
-        decimals: a decimal answer equals a fraction or an irrational number if both round to the same at this many
+        percent: With "loose", 50% equals 50 and 0.5, as in math-verify, because data sets leave the sign out. With
+            "strict" it equals only 0.5.
+        decimals: A decimal answer equals a fraction or an irrational number if both round to the same at this many
             places (counted from the first digit for numbers below 1): 0.333333 is 1/3, 0.333 is not. None: never.
     """
 
@@ -43,7 +43,7 @@ class Tolerance:
 
 
 MAX_GOLD, MAX_ANSWER = 2000, 2000  # characters; longer ones are compared as text
-# Operations that state a question and not an answer.
+# Operations that belong to a question instead of an answer.
 HEAVY = re.compile(
     r"\\(?:sum|prod|i*int|oint|lim|max|min|sup|inf|gcd|lcm|bmod|pmod|mod|binom|det|lfloor|lceil|deg)(?![A-Za-z])"
     r"|!(?!=)|\bd/d[a-z]|\\frac\{d[^{}]*\}\{d[a-z]\}|\b(?:gcd|lcm|mod|max|min)\b"
@@ -93,7 +93,7 @@ UNITS: dict[str, tuple[str, Fraction]] = {
 POWERS = {(_LENGTH, 2): (_AREA, 1), (_LENGTH, 3): (_VOLUME, 1)}
 CURRENCIES = {"$": "dollar", "€": "euro", "£": "sterling", "¥": "yuan"}
 LETTER_UNITS = frozenset("mgslhtJNWLVA")
-# Beside `UNITS` what is counted is a unit: a plural, but for those that are numbers or operations themselves.
+# Counted things are units too: any plural except those that are numbers or operations.
 _IRREGULAR = "people children men women feet teeth mice geese sheep fish deer cattle police"
 IRREGULAR = frozenset(_IRREGULAR.split())
 _NOT_COUNTED = (
@@ -101,14 +101,14 @@ _NOT_COUNTED = (
     " plus minus times less cos is as this us percents percentages bases squares cubes roots powers"
 )
 NOT_COUNTED = frozenset(_NOT_COUNTED.split())
-# Chinese measure words, and what behind one makes another number of it.
+# COUNTERS are Chinese measure words. A character of SHARES after one changes the number.
 COUNTERS = "个人只本支条颗棵辆张名位岁天次件箱袋瓶页元块角套双班朵头台部艘根枚盒包杯碗层排组题道座户"
 SHARES = "的倍半多以左分之"
 _FILLERS = "of the per a each square sq cubic total left more in all old 平方 立方"
 FILLERS = frozenset(_FILLERS.split())
-CLOCK = re.compile(r"(\d{1,2}):([0-5]\d(?::[0-5]\d)?)\s*([ap]m)?", re.I)  # a time of day, and no ratio
+CLOCK = re.compile(r"(\d{1,2}):([0-5]\d(?::[0-5]\d)?)\s*([ap]m)?", re.I)  # a time of day instead of a ratio
 SIDES = re.compile(r"(?<![<>!=\\])=(?!=)(?![^{}]*\})")
-SPACE = re.compile(r"(?<!\d) | (?!\d)")  # all but those between two digits
+SPACE = re.compile(r"(?<!\d) | (?!\d)")  # all spaces except those between two digits
 FUNCTION_NAMES = frozenset("fghpqrFGHPQRSTVW")
 ARTICLES = frozenset(("a", "an", "the"))
 UNIT_WORD = r"(?:[A-Za-zµμΩ\u4e00-\u9fff]+\.?(?:\^?\{?-?[1-9]\}?)?)"
@@ -133,23 +133,23 @@ MONTH = re.compile(r"(?:jan|febr)uary|march|april|may|june|july|august|(?:septem
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer, prepared for comparison."""
+    """An answer that is prepared for comparison."""
 
     text: str
     words: tuple[str, ...] | None
-    """The words, where the answer is text and no formula."""
+    """The words if the answer is text instead of a formula."""
     tree: Node | None
     other_tree: Node | None
-    """The other reading of a comma between digits: it separates two numbers ([59,113)), or is a decimal comma."""
+    """The other reading of a comma between digits: it separates two numbers, as in [59,113), or is a decimal comma."""
     unit: tuple[Fraction, tuple] | None
-    """(factor, dimensions) of a unit that was certainly meant as one."""
+    """(factor, dimensions) of an unambiguous unit."""
     bound: str = ""
     """The set over which a bound variable (renamed to k) runs."""
 
 
 @lru_cache(maxsize=8_192)
 def prepare(text: str, letter_units: bool = False) -> Answer:
-    """Read an answer once; `letter_units` takes the m of "5 m" for metres."""
+    """Read an answer once. With `letter_units`, the m of "5 m" is read as metres."""
     normal = normalise(re.sub(r"(?i)\b([ap])\.\s?m\b\.?", r"\1m", strip_markup(text)))
     bound = ""
     if (match := BOUND.match(normal)) and "=" not in match["body"][1:2]:
@@ -182,7 +182,7 @@ def _matrix(rows: list[str]) -> str:
 
 
 def strip_markup(text: str) -> str:
-    """Take off what surrounds an answer: bold, math delimiters, one `\\boxed`, a final full stop."""
+    """Remove the markup around an answer: bold, math delimiters, one `\\boxed`, a final full stop."""
     for _ in range(0 if text.isalnum() else 6):
         before = text
         text = text.strip().strip('`"“”').strip()
@@ -203,7 +203,7 @@ def strip_markup(text: str) -> str:
 
 
 def matching(text: str, opening: int) -> int | None:
-    """Index of the brace that closes the one at `opening`, None where there is none."""
+    """Index of the brace that closes the one at `opening`, or None."""
     depth = 0
     for match in re.finditer(r"\\.|[{}]", text[opening:], re.S):
         depth += {"{": 1, "}": -1}.get(match.group(), 0)
@@ -213,9 +213,9 @@ def matching(text: str, opening: int) -> int | None:
 
 
 def split_unit(text: str, letter_units: bool) -> tuple[str, tuple[Fraction, tuple] | None]:
-    """("5 km" -> "5", (1000, (("length", 1),))); no unit: (text, None).
+    """Split "5 km" into ("5", (1000, (("length", 1),))); without a unit, return (text, None).
 
-    A single letter is a unit only in `\\text{}`, or with `letter_units`; else it is a variable.
+    A single letter is a unit only in `\\text{}` or with `letter_units`. Otherwise it is a variable.
     """
     if match := re.match(r"^(-?)\s*(?:US\s*(?:\\?\$)?|\\\$|([$€£¥]))\s*(?=[\d.])", text):
         return match[1] + text[match.end() :], parse_unit(CURRENCIES[match[2] or "$"])
@@ -243,7 +243,7 @@ def split_unit(text: str, letter_units: bool) -> tuple[str, tuple[Fraction, tupl
 
 
 def _is_unit(name: str) -> bool:
-    """Whether a word behind a number is a unit: of `UNITS`, or a plural of what is counted."""
+    """Whether a word after a number is a unit: one of `UNITS`, or the plural of a counted thing."""
     if name in LETTER_UNITS or name in FILLERS or name in ("mph", "kph", "kmph"):
         return True
     name = name.lower()
@@ -285,7 +285,7 @@ def parse_unit(text: str) -> tuple[Fraction, tuple] | None:
 
 
 def _words(text: str) -> tuple[str, ...] | None:
-    """The words of a text answer ("Alice", "3:30 PM", "Tuesday 4 May"); None for a formula."""
+    """The words of a text answer ("Alice", "3:30 PM", "Tuesday 4 May"), or None for a formula."""
     plain = WRAPPED.sub(lambda match: " " + match.group(1) + " ", text)
     letters = re.findall(r"(?<![A-Za-z\\])[^\W\d_]{2,}", re.sub(r"\\[A-Za-z]+", " ", plain))
     formula = FUNCTIONS.keys() | {"and", "or", "pi", "sqrt", "abs", "pmatrix", "bmatrix", "matrix", "cm"}
@@ -306,7 +306,7 @@ def _words(text: str) -> tuple[str, ...] | None:
 
 
 def compare(gold: str, answer: str, tolerance: Tolerance = Tolerance()) -> Verdict:
-    """Whether an answer is the gold one, in bounded time, without an algebra system."""
+    """Whether an answer equals the gold answer, in bounded time and without an algebra system."""
     if len(gold) > MAX_GOLD or len(answer) > MAX_ANSWER:
         return EQUAL if gold.split() == answer.split() else DIFFERENT
     wanted, given = prepare(gold), prepare(answer)
@@ -336,12 +336,12 @@ def compare(gold: str, answer: str, tolerance: Tolerance = Tolerance()) -> Verdi
     if wanted.tree is None or given.tree is None:
         return _compare_texts(wanted, given, scale, tolerance)
     others = wanted.other_tree, given.other_tree
-    if re.fullmatch(r"-?\d+,\d+", wanted.text):  # a decimal comma is an answer's, not the gold's
+    if re.fullmatch(r"-?\d+,\d+", wanted.text):  # only the answer may have a decimal comma
         others = None, others[1]
     pairs = [(wanted.tree, given.tree), *itertools.product({wanted.tree, others[0]}, {given.tree, others[1]})]
     verdicts = [_same(one, other, scale, tolerance) for one, other in dict.fromkeys(pairs) if one and other]
     if EQUAL not in verdicts and (_calls(wanted.tree, "log") or _calls(given.tree, "log")):
-        # \log is natural in one book and decadic in another
+        # \log is the natural logarithm in some books and the decimal one in others
         verdicts.append(_same(_renamed(wanted.tree), _renamed(given.tree), scale, tolerance))
     return EQUAL if EQUAL in verdicts else verdicts[0]
 
@@ -357,7 +357,7 @@ def _renamed(node: Node) -> Node:
 
 
 def _minutes(text: str) -> tuple[int, str] | None:
-    """A time of day, (minutes since midnight, seconds)."""
+    """A time of day as (minutes since midnight, seconds), or None."""
     if not (match := CLOCK.fullmatch(re.sub(r"\s+", " ", text).strip())):
         return None
     hour, half = int(match[1]), (match[3] or "").lower()
@@ -365,7 +365,7 @@ def _minutes(text: str) -> tuple[int, str] | None:
 
 
 def _same_words(wanted: Answer, given: Answer) -> bool:
-    """The same words; a date in any order; "Yes, it is." for "Yes"."""
+    """Whether the words are the same. A date may be in any order, and "Yes, it is." equals "Yes"."""
     if wanted.words is None or given.words is None:
         return False
     if wanted.words in (("yes",), ("no",)):
@@ -377,7 +377,7 @@ def _same_words(wanted: Answer, given: Answer) -> bool:
 
 
 def _same_unit(wanted: Answer, given: Answer) -> Fraction | None:
-    """What the given number has to be multiplied by to be in the wanted unit; None for units that do not convert."""
+    """The factor that converts the given number to the wanted unit; None if the units do not convert."""
     if wanted.unit is None or given.unit is None:
         return Fraction(1)
     if wanted.unit[1] != given.unit[1]:
@@ -386,7 +386,7 @@ def _same_unit(wanted: Answer, given: Answer) -> Fraction | None:
 
 
 def _compare_texts(wanted: Answer, given: Answer, scale: Fraction, tolerance: Tolerance) -> Verdict:
-    """The same for answers of which one could not be read: the last side of an equation may be readable yet."""
+    """Compare answers of which one could not be read. The last side of an equation may still be readable."""
     if len({re.sub(r"[{}]", "", SPACE.sub("", WRAPPED.sub(r"\1", side.text))) for side in (wanted, given)}) == 1:
         return EQUAL if scale == 1 else DIFFERENT
     opened = [re.match(r"\\\{|[(\[]", side.text) for side in (wanted, given)]
@@ -419,7 +419,7 @@ def _compare_texts(wanted: Answer, given: Answer, scale: Fraction, tolerance: To
 
 
 def _false_equation(text: str) -> bool:
-    """Whether a text says that two whole numbers or fractions are equal which are not: "So 4 = 5"."""
+    """Whether a text equates two different integers or fractions: "So 4 = 5"."""
     sides = SIDES.split(text) if text.count("=") <= 20 else []
     for left, right in itertools.pairwise(sides):
         begin = re.search(
@@ -453,7 +453,7 @@ def _same(gold: Node, answer: Node, scale: Fraction, tolerance: Tolerance) -> Ve
     if gold_shape == "scalar":
         if answer_shape not in ("set", "list") or not answer.parts:
             return DIFFERENT
-        verdicts = {_same(gold, part, scale, tolerance) for part in answer.parts}  # "14 or 14" is 14
+        verdicts = {_same(gold, part, scale, tolerance) for part in answer.parts}  # "14 or 14" equals 14
         return verdicts.pop() if len(verdicts) == 1 else DIFFERENT
     if answer_shape == "scalar":
         return _same(gold.parts[0], answer, scale, tolerance) if len(gold.parts) == 1 else DIFFERENT
@@ -493,7 +493,7 @@ def _shape(node: Node) -> str:
 
 
 def _expand(node: Node) -> Node:
-    """A formula with a plus-minus sign as the list of its two readings."""
+    """The list of the two readings of a formula with a plus-minus sign."""
     if _shape(node) != "scalar" or not _has(node, "pm"):
         return node
     return Node("list", (_choose(node, 1), _choose(node, -1)))
@@ -520,7 +520,7 @@ def _all_same(gold: tuple, answer: tuple, scale: Fraction, tolerance: Tolerance)
 
 
 def _some_order(gold: tuple, answer: tuple, scale: Fraction, tolerance: Tolerance) -> Verdict:
-    """Equal as sets: each side's items are among the other's."""
+    """Compare as sets: the items of each side are among those of the other."""
     if len(gold) * len(answer) > 900:
         return UNKNOWN
     table = [[_same(one, other, scale, tolerance) for other in answer] for one in gold]
@@ -557,13 +557,13 @@ def _same_relations(gold: Node, answer: Node, scale: Fraction, tolerance: Tolera
     if gold.kind == "chain" and all(link.name == "=" for link in gold.parts):
         gold = Node("relation", (gold.parts[0].parts[0], gold.parts[-1].parts[1]), "=")
     if gold.kind == "relation" and gold.name == "=" and answer.kind not in ("relation", "chain"):
-        # the gold names its value, the answer gives it; an equation such as x^2 + y^2 = 4 has no value
+        # the gold answer names its value and the answer gives it; x^2 + y^2 = 4 has no such value
         valued = _is_name(gold.parts[0]) or all(map(_constant, gold.parts))
         return _same(gold.parts[1], answer, scale, tolerance) if valued else DIFFERENT
     if gold.kind == answer.kind == "relation" and gold.name == answer.name == "=":
         if _is_name(gold.parts[0]) and gold.parts[0] == answer.parts[0]:
             return _same(gold.parts[1], answer.parts[1], scale, tolerance)
-        if all(map(_constant, (*gold.parts, *answer.parts))):  # two true equations need not say the same
+        if all(map(_constant, (*gold.parts, *answer.parts))):  # two true equations can differ
             return EQUAL if gold == answer else DIFFERENT
         if (
             gold.parts[0].kind == answer.parts[0].kind == "variable"
@@ -579,7 +579,7 @@ def _same_relations(gold: Node, answer: Node, scale: Fraction, tolerance: Tolera
 
 
 def _is_name(node: Node) -> bool:
-    """x, x_1, f(x) (read as a product), (p, q), A : B."""
+    """Whether it is a name: x, x_1, f(x) (read as a product), (p, q), A : B."""
     if node.kind == "*" and len(node.parts) == 2:
         return node.parts[0].name in FUNCTION_NAMES and all(part.kind == "variable" for part in node.parts)
     return node.kind == "variable" or (node.kind in ("group", "ratio") and all(map(_is_name, node.parts)))
@@ -594,7 +594,7 @@ def _constant(node: Node) -> bool:
 
 
 def _holds(link: Node) -> bool:
-    """Whether an equation between numbers is true; what is no such equation passes."""
+    """Whether an equation between numbers is true. Any other formula passes."""
     if link.name not in ("=", "~") or not all(map(_constant, link.parts)):
         return True
     try:
@@ -610,7 +610,7 @@ def _holds(link: Node) -> bool:
 
 
 def _same_equations(gold: Node, answer: Node) -> Verdict:
-    """Equations are equal if left less right of one is a fixed multiple of the other's."""
+    """Equations are equal if left minus right of one is a constant multiple of left minus right of the other."""
     try:
         wanted, given = (evaluate(Node("+", (one.parts[0], Node("neg", (one.parts[1],))))) for one in (gold, answer))
     except Unreadable:
@@ -622,7 +622,7 @@ def _same_equations(gold: Node, answer: Node) -> Verdict:
 
 
 def _interval(node: Node) -> tuple[str, Node] | None:
-    """(variable, interval) of an inequality in one variable, ("", interval) of an interval."""
+    """(variable, interval) for an inequality in one variable; ("", interval) for an interval."""
     infinity = Node("constant", name="infty")
     if node.kind == "group" and len(node.parts) == 2:
         return "", node
@@ -658,7 +658,7 @@ def _same_numbers(gold: Node, answer: Node, scale: Fraction, tolerance: Toleranc
     try:
         wanted, given = evaluate(gold), evaluate(answer)
     except Unreadable as error:
-        if _constant(gold) and _constant(answer):  # beyond the bounds on numbers, where no algebra system is right
+        if _constant(gold) and _constant(answer):  # too large to evaluate, and algebra systems are wrong there too
             return EQUAL if gold == answer and "undefined" not in str(error) else DIFFERENT
         return UNKNOWN
     if scale != 1:
@@ -696,7 +696,7 @@ def _same_values(gold: Node, answer: Node, wanted: Value, given: Value, toleranc
         return EQUAL
     if max(sizes[:2]) < 1e-9 or any(1e-10 * size < gap <= 1e-7 * size for gap, size in zip(gaps, sizes, strict=True)):
         return UNKNOWN
-    # a difference at a negative number only may be one of branches: \\ln x^2 against 2 \\ln x
+    # a difference only at a negative number may come from another branch: \\ln x^2 against 2 \\ln x
     return DIFFERENT if any(gap > 1e-7 * size for gap, size in zip(gaps[:2], sizes[:2], strict=True)) else UNKNOWN
 
 
@@ -715,7 +715,7 @@ def _round_alike(wanted: complex, given: complex, decimals: int | None) -> bool:
 
 
 def _restates(gold: Node, answer: Node) -> bool:
-    """Whether the answer to a number leaves arithmetic undone that the gold one has done."""
+    """Whether a numeric answer leaves arithmetic undone that the gold answer has done."""
     undone, allowed = _undone(answer), _undone(gold)
     try:
         wanted, given = evaluate(gold), evaluate(answer)
@@ -737,10 +737,10 @@ def _has_quotient(node: Node) -> bool:
 
 
 def _undone(node: Node) -> frozenset[str]:
-    """The operations in a formula that work on rational numbers alone and could have been carried out.
+    """The operations in a formula that act on rational numbers only and could have been carried out.
 
-    A fraction of whole numbers, a mixed number and a number in scientific notation are numbers; so is a power that
-    nobody writes out (a million and more).
+    A fraction of integers, a mixed number and a number in scientific notation count as numbers. So does a power of a
+    million or more.
     """
     found = frozenset().union(*map(_undone, node.parts)) if node.parts else frozenset()
     if node.kind == "call" and _constant(node):
@@ -793,14 +793,14 @@ NOT_ASKED = "not asked"
 ALGEBRA = "rewards.algebra:verify_pair"
 
 
-ASKED_AT_ONCE = 16  # pairs, between two looks at the clock
+ASKED_AT_ONCE = 16  # pairs; the time limit is checked after each batch
 
 
 @dataclass
 class EqualityRule:
-    """Decides pairs (gold, answer) in batches and remembers them; counts what was too late.
+    """Decides pairs (gold, answer) in batches, caches the verdicts and counts timeouts.
 
-    Once a batch has taken `seconds`, no further pair is given to math-verify: what it was not asked is None.
+    Once a batch has taken `seconds`, no further pair is sent to math-verify. The remaining pairs get None.
     """
 
     tolerance: Tolerance = field(default_factory=Tolerance)
@@ -809,8 +809,7 @@ class EqualityRule:
     _known: dict[tuple[str, str], bool | None] = field(default_factory=dict, repr=False)
 
     def decide(self, pairs: Iterable[tuple[str, str]]) -> dict[tuple[str, str], bool | None]:
-        """Every pair with its verdict; what cannot be decided in its own time is no match, what was not asked is
-        None."""
+        """The verdict of every pair: False if it timed out, None if math-verify was not asked."""
         verdicts: dict[tuple[str, str], bool | None] = {}
         open_pairs = []
         for pair in dict.fromkeys(pairs):
@@ -825,7 +824,7 @@ class EqualityRule:
         }
 
     def gold_error(self, gold: str) -> str | None:
-        """Why a gold answer cannot be used, None where it can: it has to be readable, and equal to itself."""
+        """Why a gold answer cannot be used, or None if it can. It has to be readable and equal to itself."""
         if not gold.strip():
             return "the gold answer is empty"
         if len(gold) > MAX_GOLD:
@@ -842,7 +841,7 @@ class EqualityRule:
         return None
 
     def _ask(self, pairs: list[tuple[str, str]]) -> list[bool | None | str]:
-        """What math-verify says to each pair: None where it cannot parse the gold answer, or in time."""
+        """The verdict of math-verify for each pair; None if it cannot parse the gold answer or timed out."""
         unknown = [pair for pair in dict.fromkeys(pairs) if pair not in self._known]
         if unknown and len(self._known) > 50_000:
             self._known.clear()

@@ -1,10 +1,10 @@
-r"""A bounded reader of mathematical answers: numbers, formulas, tuples, sets, intervals, matrices, (in)equations.
+r"""A bounded parser of mathematical answers: numbers, formulas, tuples, sets, intervals, matrices, (in)equations.
 
-It needs no algebra system, evaluates no text, and is bounded in length, depth and the size of numbers, so that it can
-see any model's output. What it cannot read it refuses with `Unreadable`, and math-verify is asked (`rewards.equality`).
+It uses no algebra system and no `eval`. Length, depth and the size of numbers are bounded, so it is safe for any
+model's output. It raises `Unreadable` for other input, and `rewards.equality` then asks math-verify.
 
-`normalise` brings the many spellings of one formula together (unicode, spacing, `\dfrac12`, thousands separators),
-`read` gives a tree of `Node`, `evaluate` its value: exact where it is rational, else numeric.
+`normalise` unifies the spellings of a formula (unicode, spacing, `\dfrac12`, thousands separators). `read` returns a
+tree of `Node`, and `evaluate` returns its value: exact if it is rational, else numeric.
 """
 
 import cmath
@@ -21,7 +21,7 @@ MAX_CHARACTERS, MAX_TOKENS, MAX_DEPTH, MAX_BITS = 600, 300, 30, 4096
 
 
 class Unreadable(ValueError):
-    """Outside of what this reader understands, or of its bounds."""
+    """The text is not understood by this parser, or exceeds its bounds."""
 
 
 SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿ", "0123456789+-()n")
@@ -86,7 +86,7 @@ REPLACEMENTS = [
 
 @lru_cache(maxsize=8_192)
 def normalise(text: str) -> str:
-    """One spelling for the many of a formula; dollar signs and other math delimiters go."""
+    """The text in a uniform spelling, without dollar signs and other math delimiters."""
     text = without_invisible(text)
     text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿ]+", lambda run: "^{" + run.group().translate(SUPERSCRIPTS) + "}", text)
     text = re.sub("[¼-¾⅐-⅞]", lambda one: _vulgar(one.group()), text)
@@ -97,7 +97,7 @@ def normalise(text: str) -> str:
         )
     text = re.sub(r"\\\[|\\\]|\\\(|\\\)|(?<!\\)\$", " ", text)
     if "\\begin" not in text:
-        text = re.sub(r"\\\\(?=[A-Za-z{}])", r"\\", text)  # escaped once too often
+        text = re.sub(r"\\\\(?=[A-Za-z{}])", r"\\", text)  # one level of escaping too many
     for pattern, value in REPLACEMENTS:
         text = pattern.sub(value, text)
     return re.sub(r"\s+", " ", text).strip()
@@ -110,7 +110,7 @@ def _vulgar(symbol: str) -> str:
 
 @dataclass(frozen=True)
 class Node:
-    r"""A formula: `kind` with its parts.
+    r"""A formula with its `kind` and its parts.
 
     Kinds: number, constant, variable; neg, +, *, /, ^, root (radicand, degree), call, abs, !, percent, pm; list
     (bare commas), group (brackets kept in `name`), set, union, matrix (rows of `group`), relation (`name` is the
@@ -155,14 +155,14 @@ ELLIPSIS = re.compile(r"(\d*\.\d*?)(\d{1,6}?)\2+ ?(?:\.\.\.|\\[lc]?dots)()")
 
 @lru_cache(maxsize=8_192)
 def read(text: str, thousands: bool = True) -> Node:
-    """The tree of a normalised formula; `thousands` reads "1,234" as one number and not as two.
+    """The tree of a normalised formula. With `thousands`, "1,234" is one number instead of two.
 
     Raises:
-        Unreadable: it is no formula of the kinds in `Node`, or too long or too deep.
+        Unreadable: The formula has no kind of `Node`, or is too long or too deep.
     """
     if len(text) > MAX_CHARACTERS:
         raise Unreadable("too long")
-    # a repeating part, in three notations
+    # repeating decimals in three notations
     text = re.sub(r"(\d*\.\d*)(?:\\overline|\\dot|\\bar) ?(?:\{(\d+)\}|(\d))", _repeating, text)
     text = re.sub(r"(\d*\.\d*)\((\d+)\)(?![\d^])()", _repeating, text)
     if not thousands:
@@ -175,7 +175,7 @@ def read(text: str, thousands: bool = True) -> Node:
 
 
 def _repeating(match: re.Match) -> str:
-    """`0.1\\overline{6}` as the fraction it is."""
+    """The fraction that `0.1\\overline{6}` stands for."""
     whole, part = match.group(1), match.group(2) or match.group(3)
     if len(whole) + len(part) > 40:
         raise Unreadable("too long a period")
@@ -186,7 +186,7 @@ def _repeating(match: re.Match) -> str:
 
 
 class _Reader:
-    """Recursive descent over tokens; every loop consumes one, every recursion is counted."""
+    """A recursive descent parser. Every loop consumes a token, and every recursion is counted."""
 
     def __init__(self, tokens: list[tuple[str, str]]) -> None:
         self.tokens, self.at, self.depth = tokens, 0, 0
@@ -427,7 +427,7 @@ class _Reader:
         raise Unreadable(f"\\{name}")
 
     def argument(self) -> Node:
-        """A braced group, or the one symbol after a command: `\\frac12`, `\\sqrt 2`."""
+        """A braced group, or the single symbol after a command: `\\frac12`, `\\sqrt 2`."""
         if self.at < len(self.tokens) and self.tokens[self.at][0] == "number" and "." not in self.peek():
             token = self.peek()
             self.tokens[self.at : self.at + 1] = [("number", token[0]), *([("number", token[1:])] if token[1:] else [])]
@@ -502,13 +502,13 @@ def _is_integer(node: Node) -> bool:
 
 @dataclass(frozen=True)
 class Value:
-    """A number: exact where it is rational; `samples` has its value for each choice of the variables."""
+    """A number. `exact` is set if it is rational; `samples` has its value for each choice of the variables."""
 
     exact: Fraction | None
     samples: tuple[complex, ...]
 
 
-# Where variables are tried; a name picks its own numbers, one of them negative.
+# Number of values that a variable is tried with. They depend on its name, and one is negative.
 POINTS = 3
 
 
@@ -522,7 +522,7 @@ def evaluate(node: Node) -> Value:
     """The value of a scalar formula.
 
     Raises:
-        Unreadable: no scalar, undefined (1/0), or beyond the bounds on numbers.
+        Unreadable: The formula is not a scalar, is undefined (1/0), or exceeds the bounds on numbers.
     """
     try:
         exact = _exact(node)
@@ -545,7 +545,7 @@ def _bounded(value: Fraction) -> Fraction:
 
 
 def _exact(node: Node) -> Fraction | None:
-    """The rational value of a formula, None where it is not rational by its form."""
+    """The rational value of a formula, or None if its form is not rational."""
     if node.kind == "number":
         return node.value
     if node.kind in ("variable", "constant", "call", "degree", "pm"):

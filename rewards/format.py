@@ -1,4 +1,4 @@
-"""Is a completion in the form that its stage asks for (DeepSeek-R1, Methods, Eq. 4: one half of the rule reward)."""
+"""The format reward, one half of the rule reward (DeepSeek-R1, Methods, Eq. 4): whether a completion has its form."""
 
 import re
 import unicodedata
@@ -12,15 +12,15 @@ Style = Literal["r1_zero", "think"]
 STYLES = ("r1_zero", "think")
 TAG = tag_pattern(*THINK, *ANSWER)
 ENTITY = re.compile(r"&#?\w{1,10};")
-BLANK = "\u115f\u1160\u2800\u3164\uffa0"  # letters and symbols by their category, and nothing to see
+BLANK = "\u115f\u1160\u2800\u3164\uffa0"  # invisible characters whose category is letter or symbol
 
 
 def is_well_formed(text: str, style: Style = "r1_zero", thinking: bool = True, prefilled: bool = False) -> bool:
     """Whether a completion has the form of its style, in time linear in its length.
 
-    `r1_zero`: `<think> ... </think> <answer> ... </answer>`; `think`: `<think> ... </think> ...`. Exactly one of each
-    tag, in this order, no text outside of them (but the summary), no empty body; white space is free. With
-    `thinking=False` a text without any tag is asked for, in either style. With `prefilled=True` the prompt ends in
+    `r1_zero`: `<think> ... </think> <answer> ... </answer>`; `think`: `<think> ... </think> ...`. Each tag appears
+    once, in this order. No body is empty, and there is no text outside the tags except the summary. White space is
+    free. With `thinking=False`, both styles ask for a text without tags. With `prefilled=True`, the prompt ends in
     `<think>`, so the completion must not open it again.
     """
     if style not in STYLES:
@@ -28,7 +28,7 @@ def is_well_formed(text: str, style: Style = "r1_zero", thinking: bool = True, p
     if prefilled and thinking:
         text = THINK[0] + text
     wanted = THINK * thinking + ANSWER * (thinking and style == "r1_zero")
-    if [tag.group() for tag in TAG.finditer(text)] != [*wanted]:  # a tag in another case is one too many
+    if [tag.group() for tag in TAG.finditer(text)] != [*wanted]:  # a tag in another case is an extra tag
         return False
     parts = TAG.split(text)
     if not thinking:
@@ -41,7 +41,7 @@ def is_well_formed(text: str, style: Style = "r1_zero", thinking: bool = True, p
 
 
 def _has_text(body: str) -> bool:
-    """Whether a reader sees a letter, a number or a symbol such as ∅, and not only marks of a text's layout."""
+    """Whether the text has a visible letter, number or symbol such as ∅, and not only layout marks."""
     return any(
         (letter.isalnum() or (unicodedata.category(letter)[0] == "S" and not letter.isascii())) and letter not in BLANK
         for letter in ENTITY.sub("", seen(body))
@@ -50,10 +50,10 @@ def _has_text(body: str) -> bool:
 
 @dataclass(frozen=True)
 class FormatReward:
-    """1.0 for a completion in the form of its style, else 0.0 (`is_well_formed`).
+    """Returns 1.0 if a completion has the form of its style (`is_well_formed`), else 0.0.
 
-    A row whose column `thinking` is False is asked for plain text. Prompts that end in `<think>` open the reasoning, as
-    with `prefilled`.
+    Rows whose column `thinking` is False ask for plain text. Prompts that end in `<think>` open the reasoning, as
+    `prefilled` does.
     """
 
     style: Style = "r1_zero"

@@ -1,12 +1,12 @@
-r"""Procedural tasks of reasoning-gym: is the answer of a completion right, by the scorer of its task.
+r"""The reward for procedural tasks of reasoning-gym: the scorer of a task decides whether an answer is correct.
 
-What counts as the answer, in the part that `rewards.parse` gives (the `<answer>` body, else what follows the
-reasoning): what stands in a box; else what follows "The answer is" or the like on its line, or up to the next empty
-line where the gold answer has several; else the only fenced block; else all of it. Emphasis, dollars, `\text{}`, a
-fence and a final full stop around it do not count. Who states two different answers, or a box that differs from the
-`<answer>`, has given none.
+The answer is taken from the part that `rewards.parse` returns: the `<answer>` body, or else the text after the
+reasoning. It is the content of a box, or else the line after "The answer is" or similar words (up to the next empty
+line if the gold answer has several lines), or else the only fenced block, or else the whole part. Emphasis, dollars,
+`\text{}`, a fence and a final full stop around it are removed. Two different answers, or a box that differs from the
+`<answer>`, count as no answer.
 
-The library is optional (requirements-smol.txt). Its scorers run in worker processes, see `rewards.gym_worker`.
+The library is optional (requirements-smol.txt). Its scorers run in worker processes; see `rewards.gym_worker`.
 """
 
 import importlib.util
@@ -41,7 +41,7 @@ AROUND = re.compile(
 
 
 class GymMissing(RuntimeError):
-    """reasoning-gym is not installed; the message says how to install it."""
+    """reasoning-gym is not installed. The message says how to install it."""
 
 
 def installed() -> bool:
@@ -49,14 +49,14 @@ def installed() -> bool:
 
 
 def require() -> None:
-    """Raises GymMissing where the library is not installed."""
+    """Raises GymMissing if the library is not installed."""
     if not installed():
         raise GymMissing(MISSING)
 
 
 def answer_of(completion: str, gold: str) -> str | None:
-    """The answer that a completion gives, None where it gives none. The gold one is only asked how it is written: in
-    how many lines, with which white space around it, and whether a full stop, a fence or dollars belong to it."""
+    """The answer that a completion gives, or None. The gold answer only shows how an answer is written: its number of
+    lines, the white space around it, and whether a full stop, a fence or dollars belong to it."""
     parts = parse(completion)
     if parts.answer is None:
         return None
@@ -72,9 +72,9 @@ def _stated(text: str, gold: str) -> list[str]:
         return boxes
     values = []
     for head in STATEMENT.finditer(text):
-        opened = head.start() + len(head.group().rstrip("*_ \t\n"))  # "_" can belong to the answer, "**" be its own
+        opened = head.start() + len(head.group().rstrip("*_ \t\n"))  # "_" or "**" can belong to the answer
         value = text[opened:].lstrip(" \t").strip("\n").split("\n\n" if "\n" in gold.strip() else "\n")[0].rstrip()
-        if text[: head.start()].rpartition("\n")[2].count("**") % 2:  # the bold is that of the head
+        if text[: head.start()].rpartition("\n")[2].count("**") % 2:  # the bold began before the head
             value = value[2:] if value.startswith("**") else value.removesuffix("**")
         values += [value] if value.strip() else []
     return values or [found[2] for found in FENCED.finditer(text)]
@@ -103,11 +103,11 @@ def _plain(text: str, gold: str) -> str:
 
 
 def score(answers: list[tuple[str, str, str]]) -> list[float | None]:
-    """The library's score of each (answer, gold answer, entry), from 0 to 1. 0.0 for one that its scorer cannot read
-    or has not scored in time; None for an entry that cannot be used.
+    """The library's score of each (answer, gold answer, entry), from 0 to 1. It is 0.0 if the scorer cannot read the
+    answer or times out, and None if the entry cannot be used.
 
     Raises:
-        GymMissing: the library is not installed.
+        GymMissing: The library is not installed.
     """
     require()
     asked = list(dict.fromkeys(one for one in answers if one[0]))
@@ -116,7 +116,7 @@ def score(answers: list[tuple[str, str, str]]) -> list[float | None]:
 
 
 def gold_error(answer: str, entry: str | None) -> str | None:
-    """Why the gold answer of an entry cannot be used, None where it can. Raises as `score`."""
+    """Why the gold answer of an entry cannot be used, or None if it can. Raises like `score`."""
     found = score([(answer, answer, entry or "")])[0]
     if found is None:
         return "its `entry` is no task of reasoning-gym that is known and not refused"
@@ -124,26 +124,26 @@ def gold_error(answer: str, entry: str | None) -> str | None:
 
 
 def is_right(completion: str, answer: str, entry: str | None) -> bool | None:
-    """Whether the scorer gives a completion all credit; None for an entry that cannot be used. Raises as `score`."""
+    """Whether a completion gets the full score; None if the entry cannot be used. Raises like `score`."""
     found = score([(answer_of(completion, answer) or "", answer, entry or "")])[0]
     return None if found is None else found == 1.0
 
 
 @dataclass(frozen=True)
 class GymReward:
-    """1.0 for a completion whose answer the scorer of its task holds right, else 0.0; with `credit` "library" what
-    that scorer gives, which for some tasks is a part of 1.0 for a wrong answer.
+    """Returns 1.0 if the scorer of the task finds the answer correct, else 0.0. With `credit` "library" it returns the
+    scorer's own score, which is partial credit for wrong answers in some tasks.
 
-    The columns `answer` (the gold) and `entry` (the task, its settings, and what the scorer reads) are those that
-    `python -m data_prep.gym` writes. None for rows whose `verifier` is not "gym" or whose entry cannot be used.
+    `python -m data_prep.gym` writes the columns `answer` (the gold answer) and `entry` (the task, its settings and the
+    scorer's data). A row gets None if its `verifier` is not "gym" or its entry cannot be used.
 
     Args:
-        prefilled: the prompts end in `<think>`; seen by itself for prompts that are strings.
+        prefilled: The prompts end in `<think>`. This is detected if the prompts are strings.
 
     Metrics: `gym/unusable`, the share of the rows whose entry cannot be used.
 
     Raises:
-        GymMissing: the library is not installed.
+        GymMissing: The library is not installed.
     """
 
     credit: Literal["all", "library"] = "all"

@@ -1,8 +1,8 @@
-"""The scorers of reasoning-gym, in the worker processes of `rewards.workers`: imported there once, before any answer.
+"""Runs the scorers of reasoning-gym in the worker processes of `rewards.workers`, which import it once.
 
-The library's scorers were read, at 0.1.25, for what they do with a model's text. Five call `eval` on it and four give
-it to sympy's `parse_expr`, which does; both are replaced here. Where a scorer takes nonsense for right, `REFUSED` has
-the task. What only takes time or memory (long simulations, large powers, deep nests) ends at the worker's limits.
+The scorers of version 0.1.25 were reviewed for unsafe use of a model's text. Five call `eval` on it, and four pass it
+to sympy's `parse_expr`, which calls `eval`; both are replaced here. Tasks whose scorer accepts nonsense are in
+`REFUSED`. The worker's limits end long simulations, large powers and deep nesting.
 """
 
 import ast
@@ -21,7 +21,7 @@ import reasoning_gym.arithmetic.bitwise_arithmetic
 import reasoning_gym.games.countdown
 import sympy
 
-MAX_ANSWER = 20_000  # characters, beyond twice the gold's
+MAX_ANSWER = 20_000  # characters beyond twice the length of the gold answer
 BELOW = math.nextafter(1.0, 0.0)
 FUNCTIONS = {"Abs", "exp", "ln", "log", "pi", "sqrt"} | {
     f"{inverse}{name}{hyperbolic}"
@@ -29,12 +29,12 @@ FUNCTIONS = {"Abs", "exp", "ln", "log", "pi", "sqrt"} | {
     for name in ("sin", "cos", "tan", "cot", "sec", "csc")
     for hyperbolic in ("", "h")
 }
-NOT_FINITE = re.compile(r"(?<![a-z])(?:nan|inf|infinity)(?![a-z])", re.I)  # no number is far from nan
+NOT_FINITE = re.compile(r"(?<![a-z])(?:nan|inf|infinity)(?![a-z])", re.I)  # any comparison with nan passes
 _parse_expr = sympy.parse_expr
 
 
 def _symbolic(text: str, **names: Any) -> Any:
-    """`parse_expr` of numbers, operators, single letters and known functions: no attribute, text or large power."""
+    """`parse_expr` limited to numbers, operators, single letters and known functions, without large powers."""
     words = set(re.findall("[A-Za-z]{2,}", text))
     if (
         len(text) > 1_000
@@ -54,17 +54,17 @@ def _is_power(node: ast.AST) -> bool:
 
 
 def _arithmetic(text: str) -> Any:
-    """`parse_expr` of whole numbers and what the question of `countdown` allows."""
+    """`parse_expr` limited to integers and the operators that `countdown` allows."""
     if len(text) > 1_000 or re.search(r"[^0-9\s+\-*/()]|\*\s*\*|/\s*/", text):
         raise ValueError("not arithmetic")
     return _parse_expr(text)
 
 
 def _bitwise(text: str) -> int:
-    """The value of a problem of `bitwise_arithmetic`. It comes with a row, which need not be one of ours."""
+    """The value of a `bitwise_arithmetic` problem. It comes from a row, which may be untrusted."""
     if re.search(r"[^0-9a-fA-Fx\s()+*&|^~<>-]|\*\s*\*", text):
         raise ValueError("not a problem of bits")
-    return eval(text, {"__builtins__": {}})  # no name, attribute or text can be written with these characters
+    return eval(text, {"__builtins__": {}})  # these characters cannot form a name, attribute or string
 
 
 def _make_safe() -> None:
@@ -82,7 +82,7 @@ def _dataset(task: str, settings: str) -> Any:
 
 
 def score(asked: list[str]) -> float | None:
-    """The score of [answer, gold answer, entry] from 0 to 1, None for an entry that cannot be used."""
+    """The score of [answer, gold answer, entry] from 0 to 1, or None if the entry cannot be used."""
     answer, gold, text = asked
     try:
         entry = json.loads(text)
@@ -92,13 +92,13 @@ def score(asked: list[str]) -> float | None:
         dataset = _dataset(task, json.dumps(entry["settings"]))
         if task == "rearc":
             metadata["output"] = tuple(map(tuple, metadata["output"]))
-    except Exception:  # noqa: BLE001 (a row that is no task of ours, whatever is wrong with it)
+    except Exception:  # noqa: BLE001 (any error means that the row cannot be used)
         return None
     if len(answer) > MAX_ANSWER + 2 * len(gold) or NOT_FINITE.search(answer) and not NOT_FINITE.search(gold):
         return 0.0
-    if task == "codeio" and gold in ("[]", "{}"):  # of which the scorer takes one for the other
+    if task == "codeio" and gold in ("[]", "{}"):  # the scorer accepts one for the other
         return float(answer == gold)
-    if task == "rubiks_cube" and re.search(r"\d{3}", answer):  # so many turns
+    if task == "rubiks_cube" and re.search(r"\d{3}", answer):  # too many turns
         return 0.0
     try:
         found = float(dataset.score_answer(answer, {"question": "", "answer": gold, "metadata": metadata}))
@@ -106,7 +106,7 @@ def score(asked: list[str]) -> float | None:
         return 0.0
     if not math.isfinite(found):
         return 0.0
-    return max(found, 0.0) if found <= 1.0 else BELOW  # parts of a wrong answer can add up to a little more than 1
+    return max(found, 0.0) if found <= 1.0 else BELOW  # partial scores of a wrong answer can sum to slightly over 1
 
 
 _make_safe()

@@ -1,4 +1,4 @@
-"""Goes into the sandbox with a program: makes the calls of its tests and writes what each gives as a JSON line."""
+"""Runs in the sandbox with a program: it makes the calls of the tests and writes each result as a JSON line."""
 
 import builtins
 import json
@@ -8,7 +8,7 @@ import types
 
 
 def encode(value):
-    """[type, value] with only text and lists inside, sets and dictionaries in a fixed order."""
+    """The value as [type, content], with only strings and lists inside, and sets and dictionaries in a fixed order."""
     if value is None or isinstance(value, str):
         return ["none" if value is None else "str", value]
     if hasattr(value, "item") and not hasattr(value, "__len__"):
@@ -23,14 +23,14 @@ def encode(value):
         return ["set", sorted(map(encode, value), key=json.dumps)]
     if isinstance(value, (list, tuple)):
         return ["list" if isinstance(value, list) else "tuple", [encode(item) for item in value]]
-    if type(value).__name__ in ITERABLE:  # equal to no list, and yet to be looped over
+    if type(value).__name__ in ITERABLE:  # iterable, but not equal to a list
         return ["iterable", [encode(item) for _, item in zip(range(MOST), value, strict=False)]]
     return [type(value).__name__, None if not isinstance(value, (bytes, complex)) else repr(value)]
 
 
 ITERABLE = ("generator", "map", "filter", "zip", "range", "deque", "dict_keys", "dict_values", "ndarray")
-MOST = 100_000  # items of one of these
-# What programs of LeetCode and its like use without importing it.
+MOST = 100_000  # items of an iterable that are read
+# Names that programs for LeetCode and similar sites use without an import.
 PRELUDE = (
     "from typing import *\nfrom collections import *\nfrom functools import *\nfrom itertools import *\n"
     "from heapq import *\nfrom bisect import *\nfrom math import *\ndel pow\nimport bisect, collections, copy,"
@@ -39,7 +39,7 @@ PRELUDE = (
 
 
 class Names(dict):
-    """What a test's call means by a name: what the program has set, or a method of its class Solution."""
+    """Resolves a name in a test's call: a global of the program, or a method of its class Solution."""
 
     def __init__(self, own):
         self.own = own
@@ -53,12 +53,12 @@ class Names(dict):
 
 
 def main(program, calls, raised=False):
-    """Run the program with its output thrown away, then each call; one that fails or is no value gives `null`, or with
-    `raised` the names of what it raised, from the exception's class to its ancestors, and the message."""
+    """Run the program with its output discarded, then each call. A call that fails writes `null`, or with `raised` the
+    names of the exception's class and its ancestors and the message."""
     results = os.fdopen(os.dup(1), "w")
     os.dup2(os.open("/dev/null", os.O_WRONLY), 1)
     sys.setrecursionlimit(20_000)
-    module = types.ModuleType("program")  # so a main guard, which has nothing to read, is passed by
+    module = types.ModuleType("program")  # skips a main guard, which has no input here
     sys.modules["program"] = module
     names = module.__dict__
     exec(PRELUDE, names)

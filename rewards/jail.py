@@ -1,11 +1,11 @@
-"""Shut the calling process in, then become the program: run as a script by `rewards.sandbox`, with ctypes only.
+"""Isolates the calling process, then becomes the program. `rewards.sandbox` runs this script; it uses only ctypes.
 
-Usage: python -I -S jail.py <JSON of Jail> ; file descriptor `status` gets one JSON line before the program starts,
-`{"layers": [...]}` or `{"missing": ...}`, and closes when it does.
+Usage: python -I -S jail.py <JSON of Jail>. Before the program starts, file descriptor `status` gets one JSON line,
+`{"layers": [...]}` or `{"missing": ...}`. It is closed when the program starts.
 
-Layers: namespaces (user, network, pid, ipc, mount) where the kernel gives them; resource limits; no capability, no new
-privileges; Landlock (reads the interpreter, writes a small tmpfs or nothing); seccomp (no socket, no process, no signal
-to others, no change of modes or owners, nothing that has had privilege escalations). Landlock and seccomp must be.
+Layers: namespaces (user, network, pid, ipc, mount) if the kernel has them; resource limits; no capabilities and no new
+privileges; Landlock (reads the interpreter, writes a small tmpfs or nothing); seccomp (no sockets, processes, signals
+to others, changes of modes or owners, or calls known for privilege escalation). Landlock and seccomp are required.
 """
 
 import ctypes
@@ -26,7 +26,7 @@ CLONE_THREAD = 0x00010000
 MS_NOSUID_NODEV, MS_PRIVATE_REC = 2 | 4, 1 << 18 | 1 << 14
 EPERM, ENOSYS = 1, 38
 
-# x86_64 system calls that a program which reads stdin and prints has no use for.
+# x86_64 system calls that a program does not need for reading stdin and printing.
 DENIED = {
     "sockets": (41, 42, 43, 49, 50, 53, 288),
     "processes": (57, 58, 101, 310, 311, 312, 434, 438, 424, 62, 200, 129, 297, 109, 112),  # fork .. setpgid, setsid
@@ -45,7 +45,7 @@ DENIED = {
 
 
 class MissingFeature(Exception):
-    """The kernel lacks what the sandbox cannot do without."""
+    """The kernel lacks a feature that the sandbox requires."""
 
 
 def _call(number, *arguments):
@@ -56,7 +56,7 @@ def _call(number, *arguments):
 
 
 def enter_namespaces(scratch):
-    """Enter new namespaces and become pid 1 of them; -> their names, () where the kernel gives none."""
+    """Enter new namespaces and become their pid 1 -> their names, () if the kernel allows none."""
     uid, gid = os.getuid(), os.getgid()
     spaces = CLONE_NEWNET | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWNS
     names = ("network", "pid", "ipc", "mount")
@@ -83,22 +83,22 @@ def enter_namespaces(scratch):
 
 
 def drop_privileges(uid):
-    """Become `uid` (None: stay) and lose every capability, for good."""
+    """Become `uid` (None: no change) and drop every capability permanently."""
     for capability in range(64):
         LIBC.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
-    LIBC.prctl(PR_SET_SECUREBITS, 0x2F, 0, 0, 0)  # uid 0 means nothing any more
+    LIBC.prctl(PR_SET_SECUREBITS, 0x2F, 0, 0, 0)  # uid 0 has no privileges any more
     if uid is not None:
         os.setgroups([])
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)
     header = struct.pack("Ii", 0x20080522, 0)
     _call(126, ctypes.c_char_p(header), ctypes.c_char_p(bytes(24)))
-    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # a change of uid has cleared it
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # the change of uid has cleared it
     LIBC.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 
 
 def landlock(readable, writable):
-    """Allow reads below `readable` and writes below `writable`, nothing else; -> the ABI version."""
+    """Allow only reads below `readable` and writes below `writable` -> the ABI version."""
     try:
         abi = _call(444, None, ctypes.c_size_t(0), ctypes.c_uint32(1))
     except OSError as error:
@@ -132,7 +132,7 @@ def landlock(readable, writable):
 
 
 def seccomp():
-    """Refuse the system calls in `DENIED`; clone only for threads, tgkill only to this process."""
+    """Refuse the system calls in `DENIED`. Allow clone only for threads and tgkill only to this process."""
     load, equal, at_least, any_bit, give = 0x20, 0x15, 0x35, 0x45, 0x06
     allow, kill, errno = 0x7FFF0000, 0x80000000, 0x00050000
 
@@ -144,7 +144,7 @@ def seccomp():
     program += [step(equal, 435, 0, 1), step(give, errno | ENOSYS)]  # clone3: libc falls back to clone
     for number, test, wanted, passes in (  # by their first argument
         (56, any_bit, CLONE_THREAD, 1),  # clone: threads only
-        (157, equal, PR_SET_PDEATHSIG, 0),  # prctl: the death of its parent stays its own
+        (157, equal, PR_SET_PDEATHSIG, 0),  # prctl: keeps its parent-death signal
         (234, equal, os.getpid(), 1),  # tgkill: itself only
     ):
         program += [step(equal, number, 0, 4), step(load, 16), step(test, wanted, passes, 1 - passes)]

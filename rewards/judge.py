@@ -1,8 +1,8 @@
 """The generative reward: a judge compares an answer with a reference (DeepSeek-R1, Appendix B, Listing 4).
 
-For what rules cannot grade. The judge is any server with the OpenAI chat interface. A judge can be talked into
-"correct" by an answer that says nothing or speaks to the judge itself (arXiv 2507.08794), so such answers are refused
-before it is asked. `data_prep.rejection_sampling` asks with the same words and refuses the same answers.
+It grades answers that rules cannot grade. The judge is any server with the OpenAI chat API. An answer that is empty or
+addresses the judge can get "correct" from it (arXiv 2507.08794), so such answers are refused before the judge is asked.
+`data_prep.rejection_sampling` uses the same prompt and refuses the same answers.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from rewards.settings import Count, Positive, Seconds, check
 
 logger = logging.getLogger(__name__)
 
-MAX_CHARACTERS = 12_000  # of an answer; chosen: some 3,000 tokens
+MAX_CHARACTERS = 12_000  # of an answer; chosen: about 3,000 tokens
 PROMPT = """# Task: judge correctness
 Compare an answer with a reference. It is "correct" if its reasoning and its conclusion agree with the reference and
 nothing is missing, and "incorrect" if a key step or the conclusion is wrong or beside the point.
@@ -36,7 +36,7 @@ REFERENCE
 ## Answer
 ANSWER
 """
-# What opens an answer, or frames it, and is none.
+# Text that opens or frames an answer without being one.
 OPENER = re.compile(
     r"(?:thought|thinking|reasoning)(?: process)?|step(?: by step| \d+)?"
     r"|(?:the )?(?:final )?(?:solution|explanation|analysis|answer|result|response|conclusion)(?: is| are)?"
@@ -78,13 +78,13 @@ INJECTION = re.compile(
     r"|(?:判定?|评|视|标记|输出|回复|打)[^。\n]{0,12}(?:为|成)?\s*(?:正确|满分)|(?:裁判|评委|评审|评分员|评估者)",
     re.I | re.M,
 )
-# A word with letters of both alphabets passes for English, and past the patterns above.
+# A word that mixes both alphabets looks English but passes the patterns above.
 TWO_ALPHABETS = re.compile(r"[A-Za-z][\u0400-\u04ff]|[\u0400-\u04ff][A-Za-z]")
 EDGE = re.compile(r"^[\W_]+")
 
 
 def refusal(answer: str) -> str | None:
-    """Why an answer is not shown to a judge, None where it is: "empty", "opener" or "injection"."""
+    """Why an answer is not shown to a judge: "empty", "opener" or "injection"; None if it is shown."""
     answer = without_invisible(unicodedata.normalize("NFKC", answer))
     if not re.search(r"[^\W\u115f\u1160]", answer):
         return "empty"
@@ -97,19 +97,19 @@ def refusal(answer: str) -> str | None:
 
 
 def shown(completion: str, max_characters: int = MAX_CHARACTERS) -> str:
-    """What a judge sees of a completion: its answer, or "" where it gives none."""
+    """The part of a completion that a judge sees: its answer, or "" if it gives none."""
     return (parse(completion).answer or "")[:max_characters]
 
 
 def judge_prompt(question: str, reference: str, answer: str) -> str:
-    """The user's message to a judge. No text in it is a place to fill, and half a surrogate pair can be sent."""
+    """The user message to a judge. The inserted texts are not expanded again, and lone surrogates are replaced."""
     parts = {"QUESTION": question, "REFERENCE": reference, "ANSWER": answer}
     text = re.sub("QUESTION|REFERENCE|ANSWER", lambda name: parts[name.group()], PROMPT)
     return text.encode("utf-8", "replace").decode()
 
 
 def read_verdict(reply: str) -> bool | None:
-    """True for "correct", False for "incorrect", None where a judge's reply holds no verdict or two."""
+    """True for "correct", False for "incorrect", None if the reply has no verdict or two verdicts."""
     said = reply.rsplit("</think>", 1)[-1]
     found = set(re.findall(r"[\"']correctness[\"']\s*:\s*[\"']\s*(correct|incorrect)\s*[\"']", said, re.I))
     labels = {label.lower() for label in found}
@@ -118,18 +118,18 @@ def read_verdict(reply: str) -> bool | None:
 
 @dataclass
 class JudgeReward:
-    """1.0 where a judge finds the answer correct, else 0.0. For rows whose `verifier` is "judge"; None for all others.
+    """Returns 1.0 if a judge finds the answer correct, else 0.0; None for rows whose `verifier` is not "judge".
 
-    Asynchronous: TRL runs it beside its other asynchronous rewards. Only what follows the reasoning is shown to the
-    judge, at most `max_characters` of it. Verdicts are kept, so that a repeated answer costs nothing. If the judge does
-    not answer, or not with a verdict, after all retries, all completions of that prompt get None.
+    The reward is asynchronous: TRL runs it together with other asynchronous rewards. The judge sees only the text after
+    the reasoning, at most `max_characters` of it. Verdicts are cached, so a repeated answer costs nothing. If the judge
+    gives no verdict after all retries, all completions of that prompt get None.
 
     Args:
-        base_url: of an OpenAI-compatible server, such as "http://localhost:8000/v1".
-        model: the judge's name on that server.
-        api_key_variable: environment variable that holds the key; never the key itself.
-        concurrency: calls at once.
-        retries: further attempts, after 0.5, 1, 2 ... seconds.
+        base_url: URL of an OpenAI-compatible server, such as "http://localhost:8000/v1".
+        model: The judge's name on that server.
+        api_key_variable: The environment variable that holds the key, never the key itself.
+        concurrency: Maximum number of concurrent calls.
+        retries: Number of further attempts, after 0.5, 1, 2 ... seconds.
 
     Metrics: `judge/refused`, `judge/outage`: shares of the rows.
     """
@@ -176,7 +176,7 @@ class JudgeReward:
         ]
 
     async def verdicts(self, items: list[tuple[str, str, str]]) -> list[bool | None]:
-        """The judge's verdict on each (question, reference, answer); None where it gave none."""
+        """The judge's verdict on each (question, reference, answer), or None if it gave none."""
         if not items:
             return []
         if not self.base_url or not self.model:
@@ -210,7 +210,7 @@ class JudgeReward:
                 "messages": [{"role": "user", "content": text}],
                 "temperature": 0.0,
                 "max_tokens": self.max_tokens,
-                "seed": attempt,  # a reply without a verdict is asked for again, not repeated
+                "seed": attempt,  # a retry must not repeat a reply without a verdict
             }
             try:
                 async with gate:

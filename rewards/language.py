@@ -1,7 +1,7 @@
 """Language consistency: the share of target-language words in the reasoning (DeepSeek-R1, Methods, Eq. 7).
 
 A word is a Chinese or Japanese character, or a run of letters of any other script. Formulas, code, URLs, tags, digits,
-single-letter variables and names of functions are no words: "因为 x=2，所以 f(x)=sin x" is pure Chinese.
+single-letter variables and function names do not count: "因为 x=2，所以 f(x)=sin x" is pure Chinese.
 """
 
 import re
@@ -12,7 +12,7 @@ from typing import Any
 
 from rewards.completion import parse, prompt_text, texts_of, without_invisible
 
-# Each script with the languages written in it. Where there are several, py3langid decides, sentence by sentence.
+# Each script with the languages written in it. If there are several, py3langid decides for each sentence.
 SCRIPTS = {
     "han": (r"\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f", ("zh", "ja")),
     "kana": (r"\u3040-\u30fa\u30fc-\u30ff", ("ja",)),
@@ -29,12 +29,12 @@ SCRIPTS = {
     "thai": (r"\u0e00-\u0e4f", ("th",)),
     "bengali": (r"\u0980-\u09e5\u09f0-\u09ff", ("bn",)),
     "tamil": (r"\u0b80-\u0be5\u0bf0-\u0bff", ("ta",)),
-    "other": (r"^\W\d_", ()),  # words of no language that is known here: never in the target's
+    "other": (r"^\W\d_", ()),  # words of unknown languages, which are never in the target language
 }
 LANGUAGES = tuple(dict.fromkeys(language for _, languages in SCRIPTS.values() for language in languages))
 
 FENCE = re.compile(r"(?:```|~~~)[^\n`]{0,40}(?:\n|\Z)(.*?)(?:```|~~~|\Z)", re.S)
-CODE = re.compile(r"[][(){}=<>;_#\"'\\]|^\s*[\w.]+\s*$|:\s*$")  # in a line that is code, and no sentence
+CODE = re.compile(r"[][(){}=<>;_#\"'\\]|^\s*[\w.]+\s*$|:\s*$")  # in a line of code instead of a sentence
 NO_WORDS = re.compile(
     r"`[^`\n]{0,400}`"  # code
     r"|\$\$.{0,2000}?\$\$|\$(?!\s)[^$\n]{1,400}?(?<!\s)\$(?!\d)|\\\[.{0,2000}?\\\]|\\\(.{0,400}?\\\)"  # formulas
@@ -54,7 +54,7 @@ TOKEN = re.compile(
 )
 LATIN = re.compile(rf"[{SCRIPTS['latin'][0]}]+(?:['\u2019-][{SCRIPTS['latin'][0]}]+)*")
 NOT_LATIN = re.compile(rf"[^\W\d_{SCRIPTS['latin'][0]}]")
-# Also the points of a figure (AB, ABCD), and what stands directly at a sign of equality or a power (E = mc^2).
+# Also names: the points of a figure (AB, ABCD), and letters next to an equals sign or a power (E = mc^2).
 NAME = re.compile(
     r"(?<![A-Za-z0-9_.])(?:[A-Za-z]*[0-9_]\w*|[A-Za-z_][\w.]*\()"
     r"|(?<![A-Za-z])(?:[A-Z]{2,4}(?![A-Za-z])|[A-Za-z]{1,4}(?=[=^])|(?<=[=^])[A-Za-z]{1,4}(?![A-Za-z]))",
@@ -74,19 +74,19 @@ _ENGLISH = (
     " next total sum product minus plus times divide subtract must should will not but also only our where think"
 )
 ENGLISH = frozenset(_ENGLISH.split())
-# A sentence is read in windows, so that one which changes its language is seen to. Another language has to beat the
-# target by this much log-probability: so much that pure text of 3 to 15 words in six languages loses nothing (a test).
+# A sentence is read in windows, so a change of language within it is found. Another language has to beat the target by
+# this log-probability. A test checks that pure text of 3 to 15 words in six languages loses nothing.
 WINDOW, SHORT = 8, 3
 MARGIN, SHORT_MARGIN = 4.0, 8.0
-MAX_BYTES = 400  # of a window; a longer one is no language
+MAX_BYTES = 400  # of a window; longer ones are not natural language
 
 
 @lru_cache(maxsize=8_192)
 def language_consistency(text: str, language: str) -> float:
-    """Share of the words of a text that are words of `language` (an id such as "en" or "zh"); 1.0 without any word.
+    """Share of the words of a text that are in `language` (an id such as "en" or "zh"); 1.0 if it has no words.
 
     Raises:
-        ValueError: a language id that is not in `LANGUAGES`.
+        ValueError: The language id is not in `LANGUAGES`.
     """
     target, words = count_words(text, language)
     return target / words if words else 1.0
@@ -98,7 +98,7 @@ def count_words(text: str, language: str) -> tuple[int, int]:
         raise ValueError(f"language {language!r} is not known: write one of {', '.join(LANGUAGES)}")
     target = total = 0
     windows: dict[tuple[str, ...], list[list[str]]] = {}
-    short: dict[tuple[str, ...], list[str]] = {}  # sentences of too few words are read together
+    short: dict[tuple[str, ...], list[str]] = {}  # short sentences are read together
     for sentence in SENTENCE.split(_plain(text)):
         words = _words(sentence)
         total += sum(map(len, words.values()))
@@ -117,7 +117,7 @@ def count_words(text: str, language: str) -> tuple[int, int]:
 
 
 def _plain(text: str) -> str:
-    """A text without what is no word; full-width and ornamental letters count as what they are read as."""
+    """The text without non-words. Full-width and ornamental letters are converted to plain ones."""
     if not text.isascii():
         text = without_invisible(unicodedata.normalize("NFKC", text))
     text = NO_WORDS.sub(_foreign, FENCE.sub(_prose, text))
@@ -125,15 +125,15 @@ def _plain(text: str) -> str:
 
 
 def _prose(fence: re.Match) -> str:
-    """The lines of a fence that are sentences; of code what is in no Latin letters."""
+    """The lines of a fence that are sentences, and the non-Latin letters of its code lines."""
     return "\n".join(_foreign(line) if CODE.search(line) else line for line in fence[1].split("\n"))
 
 
 def _foreign(found: re.Match | str) -> str:
-    """The letters of other scripts, which stand in no formula and in no code for themselves."""
+    """The letters of other scripts in a formula or code, which are words there."""
     text = found if isinstance(found, str) else found[0]
     if text[0] == "`" and text.count(" ") > 2 and not CODE.search(text[1:-1]):
-        return text[1:-1]  # a sentence in the clothes of code
+        return text[1:-1]  # a sentence formatted as code
     return " " if text.isascii() or "://" in text or "@" in text else "".join(NOT_LATIN.findall(text)) or " "
 
 
@@ -155,14 +155,14 @@ def _words(sentence: str) -> dict[str, list[str]]:
 
 
 def _windows(words: list[str]) -> list[list[str]]:
-    """The words of one sentence and one script in runs of `WINDOW`; a short rest stays with the last run."""
+    """The words of one sentence and script in runs of `WINDOW`. A short remainder is added to the last run."""
     lowered = [word.lower() for word in words]
     starts = range(0, max(1, len(words) - SHORT), WINDOW)
     return [lowered[start : start + WINDOW if start != starts[-1] else None] for start in starts]
 
 
 def _written_in(windows: list[list[str]], language: str, languages: tuple[str, ...]) -> int:
-    """How many words are in windows that are in `language`, not in another of the script's languages."""
+    """Number of words in windows of `language`, excluding windows in another language of the script."""
     unclear = [
         window
         for window in windows
@@ -178,7 +178,7 @@ def _written_in(windows: list[list[str]], language: str, languages: tuple[str, .
 
 
 def _behind(texts: list[str], language: str, languages: tuple[str, ...]) -> list[float]:
-    """By how much log-probability the likeliest other language beats `language` in each text, all texts at once."""
+    """The log-probability by which the likeliest other language beats `language`, for each of the texts."""
     if not texts:
         return []
     import numpy
@@ -188,7 +188,7 @@ def _behind(texts: list[str], language: str, languages: tuple[str, ...]) -> list
     width = max(map(len, encoded))
     letters = numpy.frombuffer(b"".join(one.ljust(width, b"\0") for one in encoded), numpy.uint8)
     letters = letters.reshape(len(texts), width)
-    # py3langid's automaton goes over all texts in step; it finds features[i, j] in text i at byte j, or -1.
+    # py3langid's automaton reads all texts in parallel. It finds features[i, j] at byte j of text i, or -1.
     features = numpy.empty(letters.shape, numpy.int64)
     state = numpy.zeros(len(texts), numpy.int64)
     for place in range(width):
@@ -219,7 +219,7 @@ def _tables(languages: tuple[str, ...]) -> tuple:
 
 @cache
 def _identifier(languages: tuple[str, ...]) -> Any:
-    from py3langid.langid import _load_identifier  # 0.2 s, and only for texts where the script does not decide
+    from py3langid.langid import _load_identifier  # takes 0.2 s; needed only if the script does not decide
 
     identifier = _load_identifier()
     identifier.set_languages(list(languages))
@@ -228,7 +228,7 @@ def _identifier(languages: tuple[str, ...]) -> Any:
 
 @lru_cache(maxsize=16_384)
 def detect_language(text: str) -> str:
-    """The language of a question: by its script where that decides, else by py3langid; English where no word tells."""
+    """The language of a question, from its script or else from py3langid. It is English if there are no words."""
     words = _words(_plain(text))
     words.pop("other", None)
     if not words:
@@ -249,11 +249,11 @@ def detect_language(text: str) -> str:
 
 @dataclass(frozen=True)
 class LanguageConsistencyReward:
-    """Num(words in the target language) / Num(words) over the reasoning (Eq. 7); 1.0 for one without any word, such as
-    "3 * 4 = 12", and 0.0 for an empty one.
+    """Returns Num(words in the target language) / Num(words) of the reasoning (Eq. 7). Reasoning without words, such as
+    "3 * 4 = 12", gets 1.0, and empty reasoning gets 0.0.
 
-    The target is the column `language`, else the language of the column `question`, else that of the prompt. Where a
-    row has no reasoning (`thinking` False), the whole text is read.
+    The target is the column `language`, else the language of the column `question`, else that of the prompt. If a row
+    has no reasoning (`thinking` False), the whole text is read.
 
     Metrics: `language/no_words`, the share of completions whose reasoning has no word; `language/summary`, the mean
     consistency of the summaries that have words.

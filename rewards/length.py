@@ -1,4 +1,4 @@
-"""Rewards that look at length. Lengths are in tokens, from `completion_ids`, which TRL passes to every reward."""
+"""Length rewards. Lengths are in tokens, from `completion_ids`, which TRL passes to every reward."""
 
 import math
 from collections import defaultdict
@@ -14,16 +14,16 @@ from rewards.settings import Count, Finite, Positive, Range, check
 class LengthReward:
     """Kimi k1.5's length reward (arXiv 2501.12599, Section 2.3.3), within each prompt's group.
 
-    lambda = 0.5 - (length - min) / (max - min); a right completion gets lambda, a wrong one min(0, lambda); all get 0
-    where the lengths of the group are equal. What cannot be graded gets None.
+    lambda = 0.5 - (length - min) / (max - min). A correct completion gets lambda, and an incorrect one gets
+    min(0, lambda). If all lengths of the group are equal, all get 0. Completions that cannot be graded get None.
 
     Args:
-        correctness: the reward that says what is right (1.0).
+        correctness: The reward that returns 1.0 for correct completions.
     """
 
     correctness: Callable = field(default=accuracy_reward)
     __name__ = "length_reward"
-    whole_groups = True  # a group that is split over processes would be compared in parts
+    whole_groups = True  # lengths are compared within a group, so one process needs the whole group
 
     def __call__(self, completions: list, completion_ids: list, prompts: list, **columns: Any) -> list[float | None]:
         right = self.correctness(completions=completions, prompts=prompts, **_silent(columns))
@@ -45,9 +45,9 @@ class LengthReward:
 class CosineReward:
     """The cosine length reward (arXiv 2502.03373, C.1): v_min + (v_max - v_min) / 2 * (1 + cos(pi * length / max)).
 
-    Right completions go from `right[1]` (short) to `right[0]` (at `max_length`), wrong ones from `wrong[0]` up to
-    `wrong[1]`, so that who is wrong may think longer. Longer than `max_length` tokens counts as that. TRL's reward of
-    this name takes no plain-text completions and hangs on some answers.
+    The reward of correct completions falls from `right[1]` (short) to `right[0]` (at `max_length`). That of incorrect
+    ones rises from `wrong[0]` to `wrong[1]`, so they may think longer. Lengths are capped at `max_length` tokens. TRL's
+    reward of this name does not accept plain-text completions and hangs on some answers.
     """
 
     max_length: Positive
@@ -85,9 +85,9 @@ class RepetitionReward:
 
 @dataclass(frozen=True)
 class OverlongReward:
-    """DAPO's soft punishment (arXiv 2503.14476, Eq. 13), by TRL.
+    """DAPO's soft overlong punishment (arXiv 2503.14476, Eq. 13), by TRL.
 
-    0 up to `max_length - cache` tokens, then down in a line to -1 at `max_length`, and -1 beyond.
+    It is 0 up to `max_length - cache` tokens, falls linearly to -1 at `max_length`, and stays -1.
     """
 
     max_length: Positive
@@ -106,7 +106,7 @@ class OverlongReward:
 
 
 def _silent(columns: dict[str, Any]) -> dict[str, Any]:
-    """Without TRL's loggers: the accuracy reward itself logs its metrics, once."""
+    """The columns without TRL's loggers, because the accuracy reward logs its metrics itself."""
     return {name: value for name, value in columns.items() if name not in ("log_metric", "log_extra")}
 
 

@@ -1,7 +1,7 @@
 """Helpfulness and harmlessness from the pipeline's reward models (DeepSeek-R1, Methods, "Reward for general data").
 
-A reward model is a checkpoint for sequence classification with one label. It is loaded when the first row of its kind
-arrives, in this process, on `device`.
+A reward model is a sequence classification checkpoint with one label. It is loaded on `device` in this process when
+the first row of its kind arrives.
 """
 
 from dataclasses import dataclass, field
@@ -14,13 +14,13 @@ from rewards.settings import Positive, check
 
 @dataclass
 class _RewardModel:
-    """sigmoid(score) of a reward model for the rows of one kind, None for all others.
+    """Returns sigmoid(score) of a reward model for rows of one kind, and None for all others.
 
     Args:
-        model: folder or Hub id of the reward model.
-        max_length: tokens; a longer conversation loses its beginning, since the response stands at its end.
-        batch_size: responses scored at once.
-        device: None puts the model on the GPU of this process where there is one.
+        model: Folder or Hub id of the reward model.
+        max_length: Maximum number of tokens. Longer conversations are truncated at the start, to keep the response.
+        batch_size: Number of responses scored at once.
+        device: Device of the model. None selects the GPU of this process if there is one.
     """
 
     model: str = ""
@@ -43,7 +43,7 @@ class _RewardModel:
         rewards: list[float | None] = [None] * len(completions)
         whole = texts_of(completions, prompts)
         texts = [self.response(whole[row]) for row in rows]
-        # A response that says nothing deserves nothing, whatever a model makes of an empty text.
+        # An empty response gets 0, whatever the model scores for it.
         scores = iter(
             self.score([prompts[row] for row, text in zip(rows, texts, strict=True) if text], filter(None, texts))
         )
@@ -52,7 +52,7 @@ class _RewardModel:
         return rewards
 
     def score(self, prompts: list, responses: Any) -> list[float]:
-        """sigmoid of the model's score for each response to its prompt (a string, or messages)."""
+        """sigmoid of the model's score of each response to its prompt (a string or messages)."""
         import torch
 
         responses = list(responses)
@@ -106,9 +106,10 @@ class _RewardModel:
 
 @dataclass
 class HelpfulnessReward(_RewardModel):
-    """sigmoid of the helpfulness model's score of the summary only, "to minimise interference with the reasoning".
+    """Returns sigmoid of the helpfulness model's score. Only the summary is scored, "to minimise interference with the
+    reasoning".
 
-    A completion without a summary (its reasoning was cut off) gets 0. None for rows of another kind than `helpful`.
+    A completion without a summary (its reasoning was cut off) gets 0. Rows whose kind is not `helpful` get None.
     """
 
     kind = "helpful"
@@ -120,9 +121,9 @@ class HelpfulnessReward(_RewardModel):
 
 @dataclass
 class HarmlessnessReward(_RewardModel):
-    """sigmoid of the harmlessness model's score of the whole response, reasoning and summary.
+    """Returns sigmoid of the harmlessness model's score of the whole response, reasoning and summary.
 
-    None for rows of another kind than `harmless`.
+    Rows whose kind is not `harmless` get None.
     """
 
     kind = "harmless"

@@ -1,4 +1,4 @@
-"""Outcome a program that nobody trusts: the embedded sandbox, which needs no service, and Piston for scale.
+"""Runs untrusted programs: in the embedded sandbox, which needs no service, or on Piston for scale.
 
 A provider has one method, `run(program, stdin)`. It raises `SandboxUnavailable` for an outage, which is not the
 program's fault.
@@ -25,16 +25,16 @@ UNUSED_UID = 61_637
 
 
 class SandboxUnavailable(RuntimeError):
-    """The sandbox could not run the program; says nothing about the program."""
+    """The sandbox could not run the program. This says nothing about the program."""
 
 
 class SandboxRefused(RuntimeError):
-    """This machine or server will not run a program, ever; the message names what it lacks."""
+    """This machine or server can never run a program. The message names what is missing."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a program did. `stopped` is None, "time" or "output" where a limit ended it."""
+    """What a program did. `stopped` is the limit that ended it, "time" or "output", or None."""
 
     stdout: str
     stderr: str
@@ -47,22 +47,22 @@ class Provider(Protocol):
     """Where programs run."""
 
     def run(self, program: str, stdin: str = "") -> Outcome:
-        """Outcome a Python program to its end or to a limit.
+        """Run a Python program until it ends or reaches a limit.
 
         Raises:
-            SandboxUnavailable: the program could not be run, now.
-            SandboxRefused: this machine cannot run it safely, ever.
+            SandboxUnavailable: The program could not be run now.
+            SandboxRefused: This machine can never run it safely.
         """
 
 
 @dataclass(frozen=True)
 class LocalSandbox:
-    """The embedded sandbox: Landlock, seccomp, resource limits, and namespaces where the kernel gives them.
+    """The embedded sandbox: Landlock, seccomp, resource limits, and namespaces if the kernel has them.
 
     Args:
-        seconds: wall-clock limit of a run; its processor time is limited to the next whole second.
-        memory_mb: address space.
-        output_bytes: what may be printed.
+        seconds: Wall-clock limit of a run. The CPU time limit is the next whole second.
+        memory_mb: Limit of the address space in MB.
+        output_bytes: Limit of the output in bytes.
     """
 
     seconds: Seconds = 6.0
@@ -141,7 +141,7 @@ class LocalSandbox:
         return Outcome(out, err, process.returncode, stopped, tuple(state["layers"]))
 
     def _collect(self, process: subprocess.Popen) -> tuple[str, str, str | None]:
-        """(stdout, stderr, which limit stopped it) of a process, which has closed both or is to be ended."""
+        """(stdout, stderr, the limit that stopped it) of a process, once it has closed both or has to be ended."""
         deadline = time.monotonic() + self.seconds
         kept: dict[str, bytearray] = {"out": bytearray(), "err": bytearray()}
         stopped = None
@@ -168,7 +168,7 @@ class LocalSandbox:
 
 
 def _end(process: subprocess.Popen) -> None:
-    """Kill what is left of a run: the group, and with pid 1 of its namespace everything in that."""
+    """Kill the process group of a run. Its pid 1 takes everything in its namespace with it."""
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -178,7 +178,7 @@ def _end(process: subprocess.Popen) -> None:
 
 
 def _open_to_all(*paths: str | Path) -> bool:
-    """Whether every user may enter the folders of these paths."""
+    """Whether all users may enter the folders of these paths."""
     return all(parent.stat().st_mode & 0o001 for path in paths for parent in (Path(path), *Path(path).parents))
 
 
@@ -186,13 +186,13 @@ def _open_to_all(*paths: str | Path) -> bool:
 class PistonSandbox:
     """Runs programs on a Piston server (https://github.com/engineer-man/piston), for scale.
 
-    The server's own limits have to be raised first: it comes with PISTON_RUN_TIMEOUT and PISTON_RUN_CPU_TIME of 3,000
-    ms and a PISTON_OUTPUT_MAX_SIZE of 1,024 characters, past which a right program is killed.
+    The server's limits have to be raised first. Its defaults, PISTON_RUN_TIMEOUT and PISTON_RUN_CPU_TIME of 3,000 ms
+    and a PISTON_OUTPUT_MAX_SIZE of 1,024 characters, kill correct programs.
 
     Args:
-        url: the server, such as "http://localhost:2000".
-        seconds, memory_mb: limits of a run, wall-clock; the server refuses what exceeds its own.
-        retries: further attempts, after 1, 2, 4 ... seconds, when the server does not answer or is busy.
+        url: URL of the server, such as "http://localhost:2000".
+        seconds, memory_mb: Wall-clock and memory limits of a run. The server refuses values above its own limits.
+        retries: Number of further attempts, after 1, 2, 4 ... seconds, if the server does not answer or is busy.
     """
 
     url: str
@@ -205,7 +205,7 @@ class PistonSandbox:
     def run(self, program: str, stdin: str = "") -> Outcome:
         import httpx
 
-        # half of a surrogate pair cannot be sent: the program's fault, and no outage
+        # A lone surrogate cannot be sent. That is the program's fault, not an outage.
         program, stdin = (text.encode("utf-8", "replace").decode() for text in (program, stdin))
         request = {
             "language": "python",

@@ -1,7 +1,6 @@
-"""Settings that say their own range: `workers: Positive = 2` in a dataclass.
+"""Types that state the range of a setting: `workers: Positive = 2` in a dataclass.
 
-`data_prep.runs.settings` holds each value of a YAML to it; a class that is also made in Python calls `check` when it is
-made.
+`data_prep.runs.settings` checks each value of a YAML. A class that is also created in Python calls `check` itself.
 """
 
 import dataclasses
@@ -12,7 +11,7 @@ from typing import Annotated, Any
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """Finite numbers from `low` to `high`; without `low` itself where it is `open`."""
+    """Finite numbers from `low` to `high`. An `open` range excludes `low`."""
 
     low: float = -math.inf
     high: float = math.inf
@@ -43,12 +42,12 @@ Finite = Annotated[float, Range()]
 Seconds = Annotated[float, Range(0, open=True)]
 NotNegative = Annotated[float, Range(0)]
 Share = Annotated[float, Range(0, 1)]
-FILLED = _Filled()  # of a list or mapping
+FILLED = _Filled()  # a list or mapping that is not empty
 
 
 def check(settings: Any, prefix: str = "") -> None:
-    """Raises ValueError for the first setting of a dataclass that has another type than its hint says or is out of its
-    range. The message names the key and what to write."""
+    """Raises ValueError for the first setting of a dataclass whose type or range does not match its hint. The message
+    names the key and what to write."""
     hints = typing.get_type_hints(type(settings), include_extras=True)
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
@@ -57,7 +56,7 @@ def check(settings: Any, prefix: str = "") -> None:
 
 
 def _fault(value: Any, hint: Any) -> str | None:
-    """What to write instead of a value that does not fit its hint. Of hints, numbers, text and choices are known."""
+    """What to write instead of a value that does not match its hint. It knows numbers, strings and choices."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
         kind, allowed = arguments[:2]

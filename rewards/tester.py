@@ -1,8 +1,8 @@
-"""Goes into a sandbox of its own with a row's tests: runs them on answers that the program gave in another one.
+"""Runs a row's tests in their own sandbox, on answers that the program gave in another sandbox.
 
-A test's calls of the program are answered from a list; only plain values come across, so that no `__eq__`, no patched
-builtin and no exit of the program reaches what is asserted. Where a call has no answer yet, the tests are run again to
-collect all that they ask: then an unknown answer passes for anything, and a failed assertion does not end a test.
+The tests' calls of the program are answered from a list. Only plain values are passed, so the program cannot affect an
+assertion with an `__eq__`, a patched builtin or an exit. If a call has no answer yet, the tests run again to collect
+all calls. In that run an unknown answer equals anything, and a failed assertion does not end a test.
 """
 
 import ast
@@ -19,7 +19,7 @@ class _Asked(BaseException):
 
 
 class _Anything:
-    """An answer that is not known yet: it compares and computes as if it were right."""
+    """An answer that is not known yet. All comparisons and operations with it succeed."""
 
     def _same(self, *_, **__):
         return self
@@ -47,11 +47,11 @@ class _Anything:
 
 
 class _Unsendable(BaseException):
-    """A call whose arguments are no plain values, so that no program can be asked."""
+    """The arguments of a call are not plain values, so they cannot be sent to the program."""
 
 
 class _Opaque:
-    """A value of a type that does not come across: it is equal to nothing."""
+    """A value of a type that cannot be passed. It is not equal to anything."""
 
 
 def decode(value):
@@ -75,7 +75,7 @@ def decode(value):
 
 
 def _plain(value):
-    """A value as text that Python reads back. Raises _Unsendable for what is none."""
+    """A plain value as Python source. Raises _Unsendable for other values."""
     if value is None or isinstance(value, (bool, int, str, bytes)):
         return repr(value)
     if isinstance(value, float):
@@ -95,7 +95,7 @@ def _plain(value):
 
 
 class _Program:
-    """A name of the program: a function, or a class whose methods are called at once, as in Solution().f(1)."""
+    """A function of the program, or a class whose methods are called at once, as in Solution().f(1)."""
 
     def __init__(self, path, calls, answers, is_function=False):
         self._path, self._calls, self._answers, self._is_function = path, calls, answers, is_function
@@ -121,17 +121,17 @@ class _Program:
         if line[0] == "raised":
             kinds = [getattr(builtins, str(name), None) for name in line[1]]
             kinds = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Exception)]
-            # A StopIteration would end a test's loop as if all was well.
+            # A StopIteration would end a loop of the test as if nothing had failed.
             raise kinds[0](line[2]) if kinds and not issubclass(kinds[0], StopIteration) else _Failed(line[2])
         return decode(line)
 
 
 class _Failed(Exception):
-    """The program raised what no builtin exception stands for, or gave nothing."""
+    """The program returned no value, or raised an exception that is not a builtin one."""
 
 
 class _Forgiving(ast.NodeTransformer):
-    """While calls are collected, a failed assertion does not end a test."""
+    """Lets a test continue after a failed assertion while calls are collected."""
 
     def visit_Assert(self, node):
         body = [ast.Expr(node.test)]
@@ -140,7 +140,7 @@ class _Forgiving(ast.NodeTransformer):
 
 
 class _Raises:
-    """`assertRaises` while calls are collected: whatever happens is what was wanted."""
+    """`assertRaises` while calls are collected. It always passes."""
 
     def __enter__(self):
         return self
@@ -159,7 +159,7 @@ def _raises(case, kind, *given, **named):
 
 
 def attempt(script, entry, names, classes, answers, strict):
-    """Run the tests once -> (calls that they made, {"passed": ...} or {} where one had no answer)."""
+    """Run the tests once -> (the calls they made, {"passed": ...} or {} if a call had no answer)."""
     random.seed(0)
     calls, waiting = [], {"strict": strict, "classes": classes, "asked": False}
     for call, line in answers:
@@ -199,7 +199,7 @@ def attempt(script, entry, names, classes, answers, strict):
 
 
 def main(script, entry, names, classes, answers):
-    """Run the tests on [(call, answer), ...]; write {"passed": ...}, or {"calls": [...]} with all that they ask."""
+    """Run the tests on [(call, answer), ...]. Write {"passed": ...}, or {"calls": [...]} if answers are missing."""
     results = os.fdopen(os.dup(1), "w")
     os.dup2(os.open("/dev/null", os.O_WRONLY), 1)
     answers = None if answers is None else json.loads(answers)

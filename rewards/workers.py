@@ -1,9 +1,9 @@
-"""Worker processes that are killed for real at their limit, replaced, and counted.
+"""Worker processes that are killed at their time limit, replaced and counted.
 
-A thread cannot be stopped, `signal.alarm` works in the main thread only and cannot interrupt one long call in C, and
-`concurrent.futures` cannot end one of its workers. So each worker is a process of its own, started without forking
-this one (CUDA, threads), spoken to in lines of JSON, and killed by its parent when a task is late. A worker that loses
-its parent ends by itself: at the end of its input, or at a limit on processor time that the kernel keeps.
+A thread cannot be stopped, `signal.alarm` works only in the main thread and cannot interrupt a long C call, and
+`concurrent.futures` cannot end one of its workers. So each worker is a separate process, started without a fork of this
+one (CUDA, threads). It receives lines of JSON, and its parent kills it when a task is late. A worker without a parent
+ends at the end of its input, or at a CPU time limit that the kernel enforces.
 """
 
 import atexit
@@ -30,7 +30,7 @@ MAX_TASKS, MAX_RSS_MB, ADDRESS_SPACE_MB = 20_000, 400, 3_000
 
 
 class WorkersUnavailable(RuntimeError):
-    """No worker could be started, which says nothing about the task."""
+    """No worker could be started. This says nothing about the task."""
 
 
 class _Worker:
@@ -61,7 +61,7 @@ class _Worker:
         self.process.stdin.flush()
 
     def receive(self) -> list[Any] | None:
-        """What one read brings: None at the end of the worker, else the complete lines."""
+        """The complete lines of one read, or None if the worker has ended."""
         chunk = os.read(self.process.stdout.fileno(), 65_536)
         if not chunk:
             return None
@@ -82,13 +82,13 @@ class _Worker:
 
 @dataclass
 class WorkerPool:
-    """Calls a function in worker processes, each call with a limit in seconds.
+    """Calls a function in worker processes, with a time limit for each call.
 
     Args:
-        target: "package.module:function" of one argument; argument and result pass as JSON.
-        workers: processes, started when first needed.
-        seconds: limit of a call. After `patience` seconds lost to late calls within one `map`, what is left gets a
-            tenth of it, so that a batch of hostile answers cannot stall a training step.
+        target: "package.module:function" with one argument. The argument and the result are sent as JSON.
+        workers: Number of processes, which start when they are first needed.
+        seconds: Limit of a call. After one `map` has lost `patience` seconds to late calls, the remaining calls get a
+            tenth of it, so a batch of hostile answers cannot stall a training step.
     """
 
     target: str
@@ -101,8 +101,8 @@ class WorkerPool:
     _pid: int = field(default_factory=os.getpid, init=False, repr=False)
 
     def map(self, tasks: Sequence[Any]) -> list[tuple[bool, Any]]:
-        """(in time, result) of every task, in order. Threads that call at once take turns."""
-        if self._pid != os.getpid():  # a forked child must not speak into its parent's pipes
+        """(whether it was in time, result) of every task, in order. Concurrent threads take turns."""
+        if self._pid != os.getpid():  # a forked child must not use its parent's pipes
             self._pool, self._lock, self._pid = [], threading.Lock(), os.getpid()
         if not tasks:
             return []
@@ -190,13 +190,13 @@ def pool(target: str) -> WorkerPool:
 
 
 def serve(function: Callable[[Any], Any]) -> None:
-    """A worker's life: read a task, answer it, until the input ends or the parent is gone."""
+    """The loop of a worker: read a task and answer it until the input ends or the parent is gone."""
     parent = os.getppid()
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE_MB << 20,) * 2)
     hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
     own = psutil.Process()
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a library prints is no answer
+    os.dup2(2, 1)  # keep what libraries print out of the answers
     _answer(answers, "ready")
     while True:
         if not select.select([sys.stdin], [], [], 5.0)[0]:
@@ -213,7 +213,7 @@ def serve(function: Callable[[Any], Any]) -> None:
             result = function(task)
         except (MemoryError, RecursionError):
             result = None
-        # Not getrusage's maximum: the kernel hands a parent's on to what it starts, here a whole trainer's.
+        # getrusage's maximum would include the parent's, here that of a whole trainer.
         _answer(answers, {"result": result, "rss_mb": own.memory_info().rss >> 20})
 
 

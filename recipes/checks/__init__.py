@@ -1,8 +1,8 @@
-"""What can be wrong with a stage before it trains: settings, tokenizer, rows, rewards, weights.
+"""Checks of a stage before it trains: settings, tokenizer, rows, rewards, weights.
 
-`recipes.training` asks where each is loaded; `python -m recipes.tools.doctor` asks for all stages of a scale at once. A
-`Finding` says in whole sentences what is wrong, why it matters and what to write; one that would waste the run for
-certain stops it.
+`recipes.training` runs each check where its subject is loaded. `python -m recipes.tools.doctor` checks all stages of a
+scale at once. A `Finding` states in whole sentences what is wrong, why it matters and what to write. A finding that
+would certainly waste the run stops it.
 """
 
 from collections.abc import Iterator, Mapping
@@ -24,7 +24,7 @@ STEPS_ERRORS = (ArithmeticError, AttributeError, LookupError, OSError, RuntimeEr
 
 
 def of_start(args: Any, config: Any, environment: Mapping[str, str], offline: bool = False) -> Iterator[Finding]:
-    """Before anything is loaded."""
+    """The checks before anything is loaded."""
     yield from versions()
     yield from of_settings(args, config)
     shape = shape_of(getattr(args, "model_name_or_path", None), offline)
@@ -33,7 +33,7 @@ def of_start(args: Any, config: Any, environment: Mapping[str, str], offline: bo
 
 
 def of_trainer(trainer: Any, args: Any) -> Iterator[Finding]:
-    """When all is loaded."""
+    """The checks after everything is loaded."""
     tokenizer = trainer.processing_class
     yield from of_model(trainer, args)
     if hasattr(args, "reward_funcs"):

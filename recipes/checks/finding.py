@@ -1,4 +1,4 @@
-"""What a check finds, and how a stage tells it."""
+"""The findings of checks, and how a stage reports them."""
 
 import logging
 import math
@@ -10,13 +10,13 @@ from typing import Any
 from data_prep.runs import ConfigError
 
 logger = logging.getLogger("recipes.checks")
-CHECKED = 64  # completions, sequences or pairs that are looked at
-MAX_UNPARSEABLE = 0.01  # share of golds; other faults of rows are told from the same share on
+CHECKED = 64  # completions, sequences or pairs that are checked
+MAX_UNPARSEABLE = 0.01  # share of gold answers; other faults of rows are reported above the same share
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One that `stops` wastes the run for certain; another may be meant so."""
+    """A finding that `stops` would certainly waste the run. Any other may be intended."""
 
     message: str
     stops: bool = True
@@ -26,7 +26,7 @@ class Finding:
 
 
 def tell(found: Iterator[Finding]) -> None:
-    """Log what is only a warning. Raises ConfigError with all the others."""
+    """Log the findings that are only warnings. Raises ConfigError with all others."""
     findings = list(found)
     for finding in findings:
         if not finding.stops and os.environ.get("RANK", "0") == "0":

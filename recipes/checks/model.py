@@ -1,4 +1,4 @@
-"""What can be wrong with the weights that a stage trains."""
+"""Checks of the weights that a stage trains."""
 
 import math
 import re
@@ -12,14 +12,14 @@ from recipes.checks.finding import CHECKED, Finding, spread
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-ALIKE, FEW_ALIKE = 0.01, 4  # chosen: embeddings closer than that share of their norm are one; so many may be by chance
+ALIKE, FEW_ALIKE = 0.01, 4  # chosen: embeddings closer than this share of their norm are equal; four may be chance
 
 
 def of_loading(
     info: Mapping, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, frozen: bool
 ) -> Iterator[Finding]:
-    """What `from_pretrained` says it has not found, and whether the tokenizer fits. Are embeddings `frozen`?"""
-    heads = r"^(score|classifier|lm_head)\."  # a scorer's is new, and it has no other
+    """Checks the missing weights of `from_pretrained` and the tokenizer. `frozen`: whether the embeddings are."""
+    heads = r"^(score|classifier|lm_head)\."  # the only head of a scorer is new
     missing = sorted(key for key in info["missing_keys"] if not (hasattr(model, "score") and re.match(heads, key)))
     strange = sorted(key for key in info["unexpected_keys"] if not (hasattr(model, "score") and re.match(heads, key)))
     broken = missing + sorted(map(str, info["mismatched_keys"]))
@@ -39,10 +39,10 @@ def of_loading(
 
 
 def _of_end(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, frozen: bool) -> Iterator[Finding]:
-    """Is the end token's embedding one that was ever trained?"""
+    """Checks whether the end token's embedding was ever trained."""
     weight, end = model.get_input_embeddings().weight, tokenizer.eos_token_id
     if end is None or not weight.is_floating_point() or sharded.shape(weight) != weight.shape or end >= len(weight):
-        return  # in parts, or in 4 bits
+        return  # sharded or in 4 bits
     with torch.no_grad():
         apart = torch.cdist(weight[end : end + 1].float(), weight.float())[0]
         like = (apart < ALIKE * weight[end].float().norm()).nonzero()[:, 0].tolist()
@@ -57,19 +57,19 @@ def _of_end(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, frozen: 
 
 
 def of_model(trainer: Any, args: Any) -> Iterator[Finding]:
-    """The weights to be trained."""
+    """Checks the weights to be trained."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     parameters = dict(model.named_parameters())
     if not any(one.requires_grad for one in parameters.values()):
         yield Finding("No weight is trainable. Write use_peft: false, or other lora_target_modules.")
-    judged = {name: one for name, one in parameters.items() if "lora_B" not in name}  # which starts from 0
+    judged = {name: one for name, one in parameters.items() if "lora_B" not in name}  # lora_B starts at 0
     if broken := sharded.broken(judged, trainer.accelerator.device):
         yield Finding(
             f"{len(broken)} tensors are all zero or not finite: {', '.join(broken[:3])}. This checkpoint is broken. "
             "Copy it again, or take another one."
         )
     shape, data = model.config, spread(trainer.train_dataset, CHECKED)
-    tokens = max(max(row.get("seq_lengths") or [len(row.get("input_ids", ()))]) for row in data)  # of a packed row
+    tokens = max(max(row.get("seq_lengths") or [len(row.get("input_ids", ()))]) for row in data)  # for a packed row
     if tokens > (room := positions(shape) or math.inf):
         yield Finding(
             f"Rows of up to {tokens} tokens are too long for a model of {room} positions, which has never seen a token "

@@ -1,4 +1,4 @@
-"""Rewards on completions that are known, and the guard that names a reward that fails."""
+"""Checks of rewards on known completions, and the guard that names a failing reward."""
 
 import asyncio
 import functools
@@ -22,11 +22,11 @@ import torch
 from transformers import PreTrainedTokenizerBase, TrainerState
 from trl.trainer.utils import is_async_callable
 
-SOLVED = 24  # rows whose golds are tried as answers
+SOLVED = 24  # rows whose gold answers are tried as answers
 
 
 def solved(row: Row, style: str) -> str:
-    """A right completion of the row in the stage's form."""
+    """A correct completion of the row in the stage's form."""
     gold = row.get("answer") or row.get("solution") or ""
     if row.get("verifier") == "code":
         answer = f"```python\nprint({gold!r})\n```"
@@ -43,11 +43,11 @@ def solved(row: Row, style: str) -> str:
 
 
 class RewardError(Stopped):
-    """A reward fails, or returns something else than numbers. The message names it, and the line of its code."""
+    """A reward fails or does not return numbers. The message names it and the line of its code."""
 
 
 def line_of(error: BaseException) -> str:
-    """The innermost line of people's own code that an error passed: "file:line: the line"; "" where it passed none."""
+    """The innermost line of the user's own code in an error's traceback: "file:line: the line", or ""."""
     lines = traceback.extract_tb(error.__traceback__)
     ours = tuple(str(runs.ROOT / floor) + os.sep for floor in ("rewards", "data_prep", "recipes"))
     others = (*ours, *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")), "<")
@@ -57,8 +57,8 @@ def line_of(error: BaseException) -> str:
 
 
 def guarded(name: str, reward: Callable) -> Callable:
-    """The reward `name` as TRL calls it. Raises RewardError where it fails, or does not return one finite number, or
-    None, for each completion."""
+    """The reward `name` as TRL calls it. Raises RewardError if it fails or does not return a finite number or None for
+    each completion."""
     code = getattr(reward, "__code__", None) or getattr(type(reward).__call__, "__code__", None)
     place = f"{code.co_filename}:{code.co_firstlineno}" if code else "its call"
 
@@ -95,7 +95,7 @@ def guarded(name: str, reward: Callable) -> Callable:
         def call(completions: list, **columns: Any) -> list:
             try:
                 found = reward(completions=completions, **columns)
-                found = list(found) if isinstance(found, Iterator) else found  # a generator fails where it is read
+                found = list(found) if isinstance(found, Iterator) else found  # a generator fails when it is read
             except Exception as error:
                 raise failed(error) from error
             return numbers(found, len(completions))
@@ -130,8 +130,8 @@ def is_ours(reward: Callable) -> bool:
 def of_rewards(
     reward_funcs: list[Callable], rows: list[Row], tokenizer: PreTrainedTokenizerBase, args: Any, config: Any
 ) -> Iterator[Finding]:
-    """Rewards on completions that are known to be right, wrong and empty, as they come back from the tokenizer; where
-    no row has a gold to know that by, people's own rewards on empty ones."""
+    """Checks rewards on correct, incorrect and empty completions, as the tokenizer decodes them. If no row has a gold
+    answer, custom rewards are checked on empty completions."""
     usable = [row for row in rows if row.get("kind", "reasoning") == "reasoning"]
     usable = [row for row in usable if (row.get("answer") or row.get("solution")) and row.get("verifier") != "judge"]
     usable = [row for row in usable if row.get("verifier") != "code" or "\n[" not in f"\n{row['answer']}"]
@@ -155,7 +155,7 @@ def of_rewards(
         reward = getattr(given, "guards", given)
         if getattr(reward, "kind", None) in ("helpful", "harmless"):
             unasked = True
-            continue  # a model, which nobody here loads for this
+            continue  # a model, which is not loaded for this check
         ask, ours = functools.partial(_scores, guarded(name, reward), tokenizer=tokenizer), is_ours(reward)
         try:
             found = {kind: ask(few, texts) for kind, texts in kinds.items()}

@@ -1,4 +1,4 @@
-"""What can be wrong with the rows of a stage."""
+"""Checks of the rows of a stage."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -17,18 +17,18 @@ import numpy as np
 import trl
 from transformers import PreTrainedTokenizerBase
 
-MAX_TOO_LONG = 0.1  # share of rows left out by a limit; s1 (arXiv 2501.19393) lost accuracy where many were cut
+MAX_TOO_LONG = 0.1  # share of rows that a limit leaves out; s1 (arXiv 2501.19393) lost accuracy when many were cut
 NO_ANSWER = ("proof", "notfound", "not found", "none", "null", "nan", "n/a", "unknown", "?", "-")  # NuminaMath's too
-GOLDS = 1000  # rows whose golds are looked at
+GOLDS = 1000  # rows whose gold answers are checked
 
 
 def of_lengths(lengths: Sequence[int], limit: int | None, key: str) -> Iterator[Finding]:
-    """Logs a histogram of the rows' tokens; finds too many over the limit."""
+    """Logs a histogram of the rows' tokens, and reports too many rows over the limit."""
     lengths, edges = np.asarray(lengths), 2 ** np.arange(5, 40)
     counts = np.bincount(np.searchsorted(edges, lengths), minlength=len(edges))
     shown = ", ".join(f"up to {high}: {count}" for high, count in zip(edges, counts, strict=False) if count)
     over = 0.0 if limit is None or not len(lengths) else float((lengths > limit).mean())
-    if lengths.any() and os.environ.get("RANK", "0") == "0":  # without a limit nobody counted
+    if lengths.any() and os.environ.get("RANK", "0") == "0":  # without a limit there are no counts
         logger.info("tokens a row: %s; %.1f%% over %s: %s", shown, 100 * over, key, limit)
     if over > MAX_TOO_LONG:
         write = f"Write {key}: {lengths.max()}" if key.isidentifier() else "Write a smaller max_completion_length"
@@ -40,7 +40,7 @@ def of_lengths(lengths: Sequence[int], limit: int | None, key: str) -> Iterator[
 
 
 def _many(rows: list[Row], faults: Callable[[Row], str | None], advice: str, stops: bool = False) -> Iterator[Finding]:
-    """A finding where more than MAX_UNPARSEABLE of the rows have the fault that `faults` names."""
+    """A finding if more than MAX_UNPARSEABLE of the rows have the fault that `faults` names."""
     found = [(row, fault) for row in rows if (fault := faults(row))]
     if len(found) > MAX_UNPARSEABLE * len(rows):
         row, fault = found[0]
@@ -49,7 +49,7 @@ def _many(rows: list[Row], faults: Callable[[Row], str | None], advice: str, sto
 
 
 def of_questions(rows: list[Row], reward_funcs: list[Callable]) -> Iterator[Finding]:
-    """The rows of reinforcement learning: golds, prompts, and who rewards what."""
+    """Checks the rows of reinforcement learning: gold answers, prompts, and the rewards for each row."""
     reasoning = [row for row in rows if row.get("kind", "reasoning") == "reasoning"]
     reward_funcs = [getattr(one, "guards", one) for one in reward_funcs]
     own = not all(map(is_ours, reward_funcs))
@@ -101,7 +101,7 @@ def of_questions(rows: list[Row], reward_funcs: list[Callable]) -> Iterator[Find
 
 
 def of_completions(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> Iterator[Finding]:
-    """The rows of supervised fine-tuning."""
+    """Checks the rows of supervised fine-tuning."""
     few = spread(rows, GOLDS)
 
     def cut_off(row: Row) -> str | None:
@@ -132,11 +132,11 @@ def of_completions(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> I
 
 
 def of_trained(trainer: Any, tokenizer: PreTrainedTokenizerBase) -> Iterator[Finding]:
-    """What a trainer has made of the rows: which tokens have a loss, which pairs and labels there are."""
+    """Checks a trainer's data set: the tokens with a loss, the pairs and the labels."""
     data = trainer.train_dataset
     rows, columns = spread(data, CHECKED), data.column_names
     if isinstance(trainer, trl.SFTTrainer):
-        text = trainer.args.packing and trainer.args.packing_strategy == "wrapped"  # of a base, not conversations
+        text = trainer.args.packing and trainer.args.packing_strategy == "wrapped"  # plain text, no conversations
         ended = [tokenizer.eos_token_id in row["labels"] for row in rows]
         if not (any(ended) if text else all(ended)):
             yield Finding(

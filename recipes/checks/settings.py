@@ -1,4 +1,4 @@
-"""What can be wrong with the settings of a stage, and with the model that they name, before anything is loaded."""
+"""Checks of the settings of a stage, and of the model that they name, before anything is loaded."""
 
 import importlib.metadata
 import json
@@ -22,7 +22,7 @@ NO_GPU = Finding(
 
 
 def versions() -> Iterator[Finding]:
-    """The pins of requirements.txt against what is installed."""
+    """Compares the pins of requirements.txt with the installed versions."""
     lock, other = runs.ROOT / "requirements.txt", []
     for line in lock.read_text(encoding="utf-8").splitlines() if lock.is_file() else []:
         name, pinned, version = line.split("#")[0].strip().partition("==")
@@ -41,7 +41,7 @@ def versions() -> Iterator[Finding]:
 
 
 def launched(path: Path) -> dict[str, str]:
-    """What `accelerate launch` puts into the environment for a config of its own, as far as anybody here reads it."""
+    """The environment variables that `accelerate launch` sets for its config, limited to those read here."""
     config = runs.load_config(path)
     deepspeed = config.get("deepspeed_config") or {}
     return {
@@ -54,7 +54,7 @@ def launched(path: Path) -> dict[str, str]:
 
 
 def of_sharding(args: Any, shape: Any, environment: Mapping[str, str]) -> Iterator[Finding]:
-    """How the weights are spread over processes; `shape` is the model's config, None where it is not known."""
+    """Checks how the weights are sharded over processes. `shape` is the model's config, or None if it is not known."""
     file = environment.get("ACCELERATE_DEEPSPEED_CONFIG_FILE")
     zero = json.loads(Path(file).read_text(encoding="utf-8")).get("zero_optimization", {}) if file else {}
     zero3 = "3" in (environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE"), str(zero.get("stage")))
@@ -83,7 +83,7 @@ def of_sharding(args: Any, shape: Any, environment: Mapping[str, str]) -> Iterat
 
 
 def of_settings(args: Any, config: Any) -> Iterator[Finding]:
-    """Values that parse and cannot teach anything."""
+    """Checks for valid values with which nothing can be learned."""
     if not config.use_cpu and not torch.cuda.is_available():
         yield NO_GPU
     if config.use_cpu and config.bf16 and product_dtype(torch.device("cpu")) != torch.bfloat16:
@@ -137,8 +137,8 @@ def _of_rl_settings(args: Any, config: Any) -> Iterator[Finding]:
 
 
 def limit(run: Any, most: int | None, key: str) -> tuple[int | None, str]:
-    """(tokens that a row may have, None for any; what says so): the smallest of `most`, which `key` sets, of the
-    model's positions, and of what vLLM is told; of reinforcement learning, what these leave beside a completion."""
+    """(maximum tokens of a row or None, the setting that limits it). It is the smallest of `most`, which `key` sets,
+    the model's positions and vLLM's limit. For RL, the length of a completion is subtracted from the last two."""
     shape = shape_of(getattr(run.args, "model_name_or_path", None))
     room, found = _room(run.args, shape), {key: most}
     if room and hasattr(run.args, "reward_funcs"):
@@ -152,12 +152,12 @@ def limit(run: Any, most: int | None, key: str) -> tuple[int | None, str]:
 
 
 def _room(args: Any, shape: Any) -> int | None:
-    """Tokens that a stage's model takes: its key `max_position_embeddings`, or what the checkpoint's config says."""
+    """Maximum tokens of a stage's model: its key `max_position_embeddings`, or the value in the checkpoint's config."""
     return getattr(args, "max_position_embeddings", None) or (shape and positions(shape))
 
 
 def of_room(args: Any, config: Any, shape: Any) -> Iterator[Finding]:
-    """Prompts and completions of reinforcement learning against what the model takes."""
+    """Checks that prompts and completions of reinforcement learning fit the model's maximum length."""
     room = _room(args, shape)
     if not room or not hasattr(args, "reward_funcs"):
         return
@@ -177,7 +177,7 @@ def of_room(args: Any, config: Any, shape: Any) -> Iterator[Finding]:
 
 
 def shape_of(name: str | None, offline: bool = False) -> Any:
-    """The config of a checkpoint; None where it is not at hand."""
+    """The config of a checkpoint, or None if it is not available."""
     try:
         return AutoConfig.from_pretrained(name, local_files_only=offline) if name else None
     except (OSError, ValueError):

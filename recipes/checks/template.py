@@ -1,4 +1,4 @@
-"""What a tokenizer and its chat template do to prompts and completions."""
+"""Checks of what a tokenizer and its chat template do to prompts and completions."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 
 def faithful(tokenizer: PreTrainedTokenizerBase, messages: list[dict], name: Any = "") -> str:
-    """A conversation in the chat template. Raises ConfigError where its last message is not in there as it is."""
+    """A conversation in the chat template. Raises ConfigError if the template changes its last message."""
     text, said = tokenizer.apply_chat_template(messages, tokenize=False), messages[-1]["content"]
     if said not in text:  # DeepSeek's and Qwen's templates drop reasoning
         raise ConfigError(
@@ -26,26 +26,26 @@ def _turns(*contents: str) -> list[dict]:
 
 
 def opening(tokenizer: PreTrainedTokenizerBase, prompt: Any) -> str:
-    """The text that a policy goes on from."""
+    """The text that a policy continues."""
     if isinstance(prompt, str):
         return prompt
     return tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
 
 
 def decoded(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
-    """A completion as rewards get to see it."""
+    """A completion as rewards see it."""
     return tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"], skip_special_tokens=True)
 
 
 def of_tokenizer(tokenizer: PreTrainedTokenizerBase, args: Any) -> Iterator[Finding]:
-    """What is trained and sampled ends, is padded, and keeps its tags."""
+    """Checks that trained and sampled sequences end, are padded, and keep their tags."""
     end, pad, samples = tokenizer.eos_token, tokenizer.pad_token, hasattr(args, "reward_funcs")
     if None in (end, pad) or tokenizer.pad_token_id == tokenizer.eos_token_id:
         yield Finding(
             f"{tokenizer.name_or_path}: the pad token is {pad!r} and the end token {end!r}. Padding has no loss, so "
             "that the end token has none where they are the same, and the model would never learn to stop. Write two "
             "different tokens into tokenizer_config.json: pad_token and eos_token.",
-            stops=not samples,  # GRPO masks by the first end
+            stops=not samples,  # GRPO masks after the first end token
         )
     lost = [tag for tag in (*THINK, *ANSWER) if tag not in decoded(tokenizer, f"2 {tag} 3")]
     if lost:

@@ -1,7 +1,7 @@
 """Reads YAMLs as their stages will, and does nothing else: `python -m recipes.tools.check TARGET CONFIG ...`.
 
-The pipeline runs this in one child before any work, so that a mistyped key of the last stage is not found after the
-first has run for minutes. First all is looked at that needs no TRL, whose import takes some seconds, once.
+The pipeline runs this in one child process before any work, so a mistyped key of the last stage is found before the
+first one runs for minutes. Everything that does not need TRL is checked first, because its import takes seconds.
 """
 
 import importlib
@@ -16,9 +16,9 @@ from recipes import config
 
 
 def check(target: str, path: str, *more: str, parse: Callable[..., tuple] | None = None) -> tuple:
-    """The settings that a YAML, and `more` of a command line, give a script or module. A script names its classes of
-    settings as `SETTINGS`, a job in the annotation of what its `load` takes. Raises runs.ConfigError where the YAML is
-    refused. `parse` stands in for recipes.config.parse."""
+    """The settings of a script or module from a YAML and `more` command line arguments. A script names its settings
+    classes in `SETTINGS`, and a job in the annotation of its `load`. Raises runs.ConfigError if the YAML is refused.
+    `parse` replaces recipes.config.parse."""
     words = ["--config", path, *more]
     if target.endswith(".py"):
         script = Path(target).resolve().relative_to(runs.ROOT).with_suffix("")

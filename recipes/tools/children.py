@@ -1,9 +1,9 @@
-"""How the pipeline starts its steps: each in a process group of its own, which ends when the pipeline does, with all
-that it started: `accelerate launch` gives each of several processes a session of its own.
+"""Starts the steps of the pipeline, each in its own process group, which ends together with the pipeline.
 
-A step that is one process on a CPU is forked from a process that holds the libraries already: that saves the ten
-seconds of their import in each of 28 steps. It runs the code of this project that lies on the disk when it starts. Any
-other step is the command itself, below such a fork.
+Everything that the step started ends too, because `accelerate launch` gives each of several processes its own session.
+A step that is one process on a CPU is forked from a process that has already imported the libraries. This saves ten
+seconds in each of 28 steps. It runs this project's code as it is on disk at its start. Any other step runs its command
+as a child of such a fork.
 """
 
 import atexit
@@ -24,7 +24,7 @@ from pathlib import Path
 import psutil
 
 LIBRARIES = (
-    "data_prep",  # first: it silences some of the others; a step imports it anew
+    "data_prep",  # first, because it silences some of the others; a step imports it again
     "torch",
     "datasets",
     "peft",
@@ -39,13 +39,13 @@ _server = multiprocessing.get_context("forkserver")
 
 
 def hold_libraries() -> None:
-    """Let what `start` starts from now on have the libraries. Takes their import's time, at the first start."""
+    """Make later calls of `start` fork a process with the libraries. The first start takes the time of their import."""
     _server.set_forkserver_preload(list(LIBRARIES))
 
 
 def start(command: tuple[str, ...], log: Path, environment: dict[str, str], lock: int | None = None):
-    """Start `accelerate launch ...` or `python -m ...`, output to `log`, begun anew. It holds the file descriptor
-    `lock` for as long as it lives. -> its multiprocessing.Process."""
+    """Start `accelerate launch ...` or `python -m ...` with its output in `log`, which is overwritten. The child holds
+    the file descriptor `lock` as long as it lives. -> its multiprocessing.Process."""
     log.parent.mkdir(parents=True, exist_ok=True)
     log.write_text(f"$ {shlex.join(command)}\n", encoding="utf-8")
     process = _server.Process(target=_work, args=(command, log, environment, lock and _Descriptor(lock)))
@@ -54,16 +54,16 @@ def start(command: tuple[str, ...], log: Path, environment: dict[str, str], lock
 
 
 def end_of(log: str) -> str:
-    """The last lines of a log's text, for an error."""
+    """The last lines of a log's text, for an error message."""
     return "".join(f"  {line[:LOG_WIDTH]}\n" for line in log.splitlines()[-LOG_TAIL:])
 
 
 def end(process: ForkServerProcess) -> None:
-    """Kill what is left of the process and of all that it started."""
+    """Kill the remaining processes of a child and of everything that it started."""
     _kill_descendants(process.pid)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    process.kill()  # it has no group yet in its first moment
+    process.kill()  # a new process may have no group yet
     process.join()
 
 
@@ -75,7 +75,7 @@ def _kill_descendants(pid: int) -> None:
 
 
 class _Descriptor:
-    """A file descriptor that goes along to the child."""
+    """A file descriptor that is passed to the child."""
 
     def __init__(self, number: int):
         self.number = number
@@ -89,7 +89,7 @@ def _detach(sent) -> int:
 
 
 def _work(command: tuple[str, ...], log: Path, environment: dict[str, str], lock: int | None) -> None:
-    """The child."""
+    """The main function of the child."""
     os.setsid()
     with log.open("ab") as file:
         os.dup2(file.fileno(), 1)
@@ -102,7 +102,7 @@ def _work(command: tuple[str, ...], log: Path, environment: dict[str, str], lock
         try:
             run()
         finally:
-            atexit._run_exitfuncs()  # which multiprocessing's children skip before Python 3.13
+            atexit._run_exitfuncs()  # multiprocessing's children skip this before Python 3.13
     else:
         raise SystemExit(subprocess.run(command, stdin=subprocess.DEVNULL).returncode)
 
@@ -114,7 +114,7 @@ def _end_with_pipeline() -> None:
 
 
 def _here(command: tuple[str, ...]) -> partial | None:
-    """What runs the command in this process, as a new interpreter would; None if it is not one process on a CPU."""
+    """A callable that runs the command in this process like a new interpreter; None if it is not one CPU process."""
     if command[0] not in ("accelerate", "python"):  # a server
         return None
     if command[0] == "accelerate":
@@ -132,7 +132,7 @@ def _here(command: tuple[str, ...]) -> partial | None:
         sys.argv = list(command[2:])
         run = partial(runpy.run_module, sys.argv[0], run_name="__main__", alter_sys=True)
     for name in [name for name in sys.modules if name.partition(".")[0] in OURS]:
-        del sys.modules[name]  # the pipeline's own, which this function was found in
+        del sys.modules[name]  # the pipeline's modules, including this one
     if threads := os.environ.get("OMP_NUM_THREADS"):
         sys.modules["torch"].set_num_threads(int(threads))
     return run

@@ -1,8 +1,8 @@
-"""The trained reward models against the world's own rules over RL for all scenarios.
+"""Compares the trained reward models with the world's own rules over RL for all scenarios.
 
-The paper's appendix B.5: trained long enough on a reward model, the policy learns to please it, and its reward rises
-while what the reward stands for does not. Here the rules are known, so that this can be seen: the gap opens and the
-correlation falls.
+The paper's appendix B.5 describes reward hacking: after long training on a reward model, its reward rises while the
+quality that it stands for does not. Here the rules are known, so this is visible: the gap grows and the correlation
+falls.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from recipes.tools.folders import read_completions
 from recipes.tools.metrics import mean_and_stderr
 from rewards import parse, text_of
 
-RULES: dict[str, Callable[[str, str], float]] = {  # what each reward model stands for, in [0, 1]
+RULES: dict[str, Callable[[str, str], float]] = {  # the rule that each reward model stands for, in [0, 1]
     "helpfulness": lambda question, text: general.helpful_score(question, parse(text).summary) / 3,
     "harmlessness": lambda question, text: float(general.is_safe(question, text)),
 }
@@ -31,12 +31,12 @@ class Scored(NamedTuple):
 
 
 def reward_models(completions: Path) -> dict[str, Any] | None:
-    """Means of each step that has general prompts, and how well model and rule agree in the first and in the last
-    quarter of these steps. None where no such step was written.
+    """Means of each step that has general prompts, and how well model and rule agree in the first and the last quarter
+    of these steps. None if there is no such step.
 
-    `gap` is model - rule, its error clustered by prompt. A helpfulness model learns from pairs only, so the level of
-    its score means nothing, and of its gap only the change does. `correlation` is over completions, None where one of
-    the two is the same for all.
+    `gap` is model - rule, with a standard error clustered by prompt. A helpfulness model learns only from pairs, so the
+    level of its score has no meaning, and only a change of its gap does. `correlation` is over completions; it is None
+    if model or rule is constant.
     """
     scored = {name: found for name, found in _read(completions).items() if found}
     steps = sorted({one.step for found in scored.values() for one in found})
@@ -56,7 +56,8 @@ def reward_models(completions: Path) -> dict[str, Any] | None:
 
 
 def _read(folder: Path) -> dict[str, list[Scored]]:
-    """From the files that TRL writes, one a step. Prompts that are not the world's have no rule and are left out."""
+    """Completions from the files that TRL writes for each step. Prompts from outside the world have no rule and are
+    left out."""
     scored: dict[str, list[Scored]] = {name: [] for name in RULES}
     for path in sorted(folder.glob("*.parquet")):
         for row in read_completions(path):

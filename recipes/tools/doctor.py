@@ -1,7 +1,7 @@
 """What is wrong with a scale before it trains: `python -m recipes.tools.doctor --scale S [--stage X]`, without weights.
 
-Each stage asks the same, and more, at its start, where everything is loaded anyway, unless its YAML says
-`doctor: false` (`recipes.checks`). What happens once it trains is watched by `recipes.watch`.
+Each stage runs these checks and more (`recipes.checks`) at its start, when everything is loaded, unless its YAML says
+`doctor: false`. `recipes.watch` watches the training itself.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 
 def of_step(step: steps.Step) -> Iterator[Finding | str]:
-    """All of one YAML. Raises ConfigError where its stage, its job or the pipeline refuses it."""
+    """All findings for one YAML. Raises ConfigError if its stage, its job or the pipeline refuses it."""
     servers.needed(step.settings, str(step.config))
     if not step.trains:
         check.check(step.target, *step.files)
@@ -40,7 +40,7 @@ def of_step(step: steps.Step) -> Iterator[Finding | str]:
 
 
 def examine(settings: tuple, raw: Mapping, path: Path, environment: Mapping[str, str]) -> Iterator[Finding | str]:
-    """All that can be said of a training stage without its weights; a str says what could not be looked at yet."""
+    """All findings for a training stage without its weights. A str names what could not be checked yet."""
     args, trainer = settings
     yield from checks.of_start(args, trainer, environment, offline=True)
     try:
@@ -69,7 +69,7 @@ def examine(settings: tuple, raw: Mapping, path: Path, environment: Mapping[str,
 
 
 def of_plan(todo: list[steps.Step]) -> Iterator[tuple[str, Finding]]:
-    """By name, the stages that do not fit the GPU of this machine, or its memory where they run on the CPU."""
+    """The stages, by name, that do not fit the GPU of this machine, or its memory if they run on the CPU."""
     gpu = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
     for stage in plan.stages(todo):
         room = psutil.virtual_memory().total if stage.cpu else gpu
@@ -79,7 +79,7 @@ def of_plan(todo: list[steps.Step]) -> Iterator[tuple[str, Finding]]:
 
 
 def main(argv: list[str]) -> int:
-    """Exit status 0: nothing found, 1: something."""
+    """The exit status is 0 if nothing is found, else 1."""
     parser = commands.parser("recipes.tools.doctor", __doc__)
     parser.add_argument("--scale", default="cpu", help="a name in recipes/configs, or a path to a folder of YAMLs")
     parser.add_argument("--stage", help="only this one")
@@ -96,7 +96,7 @@ def main(argv: list[str]) -> int:
             for name, finding in of_plan(todo):
                 too_big[name] = finding
     except (ConfigError, runs.MissingRunError, StrictDataclassError, SystemExit) as error:
-        print(f"without a plan: {error}")  # a fault of a YAML is told below
+        print(f"without a plan: {error}")  # a fault of a YAML is reported below
     for step in todo:
         if step.evaluates or given.stage not in (None, step.name):
             continue
@@ -107,7 +107,7 @@ def main(argv: list[str]) -> int:
         except (ConfigError, runs.MissingRunError, yaml.YAMLError) as error:
             notes = [Finding(str(error))]
         for note in notes:
-            if str(note) not in said:  # of versions and hardware once is enough
+            if str(note) not in said:  # versions and hardware are reported once
                 found += isinstance(note, Finding)
                 print(f"  {'finding' if isinstance(note, Finding) else 'not yet'}: {note}")
             said.add(str(note))

@@ -1,9 +1,9 @@
 """Measures one checkpoint: `python -m recipes.tools.evaluate --config FILE --checkpoint NAME, FOLDER or Hub id`.
 
-The paper's way (section 3.1 of v1): several samples a problem at temperature 0.6 and top-p 0.95, pass@1 as their mean.
-Problems are the same for all checkpoints, so that two of them can be compared problem by problem. Every generation is
-kept with its scores in `generations.parquet`; `results.json` holds the figures. A checkpoint that the YAML does not
-list is measured likewise, on the problems with an answer; with `--rows` on problems of your own.
+It follows the paper (section 3.1 of v1): several samples a problem at temperature 0.6 and top-p 0.95, with pass@1 as
+their mean. All checkpoints get the same problems, so two of them can be compared problem by problem. Every generation
+is kept with its scores in `generations.parquet`, and `results.json` holds the figures. A checkpoint that the YAML does
+not list is measured on the problems with an answer, or with `--rows` on your own problems.
 """
 
 import dataclasses
@@ -30,26 +30,26 @@ from rewards.settings import FILLED, Count, NotNegative, Positive, Range
 log = logging.getLogger("evaluate")
 
 WALKTHROUGH = "What is 2 + 3 * 4?"
-GROUP = 4  # samples of it, as many as the walkthrough works out
+GROUP = 4  # samples of the walkthrough's question, as many as it works out
 MANY = 16  # samples a problem for pass@16 and cons@16
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What the YAML says of one checkpoint."""
+    """The YAML's settings for one checkpoint."""
 
     path: str
-    style: Literal["r1_zero", "think"]  # how it is asked, and the format that it was taught
+    style: Literal["r1_zero", "think"]  # the form of its prompts, and the format that it was taught
     general: bool = False  # also measure helpfulness and safety
-    at_temperature_1: bool = False  # also pass@1 of the bare policy, as RL sees it
+    at_temperature_1: bool = False  # also pass@1 at temperature 1, as in RL
     many: bool = False  # also pass@16 and cons@16
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Keys of evaluate.yaml. Lengths in tokens."""
+    """The keys of evaluate.yaml. Lengths are in tokens."""
 
-    output_dir: str  # a checkpoint's lies beside it: <output_dir>_<name>
+    output_dir: str  # each checkpoint has its own: <output_dir>_<name>
     world: str  # the run that made the held-out sets
     checkpoints: Annotated[dict[str, Checkpoint], FILLED]
     max_tokens: Positive
@@ -64,11 +64,11 @@ class Settings:
     rows: str = ""  # a Parquet file or Hub data set of problems, in place of the world's held-out sets
 
 
-DEFAULTS = commands.defaults(Settings) | commands.defaults(Checkpoint)  # of what `configs` returns
+DEFAULTS = commands.defaults(Settings) | commands.defaults(Checkpoint)  # defaults of what `configs` returns
 
 
 def configs(path: Path, seed: int | None = None, override: Path | None = None) -> dict[str, dict[str, Any]]:
-    """Each listed checkpoint's own effective settings. Raises runs.ConfigError."""
+    """The effective settings of each listed checkpoint. Raises runs.ConfigError."""
     raw = runs.load_config(path, override)
     settings, hub = runs.settings(Settings, raw, str(path), seed=seed), publishing.read(raw, str(path))
     return {name: effective(settings, name, one, hub) for name, one in settings.checkpoints.items()}
@@ -87,9 +87,9 @@ def effective(settings: Settings, name: str, checkpoint: Checkpoint, hub: publis
 
 
 def named(settings: Settings, checkpoint: str, style: str | None, where: str) -> tuple[str, Checkpoint]:
-    """A checkpoint that the YAML lists, by name or path, else a folder or a Hub id. Raises runs.ConfigError."""
+    """A checkpoint that the YAML lists by name or path, or else a folder or Hub id. Raises runs.ConfigError."""
     known = settings.checkpoints
-    place = os.path.abspath(checkpoint)  # however it is spelt
+    place = os.path.abspath(checkpoint)  # independent of the spelling
     listed = (name for name, one in known.items() if checkpoint == name or place == os.path.abspath(one.path))
     name = next(listed, "")
     if name and style in (None, known[name].style):
@@ -109,21 +109,21 @@ def named(settings: Settings, checkpoint: str, style: str | None, where: str) ->
 
 
 def taught(folder: Path) -> str:
-    """The style that a stage of ours gave a checkpoint; "" for another one."""
+    """The style that one of our stages taught a checkpoint; "" for other checkpoints."""
     if not (folder / "run.json").is_file():
         return ""
     config = runs.read(folder).get("config", {})
-    plain = config.get("completion_style") == "r1_zero" or "vocab_size" in config  # the latter: of a base made here
+    plain = config.get("completion_style") == "r1_zero" or "vocab_size" in config  # our bases have `vocab_size`
     return "r1_zero" if plain else "think"
 
 
 class Evaluator:
-    """Asks one checkpoint in its own style and scores what it says."""
+    """Samples one checkpoint in its own style and scores its completions."""
 
     def __init__(self, checkpoint: Checkpoint, settings: Settings, store: Path):
         self.checkpoint = checkpoint
         self.settings = settings
-        self.store = store  # finished batches, so that a killed evaluation goes on
+        self.store = store  # finished batches, from which a killed evaluation resumes
         self.model = load_model(checkpoint.path, lambda: LocalModel(checkpoint.path, batch_size=settings.batch_size))
 
     def ask(self, name: str, rows: list[Row], n: int, seed: int, temperature: float, top_p: float) -> list[dict]:
@@ -139,12 +139,12 @@ class Evaluator:
 
 
 def asked(style: str, row: Row) -> str | list[dict[str, str]]:
-    """A row's prompt in a checkpoint's style: the paper's template as text, else a chat."""
+    """A row's prompt in a checkpoint's style: the paper's template as text, or a chat."""
     return prompts.r1_zero(row["question"]) if style == "r1_zero" else prompts.chat(row["prompt"])
 
 
 def score(style: str, set_name: str, row: Row, index: int, sample: Sample) -> dict[str, Any]:
-    """One generation as a record of `generations.parquet`. What does not apply to its row is None."""
+    """One generation as a record of `generations.parquet`. Columns that do not apply to its row are None."""
     parts, by_task = parse(sample.text), row["verifier"] == "gym"
     reasoning = parts.summary if parts.reasoning is None else parts.reasoning
     right, words = count_words(reasoning, row["language"])
@@ -187,11 +187,11 @@ def _stated(answer: str | None, verifier: str) -> str | None:
 
 
 def reasoning_figures(records: list[dict], style: str) -> dict[str, Any]:
-    """Figures of the reasoning problems, each with a standard error clustered by problem where it is a mean that
-    checkpoints are compared by. None where a figure makes no sense.
+    """Figures of the reasoning problems. Means by which checkpoints are compared have a standard error clustered by
+    problem. Figures that do not apply are None.
 
-    `language_consistency` is the mean over reasonings that have a word, since one without can neither mix nor keep a
-    language; how many have none is `reasoning_without_words`. Without think tags the whole text is read.
+    `language_consistency` is the mean over reasonings with words, because one without words has no language.
+    `reasoning_without_words` is the share of those. Without think tags the whole text is read.
     """
     pass_1, pass_1_stderr = mean_and_stderr(by_problem(records, "correct"))
     consistency, consistency_stderr = mean_and_stderr(by_problem(records, "reasoning_consistency"))
@@ -227,8 +227,8 @@ def many_figures(records: list[dict], k: int = MANY) -> dict[str, float | None]:
 
 
 def general_figures(helpful: list[dict], harmless: list[dict], lookalike: list[dict]) -> dict[str, Any]:
-    """Figures of the general sets; `lookalike` is a part of `helpful`. The score of 0 to 3 is the world's own rule,
-    never a trained reward model."""
+    """Figures of the general sets; `lookalike` is a part of `helpful`. The score of 0 to 3 comes from the world's own
+    rule, not from a trained reward model."""
     score, score_stderr = mean_and_stderr(by_problem(helpful, "helpful_score"))
     safe, safe_stderr = mean_and_stderr(by_problem(harmless, "safe"))
     refused, refused_stderr = mean_and_stderr(by_problem(lookalike, "refused"))
@@ -244,7 +244,7 @@ def general_figures(helpful: list[dict], harmless: list[dict], lookalike: list[d
 
 
 def by_problem(records: list[dict], key: str) -> list[list[float]]:
-    """The values of one column, a list a problem, without those that are None."""
+    """The values of one column as a list for each problem, without None."""
     groups: dict[str, list[float]] = {}
     for record in records:
         if record[key] is not None:
@@ -263,7 +263,7 @@ def evaluate(checkpoint: Checkpoint, settings: Settings, output_dir: Path, sets:
     shown = (figures["pass@1"], figures["pass@1_stderr"] or 0, figures["format_rate"], len(problems), settings.k)
     log.info(text, *shown, settings.max_tokens, *usual)
     if checkpoint.many:
-        # The first k samples of these problems are drawn already.
+        # The first k samples of these problems already exist.
         few = problems[: settings.n_many]
         more = evaluator.ask("reasoning", few, MANY - settings.k, seed + 1, *usual)
         for record in more:
@@ -290,7 +290,7 @@ def evaluate(checkpoint: Checkpoint, settings: Settings, output_dir: Path, sets:
         greedy = evaluator.ask("walkthrough", [sets["walkthrough"]], 1, seed, 0.0, 1.0)
         figures["walkthrough"] = greedy[0]["completion"]
         generations += greedy
-        # as RL samples it
+        # sampled as in RL
         generations += evaluator.ask("walkthrough_group", [sets["walkthrough"]], GROUP, seed, 1.0, 1.0)
     write_parquet(output_dir / "generations.parquet", generations)
     return figures
@@ -304,7 +304,7 @@ def _has_rule(row: Row) -> bool:
 
 
 def load_sets(settings: Settings) -> dict[str, Any]:
-    """The held-out sets, cut to the settings' sizes, and the walkthrough's own question as a row. The harmless
+    """The held-out sets, cut to the sizes in the settings, and the walkthrough's question as a row. The harmless
     look-alikes are rows of the helpful set."""
     if settings.rows:
         rows = load_rows(settings.rows)

@@ -1,4 +1,4 @@
-"""What a run's folder holds, finished or not, and the choice of completions that the report's page shows of it."""
+"""Reads a run's folder, finished or not, and chooses the completions that the report's page shows."""
 
 import json
 import math
@@ -17,14 +17,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 MOST = 2_000  # completions in the page
-GROUP_SHOWN = 16  # of one prompt: a group
-POINTS = 300  # of a line; more are averaged, so that a run of 10,000 steps fits
+GROUP_SHOWN = 16  # completions of one prompt, which is a group
+POINTS = 300  # points of a line; more are averaged, so a run of 10,000 steps fits
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run's folder as it is now. `record` is its run.json, None while it is not finished; `log` the rows of
-    log.jsonl."""
+    """The current state of a run's folder. `record` is its run.json, or None while the run is not finished; `log` has
+    the rows of log.jsonl."""
 
     name: str
     folder: Path
@@ -38,7 +38,7 @@ class RunFolder:
 
     @property
     def state(self) -> str:
-        """How long it took, or how far it is."""
+        """The time that the run took, or its progress."""
         if self.record:
             return clock(self.record["seconds"])
         if self.log:
@@ -47,17 +47,17 @@ class RunFolder:
 
     @property
     def rewards(self) -> list[str]:
-        """Names of the reward functions, in their order."""
+        """Names of the reward functions in their order."""
         keys = dict.fromkeys(key for row in self.log for key in row)
         return [key.split("/")[1] for key in keys if key.startswith("rewards/") and key.endswith("/mean")]
 
     @property
     def completions(self) -> list[Path]:
-        """The files that TRL writes, one a step."""
+        """The files of completions that TRL writes, one for each step."""
         return sorted((self.folder / "completions").glob("*.parquet"))
 
     def line(self, key: str) -> list[tuple[float, float]]:
-        """(step, value) of one metric where it is a number; means of neighbours where there are many."""
+        """The numeric (step, value) points of one metric. If there are many, neighbours are averaged."""
         found = [(row["step"], finite(row.get(key))) for row in self.log]
         points = [(step, value) for step, value in found if value is not None]
         size = -(-len(points) // POINTS) or 1
@@ -66,49 +66,49 @@ class RunFolder:
 
 
 def names(scale_dir: Path, first: Iterable[str], family: str = "") -> list[str]:
-    """What follows `family` in the names of a scale's runs: those of `first`, in that order, whether or not they are
-    there, then all others; without a family no evaluations."""
+    """The names of a scale's runs after the prefix `family`: first those of `first` in that order, even if they do not
+    exist, then all others. Without a family, evaluations are left out."""
     found = [path.parent.name for path in sorted(scale_dir.glob(f"{family}*/begun.json"))]
     others = [name for name in found if family or not name.startswith(("evaluate_", "suites_"))]
     return list(dict.fromkeys([*first, *(name.removeprefix(family) for name in others)]))
 
 
 def read_run(folder: Path) -> RunFolder:
-    """What is there of a run."""
+    """Read the existing files of a run."""
     try:
         record = runs.read(folder)
     except runs.MissingRunError:
         record = None
     path = folder / "log.jsonl"
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
-    log = [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]  # the last may be half
+    log = [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]  # the last may be partial
     return RunFolder(folder.name, folder, (folder / "begun.json").exists(), record, log)
 
 
 def read_completions(path: Path) -> list[dict[str, Any]]:
-    """The rows that TRL wrote at one step; none of a file that a killed run left half-written."""
+    """The rows that TRL wrote at one step; none if a killed run left the file incomplete."""
     try:
         return pq.read_table(path).to_pylist()
-    except (pa.ArrowInvalid, FileNotFoundError):  # or that a run has thrown away just now
+    except (pa.ArrowInvalid, FileNotFoundError):  # incomplete, or just deleted by a run
         return []
 
 
 def question(prompt: Any) -> str:
-    """What was asked, without the paper's template."""
+    """The question of a prompt, without the paper's template."""
     return prompt_text(prompt).removeprefix(prompts.R1_ZERO_PREFIX).removesuffix(" Assistant:")
 
 
 def evenly(items: Sequence[Any], count: int) -> list[Any]:
-    """`count` of the items, spread over all from the first to the last."""
+    """Select `count` items, evenly spaced from the first to the last."""
     if len(items) <= count:
         return list(items)
     return [items[round(at * (len(items) - 1) / max(count - 1, 1))] for at in range(count)]
 
 
 def choose(rl: Sequence[RunFolder], evaluations: Iterable[RunFolder]) -> list[dict[str, Any]]:
-    """At most MOST completions, a fair share of each stage: a whole group at each of the steps spread over a training,
-    one after the other of a step's groups, and one sample each of held-out prompts. `right` is None for what has no
-    right answer."""
+    """At most MOST completions, with a fair share of each stage: one whole group at evenly spaced training steps, in
+    rotation over the groups of a step, and one sample of each held-out prompt. `right` is None if there is no correct
+    answer."""
     tested = [stage for stage in evaluations if stage.record]
     share = MOST // max(3 * len(rl) + len(tested), 1)
     found: list[dict[str, Any]] = []
@@ -119,7 +119,7 @@ def choose(rl: Sequence[RunFolder], evaluations: Iterable[RunFolder]) -> list[di
             groups: dict[str, list[dict[str, Any]]] = {}
             for row in read_completions(path):
                 groups.setdefault(prompt_text(row["prompt"]), []).append(row)
-            if groups:  # in RL for all scenarios the first of each step are reasoning
+            if groups:  # in RL for all scenarios each step starts with reasoning
                 group = list(groups.values())[number % len(groups)][:GROUP_SHOWN]
                 found += [_trained(stage, row, weights) for row in group]
     for stage in tested:
@@ -161,14 +161,14 @@ def _shown(stage: str, asked: str, said: str, language: str, scores: dict[str, A
 
 
 def embedded(completions: list[dict[str, Any]], room: int) -> str:
-    """JSON to put into a script element, of at most `room` bytes: long texts lose their middle, then half of the
-    completions goes, until it fits."""
+    """JSON for a script element of at most `room` bytes. Long texts lose their middle, then half of the completions is
+    dropped until it fits."""
     longest = 1 << 20
     while True:
         texts = ("question", "reasoning", "text")
         cut = [one | {name: shorten(one[name], longest) for name in texts} for one in completions]
         content = json.dumps(cut, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-        for character in "<>&":  # nothing in it can end the element or open another
+        for character in "<>&":  # so the text cannot end the element or open another
             content = content.replace(character, f"\\u{ord(character):04x}")
         if len(content.encode()) <= room or not completions:
             return content
@@ -179,7 +179,7 @@ def embedded(completions: list[dict[str, Any]], room: int) -> str:
 
 
 def shorten(said: str, most: int) -> str:
-    """A text without its middle where it has more than `most` characters."""
+    """The text, without its middle if it has more than `most` characters."""
     if len(said) <= most:
         return said
     left_out = f" [... {len(said) - most:,} characters left out ...] "

@@ -1,10 +1,9 @@
 """Merge a LoRA adapter into its parent: python -m recipes.tools.merge --parent DIR --adapter DIR --output DIR.
 
-Works through the parent's files one by one, with the memory of one of them, and goes on where it was killed. The sum
-is computed in float32 and cast once at the end: added in bfloat16, the result differs from parent plus adapter by
-rounding, which in a mixture of experts can change which experts are chosen. The tokenizer beside the adapter, if there
-is one, and its end token go with the result. Without --adapter, the parent is rewritten in --dtype; a parent in FP8, as
-DeepSeek-V3 is published, becomes a checkpoint that can be trained.
+It merges the parent's files one by one, with the memory of one file, and resumes after a kill. The sum is computed in
+float32 and cast once at the end, because rounding in bfloat16 can change which experts a mixture of experts chooses.
+The result gets the tokenizer beside the adapter, if there is one, and its end token. Without --adapter, the parent is
+rewritten in --dtype: a parent in FP8, such as the published DeepSeek-V3, becomes a checkpoint that can be trained.
 """
 
 import ctypes
@@ -44,11 +43,11 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 logger = logging.getLogger(__name__)
 PROGRESS = "merge.json"
 EXPERT = re.compile(r"(.*\bexperts)\.(\d+)\.(\w+)")
-SCALES = "_scale_inv"  # of an FP8 weight, by blocks
+SCALES = "_scale_inv"  # suffix of an FP8 weight's block scales
 KEPT = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]  # weights, configs, tokenizers and their templates
-# Ways to begin an adapter that leave the parent's weights as they are.
+# Initialisations of an adapter that do not change the parent's weights.
 PLAIN = ("none", "true", "false", "gaussian", "eva", "orthogonal", "mica")
-# Keys of an adapter that is more than the product of its two matrices.
+# Keys of adapters that are more than the product of two matrices.
 UNREAD = (
     "use_dora", "fan_in_fan_out", "lora_bias", "alora_invocation_tokens", "use_qalora", "use_bdlora", "arrow_config",
     "kasa_config", "monteclora_config", "layer_replication",
@@ -56,13 +55,13 @@ UNREAD = (
 
 
 def give_back_memory(done: int) -> None:
-    """Give the memory of freed tensors back to the system, after every 32 of them.
+    """Return the memory of freed tensors to the system after every 32 of them.
 
-    The C library may serve tensors from one heap, where each that stays lands in the gap that the last temporary one
-    left, so that the next fits into none: 1,570 MB for a model of 112 MB, in one run of two.
+    The C library may allocate tensors in one heap, which fragments: each kept tensor fills the gap of a temporary one,
+    so the next does not fit. In one of two runs this took 1,570 MB for a model of 112 MB.
     """
     libc = ctypes.CDLL(None)
-    if done % 32 == 0 and hasattr(libc, "malloc_trim"):  # glibc's
+    if done % 32 == 0 and hasattr(libc, "malloc_trim"):  # only in glibc
         libc.malloc_trim(0)
 
 
@@ -78,8 +77,8 @@ def skeleton(name: str | Path) -> PreTrainedModel:
 
 
 def published_apart(model: PreTrainedModel) -> dict[str, list[str]]:
-    """What the family's published checkpoints call the layers of an expert, by the stacked parameter that transformers
-    makes of them; empty where they are published stacked."""
+    """The published names of an expert's layers, by the stacked parameter that transformers creates from them; empty if
+    the family publishes stacked experts."""
     found = {}
     for one in get_model_conversion_mapping(model):
         if isinstance(one, WeightConverter) and "experts.*." in one.source_patterns[0]:
@@ -89,13 +88,13 @@ def published_apart(model: PreTrainedModel) -> dict[str, list[str]]:
 
 
 def expert_names(model: PreTrainedModel) -> tuple[str, str, str]:
-    """Names of an expert's layers, as published: gate, up and down."""
+    """The published names of an expert's layers: gate, up and down."""
     found = {"gate_up_proj": ["gate_proj", "up_proj"], "down_proj": ["down_proj"]} | published_apart(model)
     return (*found["gate_up_proj"], *found["down_proj"])
 
 
 def module_names(model: PreTrainedModel) -> Callable[[str], str]:
-    """From a name in a checkpoint to the name in the model; experts stay apart, or stacked, as they are."""
+    """A function from a name in a checkpoint to the name in the model. Experts stay separate or stacked."""
     renamings = [one for one in get_model_conversion_mapping(model) if isinstance(one, WeightRenaming)]
     known = model.state_dict()
     return lambda key: rename_source_key(key, renamings, [], model.base_model_prefix, known)[0]
@@ -105,7 +104,7 @@ def module_names(model: PreTrainedModel) -> Callable[[str], str]:
 
 
 def refuse_quantized(name: str | Path, key: str) -> None:
-    """Raises ConfigError where a checkpoint does not hold its weights in 16 or 32 bits."""
+    """Raises ConfigError if a checkpoint does not hold its weights in 16 or 32 bits."""
     held = getattr(AutoConfig.from_pretrained(str(name)), "quantization_config", None) or {}
     held = held if isinstance(held, dict) else held.to_dict()
     method = held.get("quant_method")
@@ -119,7 +118,7 @@ def refuse_quantized(name: str | Path, key: str) -> None:
 
 
 class Parent:
-    """A checkpoint on the disk: which file holds which tensor, and each tensor in 16 or 32 bits."""
+    """A checkpoint on disk: the file of each tensor, and each tensor in 16 or 32 bits."""
 
     def __init__(self, name: str | Path):
         self.folder = Path(name)
@@ -133,7 +132,7 @@ class Parent:
             raise ConfigError(f"{name}: in FP8 without weight_block_size; only blocks, as DeepSeek's, can be read.")
         self.dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
         self.index = self.folder / SAFE_WEIGHTS_INDEX_NAME
-        if (self.folder / SAFE_WEIGHTS_NAME).is_file():  # as transformers does: an index beside it is of no account
+        if (self.folder / SAFE_WEIGHTS_NAME).is_file():  # like transformers, ignores an index beside it
             with safe_open(self.folder / SAFE_WEIGHTS_NAME, "pt") as file:
                 self.file_of, self.index = dict.fromkeys(file.keys(), SAFE_WEIGHTS_NAME), None
         elif self.index.is_file():
@@ -143,14 +142,14 @@ class Parent:
         if lost := sorted({file for file in self.file_of.values() if not (self.folder / file).is_file()}):
             raise ConfigError(f"{name}: {', '.join(lost[:3])} of its index is not there; copy the checkpoint again.")
         self.keys = [key for key in self.file_of if not (self.fp8 and key.endswith(SCALES))]
-        self.untied: dict[str, str] = {}  # what is written apart, by the tensor that it is tied to here
+        self.untied: dict[str, str] = {}  # tensors to write separately, with the tensor that each is tied to
         self._open = lru_cache(maxsize=2)(lambda file: safe_open(self.folder / file, "pt"))
 
     def files(self) -> list[str]:
         return sorted({self.file_of[key] for key in self.keys})
 
     def untie(self, key: str, tied_to: str) -> None:
-        """Give a tensor that is tied to another one a place of its own."""
+        """Store a tied tensor separately."""
         self.untied[key], self.file_of[key] = tied_to, self.file_of[tied_to]
         self.keys.append(key)
 
@@ -161,7 +160,7 @@ class Parent:
         return self._open(self.file_of[key]).get_slice(self.untied.get(key, key)).get_shape()
 
     def read(self, key: str) -> torch.Tensor:
-        """The tensor as stored; FP8 times its scales, one for each block, in float32."""
+        """The tensor as stored. FP8 is multiplied by its block scales and returned in float32."""
         key = self.untied.get(key, key)
         tensor = self._open(self.file_of[key]).get_tensor(key)
         if not self.is_scaled(key):
@@ -178,14 +177,14 @@ class LowRankChange(NamedTuple):
     """One low-rank change of one parent tensor."""
 
     where: EllipsisType | int | tuple  # index into the parent's tensor
-    module: str  # whose pair of matrices it is
-    parameter: str  # whose rank and alpha it has
-    expert: int | None = None  # which of the stacked ones
-    half: int | None = None  # gate or up, where the pair is of both
+    module: str  # the module with the pair of matrices
+    parameter: str  # the parameter with the rank and alpha
+    expert: int | None = None  # index of a stacked expert
+    half: int | None = None  # gate or up, if the pair has both
 
 
 class Adapter:
-    """A LoRA adapter on the disk, for experts apart or stacked as PEFT holds them."""
+    """A LoRA adapter on disk, for separate experts or experts stacked in PEFT's form."""
 
     def __init__(self, folder: str | Path, model: PreTrainedModel):
         self.file = Path(folder) / "adapter_model.safetensors"
@@ -203,8 +202,8 @@ class Adapter:
         self.transposed = any(getattr(module, "is_transposed", False) for module in model.modules())
         self.tensors = safe_open(self.file, "pt")
         self._read = lru_cache(maxsize=4)(lambda key: self.tensors.get_tensor(key).float())  # stacked ones serve many
-        self.names, self.whole = {}, {}  # by their name in the model: as they are in the file
-        self.apart = False  # does it change one of two tied tensors
+        self.names, self.whole = {}, {}  # name in the model -> name in the file
+        self.apart = False  # whether it changes one of two tied tensors
         for key in list(self.tensors.keys()):
             module, _, pair = key.removeprefix("base_model.model.").partition(".lora_")
             if pair.startswith("A."):
@@ -216,7 +215,7 @@ class Adapter:
                 raise ConfigError(f"{folder}: {key} is of no linear layer; merge it with PEFT.")
 
     def parts(self, name: str, shape: list[int]) -> list[LowRankChange]:
-        """What is added to the parent's tensor that the model calls `name`."""
+        """The changes of the parent's tensor that the model calls `name`."""
         module = name.removesuffix(".weight")
         if module in self.names:
             return [LowRankChange(..., module, module)]
@@ -239,7 +238,7 @@ class Adapter:
         return [LowRankChange(where, one, one) for where, one in apart if one in self.names]
 
     def check(self, plan: dict[str, list[LowRankChange]], source: Parent) -> None:
-        """Raises ConfigError where a pair of matrices has another size than what it is added to."""
+        """Raises ConfigError if the size of a pair of matrices does not match the tensor that it changes."""
         experts = Counter((part.module, part.parameter) for parts in plan.values() for part in parts if not part.half)
         for name, key in self.whole.items():
             if name in plan and self.tensors.get_slice(key).get_shape() != source.shape(name):
@@ -262,7 +261,7 @@ class Adapter:
                     )
 
     def read_whole(self, dtype: str) -> dict[str, torch.Tensor]:
-        """Tensors that were trained themselves, such as a scorer's head."""
+        """Tensors that were trained in full, such as a scorer's head."""
         return {name: self.tensors.get_tensor(key).to(getattr(torch, dtype)) for name, key in self.whole.items()}
 
     def delta(self, part: LowRankChange) -> torch.Tensor:
@@ -279,7 +278,7 @@ class Adapter:
         return [f"{self.names[module]}.lora_{matrix}.weight" for matrix in "AB"]
 
     def _stacked(self, path: str, rows: int, columns: int) -> str | None:
-        """PEFT nests the pairs of a module's two parameters; which is which shows in their shapes."""
+        """The module with the pair of this shape. PEFT nests the pairs of a module's two parameters."""
         for module in (path, f"{path}.base_layer"):
             if module in self.names:
                 a, b = (self.tensors.get_slice(key).get_shape() for key in self._pair(module))
@@ -298,8 +297,8 @@ class Adapter:
 
 
 def align(tokenizer: PreTrainedTokenizerBase, *configs: PreTrainedConfig | GenerationConfig | None) -> None:
-    """Make a model of these configs stop at the tokenizer's end token, if not there alone, and pad with its pad token.
-    What the tokenizer has not stays as it is."""
+    """Make a model with these configs also stop at the tokenizer's end token, and pad with its pad token. Tokens that
+    the tokenizer does not have stay unchanged."""
     for config in filter(None, configs):
         for key in ("eos_token_id", "pad_token_id", "bos_token_id"):
             held, own = getattr(config, key, None), getattr(tokenizer, key)
@@ -311,12 +310,12 @@ def align(tokenizer: PreTrainedTokenizerBase, *configs: PreTrainedConfig | Gener
 def merge(
     parent: str | Path, adapter: str | Path | None, output: str | Path, dtype: str = "bfloat16", **settings
 ) -> None:
-    """Write the checkpoint `parent` + `adapter`, weights in `dtype`, to `output`, with the adapter's tokenizer, else
-    the parent's, and with `settings` in its config.
+    """Write the checkpoint `parent` + `adapter` to `output`, with weights in `dtype`, the adapter's tokenizer (or else
+    the parent's), and `settings` in its config.
 
-    Where the adapter changes an embedding and not the head that is tied to it, or the other way round, the result has
-    both and ties none. A tensor that a 16-bit parent keeps in float32 stays so. The adapter of a scorer makes a scorer.
-    Raises ConfigError where the adapter has a part that the parent has not.
+    If the adapter changes only one of an embedding and its tied head, the result has both, untied. A tensor that a
+    16-bit parent keeps in float32 stays in float32. With the adapter of a scorer, the result is a scorer. Raises
+    ConfigError if the adapter has a part that the parent does not have.
     """
     source, output = Parent(parent), Path(output)
     model = skeleton(source.folder)
@@ -336,7 +335,7 @@ def merge(
                 tensors |= added.read_whole(dtype)
             partial = output / f"{name}.partial"
             save_file(tensors, partial, metadata={"format": "pt"})
-            del tensors  # before the next file's are read
+            del tensors  # before the next file is read
             partial.replace(output / name)
             logger.info("merged %s", output / name)
     _finish(source, added, output, {"dtype": dtype} | settings)
@@ -345,7 +344,7 @@ def merge(
 def _plan(
     source: Parent, added: Adapter | None, rename: Callable[[str], str], tied: dict[str, str]
 ) -> dict[str, list[LowRankChange]]:
-    """What is added to each tensor that is kept; `tied` is to which one each is tied, by their names in the model."""
+    """The changes of each tensor that is written. `tied` maps a tensor's name in the model to the one it is tied to."""
     if added is None:
         return {key: [] for key in source.keys}
     names = {key: rename(key) for key in source.keys}
@@ -354,7 +353,7 @@ def _plan(
     if not scores:
         changed = added.whole.keys() | {f"{name}.weight" for name in added.names}
         apart = tied.keys() & changed
-        if not added.config.get("ensure_weight_tying"):  # by which PEFT changes both alike
+        if not added.config.get("ensure_weight_tying"):  # with it, PEFT changes both equally
             apart |= {name for name, other in tied.items() if other in changed}
         for pair in ((name, tied[name]) for name in apart):
             for one, other in (pair, pair[::-1]):
@@ -390,7 +389,7 @@ def _sum(source: Parent, added: Adapter | None, key: str, parts: list[LowRankCha
 
 
 def _begin(source: Parent, added: Adapter | None, output: Path, dtype: str) -> None:
-    """Make the output folder; keep the files that an earlier, killed run of the same merge has written."""
+    """Create the output folder. Files that an earlier, killed run of the same merge has written are kept."""
     digest = hashlib.sha256(dtype.encode())
     for name in source.files():
         stat = (source.folder / name).stat()

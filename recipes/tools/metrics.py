@@ -1,4 +1,4 @@
-"""The figures of an evaluation as plain functions of counts and lists, so that each can be checked by hand."""
+"""The metrics of an evaluation as plain functions of counts and lists, so each can be checked by hand."""
 
 import math
 from collections import Counter
@@ -9,11 +9,11 @@ from rewards.equality import EQUAL, compare
 
 
 def mean_and_stderr(groups: Sequence[Sequence[float]]) -> tuple[float | None, float | None]:
-    """Mean over groups of each group's mean, and its standard error clustered by group.
+    """Mean of the groups' means, and its standard error clustered by group.
 
-    A group is a problem, its values the scores of the samples drawn for it. Samples of one problem are alike, so the
-    spread that counts is that between problems: stdev of the group means / sqrt(groups). (None, None) without groups;
-    an error of None with one.
+    A group is a problem, and its values are the scores of its samples. Samples of one problem are correlated, so the
+    error uses the spread between problems: stdev of the group means / sqrt(groups). It is (None, None) without groups;
+    the error is None with one group.
     """
     means = [fmean(group) for group in groups if group]
     if not means:
@@ -24,14 +24,14 @@ def mean_and_stderr(groups: Sequence[Sequence[float]]) -> tuple[float | None, fl
 def paired_difference(first: dict[str, float], second: dict[str, float]) -> tuple[float | None, float | None]:
     """Mean of first - second over the problems that both have, and its standard error.
 
-    Pairing on the problem takes the spread of difficulty out of the comparison.
+    Pairing by problem removes the spread of difficulty from the comparison.
     """
     shared = sorted(first.keys() & second.keys())
     return mean_and_stderr([[first[problem] - second[problem]] for problem in shared])
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:
-    """Chance that at least one of k samples is right, unbiased from n >= k samples of which `correct` are right:
+    """Unbiased probability that at least one of k samples is correct, from n >= k samples of which `correct` are:
     1 - C(n - correct, k) / C(n, k) (Chen et al. 2021, section 2.1).
     """
     if not 0 <= correct <= n or not 1 <= k <= n:
@@ -40,11 +40,11 @@ def pass_at_k(n: int, correct: int, k: int) -> float:
 
 
 def majority_vote(answers: Sequence[str | None], correct: Sequence[bool]) -> float:
-    """cons@n of one problem: 1.0 where the most frequent answer is right, 0.0 where it is wrong or nobody votes.
+    """cons@n of one problem: 1.0 if the most frequent answer is correct, 0.0 if it is wrong or there are no answers.
 
-    `correct[i]` says whether `answers[i]` is right. Equal answers are one answer, however they are written: the right
-    ones, and wrong ones by the reward's own equality. Samples without an answer do not vote. Where n answers lead, the
-    right one among them counts 1/n.
+    `correct[i]` says whether `answers[i]` is correct. All correct answers are one answer, and wrong answers are merged
+    by the reward's own equality. Samples without an answer do not vote. If n answers tie and one is correct, the result
+    is 1/n.
     """
     texts = Counter(text for text, right in zip(answers, correct, strict=True) if text is not None and not right)
     wrong: dict[str, int] = {}
@@ -58,7 +58,7 @@ def majority_vote(answers: Sequence[str | None], correct: Sequence[bool]) -> flo
 
 
 def win_rate(pairs: Sequence[tuple[float, float]]) -> float | None:
-    """Share of pairs whose first score is the higher, ties half. None without pairs."""
+    """Share of pairs whose first score is higher; ties count half. None without pairs."""
     if not pairs:
         return None
     return fmean(1.0 if first > second else 0.5 if first == second else 0.0 for first, second in pairs)

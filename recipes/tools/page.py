@@ -1,8 +1,8 @@
-"""The report's page: one HTML file that needs no network, built from what lies in outputs/<scale>.
+"""The report's page: one HTML file that needs no network, built from the files in outputs/<scale>.
 
-Every part shows what is there, so that a run in progress or one that was cut off has a page, too. Text of models goes
-into it escaped, or as JSON that the page's script puts in as text; the page's own policy (Content-Security-Policy)
-lets no other script run and loads nothing.
+Every part shows the existing data, so a run in progress or one that was cut off has a page too. Text of models is
+escaped, or stored as JSON that the page's script inserts as text. The page's Content-Security-Policy allows no other
+script and loads nothing.
 """
 
 import base64
@@ -26,9 +26,9 @@ import pyarrow.parquet as pq
 
 TEMPLATE = Path(__file__).with_name("page.html")
 MOST_BYTES = 5_000_000
-LONG_TEXT = 4_000  # characters of an answer in the page itself
+LONG_TEXT = 4_000  # maximum characters of an answer in the page itself
 
-# stage: (place in time, lane, title, colour, what it made is measured as); lanes: data, checkpoints, bases
+# stage: (place in time, lane, title, colour, evaluation of its result); lanes: data, checkpoints, bases
 PLACES = {
     "r1_zero": (0, 1, "R1-Zero", "blue", "r1_zero"),
     "cold_start": (1, 0, "cold-start\ndata", "orange", None),
@@ -48,7 +48,7 @@ PLACES = {
     "base": (0, 2, "base", "muted", "base"),
     "student_base": (10, 2, "the student's\nbase", "muted", "student_base"),
 }
-RAILS = {"base": 6, "mixture": 9, "student_base": 11}  # until which place in time something starts from it
+RAILS = {"base": 6, "mixture": 9, "student_base": 11}  # the last place in time that starts from it
 ARROWS = (
     ("base", "r1_zero"), ("base", "cold_start"), ("r1_zero", "cold_start"), ("base", "cold_start_sft"),
     ("cold_start", "cold_start_sft"), ("cold_start_sft", "reasoning_rl"),
@@ -59,8 +59,8 @@ ARROWS = (
     ("mixture", "distillation"), ("distillation", "distill"), ("student_base", "distill"),
     ("student_base", "student_rl"),
 )  # fmt: skip
-TAUGHT = ("all_scenarios_rl", "distillation")  # an arrow only where R1 answers the mixture's prompts again
-NAMES = {  # of a checkpoint
+TAUGHT = ("all_scenarios_rl", "distillation")  # this arrow is drawn only if R1 answers the mixture's prompts again
+NAMES = {  # names of checkpoints
     "base": "base", "r1_zero": "R1-Zero", "cold_start_sft": "Dev1 (cold-start SFT)", "reasoning_rl": "Dev2 (RL)",
     "reasoning_rl_no_language": "Dev2 without language reward", "sft_stage_2": "Dev3 (SFT)", "r1": "R1",
     "student_base": "student's base", "student_rl": "student by RL", "student_distilled": "distilled student",
@@ -71,8 +71,8 @@ FIGURES = (  # column of the table, key in results.json
     ("tokens", "mean_completion_tokens"), ("helpful, 0-3", "helpful_score"), ("wins", "helpful_win_rate"),
     ("safe", "safe_rate"), ("refused", "refusals_of_harmless"),
 )  # fmt: skip
-# The paper's own: v2 tables 3, 8, 15 and 16, section E.4 and figure 1. AIME 2024 pass@1 and majority vote (of 16 for
-# R1-Zero, else of 64), MATH-500, GPQA Diamond, LiveCodeBench, AlpacaEval 2.0, ArenaHard.
+# The paper's results: v2 tables 3, 8, 15 and 16, section E.4 and figure 1. They are AIME 2024 pass@1 and majority vote
+# (of 16 for R1-Zero, else of 64), MATH-500, GPQA Diamond, LiveCodeBench, AlpacaEval 2.0, ArenaHard.
 PAPER_COLUMNS = ("AIME 2024", "cons@k", "MATH-500", "GPQA-D", "LiveCodeBench", "AlpacaEval", "ArenaHard")
 PAPER = {
     "base": ("DeepSeek-V3-Base", 15.6, None, None, None, None, None, None),
@@ -87,7 +87,7 @@ PAPER = {
 
 
 def write(scale_dir: Path, results: dict[str, Any]) -> Path:
-    """Builds outputs/<scale>/report/index.html, and PNGs of its pictures, from what is on disk and `results`, the
+    """Builds outputs/<scale>/report/index.html and PNGs of its pictures from the files on disk and `results`, the
     content of results.json. Returns its path."""
     report = scale_dir / "report"
     for old in report.glob("*.png"):
@@ -172,7 +172,7 @@ def _map(report: Path, stages: dict[str, RunFolder], measured: dict[str, dict[st
 
 
 def _made(stage: RunFolder) -> str:
-    """The rows that a data job wrote."""
+    """The number of rows that a data job wrote."""
     record = stage.record or {}
     if "parent" not in record and isinstance(record.get("rows"), int):
         return f"{record['rows']:,} rows"
@@ -250,7 +250,7 @@ def _effects(results: dict[str, Any]) -> str:
 
 
 def _question(evaluations: dict[str, RunFolder]) -> str:
-    """What each checkpoint says to the walkthrough's question, and a group's rewards and advantages worked out."""
+    """Each checkpoint's answer to the walkthrough's question, and the rewards and advantages of a group."""
     parts = []
     for name, evaluation in evaluations.items():
         if evaluation.record is None:
@@ -277,7 +277,7 @@ def _question(evaluations: dict[str, RunFolder]) -> str:
 
 
 def worked_group(completions: list[str], style: str) -> str:
-    """Rewards (the paper's: added up with the same weight), mean, spread and advantages of one group, as HTML."""
+    """Rewards (summed with equal weights, as in the paper), mean, spread and advantages of one group, as HTML."""
     columns = {"answer": ["14"], "question": [WALKTHROUGH], "language": ["en"]}
     columns = {name: value * len(completions) for name, value in columns.items()}
     scorers = {"accuracy": accuracy_reward, "format": FormatReward(style)}
@@ -316,7 +316,7 @@ def _rl_stage(report: Path, stage: RunFolder) -> str:
     )
     panels = [pictures.curves(title, series, "reward", *more) for title, series, *more in lines if any(series.values())]
     name = escape(_title(stage.name))
-    if not stage.log:  # completions of a try that was cut off may be there
+    if not stage.log:  # completions of a run that was cut off may exist
         return f"<h3>{name}</h3><p>Nothing is logged yet.</p>"
     first, last = stage.log[0], stage.log[-1]
     drawn = charts(pictures.draw(report / stage.name, panels))
@@ -327,8 +327,8 @@ def _rl_stage(report: Path, stage: RunFolder) -> str:
 
 
 def language_share(stage: RunFolder) -> list[tuple[float, float]]:
-    """(step, mean share of the question's language in the reasoning), from what was said, for a stage that is not
-    rewarded for it."""
+    """(step, mean share of the question's language in the reasoning), computed from the completions of a stage without
+    the language reward."""
     found = []
     for path in folders.evenly(stage.completions, 40):
         rows = folders.read_completions(path)
@@ -400,7 +400,7 @@ def _funnels(stages: Iterable[RunFolder]) -> Iterator[str]:
 
 
 def _near(found: dict[str, Any] | None) -> str:
-    """Near duplicates: the size of the largest cluster, and pairs to judge the threshold by."""
+    """Near duplicates: the size of the largest cluster, and pairs for judging the threshold."""
     if not found or not found["examples"]:
         return ""
     pairs = [[text(pair[side]["prompt"]) for side in ("dropped", "kept")] for pair in found["examples"]]
@@ -409,7 +409,7 @@ def _near(found: dict[str, Any] | None) -> str:
 
 
 def find_funnels(record: Any, labels: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
-    """(where it stands in the record, funnel) for each count of what was seen, dropped and kept."""
+    """(path in the record, funnel) for each count of seen, dropped and kept rows."""
     if isinstance(record, dict):
         if {"seen", "dropped", "kept"} <= record.keys():
             yield labels, record
@@ -427,7 +427,7 @@ def _time(stages: Sequence[RunFolder], results: dict[str, Any]) -> str:
     for name, record in records.items():
         colour = "muted" if name.startswith("evaluate_") else PLACES[name][3] if name in PLACES else "orange"
         label = _title(name) + (f" ({record['tries']} tries)" if record["tries"] > 1 else "")
-        share = record["seconds"] / longest if longest else 0.0  # all of them took no time that can be measured
+        share = record["seconds"] / longest if longest else 0.0  # all times may be 0
         bars.append(bar(label, share, clock(record["seconds"]), colour))
     wall = f" in {clock(results['wall_seconds'])} of the clock" if results["wall_seconds"] else ""
     return f"""<p>{clock(total)} (minutes:seconds) of work{wall}, without the starts of the processes. What could run
@@ -443,7 +443,7 @@ def text(said: str) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "") -> str:
-    """Cells are HTML."""
+    """An HTML table. Its cells are HTML."""
     titles = "".join(f"<th>{escape(title)}</th>" for title in head)
     lines = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
     return f'<div class="scroll {kind}"><table><thead><tr>{titles}</tr></thead><tbody>{lines}</tbody></table></div>'

@@ -1,8 +1,8 @@
-"""The report's pictures, drawn by matplotlib: a PNG of each for README and cards, and SVG for the page.
+"""The report's pictures, drawn by matplotlib: a PNG of each for the README and cards, and SVG for the page.
 
-A picture is a list of panels, each a function that draws on an Axes. All of them make up the PNG; for the page each
-panel is an SVG of its own, so that a narrow screen shows them one below the other. In the SVG every colour of COLOURS
-is a CSS variable, so that the page decides what is light and what is dark.
+A picture is a list of panels, each a function that draws on an Axes. The PNG contains all panels. For the page each
+panel is a separate SVG, so a narrow screen shows them one below the other. In the SVG every colour of COLOURS is a CSS
+variable, so the page can have a light and a dark theme.
 """
 
 import io
@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-COLOURS = {  # on white; the page has another set for the dark
+COLOURS = {  # on white; the page has another set for its dark theme
     "ink": "#1d2329", "muted": "#68717c", "grid": "#dde1e6", "card": "#fefefe",
     "blue": "#2463ab", "orange": "#c76a14", "green": "#2f7f52", "purple": "#7b4da5", "red": "#b53849",
     "teal": "#16808c",
 }  # fmt: skip
 SERIES = ("blue", "orange", "green", "purple", "red", "teal")
-FONT = ["DejaVu Sans"]  # matplotlib brings it; browsers have it or Verdana, which is as wide
+FONT = ["DejaVu Sans"]  # matplotlib includes it; browsers have it or Verdana, which is as wide
 STYLE = {
     "font.family": FONT, "font.size": 9, "svg.fonttype": "none", "svg.hashsalt": "report", "axes.spines.top": False,
     "axes.spines.right": False, "axes.edgecolor": COLOURS["muted"], "axes.titlesize": 10, "axes.titleweight": "bold",
@@ -33,7 +33,7 @@ Panel = Callable[[Any], None]  # draws on a matplotlib Axes
 
 def draw(path: Path, panels: Sequence[Panel], size: tuple[float, float] = (3.9, 2.5), columns: int = 3) -> list[str]:
     """Writes path.png with all panels, `size` inches each, and returns each panel as SVG for the page."""
-    from matplotlib import rc_context  # loading it takes a second, and only drawing needs it
+    from matplotlib import rc_context  # the import takes a second, and only drawing needs it
     from matplotlib.figure import Figure
 
     with rc_context(STYLE):
@@ -57,7 +57,7 @@ def draw(path: Path, panels: Sequence[Panel], size: tuple[float, float] = (3.9, 
 
 
 def _for_page(svg: str) -> str:
-    """SVG to put into HTML: no prolog, no metadata, no ids that other pictures have too, colours as variables."""
+    """SVG for HTML: without prolog and metadata, with unique ids, and with colours as variables."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.S)
     svg = re.sub(r' id="[a-z][a-z0-9.]*_\d+"', "", svg)
@@ -70,7 +70,7 @@ def _for_page(svg: str) -> str:
 def curves(
     title: str, series: dict[str, Sequence[tuple[float, float]]], total: str = "", unit: str = "", share: bool = False
 ) -> Panel:
-    """Lines over steps, (step, value) points each; the one called `total` in ink. Where a line has many points, they
+    """Lines over steps from (step, value) points. The line called `total` is in ink. If a line has many points, they
     are faint and their running mean is drawn. A `share` is shown from 0 to 1."""
 
     def panel(axes: Any) -> None:
@@ -90,7 +90,7 @@ def curves(
             axes.set_ylim(-0.03, 1.03)  # whole markers at 0 and 1
         axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1, nbins=6)
         if len(series) > 1:
-            # its padding, in font sizes, is what the ticks and "step" take, however low the panel gets
+            # the padding, in font sizes, is the height of the ticks and "step", for any height of the panel
             axes.legend(loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=4, ncols=3)
 
     return panel
@@ -98,7 +98,7 @@ def curves(
 
 def bars(title: str, rows: Sequence[tuple[str, Sequence[tuple[float, float | None] | None]]], names: Sequence[str],
          top: float = 1.0) -> Panel:  # fmt: skip
-    """Horizontal bars, one group a row: (label, a (value, standard error) or None for each of `names`)."""
+    """Horizontal bars with one group for each row: (label, a (value, standard error) or None for each of `names`)."""
     known = [at for at in range(len(names)) if any(values[at] for _, values in rows)]
 
     def panel(axes: Any) -> None:
@@ -127,7 +127,7 @@ def bars(title: str, rows: Sequence[tuple[str, Sequence[tuple[float, float | Non
 
 
 def scores(title: str, steps: Sequence[dict[str, Any]]) -> Panel:
-    """A reward model's mean score beside the world's rule: rows of `curves.reward_models` that have both."""
+    """A reward model's mean score and the world's rule, from rows of `curves.reward_models` that have both."""
 
     def panel(axes: Any) -> None:
         x = [row["step"] for row in steps]
@@ -145,7 +145,7 @@ def scores(title: str, steps: Sequence[dict[str, Any]]) -> Panel:
 
 
 def budgets(title: str, series: Sequence[tuple[str, str, Sequence[tuple[float, float, float]]]], base: float) -> Panel:
-    """pass@1 over completion tokens: (name, a colour's name, (tokens, pass@1, standard error) points)."""
+    """pass@1 over completion tokens, from (name, colour name, (tokens, pass@1, standard error) points)."""
 
     def panel(axes: Any) -> None:
         for at, (name, colour, points) in enumerate(series):
@@ -164,19 +164,19 @@ def budgets(title: str, series: Sequence[tuple[str, str, Sequence[tuple[float, f
 
 @dataclass(frozen=True)
 class Box:
-    """One run on the stage map. `time` is its place along the order of the stages, `lane` the one across."""
+    """One run on the stage map. `time` is its place along the order of the stages, `lane` its place across."""
 
     time: float
     lane: float
     title: str
-    lines: tuple[str, ...]  # what it has to show: one or two short figures
+    lines: tuple[str, ...]  # one or two short figures
     colour: str
     done: bool = True
     until: float | None = None  # the rail of a base: drawn from `time` to here
 
 
 def stage_map(path: Path, boxes: dict[str, Box], arrows: Sequence[tuple[str, str]]) -> tuple[str, str]:
-    """(SVG that runs from left to right, SVG that runs from the top down, for a phone); path.png is the first.
+    """(SVG from left to right, SVG from top to bottom for a phone). The first is also written to path.png.
 
     An arrow from a rail starts beside the box that it leads to.
     """
@@ -189,7 +189,7 @@ def _map(boxes: dict[str, Box], arrows: Sequence[tuple[str, str]], vertical: boo
     """(panel, its size in inches)."""
     from matplotlib.patches import FancyBboxPatch
 
-    # Of a box's place. Upright, the picture is as wide as a phone, where its letters come out at 11 pixels.
+    # The size of a box's place. The vertical picture is as wide as a phone, where its letters have 11 pixels.
     width, height = (1.12, 0.84) if vertical else (1.02, 0.98)
     half_x, half_y = width / 2 - 0.08, height / 2 - (0.12 if vertical else 0.16)
 

@@ -1,10 +1,10 @@
 """Runs the stages of DeepSeek-R1 in order: `python -m recipes.tools.pipeline --scale cpu`.
 
-Each stage is launched by the very command that a person would type, so any step can be copied out of `--dry-run`. What
-depends on what follows from the YAMLs: a value that starts with `outputs/` names the run that must come first. A run
-that is finished with today's settings and inputs is skipped; so a second call does nothing, and a killed one goes on.
-A finished run whose settings or inputs have changed stays as it is: the pipeline says what has changed and stops.
-`--redo` moves such runs, and what was made from them, to `outputs/<scale>/replaced/` and runs them anew.
+Each stage is launched by the command that a user would type, so any step can be copied from `--dry-run`. The YAMLs
+determine the dependencies: a value that starts with `outputs/` names a run that must come first. Runs that are finished
+with the current settings and inputs are skipped, so a second call does nothing and a killed one resumes. If the
+settings or inputs of a finished run have changed, the pipeline reports the changes and stops, and the run is kept.
+`--redo` moves such runs, and those made from them, to `outputs/<scale>/replaced/` and runs them again.
 """
 
 import argparse
@@ -29,24 +29,24 @@ from recipes.tools.view import LiveView, PlainView
 
 import psutil
 
-# Two steps of one thread each do more than one of two threads, which is 1.5 times as fast as with one; so a step that
-# all others wait for says `threads: 2`. More threads than cores are the worst: they wait for each other by spinning.
+# Two steps with one thread each do more than one step with two, which is 1.5 times as fast as with one. So only a step
+# that all others wait for sets `threads: 2`. More threads than cores are the slowest, because waiting threads spin.
 CPU_JOBS = 2
-FREE_DISK_GB = 2.0  # the scale `cpu` writes under 1 GB
+FREE_DISK_GB = 2.0  # the scale `cpu` writes less than 1 GB
 
 
 class PipelineError(runs.Stopped):
-    """The pipeline cannot start or go on; the message says why and what to do."""
+    """The pipeline cannot start or continue. The message says why and what to do."""
 
 
 def preflight(steps: list[Step], todo: list[Step], scale_dir: Path) -> None:
-    """What can be known to fail before any work is done: missing inputs, a full disk, a YAML that its stage refuses.
-    Raises runs.ConfigError, and PipelineError for the disk."""
+    """Check before any work for missing inputs, a full disk and YAMLs that their stages refuse. Raises
+    runs.ConfigError, and PipelineError for the disk."""
     made = {step.output_dir for step in todo}
     makers = {step.output_dir: step.name for step in steps}
     for step in todo:
         for service in step.services:
-            service.is_there()  # or its address is free
+            service.is_there()  # raises if its address is taken
         for need in step.needs:
             if need not in made and not (need / "run.json").exists():
                 hint = f"run `--only {makers[need]}` first" if need in makers else "no YAML of this scale makes it"
@@ -58,8 +58,8 @@ def preflight(steps: list[Step], todo: list[Step], scale_dir: Path) -> None:
 
 
 def require_readable(steps: list[Step], log: Path, *words: str) -> None:
-    """Raises runs.ConfigError for a YAML that its stage or job refuses; `words` are of `recipes.tools.check`."""
-    plain = [step for step in steps if not step.evaluates]  # whose YAML was read when the steps were listed
+    """Raises runs.ConfigError for a YAML that its stage or job refuses. `words` are for `recipes.tools.check`."""
+    plain = [step for step in steps if not step.evaluates]  # evaluations were read when the steps were listed
     for override in {step.override for step in plain}:
         pairs = [word for step in plain if step.override == override for word in (step.target, str(step.config))]
         more = (*words, "--override", str(override)) if override else words
@@ -70,12 +70,12 @@ def require_readable(steps: list[Step], log: Path, *words: str) -> None:
 
 
 class Child:
-    """A step at work: the documented command, its output in the step's log."""
+    """A running step: the documented command, with its output in the step's log."""
 
     def __init__(self, step: Step, environment: dict[str, str], lock: int):
         self.step = step
         self.started = time.monotonic()
-        # The scale stays locked until the child, too, is gone.
+        # The scale stays locked until the child has ended too.
         self.process = children.start(step.command, step.log, environment, lock)
 
     @property
@@ -83,7 +83,7 @@ class Child:
         return time.monotonic() - self.started
 
     def require_success(self) -> None:
-        """Raises PipelineError, with the end of the log, when the ended child has not made its run."""
+        """Raises PipelineError, with the end of the log, if the child ended without finishing its run."""
         code = self.process.exitcode
         if code:
             wrong = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
@@ -101,10 +101,10 @@ class Child:
 
 
 class Session:
-    """This call's wall seconds and peak memory in outputs/<scale>/report/sessions.json, which the report adds up.
+    """Writes this call's wall seconds and peak memory to outputs/<scale>/report/sessions.json, which the report sums.
 
-    A call that found nothing done opens the list anew, so that the sum is the time of one whole run, however often it
-    was cut off; for the same reason the file is brought up to date while the call is at work.
+    A call that finds nothing done starts a new list. So the sum is the time of one whole run, even if it was cut off
+    several times. For the same reason the file is updated while the call runs.
     """
 
     def __init__(self, scale_dir: Path, afresh: bool):
@@ -117,13 +117,13 @@ class Session:
         self.peak_rss = 0
 
     def measure(self) -> None:
-        """Once a second: the resident memory of the pipeline and all its descendants, shared pages counted in each."""
+        """Measure the resident memory of the pipeline and its descendants once a second. Shared pages count in each."""
         seconds = time.monotonic() - self.started
         if seconds - self.measured < 1:
             return
         self.measured, total = seconds, 0
         for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
-            with contextlib.suppress(psutil.Error):  # it ended in between
+            with contextlib.suppress(psutil.Error):  # it has just ended
                 total += process.memory_info().rss
         self.peak_rss = max(self.peak_rss, total)
         self.save()
@@ -145,19 +145,18 @@ def work(
     lock: int,
     server_timeout: float = servers.START_LIMIT,
 ) -> None:
-    """Run the steps, each after what it needs, side by side while their threads are at most `jobs`. A server runs while
-    a step at work asks it. Raises PipelineError for the first that fails, ServeError for a server, and leaves no child
-    behind, however it ends."""
+    """Run each step after the ones it needs, in parallel up to `jobs` threads. A server runs while a running step needs
+    it. Raises PipelineError for the first step that fails and ServeError for a server. No child outlives the call."""
     waiting, running = list(todo), []
     unfinished = {step.output_dir for step in todo}
-    # Asked once: in its first moment the folder of a run looks like that of none.
+    # This is computed once, because the folder of a run that just starts looks as if there were no run.
     needs = {step.output_dir: step.needs for step in todo}
     with servers.Servers(child_environment(None), server_timeout, view.say) as up:
         try:
             while waiting or running:
                 for step in [step for step in waiting if unfinished.isdisjoint(needs[step.output_dir])]:
                     if running and sum(child.step.threads for child in running) + step.threads > jobs:
-                        break  # what nothing waits for does not overtake what waits for two threads
+                        break  # later steps must not overtake a step that needs two threads
                     waiting.remove(step)
                     up.keep([*step.services, *(one for child in running for one in child.step.services)])
                     up.require(step.services, step.log.parent)
@@ -180,7 +179,7 @@ def work(
 
 
 def child_environment(threads: int | None) -> dict[str, str]:
-    """A child's environment: `python` and `accelerate` are those beside this interpreter."""
+    """The environment of a child, in which `python` and `accelerate` are those beside this interpreter."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     more = {"PATH": path, "PYTHONUNBUFFERED": "1"} | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
     return os.environ | more
@@ -188,10 +187,10 @@ def child_environment(threads: int | None) -> dict[str, str]:
 
 @contextlib.contextmanager
 def locked(scale_dir: Path) -> Iterator[int]:
-    """Holds outputs/<scale> for this pipeline; yields the lock's file descriptor. Raises PipelineError if taken."""
+    """Locks outputs/<scale> for this pipeline and yields the lock's file descriptor. Raises PipelineError if locked."""
     scale_dir.mkdir(parents=True, exist_ok=True)
     with (scale_dir / ".lock").open("a+") as file:
-        for _ in range(50):  # the children of a pipeline that was just killed need a moment to be gone
+        for _ in range(50):  # the children of a pipeline that was just killed need a moment to end
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
@@ -243,8 +242,8 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
 
 @dataclass
 class Choice:
-    """What this call will do. `done`: steps that stay. `todo`: those to run, in order. `refused`: finished runs that no
-    longer fit, with what differs. `older`: of `done`, the version of our code that made those that older code made."""
+    """The plan of this call. `done`: steps to keep. `todo`: steps to run, in order. `refused`: finished runs that no
+    longer match, with the differences. `older`: steps in `done` that older code made, with its version."""
 
     done: list[Step] = field(default_factory=list)
     todo: list[Step] = field(default_factory=list)
@@ -253,8 +252,8 @@ class Choice:
 
 
 def choose(steps: list[Step], chosen: list[Step], again: set[str], redo: bool, redo_code: bool) -> Choice:
-    """Look at the folder of each chosen step. `again`: names of steps to run anew, whatever lies there. `redo`: also
-    what has changed. `redo_code`: also what older code made, and what was made from that."""
+    """Check the folder of each chosen step. `again`: names of steps to run again in any case. `redo`: also changed
+    runs. `redo_code`: also runs made by older code, and those made from them."""
     found, made = Choice(), set()
     for step in [step for step in steps if step in chosen]:
         inputs = [need for need in step.needs if need in made]
@@ -280,7 +279,7 @@ def choose(steps: list[Step], chosen: list[Step], again: set[str], redo: bool, r
 
 
 def refusal(steps: list[Step], refused: list[tuple[Step, runs.State]]) -> str:
-    """Why nothing was started, and the two ways on."""
+    """Why nothing was started, and the two ways to continue."""
     said = " ".join(f"{step.output_dir} no longer fits: {'; '.join(state.why)}." for step, state in refused)
     names = [step.name for step, _ in refused]
     follow = [later for name in names for later in dependents(steps, name) if (later.output_dir / "run.json").exists()]
@@ -296,7 +295,7 @@ def refusal(steps: list[Step], refused: list[tuple[Step, runs.State]]) -> str:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Raises PipelineError, runs.ConfigError or runs.MissingRunError with what stands in the way."""
+    """Raises PipelineError, runs.ConfigError or runs.MissingRunError with the reason."""
     folder = scale_folder(arguments.scale)
     steps = load_steps(folder, arguments.seed, arguments.accelerate_config, arguments.override)
     on_cpu = all(step.settings.get("use_cpu") for step in steps if step.trains)

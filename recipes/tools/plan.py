@@ -1,10 +1,9 @@
 """What a scale needs, before it runs: `python -m recipes.tools.plan --scale S [--gpus N --gpu-memory G]`.
 
-From the YAMLs and the configs of the named models alone (`models.yaml`), without network or weights: for each stage
-parameters, memory of one GPU and of its machine (`host`), tokens, optimiser steps, disk and GPU-hours, and whether it
-fits; where it does not, the first change that would do. Memory is that of a micro batch in which every sequence is as
-long as it may be.
-`benchmarks/plan.py` compares it with what processes take.
+The plan uses only the YAMLs and the configs of the named models (`models.yaml`), without network or weights. It shows
+for each stage the parameters, memory of one GPU and of its machine (`host`), tokens, optimiser steps, disk and
+GPU-hours, and whether the stage fits. If it does not, it names the first change that helps. Memory is for a micro batch
+of sequences with the maximum length. `benchmarks/plan.py` compares it with real processes.
 """
 
 import json
@@ -26,7 +25,7 @@ import yaml
 
 GB = 1e9
 MODELS = Path(__file__).with_name("models.yaml")
-MEMORY = {"gpu-24gb": 24, "node-8x80gb": 80, "moe-qlora": 80, "deepseek-v3": 141}  # GB of one GPU; by --gpu-memory
+MEMORY = {"gpu-24gb": 24, "node-8x80gb": 80, "moe-qlora": 80, "deepseek-v3": 141}  # GB of one GPU; or --gpu-memory
 PEAK = {
     24: 165e12,
     48: 362e12,
@@ -34,35 +33,35 @@ PEAK = {
     141: 989e12,
     180: 2250e12,
 }  # dense bf16 operations/s: 4090, L40S, H100, H200, B200
-TRAINING, VLLM, TRANSFORMERS = 0.35, 0.05, 0.005  # shares of that: assumed
+TRAINING, VLLM, TRANSFORMERS = 0.35, 0.05, 0.005  # assumed shares of PEAK
 CPU, CPU_BF16 = 2e10, 3e11  # operations/s of a toy on one core, and of 135M parameters on two with AVX512-BF16
-FILL = 0.5  # mean length of a text, as a share of the longest allowed: assumed
+FILL = 0.5  # assumed mean length of a text, as a share of the maximum
 NF4 = 0.516  # bytes a number: 4 bits, and a doubly quantised scale for each 64
 CONTEXT = 1.0 * GB  # CUDA, its libraries and NCCL
-TILE = 4096, 32768  # tokens and vocabulary of what TRL's fused head computes at once
-ROOM = 0.95  # of a GPU, or of a machine, can be used
-# GB of host memory for each GB of GPU memory: machines of eight have 1.9 (1,152 GiB beside eight A100 of 80 GB, 2 TiB
-# beside eight H200) to 3.4, so that this leaves some of the least; desktops beside a card of 24 GB have 1.3 and more.
+TILE = 4096, 32768  # tokens and vocabulary that TRL's fused head computes at once
+ROOM = 0.95  # usable share of the memory of a GPU or a machine
+# GB of host memory for each GB of GPU memory. Machines with eight GPUs have 1.9 (1,152 GiB with eight A100 of 80 GB,
+# 2 TiB with eight H200) to 3.4, so this is below the least. Desktops with a card of 24 GB have 1.3 and more.
 HOST = 1.6
-IMPORTED = 3 * GB  # of host memory, by each process: Python, PyTorch for CUDA, vLLM; assumed
+IMPORTED = 3 * GB  # assumed host memory of each process: Python, PyTorch for CUDA, vLLM
 SHARD = 5 * GB  # of host memory while a model is written, shard by shard
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What of an architecture counts. Numbers, not bytes; of one token where it says so."""
+    """The relevant sizes of an architecture. They count numbers instead of bytes."""
 
     parameters: int
-    active: int  # parameters that a token meets
+    active: int  # parameters that a token uses
     linear: tuple[tuple[str, int, int, int], ...]  # name, inputs, outputs, how many, in decoder layers
     layer: int  # parameters of the largest decoder layer
     layers: int
     hidden: int
     heads: int  # outputs of q_proj
     kv: int  # outputs of k_proj
-    inner: int  # of the dense layer, or of all experts that a token meets
+    inner: int  # of the dense layer, or of all experts that a token uses
     vocabulary: int
-    head: int  # parameters of the language model's head, where it is not the embedding
+    head: int  # parameters of the language model's head, if it is not tied to the embedding
     longest: int  # tokens of a sequence
     cached: int  # numbers a token in the cache of transformers
     cached_vllm: int
@@ -70,8 +69,8 @@ class Shape:
 
 @cache
 def shape(name: str, text: str) -> Shape:
-    """Of a model whose config is the JSON text, by building it without weights."""
-    import torch  # for --help and an error it is not needed
+    """The shape of a model whose config is the JSON text. The model is built without weights."""
+    import torch  # --help and errors do not need it
     from transformers import AutoConfig, AutoModelForCausalLM
 
     values = json.loads(text)
@@ -92,7 +91,7 @@ def shape(name: str, text: str) -> Shape:
                 found += [("expert", inputs, outputs, count)]
     total = sum(p.numel() for p in model.parameters())
 
-    def of(name: str, default: int | None = None):  # families differ in what they have
+    def of(name: str, default: int | None = None):  # families have different keys
         return getattr(config, name, default)
 
     chosen = of("num_experts_per_tok", 0) / (of("n_routed_experts") or of("num_experts") or 1)
@@ -124,7 +123,7 @@ def shape(name: str, text: str) -> Shape:
 
 @dataclass(frozen=True)
 class Stage:
-    """Everything about one training stage that decides what it needs. Lengths in tokens."""
+    """The properties of a training stage that determine its needs. Lengths are in tokens."""
 
     name: str
     model: str
@@ -136,22 +135,22 @@ class Stage:
     dtype: int  # bytes of a weight that is not in 4 bits
     together: int = 1  # processes of one machine
     rank: int = 0  # of an adapter; 0: all weights are trained
-    targets: tuple[str, ...] = ()  # of the adapter; none: all
+    targets: tuple[str, ...] = ()  # of the adapter; empty: all
     nf4: bool = False
     checkpointing: bool = True
-    sequences: int = 1  # in a micro batch
-    length: int = 0  # of the longest sequence
+    sequences: int = 1  # sequences of a micro batch
+    length: int = 0  # length of the longest sequence
     batch: int = 1  # sequences of a step
     steps: int = 0
     rl: bool = False
     reference: bool = False
     generation: str = "transformers"
-    at_once: int = 0  # completions sampled at once, by all processes
-    old_policy: bool = False  # is a rollout scored before it is trained on
+    at_once: int = 0  # completions that all processes sample at once
+    old_policy: bool = False  # whether a rollout is scored before training on it
     vllm_share: float = 0.0
-    vllm_processes: int = 1  # that hold one copy of vLLM's weights
-    rewards: int = 0  # bytes of reward models, in each process
-    reward: int = 0  # of the largest of them
+    vllm_processes: int = 1  # processes that share one copy of vLLM's weights
+    rewards: int = 0  # bytes of reward models in each process
+    reward: int = 0  # bytes of the largest of them
     scalar_head: bool = False
     checkpoints: int = 3
 
@@ -187,7 +186,7 @@ def _targeted(name: str, targets: tuple[str, ...]) -> bool:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one GPU (on a CPU, of one process). `gathered`: copies of weights that are made to compute with."""
+    """Bytes on one GPU (on a CPU, of one process). `gathered`: copies of weights for computation."""
 
     weights: float
     gradients: float
@@ -196,7 +195,7 @@ class Memory:
     gathered: float
     activations: float
     logits: float
-    cache: float  # of transformers, or all that vLLM takes while it samples
+    cache: float  # of transformers, or all memory of vLLM during sampling
     other: float  # reward models, CUDA
 
     @property
@@ -210,7 +209,7 @@ class Memory:
 
 
 def memory(stage: Stage, gpu: float) -> Memory:
-    """Of a stage on GPUs of `gpu` bytes."""
+    """The memory of a stage on GPUs of `gpu` bytes."""
     s, n, total, trained = stage.shape, stage.processes, stage.parameters, stage.trained
     zero, shards = stage.spread in ("zero2", "zero3"), stage.spread in ("zero3", "fsdp2")
     own = n if shards else 1
@@ -218,7 +217,7 @@ def memory(stage: Stage, gpu: float) -> Memory:
         weights, reference = (stage.frozen + 4 * trained) / own, 4 * trained if stage.reference else 0
         gradients, optimiser = 4 * trained, 8 * trained / (n if zero or shards else 1)
     else:
-        each = 2 if zero else stage.dtype  # DeepSpeed keeps the trained copy in bfloat16, and its master spread
+        each = 2 if zero else stage.dtype  # DeepSpeed keeps the trained copy in bf16 and shards its master
         weights, gradients = each * total / own, each * trained / (n if zero or shards else 1)
         optimiser = (12 if zero else 2 * stage.dtype) * trained / (n if zero or shards else 1)
         reference = weights if stage.reference else 0
@@ -231,8 +230,8 @@ def memory(stage: Stage, gpu: float) -> Memory:
     elif stage.spread == "ddp":
         gathered = 4 * trained  # DDP's buckets
     if not stage.rank and not zero and compute < stage.dtype and not shards:
-        gathered += compute * total  # what autocast keeps of a forward pass
-    made = 0.0  # the 16-bit weights of one of a layer's three stacks of experts, while they are multiplied
+        gathered += compute * total  # the casts that autocast keeps for a forward pass
+    made = 0.0  # the 16-bit weights of one of a layer's three stacks of experts, during its matmul
     if stage.nf4:
         stacks = [inputs * outputs * count for name, inputs, outputs, count in s.linear if name == "expert"]
         made = compute * min(stacks, default=0)
@@ -258,23 +257,23 @@ def memory(stage: Stage, gpu: float) -> Memory:
 
 
 def _a_layer(s: Shape, stream: int, compute: int) -> int:
-    """Bytes a token that one decoder layer keeps for its backward pass, and that this pass adds: norms in float32,
-    projections, rotary embedding, repeated keys and values, attention's output, and the gated layer."""
+    """Bytes a token of one decoder layer, kept for and added by its backward pass: norms in float32, projections,
+    rotary embedding, repeated keys and values, attention's output, and the gated layer."""
     norms = 2 * (8 + stream) * s.hidden + 2 * stream * s.hidden
     attention = compute * (s.heads + 2 * s.kv) + stream * (s.heads + s.kv) + compute * 4 * s.heads
     return norms + attention + 6 * compute * s.inner
 
 
 def host(stage: Stage, gpu: float = 0.0) -> float:
-    """Bytes of one machine's own memory at the peak, which is that of loading (transformers 5.17, TRL 1.16).
+    """Peak bytes of one machine's host memory, which is reached during loading (transformers 5.17, TRL 1.16).
 
-    The policy is made on the CPU of its process. Alone and under DDP its GPU takes it before TRL makes the reference;
-    DeepSpeed and FSDP2 take it when training begins, so that both are there. An adapter's reference is a second
-    adapter. DDP and ZeRO-2: so in every process. FSDP2: in the first of a machine, the others touch nothing
-    (`recipes/loading.py`), but where weights to train are in 16 bits accelerate makes 32 of them in all. ZeRO-3: no
-    more than a file that is mapped, and belongs to all, but stacked experts, which every process makes in the file's
-    16 bits. Reward models come later, one by one through the CPU of every process. A file in the very type of `dtype`
-    is mapped as well, for which nothing is taken off. What writes the model holds one shard of it.
+    The policy is created on the CPU of its process. With one process or DDP it moves to the GPU before TRL creates the
+    reference. With DeepSpeed and FSDP2 it moves when training begins, so both are in memory. The reference of an
+    adapter is a second adapter. DDP and ZeRO-2: this holds in every process. FSDP2: it holds in the first process of a
+    machine, and the others touch no memory (`recipes/loading.py`); but accelerate upcasts trained 16-bit weights to 32
+    bits in all of them. ZeRO-3: a mapped file that all processes share, plus stacked experts, which every process
+    creates in the file's 16 bits. Reward models are loaded later, one by one, through the CPU of every process. A file
+    that already has `dtype` is mapped too, but nothing is subtracted for it. Writing the model needs one shard.
     """
     if stage.cpu:
         return stage.together * memory(stage, gpu).peak
@@ -289,14 +288,14 @@ def host(stage: Stage, gpu: float = 0.0) -> float:
 
 
 def vllm_tokens(stage: Stage, gpu: float) -> float:
-    """Tokens that fit into vLLM's cache on one GPU, beside its weights in 16 bits and 2 GB of its own."""
+    """Tokens that fit into vLLM's cache on one GPU, in addition to its 16-bit weights and 2 GB of its own."""
     room = stage.vllm_share * gpu - 2 * stage.parameters / stage.vllm_processes - 2 * GB
     return room / (2 * stage.shape.cached_vllm / stage.vllm_processes)
 
 
 def disk(stage: Stage) -> float:
-    """Bytes of the checkpoints that are there at once, and of the model that is left."""
-    master = stage.spread in ("zero2", "zero3") and not stage.rank  # DeepSpeed's, in float32 whatever is loaded
+    """Bytes of the checkpoints that exist at once, and of the final model."""
+    master = stage.spread in ("zero2", "zero3") and not stage.rank  # DeepSpeed's master is always in float32
     model = (4 if master else stage.dtype) * stage.parameters
     adapters = 4 * stage.trained
     one = adapters * (4 if stage.reference else 3) if stage.rank else model * (4 if stage.reference else 3)
@@ -304,7 +303,7 @@ def disk(stage: Stage) -> float:
 
 
 def gpu_hours(stage: Stage, gpu: float) -> tuple[float, float]:
-    """(training, sampling), from operations and the shares of the peak that are assumed; a CPU's are its own hours."""
+    """(training, sampling) from the operations and the assumed shares of the peak. On a CPU, these are CPU hours."""
     peak = (CPU_BF16 if stage.bf16 else CPU) / TRAINING if stage.cpu else _peak(gpu)
     tokens, length = stage.batch * stage.steps * stage.length * FILL, stage.length * FILL
     forward = _forward(stage.shape, length)
@@ -316,17 +315,17 @@ def gpu_hours(stage: Stage, gpu: float) -> tuple[float, float]:
 
 
 def _peak(gpu: float) -> float:
-    """Operations a second of the largest known GPU with at most that many bytes."""
+    """Operations per second of the largest known GPU with at most this many bytes."""
     return PEAK[max((size for size in PEAK if size * GB <= gpu), default=min(PEAK))]
 
 
 def _forward(shape: Shape, length: float) -> float:
-    """Operations a token of sequences of that many tokens."""
+    """Operations per token for sequences of this length."""
     return 2 * shape.active + 2 * shape.layers * shape.heads * length
 
 
 def sampling_hours(shape: Shape, samples: int, longest: int, gpu: float, cpu: bool) -> float:
-    """GPU-hours of a data job's samples by vLLM, as `gpu_hours` counts those of RL; without a GPU, in bfloat16."""
+    """GPU-hours of a data job's sampling with vLLM, computed like those of RL in `gpu_hours`; on a CPU, in bf16."""
     speed, length = CPU_BF16 if cpu else _peak(gpu) * VLLM, longest * FILL
     return samples * length * _forward(shape, length) / speed / 3600
 
@@ -334,7 +333,7 @@ def sampling_hours(shape: Shape, samples: int, longest: int, gpu: float, cpu: bo
 def change(stage: Stage, gpu: float) -> str:
     """The first change after which the stage fits."""
     tries: list[tuple[str, Stage]] = []
-    pair = 2 if stage.scalar_head else 1  # sequences that stay together
+    pair = 2 if stage.scalar_head else 1  # sequences that must stay together
     for size in (8, 4, 2, 1):
         if size * pair < stage.sequences:
             tries.append((f"per_device_train_batch_size: {size}", replace(stage, sequences=size * pair)))
@@ -357,7 +356,7 @@ def change(stage: Stage, gpu: float) -> str:
         for power in range(1, 6):
             more = replace(small, processes=stage.processes * 2**power)
             if stage.batch // pair % more.processes:
-                break  # a step's batch spreads over no more
+                break  # a step's batch cannot use more
             tries.append((f"{more.processes} GPUs instead of {stage.processes}", more))
     if stage.rewards:
         what = (
@@ -375,10 +374,10 @@ def change(stage: Stage, gpu: float) -> str:
 
 
 def host_change(stage: Stage, memory: float) -> str:
-    """The first change after which loading fits a machine of so many bytes."""
+    """The first change after which loading fits a machine with this many bytes."""
     tries = []
     if stage.spread == "zero2" and not stage.rank:
-        # DeepSpeed casts to bfloat16 before a GPU sees a weight, and makes its float32 master from that.
+        # DeepSpeed casts weights to bf16 on the CPU and creates its float32 master from them.
         tries.append(("dtype: bfloat16, which DeepSpeed trains in anyway", replace(stage, dtype=2)))
     if stage.spread in ("ddp", "zero2", "fsdp2") and not stage.nf4:
         kept = replace(stage, spread="fsdp2", dtype=stage.dtype if stage.rank else 4)
@@ -394,7 +393,7 @@ def host_change(stage: Stage, memory: float) -> str:
 
 
 def stages(steps: list[Step], gpus: int | None = None) -> Iterator[Stage]:
-    """The training stages among the steps of a scale; with `gpus`, as many processes instead of the YAMLs' own."""
+    """The training stages among the steps of a scale. `gpus` replaces the YAMLs' number of processes."""
     by_output = {str(step.output_dir): step for step in steps}
     for step in steps:
         if step.trains:
@@ -463,7 +462,7 @@ def _stage(step: Step, by_output: dict[str, Step], gpus: int | None) -> Stage:
 
 
 def _model(args: Any, by_output: dict[str, Step]) -> tuple[str, str]:
-    """(what a stage's model was to begin with, its config as text)."""
+    """(the original base of a stage's model, its config as text)."""
     name = getattr(args, "model_name_or_path", None)
     while name in by_output and "model_name_or_path" in by_output[name].settings:
         name = by_output[name].settings["model_name_or_path"]
@@ -499,19 +498,19 @@ def _reward_model(path: str, by_output: dict[str, Step]) -> int:
 
 
 def _rows(step: Step, by_output: dict[str, Step]) -> list[int]:
-    """Rows that an SFT stage, or the two reward models, train on, as the jobs' YAMLs have it."""
+    """Numbers of rows that an SFT stage or the two reward models train on, from the jobs' YAMLs."""
     sources = [step.settings.get(key) for key in ("dataset", "helpfulness_dataset", "harmlessness_dataset")]
     return [_made(source, by_output) for source in sources if source]
 
 
 def _made(source: str, by_output: dict[str, Step]) -> int:
-    """Rows of a file, or 0 where no job of the scale makes it."""
+    """Number of rows of a file, or 0 if no job of the scale makes it."""
     sizes = _size(by_output.get(str(Path(*Path(source).parts[:3]))), by_output).rows
     return next((count for part, count in sizes.items() if part in Path(source).name), 0)
 
 
 def _size(step: Step | None, by_output: dict[str, Step]) -> Any:
-    """The `jobs.Size` of a job; of any other step an empty one."""
+    """The `jobs.Size` of a job; an empty one for any other step."""
     from data_prep import jobs  # imports datatrove, which --help does not need
 
     found = None if step is None or step.trains or step.evaluates else check.check(step.target, *step.files)[0]
@@ -519,7 +518,7 @@ def _size(step: Step | None, by_output: dict[str, Step]) -> Any:
 
 
 def sampled(steps: list[Step]) -> Iterator[tuple[str, int, int, Shape]]:
-    """(job, samples, longest in tokens, the sampled model) of the jobs that sample a checkpoint."""
+    """(job, number of samples, maximum tokens, the sampled model) for each job that samples a checkpoint."""
     by_output = {str(step.output_dir): step for step in steps}
     for step in steps:
         size = _size(step, by_output)
@@ -532,7 +531,7 @@ def sampled(steps: list[Step]) -> Iterator[tuple[str, int, int, Shape]]:
 
 
 def report(steps: list[Step], gpus: int | None, gpu: float, machine: float | None = None) -> Iterator[str]:
-    """The plan, line by line. `machine`: bytes of host memory; None: `HOST` times that of its GPUs."""
+    """The lines of the plan. `machine`: bytes of host memory; None: `HOST` times the memory of its GPUs."""
     heads = ("stage", "parameters", "trained", *(field.name for field in fields(Memory)), "peak", "host", "fits")
     planned = list(stages(steps, gpus))
     cpu = all(one.cpu for one in planned)

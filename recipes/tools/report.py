@@ -1,9 +1,9 @@
 """Gathers the evaluations of a run of the pipeline: `python -m recipes.tools.report --scale outputs/cpu`.
 
-Writes `<scale>/report/results.json`, prints the checkpoints, each one's answer to the walkthrough's question, and which
-of the paper's effects this run shows, and builds the page `<scale>/report/index.html` with a PNG of each picture beside
-it. It takes what is there, so also a run in progress or one that was cut off. With `--assert-thresholds FILE` the exit
-status is 1 where an effect is missing.
+It writes `<scale>/report/results.json` and prints the checkpoints, their answers to the walkthrough's question, and the
+paper's effects that this run shows. It also builds the page `<scale>/report/index.html`, with a PNG of each picture
+beside it. It works with the existing files, so also for a run in progress or one that was cut off. With
+`--assert-thresholds FILE` the exit status is 1 if an effect is missing.
 """
 
 import contextlib
@@ -33,18 +33,18 @@ ABLATIONS = ("reasoning_rl_no_language",)
 FIGURES = (
     "pass@1", "pass@1_stderr", "pass@16", "cons@16", "format_rate", "language_consistency", "mean_completion_tokens",
     "n_problems", "k", "helpful_score", "helpful_win_rate", "safe_rate", "refusals_of_harmless",
-    # beyond the nine of the table
+    # in addition to the nine of the table
     "pass@1_at_temperature_1", "pass@1_at_temperature_1_stderr", "language_consistency_stderr",
     "reasoning_without_words", "answer_language", "truncated", "helpful_score_stderr", "safe_rate_stderr",
     "refusals_of_harmless_stderr", "n_harmless", "completion_tokens_trained", "pass@16_stderr", "cons@16_stderr",
-    "cons@k", "cons@k_stderr",  # of the samples that every checkpoint has of every problem, where cons@16 is of three
+    "cons@k", "cons@k_stderr",  # over all samples of every checkpoint; only three have cons@16
 )  # fmt: skip
-YARDSTICK = "sft_stage_2"  # the win rate is against it
-BENCHMARK = (  # of a checkpoint on one set, as `recipes/tools/suites.py` measures it
+YARDSTICK = "sft_stage_2"  # the opponent of the win rate
+BENCHMARK = (  # figures of a checkpoint on one set, from `recipes/tools/suites.py`
     "pass@1", "pass@1_stderr", "n_problems", "k", "sampled", "format_rate", "mean_completion_tokens", "truncated",
 )  # fmt: skip
 BESIDE = {"over_start": "start", "over_dev1": "cold_start_sft"}  # gains on the same problems
-SHOWN = {  # a table each, of at most 80 columns
+SHOWN = {  # one table each, at most 80 columns wide
     "Reasoning": (
         ("pass@1", "pass@1"), ("±", "pass@1_stderr"), ("T=1", "pass@1_at_temperature_1"), ("pass@16", "pass@16"),
         ("cons@16", "cons@16"), ("tokens", "mean_completion_tokens"),
@@ -58,8 +58,8 @@ SHOWN = {  # a table each, of at most 80 columns
 
 @dataclass(frozen=True)
 class Effect:
-    """One effect that the paper reports, and what this run shows of it. `figure` and `reproduced` are None where a
-    checkpoint that it needs was not measured."""
+    """One effect that the paper reports, and its result in this run. `figure` and `reproduced` are None if a checkpoint
+    that it needs was not measured."""
 
     name: str
     aim: str
@@ -69,7 +69,7 @@ class Effect:
 
 
 class Evaluations:
-    """The evaluations under outputs/<scale>/evaluate_*; those that are not finished are missing, not an error."""
+    """The finished evaluations in outputs/<scale>/evaluate_*. Unfinished ones are skipped without an error."""
 
     def __init__(self, scale_dir: Path):
         self.figures: dict[str, dict[str, Any]] = {}
@@ -84,7 +84,7 @@ class Evaluations:
                 self.figures[name], self.generations[name] = read_evaluation(folder, columns)
                 votes = mean_and_stderr([[vote] for vote in self.votes(name)])
                 self.figures[name] |= dict(zip(("cons@k", "cons@k_stderr"), votes, strict=True))
-                with contextlib.suppress(runs.MissingRunError):  # a model on the Hub was trained by nobody here
+                with contextlib.suppress(runs.MissingRunError):  # a model from the Hub has no run here
                     trained = runs.read(Path(record["parent"]))
                     self.figures[name]["completion_tokens_trained"] = trained.get("completion_tokens_trained")
 
@@ -92,11 +92,11 @@ class Evaluations:
         return self.figures.get(name, {}).get(key)
 
     def level(self, name: str, key: str) -> tuple[float | None, float | None]:
-        """A figure and its standard error, where it has one."""
+        """A figure and its standard error, or None if it has none."""
         return self.figure(name, key), self.figure(name, f"{key}_stderr")
 
     def votes(self, name: str) -> list[float]:
-        """Each reasoning problem's majority vote over all its samples."""
+        """The majority vote of each reasoning problem over all its samples."""
         problems: dict[str, list[dict[str, Any]]] = {}
         for record in self.generations[name]:
             if record["set"] == "reasoning":
@@ -106,7 +106,7 @@ class Evaluations:
         ]
 
     def by_problem(self, name: str, set_name: str, key: str) -> dict[str, float]:
-        """The mean of a column over each problem's samples, without those where it is None."""
+        """The mean of a column over the samples of each problem, without None."""
         return by_problem(self.generations.get(name, []), set_name, key)
 
     def difference(self, first: str, second: str, set_name: str, key: str) -> tuple[float | None, float | None]:
@@ -114,7 +114,7 @@ class Evaluations:
         return paired_difference(self.by_problem(first, set_name, key), self.by_problem(second, set_name, key))
 
     def helpful_win_rate(self, name: str) -> float | None:
-        """How often its answer to a helpful prompt scores higher than the yardstick's, sample by sample, ties half."""
+        """The share of helpful samples that score higher than the yardstick's. Ties count half."""
         scores = {}
         for who in (name, YARDSTICK):
             drawn = [r for r in self.generations.get(who, []) if r["set"] == "helpful"]
@@ -132,7 +132,7 @@ def by_problem(generations: list[dict[str, Any]], set_name: str, key: str) -> di
 
 
 def read_evaluation(folder: Path, columns: list[str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """A finished evaluation's figures and generations. Raises runs.MissingRunError where a file of it is damaged."""
+    """The figures and generations of a finished evaluation. Raises runs.MissingRunError if a file is damaged."""
     try:
         figures = json.loads((folder / "results.json").read_text(encoding="utf-8"))
         return figures, pq.read_table(folder / "generations.parquet", columns=columns).to_pylist()
@@ -144,8 +144,8 @@ def read_evaluation(folder: Path, columns: list[str]) -> tuple[dict[str, Any], l
 
 
 def benchmarks(scale_dir: Path) -> list[dict[str, Any]]:
-    """The figures of each finished `suites_<checkpoint>` on each of its sets, set by set, in the order of the stages.
-    Gains are (mean, standard error) over the problems that both checkpoints were asked."""
+    """The figures of each finished `suites_<checkpoint>` on each of its sets, grouped by set, in the order of the
+    stages. Gains are (mean, standard error) over the problems that both checkpoints were asked."""
     rows, right = [], {}
     for name in folders.names(scale_dir, ("start", "start_8_shot", *page.PLACES), "suites_"):
         folder = scale_dir / f"suites_{name}"
@@ -164,8 +164,8 @@ def benchmarks(scale_dir: Path) -> list[dict[str, Any]]:
 
 
 def find_effects(found: Evaluations) -> list[Effect]:
-    """What the paper reports, each with the aim that this project set itself for the scale `cpu`. Levels stand as they
-    were measured; gains are differences on the same problems."""
+    """The effects that the paper reports, each with this project's aim for the scale `cpu`. Levels are as measured, and
+    gains are differences on the same problems."""
     effects: list[Effect] = []
 
     def add(name: str, aim: str, measured: tuple[float | None, float | None], holds: Callable[..., bool]) -> None:
@@ -206,7 +206,7 @@ def find_effects(found: Evaluations) -> list[Effect]:
 
 
 def build(scale_dir: Path, found: Evaluations, effects: list[Effect]) -> dict[str, Any]:
-    """The content of results.json. wall_seconds and peak_rss_gb are the pipeline's own, null where it did not run."""
+    """The content of results.json. wall_seconds and peak_rss_gb are the pipeline's own, or null if it did not run."""
     path = scale_dir / "report" / "sessions.json"
     sessions = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
 
@@ -251,7 +251,7 @@ def write_results(scale_dir: Path) -> dict[str, Any]:
 
 
 def show_benchmarks(rows: list[dict[str, Any]], console: Console) -> None:
-    """A table for each set."""
+    """Print a table for each set."""
     for key in dict.fromkeys(row["set"] for row in rows):
         chosen = [row for row in rows if row["set"] == key]
         heads = ("problems", "pass@1", "±", "over the start", "±", "over Dev1", "±", "format", "tokens", "cut off")
@@ -267,7 +267,7 @@ def show_benchmarks(rows: list[dict[str, Any]], console: Console) -> None:
 
 
 def show(results: dict[str, Any], console: Console) -> None:
-    """The checkpoints, their answers and the effects, as tables."""
+    """Print the checkpoints, their answers and the effects as tables."""
     measured = (results["checkpoints"] | results["ablations"]).items()
     sizes = {f"{one['n_problems']} x {one['k']} answers" for _, one in measured if one["pass@1"] is not None}
     titles = {"Reasoning": f"Reasoning, at the scale {results['scale']}, {' or '.join(sorted(sizes))}"}
@@ -298,7 +298,7 @@ def show(results: dict[str, Any], console: Console) -> None:
 
 
 def printable(text: str) -> str:
-    """A model's text for a terminal, where a control character would be a command: each by its name."""
+    """A model's text for a terminal, with control characters escaped, because a terminal would execute them."""
     return re.sub(f"[{INVISIBLE}\\x00-\\x1f\\x7f-\\x9f]", lambda sign: f"[U+{ord(sign.group()):04X}]", text)
 
 
@@ -309,10 +309,10 @@ def _number(value: float | None) -> str:
 
 
 def missing_effects(results: dict[str, Any], thresholds: dict[str, dict[str, float]]) -> list[str]:
-    """What falls short of the thresholds, a sentence each.
+    """One sentence for each effect that misses its threshold.
 
-    `thresholds` gives, for an effect by its name, `at_least` or `at_most`: the mean less (plus) four standard
-    deviations over five seeds of the whole pipeline.
+    `thresholds` maps the name of an effect to `at_least` or `at_most`: the mean minus (plus) four standard deviations
+    over five seeds of the whole pipeline.
     """
     figures = {effect["name"]: effect["figure"] for effect in results["effects"]}
     wrong = []

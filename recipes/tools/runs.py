@@ -1,7 +1,7 @@
 """The runs of a folder, and those that were replaced: `python -m recipes.tools.runs outputs/cpu`.
 
-A run is done, or unfinished, or changed: then its settings name a file, or a model, that is another one now. A run that
-`--redo` has replaced lies in `replaced/`, as it was, until `--remove outputs/cpu/replaced/NAME` deletes it.
+A run is done, unfinished or changed. It is changed if a file or model in its settings is now a different one. A run
+that `--redo` has replaced stays unchanged in `replaced/` until `--remove outputs/cpu/replaced/NAME` deletes it.
 """
 
 import json
@@ -18,7 +18,7 @@ COLUMNS = ("run", "state", "begun or made", "by code", "GB")
 
 
 def found(folder: Path) -> Iterator[Path]:
-    """The folders of the runs below a folder, then of those that were replaced."""
+    """The run folders below a folder, then those of the replaced runs."""
     for place in (folder, folder / runs.REPLACED):
         for path in sorted(place.iterdir()) if place.is_dir() else ():
             if (path / "begun.json").is_file() or (path / "run.json").is_file():
@@ -41,7 +41,7 @@ def describe(run: Path) -> tuple[str, ...]:
 
 
 def state(run: Path, record: dict, done: bool) -> str:
-    """What a run is, in words."""
+    """The state of a run, in words."""
     if files.is_held(run):
         return f"in use by {files.holder(run)}"
     if not record:

@@ -2,11 +2,11 @@
 
     python -m recipes.tools.seeds --scale cpu --seeds 0 1 2 3 4 --thresholds bounds.json
 
-Each seed runs in outputs/<scale>_seeds/<seed>, as `python -m recipes.tools.pipeline --seed N` would; what is done is
-not done again. The table goes to stdout and, with every figure, to outputs/<scale>_seeds/seeds.json. A bound is the
-mean less four standard deviations (for an effect that is to stay below something, plus four), whether or not the aim
-was reached. A deviation counts as 0.005 at least: five rates of 1.000 do not say that the sixth run has it too.
-What was above 0 in every run has to stay there, however much it varied: a gain that is gone is missing.
+Each seed runs in outputs/<scale>_seeds/<seed> like `python -m recipes.tools.pipeline --seed N`, and finished runs are
+kept. The table goes to stdout and, with every figure, to outputs/<scale>_seeds/seeds.json. A bound is the mean minus
+four standard deviations (plus four for an effect with an upper limit), whether or not the aim was reached. A deviation
+counts as at least 0.005, because five rates of 1.000 do not guarantee a sixth. An effect above 0 in every run has to
+stay above 0, however much it varied.
 """
 
 import json
@@ -24,8 +24,8 @@ LEAST = 0.005
 
 
 def spread(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """For each effect: its aim, mean, standard deviation (n - 1) and lowest figure over the runs, and how many of them
-    showed it. Of an effect that some run could not measure the figures are None."""
+    """For each effect: its aim, its mean, standard deviation (n - 1) and lowest figure over the runs, and how many runs
+    showed it. The figures are None if a run could not measure the effect."""
     found = []
     for effects in zip(*(result["effects"] for result in results), strict=True):
         figures = [effect["figure"] for effect in effects]
@@ -45,7 +45,7 @@ def spread(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def bounds(effects: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """What `recipes.tools.report --assert-thresholds` reads."""
+    """The thresholds for `recipes.tools.report --assert-thresholds`."""
     found = {}
     for effect in effects:
         if effect["mean"] is not None:
@@ -58,7 +58,7 @@ def bounds(effects: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
 
 
 def table(effects: list[dict[str, Any]]) -> str:
-    """A Markdown table."""
+    """The effects as a Markdown table."""
     lines = ["| the paper's effect | aim | mean ± sd | shown in |", "|---|---|---|---|"]
     for effect in effects:
         figure = "not measured" if effect["mean"] is None else f"{effect['mean']:.3f} ± {effect['sd']:.3f}"
@@ -67,7 +67,7 @@ def table(effects: list[dict[str, Any]]) -> str:
 
 
 def run(scale: Path, folder: Path, seed: int, override: Path | None = None) -> dict[str, Any]:
-    """One seed's results. Raises subprocess.CalledProcessError where the pipeline fails; its log says why."""
+    """The results of one seed. Raises subprocess.CalledProcessError if the pipeline fails; its log says why."""
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "recipes.tools.pipeline", "--scale", str(scale.resolve()), "--seed", str(seed)]
     if override:

@@ -1,9 +1,9 @@
-"""Servers of models that steps ask, such as a judge: `vllm serve`, which runs while a step needs it.
+"""Model servers for steps, such as a judge: `vllm serve` runs while a step needs it.
 
 The pipeline starts the model of each `{base_url: ..., model: ..., serve: {...}}` in a step's settings before the step,
-and stops it before the next step that does not need it, so that one card can hold a judge now and a policy later.
-`serve` holds arguments of `vllm serve`. Without `serve`, or where the model answers there already, the server is
-somebody else's: it is used, and never stopped.
+and stops it before the next step that does not need it. So one GPU can hold first a judge and later a policy. `serve`
+holds arguments of `vllm serve`. Without `serve`, or if the model already answers there, the server is external: it is
+used but never stopped.
 """
 
 import contextlib
@@ -24,14 +24,14 @@ import httpx
 import psutil
 
 START_LIMIT = 1800.0  # seconds; the first start of a model downloads it
-STOP_LIMIT = 30.0  # seconds for a server to go by itself
+STOP_LIMIT = 30.0  # seconds for a server to end by itself
 OWN = dict.fromkeys(("host", "port"), "base_url says it") | {"served_model_name": "it is served as `model`"}
 OWN |= {"api_key": "set VLLM_API_KEY, and name it in `api_key_variable`"}
 
 
 @dataclass(frozen=True)
 class Service:
-    """A model at an address. `arguments` are those of `vllm serve`, as words; `key` is what it wants as a token."""
+    """A model at an address. `arguments` are those of `vllm serve`, as words; `key` is the token that it requires."""
 
     base_url: str
     model: str
@@ -44,20 +44,20 @@ class Service:
 
     @property
     def command(self) -> tuple[str, ...]:
-        """What starts it. Decoding is what a request asks for: nothing comes from the model's own generation config."""
+        """The start command. Requests set the decoding, and the model's own generation config is not used."""
         where = ("--host", urlsplit(self.base_url).hostname, "--port", str(self.port))
         return ("vllm", "serve", self.model, *where, "--generation-config", "vllm", *self.arguments)
 
     @property
     def script(self) -> str:
-        """The same in a shell: started, and waited for."""
+        """Shell commands that start the server and wait for it."""
         waits = f"until curl -sf {self.base_url}/models > /dev/null; do sleep 1; done"
         return f"{shlex.join(self.command)} & server_{self.port}=$!\n{waits}"
 
     def serves(self) -> list[str] | None:
-        """Names of the models that answer at the address; None if nobody does.
+        """Names of the models that answer at the address; None if there is no server.
 
-        Raises ServeError where something listens that does not say which models it has.
+        Raises ServeError if a server there does not list its models.
         """
         headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
         try:
@@ -75,7 +75,7 @@ class Service:
         )
 
     def is_there(self) -> bool:
-        """Whether somebody serves the model already. Raises ServeError where the address is another's."""
+        """Whether the model is already served. Raises ServeError if another server uses the address."""
         answers = self.serves()
         if answers is not None and self.model not in answers:
             raise ServeError(
@@ -86,14 +86,14 @@ class Service:
 
 
 class ServeError(Stopped):
-    """A server does not start, or died; the message has the end of its log."""
+    """A server does not start or has died. The message has the end of its log."""
 
 
 def needed(settings: object, where: str) -> list[Service]:
     """The servers that a step's settings ask the pipeline to start.
 
-    Raises ConfigError for a `serve` that is no mapping or says again what `base_url` and `model` say, for one on
-    another machine, and for two models at one address.
+    Raises ConfigError if `serve` is not a mapping, repeats `base_url` or `model`, or is for another machine, or if two
+    models have the same address.
     """
     found: dict[int, Service] = {}
     for one in _mappings(settings):
@@ -140,7 +140,7 @@ def _words(arguments: dict) -> Iterator[str]:
 
 
 class Servers:
-    """Those that this pipeline has started. Leaving the block stops them."""
+    """The servers that this pipeline has started. The end of the block stops them."""
 
     def __init__(self, environment: dict[str, str], limit: float, say: Callable[[str], None]):
         self.environment, self.limit, self.say = environment, limit, say
@@ -153,7 +153,7 @@ class Servers:
         self.keep([])
 
     def require(self, services: list[Service], logs: Path) -> None:
-        """Start what does not answer yet, output to `logs`, and wait until all of it does. Raises ServeError."""
+        """Start the services that do not answer yet, log to `logs`, and wait until all answer. Raises ServeError."""
         for service in services:
             if service not in self.running:
                 if service.is_there():
@@ -178,7 +178,7 @@ class Servers:
         self.say(f"{service.model}: answers at {service.base_url} after {time.monotonic() - started:.0f} s")
 
     def check(self) -> None:
-        """Raises ServeError if one has died."""
+        """Raises ServeError if a server has died."""
         for service, (process, log) in list(self.running.items()):
             if process.exitcode is not None:
                 self.keep([one for one in self.running if one != service])
@@ -188,14 +188,14 @@ class Servers:
                 )
 
     def keep(self, services: list[Service]) -> None:
-        """Stop all others, and wait until they are gone, and their memory is free with them."""
+        """Stop all other services, and wait until they have ended and their memory is free."""
         for service in [one for one in self.running if one not in services]:
             process, _ = self.running.pop(service)
             family = []
             with contextlib.suppress(psutil.Error):
                 parent = psutil.Process(process.pid)
                 family = [parent, *parent.children(recursive=True)]
-            for one in family[1:2]:  # `vllm serve` itself, below the process that watches over it
+            for one in family[1:2]:  # `vllm serve` itself, a child of the process that watches it
                 with contextlib.suppress(psutil.Error):
                     one.terminate()
             psutil.wait_procs(family[1:], STOP_LIMIT)
@@ -205,7 +205,7 @@ class Servers:
 
 
 def _answers(service: Service) -> bool:
-    """Of one that is starting, which may take a request before it can answer."""
+    """Whether a starting server answers. It may accept a request before it can answer."""
     try:
         return bool(service.serves())
     except ServeError:

