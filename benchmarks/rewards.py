@@ -18,7 +18,7 @@ from pathlib import Path
 
 from rewards import accuracy_reward, format_reward, language_consistency, language_consistency_reward
 from rewards.accuracy import grade
-from rewards.equality import Judge, compare
+from rewards.equality import EqualityRule, compare
 from rewards.expression import normalise
 
 from math_verify import parse, verify
@@ -171,7 +171,7 @@ def main() -> None:
         return memory(options.memory)
     completions, golds, labels = make(options.completions)
     count = len(completions)
-    grade(["1"], [r"\gcd(a, b)"], ["math"], Judge())  # workers are started once in a run, not once a batch
+    grade(["1"], [r"\gcd(a, b)"], ["math"], EqualityRule())  # workers are started once in a run, not once a batch
     plain(completions[:2], golds[:2])
     ours, speed = timed(
         "rewards.accuracy_reward", lambda: accuracy_reward(completions=completions, answer=golds), count

@@ -15,8 +15,9 @@ import unicodedata
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from rewards.answers import matching, prepare, strip_markup
 from rewards.completion import parse, texts_of, without_invisible
-from rewards.equality import EqualityRule, Tolerance, matching, prepare, strip_markup
+from rewards.equality import EqualityRule, Tolerance
 from rewards.settings import Count, NotNegative, check
 
 BOX = re.compile(r"\\(?:boxed|fbox|framebox)(?![A-Za-z])\s*")

@@ -15,10 +15,11 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from fractions import Fraction
-from functools import lru_cache
 from typing import Literal
 
-from rewards.expression import FUNCTIONS, SHORT_WORDS, Node, Unreadable, Value, evaluate, normalise, read
+from rewards.answers import Answer, as_tree, prepare
+from rewards.expression import FUNCTIONS, Node, Unreadable, Value, evaluate
+from rewards.units import WRAPPED
 from rewards.workers import pool
 
 Verdict = Literal["equal", "different", "unknown"]
@@ -48,261 +49,11 @@ HEAVY = re.compile(
     r"\\(?:sum|prod|i*int|oint|lim|max|min|sup|inf|gcd|lcm|bmod|pmod|mod|binom|det|lfloor|lceil|deg)(?![A-Za-z])"
     r"|!(?!=)|\bd/d[a-z]|\\frac\{d[^{}]*\}\{d[a-z]\}|\b(?:gcd|lcm|mod|max|min)\b"
 )
-BOUND = re.compile(
-    r"^(?:\\\{)?(?P<body>.+?)\s*(?:,|;|\\mid|\||:|\bwhere\b|\bfor\b|\bwith\b|\()\s*(?P<name>[a-z])\s*\\in\s*"
-    r"(?:\\math(?:bb|bf|rm)\s*\{?)?(?P<set>[ZNRQ])\}?(?:\^?\{?[+*]\}?)?\s*(?:\\\}|\))?$"
-)
-MEMBER = re.compile(r"^[A-Za-z](?:_\{?\w\}?)?\s*\\in\s*(?=[(\[\\])(?!\\math)")
-WRAPPED = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox|operatorname|ce)\s*\{([^{}]*)\}")
-FUNCTION = re.compile(r"^\s*(?P<name>[A-Za-z])\s*\(\s*(?P<argument>[a-z])\s*\)\s*=\s*(?P<body>[^=]+)$")
-
-_LENGTH, _AREA, _VOLUME, _MASS, _TIME, _MONEY = "length", "area", "volume", "mass", "time", "money"
-UNITS: dict[str, tuple[str, Fraction]] = {
-    name: (dimension, Fraction(factor))
-    for dimension, table in {
-        _LENGTH: "nm 0.000000001|µm μm micrometer 0.000001"
-        "|mm millimeter millimetre 0.001|cm centimeter centimetre 厘米 0.01|dm 0.1|m meter metre 米 1"
-        "|km kilometer kilometre 千米 1000"
-        "|in inch inches 0.0254|ft foot feet 0.3048|yd yard 0.9144|mi mile 1609.344",
-        _MASS: "mg 0.001|g gram 克 1|kg kilogram 千克 1000|t ton tonne 1000000|lb pound 453.59237|oz ounce 28.35",
-        _TIME: "ms 0.001|s sec second 秒 1|min minute 分钟 60|h hr hour 小时 3600|day 天 86400|week 604800",
-        _MONEY: "dollar usd 1|cent 0.01",
-        _VOLUME: "ml milliliter millilitre 0.000001|l liter litre 0.001",
-        "yuan": "yuan rmb cny 元 1",
-        "euro": "euro eur 1",
-        "angle": "degree deg 度 1",
-        "temperature": "°c celsius 1",
-        "fahrenheit": "°f fahrenheit 1",
-        "energy": "j joule 1|kj 1000",
-        "force": "n newton 1",
-        "power": "w watt 1|kw 1000",
-        "pressure": "pa pascal 1|kpa 1000|atm 101325",
-        "voltage": "v volt 1",
-        "current": "a amp ampere 1|ma 0.001",
-        "resistance": "ω ohm 1",
-        "frequency": "hz hertz 1|khz 1000|mhz 1000000",
-        "amount": "mol mole 1",
-        "charge": "coulomb 1",
-        "kelvin": "kelvin 1",
-        "counted": "人 个 只 本 支 条 颗 棵 辆 张 1|point points 1",
-    }.items()
-    for entry in table.split("|")
-    for *names, factor in [entry.split()]
-    for name in names
-}
-POWERS = {(_LENGTH, 2): (_AREA, 1), (_LENGTH, 3): (_VOLUME, 1)}
-CURRENCIES = {"$": "dollar", "€": "euro", "£": "sterling", "¥": "yuan"}
-LETTER_UNITS = frozenset("mgslhtJNWLVA")
-# Counted things are units too: any plural except those that are numbers or operations.
-_IRREGULAR = "people children men women feet teeth mice geese sheep fish deer cattle police"
-IRREGULAR = frozenset(_IRREGULAR.split())
-_NOT_COUNTED = (
-    "halves thirds quarters tens dozens scores hundreds thousands millions billions trillions pairs couples twos threes"
-    " plus minus times less cos is as this us percents percentages bases squares cubes roots powers"
-)
-NOT_COUNTED = frozenset(_NOT_COUNTED.split())
-# COUNTERS are Chinese measure words. A character of SHARES after one changes the number.
-COUNTERS = "个人只本支条颗棵辆张名位岁天次件箱袋瓶页元块角套双班朵头台部艘根枚盒包杯碗层排组题道座户"
-SHARES = "的倍半多以左分之"
-_FILLERS = "of the per a each square sq cubic total left more in all old 平方 立方"
-FILLERS = frozenset(_FILLERS.split())
 CLOCK = re.compile(r"(\d{1,2}):([0-5]\d(?::[0-5]\d)?)\s*([ap]m)?", re.I)  # a time of day instead of a ratio
 SIDES = re.compile(r"(?<![<>!=\\])=(?!=)(?![^{}]*\})")
 SPACE = re.compile(r"(?<!\d) | (?!\d)")  # all spaces except those between two digits
 FUNCTION_NAMES = frozenset("fghpqrFGHPQRSTVW")
-ARTICLES = frozenset(("a", "an", "the"))
-UNIT_WORD = r"(?:[A-Za-zµμΩ\u4e00-\u9fff]+\.?(?:\^?\{?-?[1-9]\}?)?)"
-UNIT = re.compile(
-    rf"^(?P<number>.*?[\d.}})!]|.*\\pi)\s*"
-    rf"(?P<unit>{UNIT_WORD}(?:\s*(?:/|\*|\bper\b|\s)\s*{UNIT_WORD})*|\^\\circ ?[CF]?)\s*$"
-)
-NOTATIONS = [  # a set builder, a point with its name, rows of a matrix, a column
-    (re.compile(r"^\\\{ ?([a-z]) ?(?:\\mid|\||:) ?(?=[^|]*\1)([^|]+)\\\}$"), r"\2"),
-    (re.compile(r"^[A-Z](?=\([^()a-z]*,[^()a-z]*\)$)"), ""),
-    (re.compile(r"^\[ ?\[.{1,200}\] ?\]$"), lambda rows: _matrix(re.split(r"\] ?, ?\[", rows.group().strip("[] ")))),
-    (
-        re.compile(r"^[(\[]([^()\[\]]{1,200})[)\]] ?\^ ?\{?(?:T|\\top|\\intercal)\}?$"),
-        lambda row: _matrix(row[1].split(",")),
-    ),
-]
-COMPOUND = re.compile(r"(\d+(?:\.\d+)?) ?([A-Za-z]+)(?:,? (?:and )?|$)")
-BASED = re.compile(r"([0-9A-Fa-f]+)\s*(?:_|(?:in )?base )\s*\{?\s*\(?([0-9]{1,2}|[a-z]+)\)?\s*\}?")
-BASES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9"}
 MONTH = re.compile(r"(?:jan|febr)uary|march|april|may|june|july|august|(?:septem|octo|novem|decem)ber")
-
-
-@dataclass(frozen=True)
-class Answer:
-    """An answer that is prepared for comparison."""
-
-    text: str
-    words: tuple[str, ...] | None
-    """The words if the answer is text instead of a formula."""
-    tree: Node | None
-    other_tree: Node | None
-    """The other reading of a comma between digits: it separates two numbers, as in [59,113), or is a decimal comma."""
-    unit: tuple[Fraction, tuple] | None
-    """(factor, dimensions) of an unambiguous unit."""
-    bound: str = ""
-    """The set over which a bound variable (renamed to k) runs."""
-
-
-@lru_cache(maxsize=8_192)
-def prepare(text: str, letter_units: bool = False) -> Answer:
-    """Read an answer once. With `letter_units`, the m of "5 m" is read as metres."""
-    normal = normalise(re.sub(r"(?i)\b([ap])\.\s?m\b\.?", r"\1m", strip_markup(text)))
-    bound = ""
-    if (match := BOUND.match(normal)) and "=" not in match["body"][1:2]:
-        bound = match["set"]
-        normal = re.sub(rf"(?<![A-Za-z\\]){match['name']}(?![A-Za-z])", "k", match["body"]).strip()
-    if match := FUNCTION.match(normal):
-        body = re.sub(rf"(?<![A-Za-z\\]){match['argument']}(?![A-Za-z])", "x", match["body"])
-        normal = f"{match['name']}(x) = {body}"
-    normal = MEMBER.sub("", normal)
-    for pattern, rewrite in NOTATIONS:
-        normal = pattern.sub(rewrite, normal)
-    based = BASED.fullmatch(WRAPPED.sub(r"\1", normal))
-    if based and (base := BASES.get(based[2], based[2])) != "10":
-        return Answer(normal, (based[1].upper(), "base", base), None, None, None)
-    normal = based[1] if based else normal
-    normal, unit = split_unit(normal, letter_units)
-    words = _words(normal)
-    tree = _tree(normal) if words is None else None
-    other = None
-    if re.fullmatch(r"-?\d+,\d+", normal) and not re.fullmatch(r"-?[1-9]\d{0,2},\d{3}", normal):
-        other = _tree(normal.replace(",", "."))
-    elif words is None and re.search(r"\d,\d{3}(?!\d)", normal) and ",0" not in normal:
-        other = _tree(normal, False)
-    return Answer(normal, words, tree or other, other, unit, bound)
-
-
-def _matrix(rows: list[str]) -> str:
-    cells = r" \\ ".join(row.replace(",", "&") for row in rows)
-    return rf"\begin{{pmatrix}}{cells}\end{{pmatrix}}"
-
-
-def strip_markup(text: str) -> str:
-    """Remove the markup around an answer: bold, math delimiters, one `\\boxed`, a final full stop."""
-    for _ in range(0 if text.isalnum() else 6):
-        before = text
-        text = text.strip().strip('`"“”').strip()
-        for left, right in (("**", "**"), ("__", "__"), ("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]")):
-            inner = text[len(left) : -len(right)]
-            if text.startswith(left) and text.endswith(right) and len(text) > len(left + right) and left not in inner:
-                text = inner.strip()
-        if (
-            text.startswith((r"\boxed{", r"\fbox{"))
-            and text.endswith("}")
-            and matching(text, text.index("{")) == len(text) - 1
-        ):
-            text = text[text.index("{") + 1 : -1]
-        text = re.sub(r"(?<!\\)[.,;。，；]$", "", text) if not text.endswith("...") else text
-        if text == before:
-            break
-    return text
-
-
-def matching(text: str, opening: int) -> int | None:
-    """Index of the brace that closes the one at `opening`, or None."""
-    depth = 0
-    for match in re.finditer(r"\\.|[{}]", text[opening:], re.S):
-        depth += {"{": 1, "}": -1}.get(match.group(), 0)
-        if depth == 0:
-            return opening + match.start()
-    return None
-
-
-def split_unit(text: str, letter_units: bool) -> tuple[str, tuple[Fraction, tuple] | None]:
-    """Split "5 km" into ("5", (1000, (("length", 1),))); without a unit, return (text, None).
-
-    A single letter is a unit only in `\\text{}` or with `letter_units`. Otherwise it is a variable.
-    """
-    if match := re.match(r"^(-?)\s*(?:US\s*(?:\\?\$)?|\\\$|([$€£¥]))\s*(?=[\d.])", text):
-        return match[1] + text[match.end() :], parse_unit(CURRENCIES[match[2] or "$"])
-    plain = WRAPPED.sub(lambda match: " " + match.group(1) + " ", text)
-    plain = re.sub(r"(?<=\d)\s+\(([A-Za-z ]+)\)$", r" \1", re.sub(r"\s+(?=\^)", "", re.sub(r"\s+", " ", plain)).strip())
-    parts = [(Fraction(number), parse_unit(name)) for number, name in COMPOUND.findall(plain)]
-    known = all(name.lower().removesuffix("s") in UNITS for _, name in COMPOUND.findall(plain))
-    if len(parts) > 1 and known and not COMPOUND.sub("", plain) and len({unit[1] for _, unit in parts}) == 1:
-        value = sum(number * unit[0] for number, unit in parts)  # 1 hour 30 minutes
-        return str(value), (Fraction(1), parts[0][1][1])
-    match = UNIT.match(plain)
-    if not match or not re.search(r"\d|\\pi", match["number"]):
-        return text, None
-    unit = match["unit"].strip()
-    if unit.startswith("^"):
-        return match["number"], parse_unit({"": "degree", "C": "°c", "F": "°f"}[unit.replace(r"^\circ", "").strip()])
-    names = re.findall(r"[^\W\d_]+", unit)
-    wrapped = any(match.end() >= len(text) - 4 for match in WRAPPED.finditer(text))
-    certain = wrapped or "/" in unit or "*" in unit or any(len(name) > 1 or not name.isascii() for name in names)
-    if len(names) > 5 or not all(map(_is_unit, names)) or not (certain or letter_units):
-        return text, None
-    if not certain and not LETTER_UNITS.issuperset(names):
-        return text, None
-    return match["number"].strip(), parse_unit(unit)
-
-
-def _is_unit(name: str) -> bool:
-    """Whether a word after a number is a unit: one of `UNITS`, or the plural of a counted thing."""
-    if name in LETTER_UNITS or name in FILLERS or name in ("mph", "kph", "kmph"):
-        return True
-    name = name.lower()
-    if len(name) > 1 and (name in UNITS or name.removesuffix("s") in UNITS or name in IRREGULAR):
-        return True
-    counted = rf"[a-z]{{3,}}(?<!th)(?<!s)s|[{COUNTERS}](?![{SHARES}])\w{{0,4}}"
-    return name not in NOT_COUNTED and bool(re.fullmatch(counted, name))
-
-
-@lru_cache(maxsize=4096)
-def parse_unit(text: str) -> tuple[Fraction, tuple] | None:
-    """(factor to the base unit, ((dimension, power), ...)) of "km/h", "cm^2", "square meters", "apples"."""
-    factor, dimensions, sign, next_power = Fraction(1), {}, 1, 1
-    text = re.sub(r"\b(?:mph|kph|kmph)\b", lambda name: "mile/hour" if name.group() == "mph" else "km/hour", text)
-    for token in re.findall(r"/|\bper\b|°?[^\W\d_]+\.?(?:\^?\{?-?[1-9]\}?)?", text):
-        if token in ("/", "per"):
-            sign = -1
-            continue
-        name, power = re.match(r"(°?[^\W\d_]+)\.?\^?\{?(-?[1-9])?", token).groups()
-        name = name if name == "L" else name.lower()
-        if name in ("square", "sq", "cubic", "平方", "立方"):
-            next_power = 3 if name in ("cubic", "立方") else 2
-            continue
-        if name in ("of", "the"):
-            continue
-        known = UNITS.get(name.lower()) or UNITS.get(name.lower().removesuffix("s"))
-        dimension, scale = known or (name.lower().removesuffix("s"), Fraction(1))
-        exponent = int(power or 1) * next_power * sign
-        next_power = 1
-        dimensions[dimension] = dimensions.get(dimension, 0) + exponent
-        factor *= scale**exponent
-    if not dimensions:
-        return None
-    for (dimension, power), (name, one) in POWERS.items():
-        if dimensions.get(dimension) == power:
-            dimensions[name] = dimensions.get(name, 0) + one
-            del dimensions[dimension]
-    return factor, tuple(sorted((name, power) for name, power in dimensions.items() if power))
-
-
-def _words(text: str) -> tuple[str, ...] | None:
-    """The words of a text answer ("Alice", "3:30 PM", "Tuesday 4 May"), or None for a formula."""
-    plain = WRAPPED.sub(lambda match: " " + match.group(1) + " ", text)
-    letters = re.findall(r"(?<![A-Za-z\\])[^\W\d_]{2,}", re.sub(r"\\[A-Za-z]+", " ", plain))
-    formula = FUNCTIONS.keys() | {"and", "or", "pi", "sqrt", "abs", "pmatrix", "bmatrix", "matrix", "cm"}
-    real = [
-        word
-        for word in letters
-        if word.lower() not in formula and (len(word) > 2 or not re.fullmatch(r"[a-z]{2}", word) or word in SHORT_WORDS)
-    ]
-    if not real or re.search(
-        r"\\(?:frac|sqrt|begin|sum|int|lim|binom|le|ge|in|cup|mathbb|angle|overline|triangle)|[=<>^]", plain
-    ):
-        return None
-    if "\\" in WRAPPED.sub("", text).replace("\\ ", ""):
-        return None
-    tokens = re.findall(r"\d+(?:[.,]\d+)*|[^\W\d_]+|[-+*/^%]", plain.casefold().replace("'", ""))
-    kept = tuple(token for token in tokens if token not in ARTICLES and token != "-")
-    return kept or None
 
 
 def compare(gold: str, answer: str, tolerance: Tolerance = Tolerance()) -> Verdict:
@@ -399,7 +150,7 @@ def _compare_texts(wanted: Answer, given: Answer, scale: Fraction, tolerance: To
         and wanted.tree is not None
         and wanted.tree.kind not in ("relation", "chain")
     ):
-        return _same(wanted.tree, _tree(sides[-1]), scale, tolerance) if _tree(sides[-1]) else UNKNOWN
+        return _same(wanted.tree, as_tree(sides[-1]), scale, tolerance) if as_tree(sides[-1]) else UNKNOWN
     sides = SIDES.split(wanted.text)
     if (
         wanted.tree is None
@@ -407,7 +158,7 @@ def _compare_texts(wanted: Answer, given: Answer, scale: Fraction, tolerance: To
         and given.tree is not None
         and given.tree.kind not in ("relation", "chain")
     ):
-        return _same(_tree(sides[-1]), given.tree, scale, tolerance) if _tree(sides[-1]) else UNKNOWN
+        return _same(as_tree(sides[-1]), given.tree, scale, tolerance) if as_tree(sides[-1]) else UNKNOWN
     if (
         wanted.tree is not None
         and given.tree is None
@@ -426,17 +177,10 @@ def _false_equation(text: str) -> bool:
             r"(?:^|(?<![A-Za-z\\])(?P<word>[A-Za-z]{2,})\s+|[,:]\s*)(?P<sum>[(\d-][-+*/^()\d\s]*)$", left[-80:]
         )
         end = re.match(r"\s*(?P<sum>[(\d-][-+*/^()\d\s]*)(?:$|\s[A-Za-z])", right)
-        trees = [_tree(match["sum"]) if match else None for match in (begin, end)]
+        trees = [as_tree(match["sum"]) if match else None for match in (begin, end)]
         if all(trees) and begin["word"] not in FUNCTIONS and not _holds(Node("relation", tuple(trees), "=")):
             return True
     return False
-
-
-def _tree(text: str, thousands: bool = True) -> Node | None:
-    try:
-        return read(text.strip(), thousands)
-    except Unreadable:
-        return None
 
 
 def _same(gold: Node, answer: Node, scale: Fraction, tolerance: Tolerance) -> Verdict:

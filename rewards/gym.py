@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from rewards.accuracy import BOX, PLACEHOLDER, STATEMENT
+from rewards.answers import matching
 from rewards.completion import parse, texts_of
-from rewards.equality import matching
 from rewards.settings import check
 from rewards.workers import pool
 
