@@ -4,8 +4,7 @@ It starts from the second SFT stage. Data: first reasoning questions with rule r
 general prompts for the last 24% of the steps (400 of the paper's 1,700; with more, the policy exploits the reward
 models, appendix B.5). Rewards: those of reasoning RL, and helpfulness or harmlessness for general prompts by their kind
 (equations 8 to 10). A reward skips rows of other kinds. Rewards are summed; the key `reward_weights` sets the
-walkthrough's weights. Trainer: one GRPO run in which the order of the rows sets the phase; the paper's temperature is
-0.7.
+walkthrough's weights. Trainer: one GRPO run, in which the order of the rows sets the phase; temperature 0.7 (paper).
 """
 
 import itertools
@@ -15,7 +14,8 @@ from dataclasses import dataclass, field
 
 from data_prep.rows import Row
 from data_prep.runs import ConfigError
-from recipes.config import GRPOConfig, RLArguments, launch, parse
+from recipes.commandline import launch
+from recipes.config import GRPOConfig, RLArguments
 
 
 @dataclass
@@ -70,13 +70,12 @@ def _forever(rows: list[Row], shuffle: random.Random) -> Iterator[Row]:
         yield from shuffle.sample(rows, len(rows))
 
 
-def main() -> None:
-    settings = parse(*SETTINGS)
+def main(args: AllScenariosArguments, config: GRPOConfig) -> None:
     from recipes import grpo, training  # after the settings are checked: TRL and torch take seconds to import
 
     from datasets import Dataset
 
-    run = training.start(*settings)
+    run = training.start(args, config)
     if not run.args.general_datasets:
         raise ConfigError("general_datasets is missing: list the files with helpful and harmless rows.")
     policy, tokenizer = training.load_policy(run)
@@ -93,4 +92,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    launch(main)
+    launch(main, *SETTINGS)

@@ -7,7 +7,8 @@ from the same settings is used instead.
 
 from dataclasses import dataclass, field
 
-from recipes.config import SFTConfig, StageArguments, launch, parse
+from recipes.commandline import launch
+from recipes.config import SFTConfig, StageArguments
 
 EXPERTS = ("num_experts", "num_experts_per_tok", "moe_intermediate_size")
 SHAPE = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
@@ -36,8 +37,7 @@ class BaseArguments(StageArguments):
 SETTINGS = BaseArguments, SFTConfig
 
 
-def main() -> None:
-    settings = parse(*SETTINGS)
+def main(args: BaseArguments, config: SFTConfig) -> None:
     from recipes import data, given, training  # after the settings are checked: TRL and torch take seconds to import
     from recipes.muon import MuonWithAdamW
     from recipes.tokenizer import train_tokenizer
@@ -46,7 +46,7 @@ def main() -> None:
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3MoeConfig, set_seed
 
-    run = training.start(*settings)
+    run = training.start(args, config)
     args = run.args
     if args.checkpoint:
         return given.take(run)
@@ -86,4 +86,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    launch(main)
+    launch(main, *SETTINGS)

@@ -7,7 +7,8 @@ limits the completion tokens with a gradient, so the run is comparable with RL o
 
 from dataclasses import dataclass
 
-from recipes.config import PolicyArguments, SFTConfig, launch, parse
+from recipes.commandline import launch
+from recipes.config import PolicyArguments, SFTConfig
 
 
 @dataclass
@@ -18,15 +19,13 @@ class DistillArguments(PolicyArguments):
 SETTINGS = DistillArguments, SFTConfig
 
 
-def main() -> None:
-    settings = parse(*SETTINGS)
+def main(args: DistillArguments, config: SFTConfig) -> None:
     from recipes import data, training  # after the settings are checked: TRL and torch take seconds to import
 
-    run = training.start(*settings)
+    run = training.start(args, config)
     policy, tokenizer = training.load_policy(run)
-    rows = data.load_sft_rows(run, tokenizer)
-    run.train(training.SFTTrainer(policy, args=run.config, train_dataset=rows, processing_class=tokenizer))
+    run.train(training.sft_trainer(run, policy, tokenizer, data.load_sft_rows(run, tokenizer)))
 
 
 if __name__ == "__main__":
-    launch(main)
+    launch(main, *SETTINGS)

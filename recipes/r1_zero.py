@@ -8,7 +8,8 @@ reward model and no language reward. Trainer: GRPO. The small model that the pap
 
 from dataclasses import dataclass, field
 
-from recipes.config import GRPOConfig, RLArguments, launch, parse
+from recipes.commandline import launch
+from recipes.config import GRPOConfig, RLArguments
 
 
 @dataclass
@@ -20,15 +21,14 @@ class R1ZeroArguments(RLArguments):
 SETTINGS = R1ZeroArguments, GRPOConfig
 
 
-def main() -> None:
-    settings = parse(*SETTINGS)
+def main(args: R1ZeroArguments, config: GRPOConfig) -> None:
     from recipes import grpo, training  # after the settings are checked: TRL and torch take seconds to import
 
-    run = training.start(*settings)
+    run = training.start(args, config)
     policy, tokenizer = training.load_policy(run)
     questions = grpo.load_prompts(run, tokenizer)
     run.train(grpo.make_trainer(run, policy, tokenizer, questions))
 
 
 if __name__ == "__main__":
-    launch(main)
+    launch(main, *SETTINGS)

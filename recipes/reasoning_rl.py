@@ -8,7 +8,8 @@ the weight of the language reward to 0.
 
 from dataclasses import dataclass, field
 
-from recipes.config import GRPOConfig, RLArguments, launch, parse
+from recipes.commandline import launch
+from recipes.config import GRPOConfig, RLArguments
 
 
 @dataclass
@@ -21,15 +22,14 @@ class ReasoningRLArguments(RLArguments):
 SETTINGS = ReasoningRLArguments, GRPOConfig
 
 
-def main() -> None:
-    settings = parse(*SETTINGS)
+def main(args: ReasoningRLArguments, config: GRPOConfig) -> None:
     from recipes import grpo, training  # after the settings are checked: TRL and torch take seconds to import
 
-    run = training.start(*settings)
+    run = training.start(args, config)
     policy, tokenizer = training.load_policy(run)
     questions = grpo.load_prompts(run, tokenizer)
     run.train(grpo.make_trainer(run, policy, tokenizer, questions))
 
 
 if __name__ == "__main__":
-    launch(main)
+    launch(main, *SETTINGS)

@@ -9,7 +9,8 @@ token of the response in chat format, as in `rewards.preference`.
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from recipes.config import LoraArguments, RewardConfig, launch, parse
+from recipes.commandline import launch
+from recipes.config import LoraArguments, RewardConfig
 
 
 @dataclass
@@ -26,11 +27,10 @@ class RewardModelArguments(LoraArguments):
 SETTINGS = RewardModelArguments, RewardConfig
 
 
-def main() -> None:
-    settings = parse(*SETTINGS)
+def main(args: RewardModelArguments, config: RewardConfig) -> None:
     from recipes import scorers, training  # after the settings are checked: TRL and torch take seconds to import
 
-    run = training.start(*settings)
+    run = training.start(args, config)
     name = training.require_checkpoint(run.args.model_name_or_path)
     tokenizer = training.load_tokenizer(name, frozen=run.args.use_peft)
     pairs = scorers.load_pairs(run.args.helpfulness_dataset)
@@ -41,4 +41,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    launch(main)
+    launch(main, *SETTINGS)

@@ -5,20 +5,19 @@ Data: rejection-sampled reasoning, and general rows with and without reasoning. 
 completion.
 """
 
-from recipes.config import PolicyArguments, SFTConfig, launch, parse
+from recipes.commandline import launch
+from recipes.config import PolicyArguments, SFTConfig
 
 SETTINGS = PolicyArguments, SFTConfig
 
 
-def main() -> None:
-    settings = parse(*SETTINGS)
+def main(args: PolicyArguments, config: SFTConfig) -> None:
     from recipes import data, training  # after the settings are checked: TRL and torch take seconds to import
 
-    run = training.start(*settings)
+    run = training.start(args, config)
     policy, tokenizer = training.load_policy(run)
-    rows = data.load_sft_rows(run, tokenizer)
-    run.train(training.SFTTrainer(policy, args=run.config, train_dataset=rows, processing_class=tokenizer))
+    run.train(training.sft_trainer(run, policy, tokenizer, data.load_sft_rows(run, tokenizer)))
 
 
 if __name__ == "__main__":
-    launch(main)
+    launch(main, *SETTINGS)

@@ -15,7 +15,8 @@ from pathlib import Path
 from data_prep import commands, hub, memory, publishing, runs
 from data_prep.runs import ConfigError
 from recipes import checkpoints, checks, loading, qlora_proof, sharded, watch
-from recipes.config import LoraArguments, StageArguments, given, world_size
+from recipes.commandline import given
+from recipes.config import LoraArguments, StageArguments, world_size
 from recipes.tools import merge
 
 import torch
@@ -249,6 +250,11 @@ class SFTTrainer(Resumable, trl.SFTTrainer):
         loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         self.last_loss = loss[0].detach() if return_outputs else loss.detach()  # for `recipes.watch`
         return loss
+
+
+def sft_trainer(run: "Run", policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Dataset) -> SFTTrainer:
+    """TRL's SFTTrainer for a stage."""
+    return SFTTrainer(policy, args=run.config, train_dataset=rows, processing_class=tokenizer)
 
 
 class _Tokens(TrainerCallback):

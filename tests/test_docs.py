@@ -13,7 +13,7 @@ from pathlib import Path
 
 from data_prep import runs
 from recipes import qlora_proof, sharded
-from recipes.config import WITHOUT_GPU
+from recipes.commandline import WITHOUT_GPU
 from recipes.tools import seeds
 from rewards import gym
 

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 from data_prep import commands, runs
-from recipes import config
+from recipes import commandline
 from recipes.tools import check, pipeline, plan
 from recipes.tools.steps import load_steps
 
@@ -42,7 +42,7 @@ def test_every_yaml_is_parsed_by_its_own_stage(scale, override, here):
     assert len(steps) >= 16
     for step in steps:
         if not step.evaluates:  # read when the steps were listed
-            check.check(step.target, *step.files, *(config.WITHOUT_GPU if step.target.endswith(".py") else ()))
+            check.check(step.target, *step.files, *(commandline.WITHOUT_GPU if step.target.endswith(".py") else ()))
             assert step.settings["output_dir"] == f"outputs/{scale}/{step.name}"
 
 
@@ -154,7 +154,7 @@ def test_an_override_is_part_of_the_command_and_strict(here, capsys):
     (line,) = (line for line in lines if "/r1_zero.yaml" in line)
     assert line.endswith(f"recipes/configs/gpu-24gb/r1_zero.yaml --override {OVERRIDE}")
     assert not (here / "outputs").exists()  # a dry run writes nothing
-    _, merged = config.given(shlex.split(line.partition("r1_zero.py ")[2]))
+    _, merged = commandline.given(shlex.split(line.partition("r1_zero.py ")[2]))
     assert (merged["model_name_or_path"], merged["prompts_per_step"]) == ("Qwen/Qwen2.5-7B", 16)
     with pytest.raises(runs.ConfigError, match="write `mixture:` and `key: value` lines below it"):
         runs.load_config(CONFIGS / "gpu-24gb/mixture.yaml", OVERRIDE)

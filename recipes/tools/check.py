@@ -12,17 +12,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 from data_prep import commands, runs
-from recipes import config
+from recipes import commandline
 
 
 def check(target: str, path: str, *more: str, parse: Callable[..., tuple] | None = None) -> tuple:
     """The settings of a script or module from a YAML and `more` command line arguments. A script names its settings
     classes in `SETTINGS`, and a job in the annotation of its `load`. Raises runs.ConfigError if the YAML is refused.
-    `parse` replaces recipes.config.parse."""
+    `parse` replaces recipes.commandline.parse."""
     words = ["--config", path, *more]
     if target.endswith(".py"):
         script = Path(target).resolve().relative_to(runs.ROOT).with_suffix("")
-        return (parse or config.parse)(*importlib.import_module(".".join(script.parts)).SETTINGS, argv=words)
+        return (parse or commandline.parse)(*importlib.import_module(".".join(script.parts)).SETTINGS, argv=words)
     package = importlib.util.find_spec(target).submodule_search_locations is not None
     job = importlib.import_module(f"{target}.__main__" if package else target)
     override = Path(more[more.index("--override") + 1]) if "--override" in more else None
@@ -37,13 +37,13 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--elsewhere", action="store_true", help="they are for a machine that may have another GPU")
     found = parser.parse_args(argv)
     pairs, more = found.pairs, ("--override", found.override) if found.override else ()
-    for parse in (config.read, config.parse):
+    for parse in (commandline.read, commandline.parse):
         for target, path in zip(pairs[::2], pairs[1::2], strict=True):
             check(
                 target,
                 path,
                 *more,
-                *(config.WITHOUT_GPU if found.elsewhere and target.endswith(".py") else ()),
+                *(commandline.WITHOUT_GPU if found.elsewhere and target.endswith(".py") else ()),
                 parse=parse,
             )
 

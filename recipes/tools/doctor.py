@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 from data_prep import commands, publishing, runs
 from data_prep.runs import ConfigError
-from recipes import checks, config, data, grpo, training
+from recipes import checks, commandline, config, data, grpo, training
 from recipes.checks import Finding
 from recipes.tools import check, plan, servers, steps
 
@@ -33,7 +33,7 @@ def of_step(step: steps.Step) -> Iterator[Finding | str]:
     start = Path(step.command[step.command.index("--config_file") + 1])
     no_gpu = not step.settings.get("use_cpu") and not torch.cuda.is_available()
     with config.planned(runs.load_config(start).get("num_processes", 1)):
-        settings = check.check(step.target, *step.files, *(config.WITHOUT_GPU if no_gpu else ()))
+        settings = check.check(step.target, *step.files, *(commandline.WITHOUT_GPU if no_gpu else ()))
     if no_gpu:
         yield checks.NO_GPU
     yield from examine(settings, step.settings, step.config, checks.launched(start))

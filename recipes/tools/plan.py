@@ -17,6 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from data_prep import commands, runs
+from recipes import commandline
 from recipes import config as settings_of
 from recipes.tools import check
 from recipes.tools.steps import Step, load_steps, scale_folder
@@ -405,7 +406,7 @@ def _stage(step: Step, by_output: dict[str, Step], gpus: int | None) -> Stage:
     processes = gpus or launch["num_processes"]
     cpu = step.settings.get("use_cpu", False)
     with settings_of.planned(processes):
-        args, config = check.check(step.target, *step.files, *settings_of.WITHOUT_GPU)
+        args, config = check.check(step.target, *step.files, *commandline.WITHOUT_GPU)
     kind = launch["distributed_type"]
     zero = launch.get("deepspeed_config", {}).get("zero_stage")
     spread = {"DEEPSPEED": f"zero{zero}", "FSDP": "fsdp2"}.get(kind, "ddp" if processes > 1 else "no")
@@ -492,7 +493,7 @@ def _reward_model(path: str, by_output: dict[str, Step]) -> int:
     step = by_output.get(str(Path(*Path(path).parts[:3])))
     if step is None:
         return 0
-    args, _ = check.check(step.target, *step.files, *settings_of.WITHOUT_GPU)
+    args, _ = check.check(step.target, *step.files, *commandline.WITHOUT_GPU)
     name, architecture = _model(args, by_output)
     return (2 if args.dtype == "bfloat16" else 4) * shape(name, architecture).parameters
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import recipes
 from data_prep import prompts, rows, runs
 from recipes import training
-from recipes.config import launch
+from recipes.commandline import launch
 from recipes.tokenizer import train_tokenizer
 
 import pytest
@@ -147,7 +147,8 @@ def run_stage(here, monkeypatch) -> Callable[..., Path]:
         path = Path(recipes.__file__).with_name(f"{script}.py")
         monkeypatch.setattr(sys, "argv", [str(path), "--config", str(config), *argv])
         try:
-            launch(importlib.import_module(f"recipes.{script}").main)
+            stage = importlib.import_module(f"recipes.{script}")
+            launch(stage.main, *stage.SETTINGS)
         finally:
             torch.set_float32_matmul_precision("highest")  # the base stage lowers it, for its process
         return folder

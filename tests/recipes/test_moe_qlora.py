@@ -12,7 +12,7 @@ from data_prep.rows import write_parquet
 from data_prep.runs import ConfigError
 from data_prep.sampling import Decoding, LocalModel
 from recipes import moe_qlora, qlora_proof, training
-from recipes.config import parse
+from recipes.commandline import parse
 from recipes.tools.merge import merge
 
 import bitsandbytes as bnb

@@ -8,7 +8,8 @@ from typing import get_type_hints
 import recipes
 from data_prep.runs import ConfigError
 from recipes import all_scenarios_rl, base, config, distill, r1_zero, reasoning_rl, reward_models, trl_configs, trl_keys
-from recipes.config import GRPOConfig, PolicyArguments, RewardConfig, SFTConfig, given, parse
+from recipes.commandline import given, parse
+from recipes.config import GRPOConfig, PolicyArguments, RewardConfig, SFTConfig
 
 import pytest
 import torch

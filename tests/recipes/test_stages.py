@@ -14,7 +14,7 @@ import rewards
 from data_prep import decode, rows, runs
 from data_prep.rows import read_parquet
 from recipes import all_scenarios_rl, grpo, reference, scorers
-from recipes.config import launch
+from recipes.commandline import launch
 from recipes.tools.merge import merge
 
 import numpy
