@@ -22,7 +22,7 @@ from typing import Any
 
 from benchmarks.moe_qlora import Peak
 from data_prep import prompts, rows, runs
-from recipes import data, training
+from recipes import data, loading
 from recipes.tokenizer import train_tokenizer
 from recipes.tools import plan
 from recipes.tools.steps import load_steps
@@ -78,7 +78,7 @@ def write_base(
     )
     torch.manual_seed(0)
     model = Qwen3ForCausalLM(config)
-    training.align(model, tokenizer)
+    loading.align(model, tokenizer)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return tokenizer

@@ -25,7 +25,7 @@ from types import SimpleNamespace
 
 from benchmarks.plan import CPU, write_base
 from data_prep import prompts
-from recipes import checks, data, grpo, training, watch
+from recipes import checks, data, grpo, loading, training, watch
 from recipes.config import LoraArguments, PolicyArguments, RLArguments
 from recipes.trl_configs import GRPOConfig, SFTConfig
 
@@ -168,7 +168,7 @@ def sft(folder: Path, rows: list[dict]) -> dict[str, Side]:
     args = PolicyArguments(model_name_or_path=str(folder / "base"))
 
     def make(kind: type, config) -> trl.SFTTrainer:
-        policy, tokenizer = training.load_policy(SimpleNamespace(args=args, config=config))
+        policy, tokenizer = loading.load_policy(SimpleNamespace(args=args, config=config))
         return kind(policy, args=config, train_dataset=conversations, processing_class=tokenizer)
 
     theirs = trl.SFTConfig(output_dir=str(folder / "trl"), max_steps=SFT["max_steps"], **SETTINGS)
@@ -195,7 +195,7 @@ def rl(folder: Path, rows: list[dict]) -> dict[str, Side]:
         config = GRPOConfig(output_dir=str(folder / f"grpo {name}"), **SETTINGS | ROLLOUT)
         Path(config.output_dir).mkdir()
         run = SimpleNamespace(args=args, config=config)
-        policy, tokenizer = training.load_policy(run)
+        policy, tokenizer = loading.load_policy(run)
         if name == "ours":
             found[name] = ours(grpo.make_trainer(run, policy, tokenizer, asked), args)
         else:

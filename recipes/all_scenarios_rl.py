@@ -71,14 +71,14 @@ def _forever(rows: list[Row], shuffle: random.Random) -> Iterator[Row]:
 
 
 def main(args: AllScenariosArguments, config: GRPOConfig) -> None:
-    from recipes import grpo, training  # after the settings are checked: TRL and torch take seconds to import
+    from recipes import grpo, loading, training  # slow to import, so after the settings are read
 
     from datasets import Dataset
 
     run = training.start(args, config)
     if not run.args.general_datasets:
         raise ConfigError("general_datasets is missing: list the files with helpful and harmless rows.")
-    policy, tokenizer = training.load_policy(run)
+    policy, tokenizer = loading.load_policy(run)
     if run.config.max_steps < 1:
         raise ConfigError(f"max_steps is {run.config.max_steps}; write how many, of which the last are mixed.")
     found, too_long = [], 0

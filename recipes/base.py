@@ -38,7 +38,7 @@ SETTINGS = BaseArguments, SFTConfig
 
 
 def main(args: BaseArguments, config: SFTConfig) -> None:
-    from recipes import data, given, training  # after the settings are checked: TRL and torch take seconds to import
+    from recipes import data, given, loading, training  # slow to import, so after the settings are read
     from recipes.muon import MuonWithAdamW
     from recipes.tokenizer import train_tokenizer
 
@@ -53,7 +53,7 @@ def main(args: BaseArguments, config: SFTConfig) -> None:
     run.figures["made_with"] = given.made_with(run)
     texts = [row["text"] for row in data.read_records(args.dataset, "dataset", "text")]
     if args.tokenizer:
-        tokenizer = training.load_tokenizer(training.require_checkpoint(args.tokenizer, "tokenizer"))
+        tokenizer = loading.load_tokenizer(loading.require_checkpoint(args.tokenizer, "tokenizer"))
     else:
         tokenizer = train_tokenizer(texts, args.vocab_size)
     # Use bf16 matmul if the CPU has it: 58 ms a step instead of 90. On other CPUs each new batch shape costs memory.
@@ -68,9 +68,9 @@ def main(args: BaseArguments, config: SFTConfig) -> None:
             head_dim=args.hidden_size // args.num_attention_heads,
             tie_word_embeddings=True,
         ),
-        **training.weights(args),
+        **loading.weights(args),
     )
-    training.align(model, tokenizer)
+    loading.align(model, tokenizer)
     run.figures["parameters"] = model.num_parameters()
     # Tokenize all texts at once, because TRL tokenizes them one by one, which takes half a minute.
     tokens = tokenizer([text + tokenizer.eos_token for text in texts])["input_ids"]

@@ -15,7 +15,8 @@ from data_prep.sampling import Decoding
 from recipes import checks, engine, reference, sharded
 from recipes.config import RLArguments, make_reward
 from recipes.data import as_messages, keep_short, read_rows
-from recipes.training import Resumable, Run, require_checkpoint
+from recipes.loading import require_checkpoint
+from recipes.training import Resumable, Run
 
 import torch
 import trl

@@ -23,10 +23,10 @@ SETTINGS = ReasoningRLArguments, GRPOConfig
 
 
 def main(args: ReasoningRLArguments, config: GRPOConfig) -> None:
-    from recipes import grpo, training  # after the settings are checked: TRL and torch take seconds to import
+    from recipes import grpo, loading, training  # slow to import, so after the settings are read
 
     run = training.start(args, config)
-    policy, tokenizer = training.load_policy(run)
+    policy, tokenizer = loading.load_policy(run)
     questions = grpo.load_prompts(run, tokenizer)
     run.train(grpo.make_trainer(run, policy, tokenizer, questions))
 

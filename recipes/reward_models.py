@@ -28,11 +28,11 @@ SETTINGS = RewardModelArguments, RewardConfig
 
 
 def main(args: RewardModelArguments, config: RewardConfig) -> None:
-    from recipes import scorers, training  # after the settings are checked: TRL and torch take seconds to import
+    from recipes import loading, scorers, training  # slow to import, so after the settings are read
 
     run = training.start(args, config)
-    name = training.require_checkpoint(run.args.model_name_or_path)
-    tokenizer = training.load_tokenizer(name, frozen=run.args.use_peft)
+    name = loading.require_checkpoint(run.args.model_name_or_path)
+    tokenizer = loading.load_tokenizer(name, frozen=run.args.use_peft)
     pairs = scorers.load_pairs(run.args.helpfulness_dataset)
     labelled = scorers.load_labels(run.args.harmlessness_dataset, tokenizer)
     scorers.train(run, "helpfulness", scorers.PairwiseTrainer, pairs)

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import rewards
 from data_prep.runs import ConfigError
-from recipes import checks, data, training
+from recipes import checks, data, loading, training
 from recipes.config import LoraArguments
 from recipes.trl_configs import RewardConfig
 
@@ -53,11 +53,11 @@ def load_labels(source: str, tokenizer) -> Dataset:
 
 def load_scorer(args: LoraArguments, config: RewardConfig):
     """Dev3 with a new scalar head, and its tokenizer."""
-    tokenizer = training.load_tokenizer(training.require_checkpoint(args.model_name_or_path), frozen=args.use_peft)
+    tokenizer = loading.load_tokenizer(loading.require_checkpoint(args.model_name_or_path), frozen=args.use_peft)
     set_seed(config.seed)  # for the head
     as_scorer = {"num_labels": 1, "problem_type": "multi_label_classification"}  # binary cross-entropy
     kind, name = AutoModelForSequenceClassification, args.model_name_or_path
-    return training.load_model(kind, name, tokenizer, args, config, **as_scorer), tokenizer
+    return loading.load_model(kind, name, tokenizer, args, config, **as_scorer), tokenizer
 
 
 def train(run: training.Run, name: str, kind: type, rows: Dataset) -> None:

@@ -12,10 +12,10 @@ SETTINGS = PolicyArguments, SFTConfig
 
 
 def main(args: PolicyArguments, config: SFTConfig) -> None:
-    from recipes import data, training  # after the settings are checked: TRL and torch take seconds to import
+    from recipes import data, loading, training  # slow to import, so after the settings are read
 
     run = training.start(args, config)
-    policy, tokenizer = training.load_policy(run)
+    policy, tokenizer = loading.load_policy(run)
     run.train(training.sft_trainer(run, policy, tokenizer, data.load_sft_rows(run, tokenizer)))
 
 

@@ -1,12 +1,12 @@
 """The tokenizer of a base checkpoint that is trained here: a byte-level BPE with one token for each digit."""
 
 from data_prep.prompts import R1_ZERO_PREFIX
-from recipes import training
+from recipes import loading
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-SPECIAL = [training.PAD, training.END, "<|user|>", "<|assistant|>"]
+SPECIAL = [loading.PAD, loading.END, "<|user|>", "<|assistant|>"]
 # They are not special tokens, because TRL skips those when it decodes completions for rewards.
 TAGS = ["<think>", "</think>", "<answer>", "</answer>"]
 # BPE merges only within these pieces: a digit; an operator with the spaces around it, so digits have no second form
@@ -33,10 +33,10 @@ def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFas
     bpe.add_tokens(plain)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=bpe,
-        pad_token=training.PAD,
-        eos_token=training.END,
+        pad_token=loading.PAD,
+        eos_token=loading.END,
         additional_special_tokens=SPECIAL[2:],
         clean_up_tokenization_spaces=False,
     )
-    tokenizer.chat_template = training.CHAT_TEMPLATE.read_text(encoding="utf-8")
+    tokenizer.chat_template = loading.CHAT_TEMPLATE.read_text(encoding="utf-8")
     return tokenizer

@@ -165,8 +165,8 @@ def of_room(args: Any, config: Any, shape: Any) -> Iterator[Finding]:
     if prompt + completion > room:
         asked = f"max_prompt_length: {prompt} and " if args.max_prompt_length else ""
         yield Finding(
-            f"{asked}max_completion_length: {completion} are too long for a model of {room} positions, which has never "
-            "seen a token beyond them. Write shorter lengths, or "
+            f"There is no room in a model of {room} positions for {asked}max_completion_length: {completion}; it has "
+            "never seen a token beyond them. Write shorter lengths, or "
             f"max_position_embeddings: {prompt + completion} for a model that is to learn them."
         )
     if config.use_vllm and (config.vllm_max_model_length or 0) > room:

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 from data_prep import commands, publishing, runs
 from data_prep.runs import ConfigError
-from recipes import checks, commandline, config, data, grpo, training
+from recipes import checks, commandline, config, data, grpo, loading
 from recipes.checks import Finding
 from recipes.tools import check, plan, servers, steps
 
@@ -51,7 +51,7 @@ def examine(settings: tuple, raw: Mapping, path: Path, environment: Mapping[str,
     if not name or checks.shape_of(name, offline=True) is None:
         yield f"{name or 'its model'} is not here yet: its tokenizer, rows and rewards are looked at once it is"
         return
-    tokenizer = training.load_tokenizer(name, getattr(args, "completion_style", "think") == "think", args.use_peft)
+    tokenizer = loading.load_tokenizer(name, getattr(args, "completion_style", "think") == "think", args.use_peft)
     yield from checks.of_tokenizer(tokenizer, args)
     if not hasattr(args, "dataset"):
         return

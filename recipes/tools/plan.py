@@ -271,7 +271,7 @@ def host(stage: Stage, gpu: float = 0.0) -> float:
     The policy is created on the CPU of its process. With one process or DDP it moves to the GPU before TRL creates the
     reference. With DeepSpeed and FSDP2 it moves when training begins, so both are in memory. The reference of an
     adapter is a second adapter. DDP and ZeRO-2: this holds in every process. FSDP2: it holds in the first process of a
-    machine, and the others touch no memory (`recipes/loading.py`); but accelerate upcasts trained 16-bit weights to 32
+    machine, and the others touch no memory (`recipes/patches.py`); but accelerate upcasts trained 16-bit weights to 32
     bits in all of them. ZeRO-3: a mapped file that all processes share, plus stacked experts, which every process
     creates in the file's 16 bits. Reward models are loaded later, one by one, through the CPU of every process. A file
     that already has `dtype` is mapped too, but nothing is subtracted for it. Writing the model needs one shard.

@@ -173,7 +173,7 @@ class World:
 
 @pytest.fixture(scope="session")
 def world(made, tmp_path_factory) -> World:
-    from recipes import training
+    from recipes import loading
 
     from test_stand_ins import stand_in
     from transformers import AutoConfig, AutoModelForSequenceClassification, set_seed
@@ -191,5 +191,5 @@ def world(made, tmp_path_factory) -> World:
     set_seed(0)
     shape = AutoConfig.from_pretrained(base, num_labels=1)
     AutoModelForSequenceClassification.from_config(shape).save_pretrained("scorer")
-    training.load_tokenizer(base).save_pretrained("scorer")
+    loading.load_tokenizer(base).save_pretrained("scorer")
     return World(folder)

@@ -10,7 +10,7 @@ import random
 from pathlib import Path
 
 from data_prep import gym, prompts, runs
-from recipes.training import CHAT_TEMPLATE, MARKUP
+from recipes.loading import CHAT_TEMPLATE, MARKUP
 from rewards.completion import ANSWER, THINK
 
 import reasoning_gym

@@ -18,7 +18,7 @@ import threading
 from pathlib import Path
 from types import SimpleNamespace
 
-from recipes import loading
+from recipes import patches
 
 import torch
 from accelerate.utils.fsdp_utils import fsdp2_load_full_state_dict
@@ -38,8 +38,8 @@ def watch():
         peak.append(anonymous())
 
 
-loading.spare_host_memory()
-loading.spare_host_memory()  # the second time changes nothing
+patches.spare_host_memory()
+patches.spare_host_memory()  # the second time changes nothing
 over, peak = threading.Event(), [anonymous()]
 watching = threading.Thread(target=watch)
 watching.start()

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from data_prep.rows import read_parquet
-from recipes import training
+from recipes import loading
 
 import cells
 import pytest
@@ -149,7 +149,7 @@ def test_a_data_job_samples_as_with_transformers(world: World):
 
     os.chdir(world.folder)
     name = stand_in("qwen3_moe", "sampled", **SHAPES["qwen3_moe"])
-    training.load_tokenizer(name).save_pretrained(name)  # with a chat template
+    loading.load_tokenizer(name).save_pretrained(name)  # with a chat template
     (world.folder / "sample.py").write_text(SAMPLE, encoding="utf-8")
     command = [sys.executable, "sample.py", name, "vllm", "transformers"]
     found = subprocess.run(command, env=world.environment, capture_output=True, text=True, timeout=300)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import recipes
 from data_prep import prompts, rows, runs
-from recipes import training
+from recipes import loading
 from recipes.commandline import launch
 from recipes.tokenizer import train_tokenizer
 
@@ -117,7 +117,7 @@ def made(tmp_path_factory) -> Path:
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 16}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "tie_word_embeddings": True}
     model = Qwen3ForCausalLM(Qwen3Config(vocab_size=len(tokenizer), max_position_embeddings=512, **sizes, **heads))
-    training.align(model, tokenizer)
+    loading.align(model, tokenizer)
     model.save_pretrained(model_dir)
     tokenizer.save_pretrained(model_dir)
     for folder in (world, model_dir):

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 from data_prep import rows
 from data_prep.runs import ConfigError
-from recipes import data, training
+from recipes import data, loading, training
 from recipes.config import PolicyArguments
 from recipes.trl_configs import SFTConfig
 
@@ -28,7 +28,7 @@ def made_by_us(tokenizer, dataset="outputs/t/world/sft.parquet", **settings) -> 
 
 @pytest.mark.parametrize("settings", [{}, {"completion_only_loss": False}, {"dataset_num_proc": 2}], ids=str)
 def test_tokens_and_labels_are_those_of_trl(here, settings):
-    tokenizer = training.load_tokenizer("outputs/t/base")
+    tokenizer = loading.load_tokenizer("outputs/t/base")
     parts = {"prompt": "user", "completion": "assistant"}
     turns = [{part: data.as_messages(role, row[part]) for part, role in parts.items()} for row in sums(100)]
     config = SFTConfig(output_dir="outputs/t/x", batch_size=1, **CPU | settings)
@@ -45,14 +45,14 @@ def test_rows_are_tokenized_once_for_each_content_and_template(here):
     def files() -> set[Path]:
         return set(CACHE.glob("*/*.arrow"))
 
-    tokenizer, source = training.load_tokenizer("outputs/t/base"), Path("outputs/t/world/sft.parquet")
+    tokenizer, source = loading.load_tokenizer("outputs/t/base"), Path("outputs/t/world/sft.parquet")
     made_by_us(tokenizer)
     (first,) = files()
     before = first.stat().st_mtime_ns
     copy = shutil.copyfile(source, "copy.parquet")  # the same rows, at another time
     Path(copy).replace(source)
     (first.parent / "tmpkilled").write_bytes(b"half")
-    assert len(made_by_us(training.load_tokenizer("outputs/t/base"))) == 100
+    assert len(made_by_us(loading.load_tokenizer("outputs/t/base"))) == 100
     assert files() == {first} and first.stat().st_mtime_ns == before
     assert not (first.parent / "tmpkilled").exists()
     first.write_bytes(first.read_bytes()[:-1000])
@@ -62,7 +62,7 @@ def test_rows_are_tokenized_once_for_each_content_and_template(here):
     made_by_us(tokenizer)
     tokenizer.chat_template = tokenizer.chat_template.replace("<|assistant|>", "<|user|>")
     changed = made_by_us(tokenizer)
-    assert len(files()) == 2 and changed[0] != made_by_us(training.load_tokenizer("outputs/t/base"))[0]
+    assert len(files()) == 2 and changed[0] != made_by_us(loading.load_tokenizer("outputs/t/base"))[0]
     rows.write_rows(source, sums(99), sft=True)
     assert len(made_by_us(tokenizer)) == 99
 
@@ -88,7 +88,7 @@ def test_a_path_is_no_pattern_and_any_column_of_text_will_do(here):
     table = pq.read_table("outputs/t/world/sft.parquet")
     views = [pa.field(one.name, pa.string_view() if one.type == pa.string() else one.type) for one in table.schema]
     pq.write_table(table.cast(pa.schema(views)), source)
-    tokenizer = training.load_tokenizer("outputs/t/base")
+    tokenizer = loading.load_tokenizer("outputs/t/base")
     assert made_by_us(tokenizer, str(source))[7] == made_by_us(tokenizer)[7]
 
 

@@ -240,7 +240,7 @@ def test_a_planted_fault_is_found(name, run_stage, caplog, capfd, monkeypatch):
     if plant:
         plant()
     if name.startswith("a template"):
-        monkeypatch.setattr("recipes.training.MARKUP", {})
+        monkeypatch.setattr("recipes.loading.MARKUP", {})
     if "ZeRO-3" in name:
         monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
     monkeypatch.delenv("HF_TOKEN", raising=False)

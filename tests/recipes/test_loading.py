@@ -8,7 +8,7 @@ import rewards
 from data_prep import prompts, sampling
 from data_prep.rows import write_rows
 from data_prep.runs import ConfigError
-from recipes import checks, data, grpo, loading, training
+from recipes import checks, data, grpo, loading, patches, training
 from recipes.config import RLArguments
 from recipes.tokenizer import TAGS
 from recipes.tools.merge import merge
@@ -37,7 +37,7 @@ SOLVED = "<think>First 2 + 3 = 5</think>\nThe answer is 5."
 
 @pytest.fixture
 def tokenizer(here):
-    return training.load_tokenizer("outputs/t/base")
+    return loading.load_tokenizer("outputs/t/base")
 
 
 def test_tags_digits_operators_and_the_prefix_are_one_token_each(tokenizer):
@@ -99,7 +99,7 @@ def test_a_large_vocabulary_is_projected_where_labels_are_and_nothing_changes(mo
         ),
     )
     for vocabulary in (400, 5000):  # a small one is left as it is
-        loading.project_labels_alone(vocabulary)
+        patches.project_labels_alone(vocabulary)
         out = model(ids, labels=labels, fused_lm_head=True)
         out.loss.backward()
         found.append([out.loss.detach(), out.entropy, out.is_top1.float(), model.lm_head.weight.grad.clone()])
@@ -182,8 +182,8 @@ def test_prompts_that_leave_no_room_for_a_completion_are_left_out(run_stage, ref
     record = record_of(run_stage("all_scenarios_rl", mixed, name="mixed"))
     assert (record["rows"], record["rows_too_long"]) == (4, 10)  # of the one rollout; its order has no gap
     said = refuses("r1_zero", one | {"max_prompt_length": 505}, name="both")
-    assert "max_prompt_length: 505 and max_completion_length: 12 for a model of 512 positions" in said
-    assert "max_completion_length: 600 for a model of 512" in refuses(
+    assert "in a model of 512 positions for max_prompt_length: 505 and max_completion_length: 12;" in said
+    assert "in a model of 512 positions for max_completion_length: 600;" in refuses(
         "r1_zero", one | {"max_completion_length": 600}, name="b"
     )
     record = record_of(run_stage("r1_zero", one | {"max_position_embeddings": 4096}, name="longer"))
@@ -230,7 +230,7 @@ def test_a_template_that_drops_reasoning_is_refused(refuses, tokenizer):
     )
     tokenizer.save_pretrained("outputs/t/base")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "MARKUP", {})  # as with a Hub model of a family that we do not know
+        patch.setattr(loading, "MARKUP", {})  # as with a Hub model of a family that we do not know
         said = refuses("cold_start_sft", SFT)
     assert "its chat template changes completions" in said
 

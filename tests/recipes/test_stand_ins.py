@@ -10,7 +10,7 @@ from pathlib import Path
 
 from data_prep import runs
 from data_prep.rows import write_parquet
-from recipes import data, training, trl_configs
+from recipes import data, loading, trl_configs
 
 import moe
 import pytest
@@ -68,7 +68,7 @@ def stand_in(family: str, name: str = "", **shape) -> str:
         p: Path("outputs/t/base", p).read_text(encoding="utf-8") for p in ("tokenizer.json", "tokenizer_config.json")
     }
     config = json.loads(text["tokenizer_config.json"])
-    for ours, theirs in zip(("<|user|>", "<|assistant|>", training.END, training.PAD), WORDS[family], strict=True):
+    for ours, theirs in zip(("<|user|>", "<|assistant|>", loading.END, loading.PAD), WORDS[family], strict=True):
         text = {name: one.replace(ours, theirs) for name, one in text.items()}
     config = json.loads(text["tokenizer_config.json"]) | {"eos_token": WORDS[family][3]}
     size = len(AutoTokenizer.from_pretrained("outputs/t/base"))
@@ -163,9 +163,9 @@ def chance_of_the_end(folder: Path, rows: list[dict]) -> float:
 
 def test_an_adapter_ends_answers_with_a_token_that_its_base_knows(run_stage, refuses, monkeypatch):
     full = SFT | {"model_name_or_path": stand_in("qwen2"), "learning_rate": 1e-2, "max_steps": 60}
-    real = training.load_tokenizer
+    real = loading.load_tokenizer
     with monkeypatch.context() as patch:  # texts that end, as those of pre-training do
-        patch.setattr(training, "load_tokenizer", lambda name, *_, **__: real(name, frozen=True))
+        patch.setattr(loading, "load_tokenizer", lambda name, *_, **__: real(name, frozen=True))
         base = reserve(run_stage("cold_start_sft", full, name="base_of_texts"))
     patched = AutoTokenizer.from_pretrained(base)
     patched.chat_template = None  # a base has none
@@ -181,8 +181,8 @@ def test_an_adapter_ends_answers_with_a_token_that_its_base_knows(run_stage, ref
     assert later.pad_token != END_TEXT
     # What it is instead of: the end of the markup, whose chance all tokens with its embedding share.
     with monkeypatch.context() as patch:
-        patch.setattr(training, "load_tokenizer", lambda name, *_, **__: real(name))
-        assert f"the end token {END_TURN!r} has the embedding of 16 others" in refuses("cold_start_sft", settings)
+        patch.setattr(loading, "load_tokenizer", lambda name, *_, **__: real(name))
+        assert f"The end token {END_TURN!r} has the embedding of 16 others" in refuses("cold_start_sft", settings)
         markup = run_stage("cold_start_sft", settings | {"doctor": False}, name="markup")
     assert AutoTokenizer.from_pretrained(markup).eos_token == END_TURN
     assert chance_of_the_end(markup, sums(20)) < 1 / 16
