@@ -1,7 +1,7 @@
 """The page on which people review the cold-start data (paper v2, B.3.2): `python -m data_prep.review FILE`.
 
-FILE is the review.jsonl or review.csv of data_prep.cold_start. Every decision is appended to another file and written to
-disk before the page shows the next row, so no decision is lost if the page is killed. Set `review` in the job's YAML
+FILE is the review.jsonl or review.csv of data_prep.cold_start. Every decision is appended to another file and written
+to disk before the page shows the next row, so a kill of the page loses no decision. Set `review` in the job's YAML
 to that file and run the job again; the last decision on each row counts.
 
 A row is decided once, then checked by another reviewer, who sees the first one's decision and text. Keys: a accept,
