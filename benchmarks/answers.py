@@ -62,7 +62,7 @@ def gsm8k(path: Path) -> Iterator[tuple[str, str, str, bool]]:
 
 
 def math_500(path: Path) -> Iterator[tuple[str, str, str, bool]]:
-    """Yield the same. Each gold answer is a correct case, and the next different gold answer is a wrong one."""
+    """Yield the same for each gold answer, which is always correct, in each form and spelling."""
     for line in path.read_text(encoding="utf-8").splitlines():
         gold = json.loads(line)["answer"]
         for form, text in FORMS.items():

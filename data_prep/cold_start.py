@@ -179,7 +179,7 @@ def sample(
 
 
 def rewrite(config: ColdStart, store: Path, raw: list[list[Candidate]]) -> list[list[Candidate]]:
-    """Rewrite each candidate. Without a rewriter, the candidate becomes the reasoning, followed by the answer."""
+    """Rewrite each candidate. Without a rewriter, it becomes the reasoning, and the summary states the answer."""
     if not config.rewriter:
         return [[replace(c, text=_stated(c), before=c) for c in group] for group in raw]
     questions: list[Prompt] = [

@@ -76,7 +76,7 @@ class Candidate:
 
 
 def unanswered(candidate: Candidate, thresholds: Thresholds) -> str | None:
-    """Drop candidates without a text. It is applied whatever the steps are."""
+    """Drop refused and failed candidates, which have no text. It is applied whatever the steps are."""
     return candidate.why or "no answer" if candidate.finish in ("refused", "failed") else None
 
 

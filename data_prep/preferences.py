@@ -35,7 +35,7 @@ AGAIN = replace(JUDGING, temperature=0.7)  # chosen: at 0, asking again would gi
 class Preferences(jobs.Job):
     """``count``: prompts of each kind (0: all). ``n``: samples of each by the checkpoint. ``pairs``: at most so many
     pairs per helpful prompt. ``written``: responses of the writer to each harmful prompt. ``declined``: how many of
-    these are added to the answers to each helpful prompt.
+    its refusals are added to the answers to each helpful prompt.
     ``length_tolerance``: how far the mean lengths of chosen and rejected may differ, as a share of the shorter one."""
 
     checkpoint: str

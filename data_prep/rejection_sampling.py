@@ -168,8 +168,8 @@ def sample_and_select(
 def judge(
     groups: list[list[Candidate]], settings: ServerSettings | None, seed: int, store: Path, funnel: Funnel
 ) -> list[list[Candidate]]:
-    """Drop completions that the judge finds incorrect against the reference, and those that the judge reward would not
-    show to it. Only rows with verifier "judge" are judged."""
+    """Drop completions that the judge finds incorrect against the reference or gives no verdict on, and those that the
+    judge reward would not show to it. Only rows with verifier "judge" are judged."""
     asked, questions, dropped = [], [], set()
     for candidate in (c for group in groups for c in group if c.row["verifier"] == "judge"):
         shown = correctness.shown(candidate.text)

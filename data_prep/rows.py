@@ -226,7 +226,7 @@ def json_lines(path: str | Path) -> Iterator[tuple[int, Row | str]]:
 
 
 def configurations(names: Iterable[str]) -> dict[str, list[str]]:
-    """The configurations of a data set, as name -> Parquet files. Each file is one; so are all shards of a file."""
+    """The configurations of a data set, as name -> Parquet files. The shards of a file form one configuration."""
     found: dict[str, list[str]] = {}
     for name in sorted(name for name in names if name.endswith(".parquet")):
         found.setdefault(re.sub(r"-\d{5}-of-\d{5}$", "", name.removesuffix(".parquet")), []).append(name)
