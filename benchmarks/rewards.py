@@ -171,7 +171,7 @@ def main() -> None:
         return memory(options.memory)
     completions, golds, labels = make(options.completions)
     count = len(completions)
-    grade(["1"], [r"\gcd(a, b)"], ["math"], Judge())  # starts the workers, as once in a run
+    grade(["1"], [r"\gcd(a, b)"], ["math"], Judge())  # workers are started once in a run, not once a batch
     plain(completions[:2], golds[:2])
     ours, speed = timed(
         "rewards.accuracy_reward", lambda: accuracy_reward(completions=completions, answer=golds), count
