@@ -3,10 +3,10 @@ r"""The accuracy reward on answers that others wrote: GSM8K's model solutions, a
     python -m benchmarks.answers --gsm8k gsm8k_model_solutions.jsonl --math math_500.jsonl [--cases cases.jsonl]
 
 The files are `example_model_solutions.jsonl` of https://github.com/openai/grade-school-math and the 500 problems of
-https://huggingface.co/datasets/HuggingFaceH4/MATH-500. Each solution is graded as it stands and with its answer
-rewritten into other forms; each gold answer of MATH-500 in the same forms and in other spellings. Prints right ones
-that were refused and wrong ones that were paid, the share of pairs that reached math-verify, and the speed beside it.
-`--cases`: lines of {"gold": ..., "completion": ..., "right_value": ...}.
+https://huggingface.co/datasets/HuggingFaceH4/MATH-500. Each solution is graded unchanged and with its answer rewritten
+into other forms. Each gold answer of MATH-500 is graded in the same forms and in other spellings. The benchmark prints
+correct answers with reward 0, wrong answers with reward 1, the share of pairs that reached math-verify, and the speed
+compared with it. `--cases`: lines of {"gold": ..., "completion": ..., "right_value": ...}.
 """
 
 import argparse
@@ -43,11 +43,11 @@ SPELLINGS = {
     "style": lambda gold: rf"\displaystyle {gold}",
     "delimiters": lambda gold: re.sub(r"(?<!\\left)(?<!\\right)([()])", r"\\big\1", gold),
 }
-WORKED = re.compile(r"<<[^<>]*>>")  # GSM8K's notes for a calculator
+WORKED = re.compile(r"<<[^<>]*>>")  # GSM8K's calculator annotations
 
 
 def gsm8k(path: Path) -> Iterator[tuple[str, str, str, bool]]:
-    """(form, gold, completion, whether it is right)."""
+    """Yield (form, gold, completion, whether it is correct)."""
     for line in path.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         gold = row["ground_truth"].rsplit("A: ", 1)[1].strip()
@@ -62,7 +62,7 @@ def gsm8k(path: Path) -> Iterator[tuple[str, str, str, bool]]:
 
 
 def math_500(path: Path) -> Iterator[tuple[str, str, str, bool]]:
-    """The same; every gold answer is right, and the next one that is another is wrong."""
+    """Yield the same for each gold answer, which is always correct, in each form and spelling."""
     for line in path.read_text(encoding="utf-8").splitlines():
         gold = json.loads(line)["answer"]
         for form, text in FORMS.items():

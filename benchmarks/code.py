@@ -2,8 +2,8 @@
 
     python -m benchmarks.code [--programs 200] [--humaneval HumanEval.jsonl]
 
-The file is that of https://github.com/openai/human-eval; without it the programs are made. Prints both speeds, the peak
-memory of this process, and of HumanEval how many canonical solutions were paid.
+The file is that of https://github.com/openai/human-eval; without it, programs are generated. The benchmark prints both
+speeds, the peak memory of this process and, for HumanEval, how many canonical solutions got reward 1.
 """
 
 import argparse
@@ -21,7 +21,7 @@ WORKERS = 2
 
 
 def made(count: int) -> tuple[list[str], list[dict], list[str]]:
-    """(programs, tests, the same tests as a script that exits with an error where one fails)."""
+    """Return (programs, tests, the same tests as a script that exits with an error if one fails)."""
     programs = [f"def f(x):\n    return sum(range(x)) + {n}" for n in range(count)]
     tests = [{"test_list": [f"assert f({x}) == {sum(range(x)) + n}" for x in range(5)]} for n in range(count)]
     return programs, tests, ["\n".join(one["test_list"]) for one in tests]

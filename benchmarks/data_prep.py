@@ -2,11 +2,11 @@
 
     python -m benchmarks.data_prep [--rows 4000] [--tasks 0] [--keep FOLDER]
 
-First decontamination on one core: ours, and open-r1's rule, once for one evaluation set and once as its script goes
-over five. Then the whole path by its own command, `python -m data_prep.mixture`: read, filters with the language check,
-decontamination, exact duplicates, the mixture by Table 5, zstd Parquet. ``--rows 804745`` is the paper's. The peak of
-memory is the sum over all processes of the job (PSS: what they share is counted once); a run over a quarter of the rows
-tells how much a row adds. Among the rows are some that must go, and the result is checked to the row.
+First, decontamination is measured on one core: ours, and open-r1's rule, once for one evaluation set and once for five,
+as in its script. Then the whole path runs by its own command, `python -m data_prep.mixture`: reading, filters with the
+language check, decontamination, exact duplicates, the mixture by Table 5, zstd Parquet. ``--rows 804745`` is the
+paper's size. Peak memory is the sum over all processes of the job (PSS, which counts shared memory once). A second run
+on a quarter of the rows gives the memory per row. Some of the rows must be dropped, and the result is checked exactly.
 """
 
 import argparse
@@ -68,7 +68,7 @@ def document(rng: random.Random, pool: list[str], length: int = DOCUMENT) -> str
 
 
 def evaluation(rng: random.Random, pool: list[str]) -> list[str]:
-    """1,000 items of 25 to 180 words, of other sentences."""
+    """1,000 items of 25 to 180 words, from other sentences."""
     return [" ".join(" ".join(rng.choices(pool, k=14)).split()[: rng.randint(25, 180)]) for _ in range(1_000)]
 
 
@@ -76,8 +76,8 @@ def evaluation(rng: random.Random, pool: list[str]) -> list[str]:
 
 
 def open_r1(sets: list[list[str]], n: int = 8) -> Callable[[str], bool]:
-    """The rule of open-r1's scripts/decontaminate.py: each set is gone through on its own, words are split by space.
-    Friendlier than the script, which looks all n-grams of a text up before it asks whether there was any."""
+    """The rule of open-r1's scripts/decontaminate.py, which goes over the sets one by one and splits words by spaces.
+    This version is faster than the script, which always looks up all n-grams of a text."""
 
     def ngrams(text: str) -> list[str]:
         words = text.lower().split()
@@ -107,7 +107,7 @@ def decontamination(rng: random.Random, pool: list[str], items: list[str]) -> No
         ("open-r1's rule, one set", open_r1([items])),
         ("open-r1's rule, five sets", open_r1(fifths)),
     ):
-        check(texts[0])  # tables are made once
+        check(texts[0])  # builds the tables, once
         start = time.process_time()
         found = sum(map(check, texts))
         seconds = time.process_time() - start
@@ -118,8 +118,8 @@ def decontamination(rng: random.Random, pool: list[str], items: list[str]) -> No
 
 
 def make_rows(folder: Path, total: int, pool: list[str], items: list[str]) -> tuple[list[str], dict[str, int]]:
-    """(files, how many rows each step must drop): Table 5's share of each domain, and one row more in every hundred of
-    each of four kinds that must go."""
+    """Return (files, number of rows that each step must drop). The domains have their shares of Table 5; for every
+    hundred rows, one row of each of four kinds that must be dropped is added."""
     rng = random.Random(0)
     wrong = dict.fromkeys(("mixed_language", "contaminated", "duplicate", "repetitive"), total // 100)
     kinds = [domain for domain, count in mixture.quotas(total).items() for _ in range(count)]
@@ -167,7 +167,7 @@ def make_row(
 
 
 def whole_path(folder: Path, total: int, tasks: int, pool: list[str], items: list[str]) -> int:
-    """Makes the rows, mixes them, prints the figures; returns the peak of memory in bytes."""
+    """Make the rows, mix them, print the figures, and return the peak memory in bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     files, wrong = make_rows(folder, total, pool, items)
     stored = sum(Path(file).stat().st_size for file in files)
@@ -208,7 +208,7 @@ def whole_path(folder: Path, total: int, tasks: int, pool: list[str], items: lis
 
 
 def watch(job: subprocess.Popen, folder: Path) -> tuple[int, float, int]:
-    """(peak of memory in bytes, seconds of processors) of a job and all that it starts; peak of the folder's bytes."""
+    """Return (peak memory in bytes, CPU seconds, peak size of the folder in bytes) of a job and its child processes."""
     peak, busy, disk = 0, {}, 0
     while job.poll() is None:
         used = 0
@@ -225,7 +225,7 @@ def watch(job: subprocess.Popen, folder: Path) -> tuple[int, float, int]:
 
 
 def size(folder: Path) -> int:
-    """Bytes of all files, as they come and go."""
+    """The bytes of all files in a folder, in which files may appear or vanish."""
     total = 0
     for path in folder.rglob("*"):
         with contextlib.suppress(FileNotFoundError):

@@ -2,15 +2,15 @@
 
     python -m benchmarks.distillation [--scale cpu] [--seeds 2] [--rates 0.5 1 2] [--token-budget N] [--dry-run]
 
-Needs what `make r1` makes: the student's base, the prompts, the distillation set. For each learning rate (factors of
-the YAMLs' own) and seed it trains distillation with 1/4, 1/2 and all of the YAML's token budget, in runs of their own
-since the schedule has to end with the budget, and RL once to four times the budget: its rate is constant, so that a
-checkpoint on the way is what a run that ended there would leave. All are asked the held-out problems of `evaluate`,
-2 samples each instead of 4. Rates are compared on these same problems, and RL may catch up with any of its rates.
+It needs the student's base, the prompts and the distillation set of `make r1`. Each learning rate (a factor of the
+YAML's) is trained with each seed. Distillation is trained with 1/4, 1/2 and all of the YAML's token budget, in separate
+runs, since the schedule has to end with the budget. RL is trained once, to four times the budget: its rate is constant,
+so that a checkpoint equals the result of a run that ends there. All models answer the held-out problems of `evaluate`
+with 2 samples each instead of 4. Rates are compared on these same problems, and RL may catch up with any of its rates.
 
-A seed means the order of the data, a fresh adapter and RL's samples; base and distillation set are the same for all.
+The seed decides the order of the data, the new adapter and RL's samples; base and distillation set are always the same.
 Every run is the stage's own command (`--dry-run` prints them, each log begins with it) and is not run again once done.
-Runs, about 200 MB a rate and seed, lie in outputs/<scale>_bench; figures and picture in outputs/<scale>/bench.
+Runs, about 200 MB per rate and seed, are in outputs/<scale>_bench; figures and plot are in outputs/<scale>/bench.
 """
 
 import argparse
@@ -34,12 +34,12 @@ ACCELERATE = Path(shown(runs.ROOT / "accelerate_configs" / "cpu.yaml"))
 AT = {"distillation": (0.25, 0.5, 1), "rl": (0.5, 1, 2, 3, 4)}  # where each is measured, in token budgets
 STAGE = {"distillation": "distill", "rl": "student_rl"}  # names of YAMLs
 CHECKPOINT = {"distillation": "student_distilled", "rl": "student_rl"}  # names in evaluate.yaml, for the style
-SAMPLES = 2  # a problem
+SAMPLES = 2  # per problem
 
 
 @dataclass(frozen=True)
 class Training:
-    """One run, and after how many budgets of tokens it is measured."""
+    """One run, and the token budgets at which it is measured."""
 
     method: str
     rate: str
@@ -50,7 +50,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Point:
-    """A model to be measured. `tokens`: completion tokens that had a gradient, nearly `budgets` times the budget."""
+    """A model to be measured. `tokens`: completion tokens with a gradient, nearly `budgets` times the budget."""
 
     method: str
     rate: str
@@ -65,7 +65,7 @@ class Point:
 
 
 def variant(step: Step, name: str, folder: Path, **settings: Any) -> Step:
-    """The stage's own command with settings of this benchmark, as a run of its own in `folder`."""
+    """The stage's own command with this benchmark's settings, as a separate run in `folder`."""
     words = {"output_dir": str(folder / name)} | {key: str(value) for key, value in settings.items()}
     more = [word for key, value in words.items() for word in (f"--{key}", value)]
     read = {key: yaml.safe_load(value) for key, value in words.items()}  # as the stage reads its command line
@@ -73,7 +73,7 @@ def variant(step: Step, name: str, folder: Path, **settings: Any) -> Step:
 
 
 def trainings(stages: dict[str, Step], folder: Path, factors: list[float], seeds: int, budget: int) -> list[Training]:
-    """RL first, since its runs take longest. Raises runs.ConfigError where RL's rate is not constant."""
+    """All runs, RL first since it takes longest. Raises runs.ConfigError if RL's rate is not constant."""
     rl = stages["rl"]
     if rl.settings.get("lr_scheduler_type", "constant") != "constant":
         raise runs.ConfigError(f"{rl.config}: lr_scheduler_type: RL measured on its way wants a constant rate")
@@ -90,8 +90,8 @@ def trainings(stages: dict[str, Step], folder: Path, factors: list[float], seeds
 
 
 def points(training: Training, budget: int) -> list[Point]:
-    """What is measured of a finished run: of all that it saved, what is nearest to each number of budgets.
-    Raises runs.ConfigError where `max_steps` has ended RL before its budget was spent."""
+    """The models to measure of a finished run: for each number of budgets, the nearest that was saved.
+    Raises runs.ConfigError if `max_steps` ended RL before its budget was spent."""
     run = training.step.output_dir
     saved = [(runs.read(run)["completion_tokens_trained"], run)]
     if training.method == "rl":  # distillation saves adapters
@@ -107,8 +107,8 @@ def points(training: Training, budget: int) -> list[Point]:
 
 
 def catches_up(curve: list[tuple[float, float]], goal: float) -> float | None:
-    """Tokens at which a curve of (tokens, pass@1) first reaches the goal, on straight lines between its points. None if
-    it does not."""
+    """Tokens at which a curve of (tokens, pass@1) first reaches the goal, by linear interpolation, or None if it does
+    not."""
     before = None
     for tokens, value in curve:
         if value >= goal:
@@ -120,8 +120,8 @@ def catches_up(curve: list[tuple[float, float]], goal: float) -> float | None:
 
 
 def summarise(measured: dict[Point, float], base: float) -> dict[str, Any]:
-    """Curves by method and learning rate, mean and standard error over seeds; the best rate of each method at one
-    budget; and the tokens at which RL, at each of its rates, reaches the best distillation of one budget."""
+    """Return the curves by method and learning rate (mean and standard error over seeds), the best rate of each method
+    at one budget, and the tokens at which RL, at each rate, reaches the best distillation of one budget."""
     found: dict[str, Any] = {"student_base": base}
     for method in AT:
         curves: dict[str, list[dict[str, Any]]] = {}
@@ -190,7 +190,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
 
 
 def work(steps: list[Step], folder: Path) -> None:
-    """Do those that are not done. Raises PipelineError for one that fails, MissingRunError for a missing input."""
+    """Run the steps that are not done. Raises PipelineError if one fails, and MissingRunError for a missing input."""
     done = {step.name for step in steps if step.look().kind == "done"}
     todo = [step for step in steps if step.name not in done]
     children.hold_libraries()

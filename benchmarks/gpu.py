@@ -2,10 +2,10 @@
 
     python -m benchmarks.gpu [--settings experts sft_1.5b ...] [--folder DIR]
 
-A stage runs by its own script and its scale's YAML, save for the steps, the length of a rollout and vLLM, which these
-settings leave out; a random policy answers as long as it may, so a rollout costs the most that it can. Nothing is
-saved. `experts` is one layer of Qwen3-30B-A3B in NF4: all experts multiplied together, beside a loop over them. DIR
-takes the weights (61 GB for Qwen3-30B-A3B).
+A stage runs by its own script and its scale's YAML, except for the number of steps, the length of a rollout and vLLM,
+which is not used. A random policy answers with the maximum length, so a rollout costs as much as it can. Nothing is
+saved. `experts` compares two ways to compute one layer of Qwen3-30B-A3B in NF4: all experts multiplied together, and a
+loop over them. DIR holds the weights (61 GB for Qwen3-30B-A3B).
 """
 
 import argparse
@@ -46,7 +46,7 @@ GRPO = QUICK | {
     "reward_funcs": ["format_reward"],
 }
 EXPERTS = {"lora_r": 8, "lora_alpha": 16}
-SETTINGS = {  # scale, stage, with the override for 80 GB, what departs from the YAML
+SETTINGS = {  # scale, stage, whether with the override for 80 GB, changes to the YAML
     "sft_1.5b": ("gpu-24gb", "cold_start_sft", False, SFT),
     "grpo_1.5b": ("gpu-24gb", "r1_zero", False, GRPO),
     "sft_7b": ("gpu-24gb", "cold_start_sft", True, SFT),
@@ -59,13 +59,13 @@ SETTINGS = {  # scale, stage, with the override for 80 GB, what departs from the
 
 
 def shape(name: str, **other: int) -> PreTrainedConfig:
-    """The published config of a model, by the table of `recipes/tools/plan.py`."""
+    """The published config of a model, from the table in `recipes/tools/plan.py`."""
     values = yaml.safe_load(plan.MODELS.read_text(encoding="utf-8"))[name]["config"] | other
     return AutoConfig.for_model(values.pop("model_type"), **values)
 
 
 def prepare(folder: Path, name: str) -> Path:
-    """Random weights, rows as long as they may be, and the setting's YAML, in `folder` -> the YAML."""
+    """Write random weights, rows of the maximum length and the setting's YAML to `folder`, and return the YAML."""
     scale, stage, override, given = SETTINGS[name]
     settings = runs.load_config(CONFIGS / scale / f"{stage}.yaml")
     if override:
@@ -73,7 +73,7 @@ def prepare(folder: Path, name: str) -> Path:
     settings = {key: value for key, value in (settings | given).items() if not key.startswith("vllm")}
     base = folder / settings["model_name_or_path"].replace("/", "_")
     if not base.exists():
-        for old in folder.glob("*_*"):  # one at a time fits
+        for old in folder.glob("*_*"):  # the disk has space for one only
             shutil.rmtree(old)
         write(base, shape(settings["model_name_or_path"]))
         train_tokenizer([" ".join(WORDS)], 4096).save_pretrained(base)
@@ -82,7 +82,7 @@ def prepare(folder: Path, name: str) -> Path:
 
 
 def write(folder: Path, config: PreTrainedConfig) -> None:
-    """A random checkpoint in bfloat16."""
+    """Write a random checkpoint in bfloat16."""
     if config.model_type == "qwen3_moe":
         moe.write(folder, config)
         return
@@ -91,7 +91,7 @@ def write(folder: Path, config: PreTrainedConfig) -> None:
 
 
 class Clock(TrainerCallback):
-    """Seconds of each step, and bytes once the model is there."""
+    """Records the seconds of each step, and the bytes once the model is loaded."""
 
     def __init__(self):
         self.times, self.loaded = [], 0
@@ -107,8 +107,8 @@ class Clock(TrainerCallback):
 
 
 def measure(script: str, path: str) -> dict:
-    """What the stage takes, in this process. Bytes: `loading`, the peak until training begins; `loaded`, what is held
-    then; `allocated`, the peak of training; `taken`, what the process takes of the GPU in all."""
+    """Measure the stage in this process. In bytes: `loading`, the peak until training begins; `loaded`, the memory held
+    at that time; `allocated`, the peak in training; `taken`, all GPU memory that the process takes."""
     sys.argv = [script, "--config", path]
     began, clock, real = time.perf_counter(), Clock(), training.callbacks
     loading = []
@@ -137,7 +137,7 @@ def measure(script: str, path: str) -> dict:
 
 
 def compare(folder: Path, name: str) -> dict:
-    """One setting, beside its plan."""
+    """The measurement of one setting and its plan."""
     path = prepare(folder, name)
     stage, expected = planned(path, torch.cuda.get_device_properties(0).total_memory)
     return apart("benchmarks.gpu", path) | {"planned": expected.peak, "plan": str(expected), "tokens": stage.length}
@@ -147,7 +147,7 @@ def compare(folder: Path, name: str) -> dict:
 
 
 def loop(experts, hidden: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """The same sum, an expert after the other, each by its own layers."""
+    """The same sum, computed one expert after the other by each expert's own layers."""
     order = chosen.flatten().argsort(stable=True)
     tokens = order // chosen.shape[1]
     counts = torch.bincount(chosen.flatten(), minlength=len(experts)).tolist()
@@ -161,7 +161,7 @@ def loop(experts, hidden: torch.Tensor, chosen: torch.Tensor, weights: torch.Ten
 
 
 def one_layer(folder: Path) -> list[dict]:
-    """Seconds of a layer, by way, adapter, tokens and whether there is a backward pass."""
+    """The seconds of a layer by method, adapter, number of tokens and whether there is a backward pass."""
     config = shape("Qwen/Qwen3-30B-A3B-Base", num_hidden_layers=1)
     moe.write(folder / "layer", config)
     found = []
@@ -221,7 +221,7 @@ def main() -> None:
                 continue
             try:
                 row = compare(Path(text), name)
-            except subprocess.CalledProcessError as error:  # the others are still worth their time
+            except subprocess.CalledProcessError as error:  # continue with the other settings
                 print(f"{name}: failed, exit status {error.returncode}", flush=True)
                 continue
             print(f"{name}: {json.dumps(row)}", flush=True)

@@ -2,9 +2,9 @@
 
     python -m benchmarks.moe_qlora [--experts 8 64 128] [--hidden 512] [--inner 256] [--layers 4] [--merge]
 
-For each number of experts, a random Qwen3-MoE (top 8) is written layer by layer, and each way runs in a process of its
-own: bytes per expert parameter, their share of 16 bits, peak of anonymous memory while loading and in training steps,
-both beyond what the process had before, and tokens per second. With `--merge`, also the peak of a merge.
+For each number of experts, a random Qwen3-MoE (top 8) is written layer by layer, and each method runs in a separate
+process. It reports bytes per expert parameter, their share of 16 bits, the peak of anonymous memory in loading and in
+training steps (both beyond that of the process before), and tokens per second. `--merge` adds the peak of a merge.
 """
 
 import argparse
@@ -32,13 +32,13 @@ VOCABULARY = 4096
 
 
 def anonymous() -> int:
-    """Anonymous memory of this process, bytes: what the kernel cannot drop and read again."""
+    """Anonymous memory of this process in bytes, which the kernel cannot drop and read again."""
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     return 1024 * int(status.split("RssAnon:")[1].split()[0])
 
 
 class Peak:
-    """Peak of anonymous memory within a `with` block, beyond what there was before; read every 2 ms."""
+    """The peak of anonymous memory in a `with` block, beyond that at its start; it is read every 2 ms."""
 
     def __enter__(self):
         self.before, self.bytes, self.over = anonymous(), 0, threading.Event()
@@ -57,7 +57,7 @@ class Peak:
 
 
 def config_of(experts: int, hidden: int, inner: int, layers: int) -> Qwen3MoeConfig:
-    """A small Qwen3-MoE, top 8."""
+    """The config of a small Qwen3-MoE, top 8."""
     return Qwen3MoeConfig(
         hidden_size=hidden,
         moe_intermediate_size=inner,
@@ -73,7 +73,7 @@ def config_of(experts: int, hidden: int, inner: int, layers: int) -> Qwen3MoeCon
 
 
 def write(folder: Path, config: Qwen3MoeConfig) -> None:
-    """A random checkpoint in bfloat16, one file a layer, all of the same numbers, under the published names."""
+    """Write a random checkpoint in bfloat16 under the published names; each layer is a file, with the same numbers."""
     config.architectures, config.dtype = ["Qwen3MoeForCausalLM"], torch.bfloat16
     config.save_pretrained(folder)
     torch.manual_seed(0)
@@ -116,7 +116,7 @@ def write(folder: Path, config: Qwen3MoeConfig) -> None:
 
 
 def measure(folder: Path, way: str, steps: int, merged: bool) -> dict:
-    """One way's figures, in this process."""
+    """Measure one method in this process."""
     lora = LoraConfig(
         r=8, lora_alpha=16, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"], task_type="CAUSAL_LM"
     )
@@ -161,7 +161,7 @@ def main() -> None:
     for name, size in (("hidden", 512), ("inner", 256), ("layers", 4), ("steps", 3)):
         parser.add_argument(f"--{name}", type=int, default=size)
     parser.add_argument("--merge", action="store_true")
-    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)  # a folder and a way, in a process of its own
+    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)  # a folder and a method, for the separate process
     args = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
     if args.measure:

@@ -2,10 +2,10 @@
 
     python -m benchmarks.pipeline [--scale cpu]
 
-Runs what is not done of the scale, as `make r1` does, and prints for each step when it began, how long it took, and
-whether a faster one would have ended the run sooner (`*`: on the longest path). Of a step that trains by reinforcement
-learning: its optimiser steps, and the median seconds of one. Last: when R1-Zero was seen to learn, which is when its
-mean reward over ten steps was 0.3 above that of its first ten.
+The benchmark runs the unfinished steps of the scale, as `make r1` does. For each step, it prints the start, the
+duration, and whether a faster step would have ended the run sooner (`*`: on the longest path). For RL steps, it also
+prints the number of optimiser steps and their median seconds. Last, it prints when R1-Zero was seen to learn, which is
+when its mean reward over ten steps was 0.3 above that of its first ten.
 """
 
 import argparse
@@ -23,7 +23,7 @@ GAIN = 0.3
 
 
 def longest(steps: list[Step], ends: dict[Path, float]) -> set[Path]:
-    """The steps that the last to end had to wait for, one after the other."""
+    """The longest path: the chain of steps that the last step had to wait for."""
     needs = {step.output_dir: step.needs for step in steps}
     path = [max(ends, key=ends.get)]
     while before := [need for need in needs[path[-1]] if need in ends]:

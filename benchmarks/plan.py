@@ -2,9 +2,9 @@
 
     python -m benchmarks.plan [--settings sft_full sft_lora grpo_full]
 
-For each setting a random Qwen3 of 100 million parameters is trained for two steps by the stage's own script, in a
-process of its own, on rows that are as long as they may be. Printed: the peak of anonymous memory beyond what the
-process had with everything imported, the plan's figure for the same YAML, and how far that is off.
+For each setting, a random Qwen3 of 100 million parameters is trained for two steps by the stage's own script, in a
+separate process, on rows of the maximum length. The benchmark prints the peak of anonymous memory beyond that of the
+process after its imports, the plan's figure for the same YAML, and the plan's error.
 """
 
 import argparse
@@ -31,7 +31,7 @@ import torch
 import yaml
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
 
-LENGTH = 512  # tokens of a row
+LENGTH = 512  # tokens per row
 WORDS = [f"w{number:04d}" for number in range(4000)]
 CPU = {"use_cpu": True, "bf16": False, "dataloader_pin_memory": False, "disable_tqdm": True, "save_strategy": "no"}
 SFT = CPU | {
@@ -63,7 +63,7 @@ SETTINGS = {
 def write_base(
     folder: Path, texts: list[str], tokens: int, vocab_size: int, hidden_size: int, layers: int
 ) -> PreTrainedTokenizerBase:
-    """A random Qwen3 and a tokenizer made from the texts, in `folder` -> the tokenizer."""
+    """Write a random Qwen3 and a tokenizer made from the texts to `folder`, and return the tokenizer."""
     tokenizer = train_tokenizer(texts, tokens)
     config = Qwen3Config(
         vocab_size=vocab_size,
@@ -85,7 +85,7 @@ def write_base(
 
 
 def fill(stage: str, tokenizer: PreTrainedTokenizerBase, wanted: int) -> list[rows.Row]:
-    """Rows for a stage, each as near to `wanted` tokens as whole words allow; a prompt only, but for SFT."""
+    """Rows for a stage, each as near to `wanted` tokens as whole words allow. Only SFT rows have more than a prompt."""
     row = {"kind": "reasoning", "domain": "math", "language": "en", "verifier": "math", "thinking": True, "answer": "1"}
     row |= {"source": "benchmark", "license": "CC0"}
     found = []
@@ -103,14 +103,14 @@ def fill(stage: str, tokenizer: PreTrainedTokenizerBase, wanted: int) -> list[ro
 
 
 def as_counted(stage: str, text: str) -> str | list[dict]:
-    """The text as the stage's trainer will count it."""
+    """The text in the form in which the stage's trainer counts its tokens."""
     if stage == "cold_start_sft":
         return data.as_messages("user", "q00") + data.as_messages("assistant", f"<think>{text}</think>")
     return prompts.r1_zero(text)
 
 
 def set_up(folder: Path, stage: str, base: Path, wanted: int, settings: dict) -> Path:
-    """A stage's YAML and all that it names, in `folder`, on a base that is there already -> the YAML."""
+    """Write a stage's YAML and the files that it names to `folder`, for an existing base, and return the YAML."""
     found = fill(stage, AutoTokenizer.from_pretrained(base), wanted)
     rows.write_rows(folder / "outputs/b/world/rows.parquet", found, sft=stage == "cold_start_sft")
     path = folder / "configs" / f"{stage}.yaml"
@@ -125,14 +125,14 @@ def set_up(folder: Path, stage: str, base: Path, wanted: int, settings: dict) ->
 
 
 def planned(path: Path, gpu: float) -> tuple[plan.Stage, plan.Memory]:
-    """A stage as the plan sees it, and its memory on a GPU of `gpu` bytes, from its YAML alone."""
+    """The plan's view of a stage, and its planned memory on a GPU of `gpu` bytes, both from the YAML alone."""
     with contextlib.chdir(path.parents[1]):
         (stage,) = plan.stages(load_steps(path.parent))
     return stage, plan.memory(stage, gpu)
 
 
 def apart(module: str, path: Path) -> Any:
-    """What `python -m module --measure` prints of a stage, in a process of its own."""
+    """The output of `python -m module --measure` for a stage, in a separate process."""
     script = str(runs.ROOT / "recipes" / f"{path.stem}.py")
     command = [sys.executable, "-m", module, "--measure", script, str(path)]
     search = os.pathsep.join([str(runs.ROOT), os.environ.get("PYTHONPATH", "")])
@@ -142,10 +142,10 @@ def apart(module: str, path: Path) -> Any:
 
 
 def measure(script: str, path: str) -> int:
-    """Bytes that the stage takes beyond what is imported."""
+    """The bytes that the stage takes beyond those after its imports."""
     sys.argv = [script, "--config", path]
     importlib.import_module(f"recipes.{Path(script).stem}")
-    torch.ones(8, 8) @ torch.ones(8, 8)  # what a first product allocates
+    torch.ones(8, 8) @ torch.ones(8, 8)  # the first product allocates buffers
     with Peak() as peak:
         runpy.run_path(script, run_name="__main__")
     return peak.bytes

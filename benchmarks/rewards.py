@@ -2,10 +2,10 @@
 
     python -m benchmarks.rewards [--completions 2000] [--skip-trl] [--memory 1000000]
 
-2,000 completions, 16 a prompt, a third of them 4,000 tokens long, right and wrong, from whole numbers to matrices.
-Prints completions per second, ratios, every verdict that differs from math-verify's with the reason, and the speed of
-the language and format rewards. With `--memory N` instead, the memory of this process and of its workers while N
-completions with distinct answers are graded, one in fifty of them by a worker.
+There are 2,000 completions, 16 per prompt, right and wrong, from whole numbers to matrices; a third of them have 4,000
+tokens. The benchmark prints completions per second, ratios, every verdict that differs from math-verify's with the
+reason, and the speed of the language and format rewards. With `--memory N`, it prints instead the memory of this
+process and of its workers while N completions with distinct answers are graded, one in fifty of them by a worker.
 """
 
 import argparse
@@ -45,7 +45,7 @@ KINDS = {
 
 
 def problem(kind: str, rng: random.Random) -> tuple[str, list[str], list[str]]:
-    """(gold, right spellings, wrong answers)."""
+    """Return (gold, correct spellings, wrong answers)."""
     a, b, c = rng.randint(2, 60), rng.randint(2, 60), rng.randint(2, 9)
     match kind:
         case "int":
@@ -89,7 +89,7 @@ def problem(kind: str, rng: random.Random) -> tuple[str, list[str], list[str]]:
         case "text":
             name = rng.choice(("Alice", "Bob", "Carla"))
             return rf"\text{{{name}}}", [rf"\text{{{name}}}"], [r"\text{Dave}", r"\text{Nobody}"]
-        case "inequality":  # left to math-verify by the fast path
+        case "inequality":  # the fast path leaves these to math-verify
             return (
                 f"{c}x - {a} < {b}",
                 [f"{c}x < {a + b}", f"{b} > {c}x - {a}"],
@@ -103,7 +103,7 @@ def problem(kind: str, rng: random.Random) -> tuple[str, list[str], list[str]]:
 
 
 def make(count: int, seed: int = 0) -> tuple[list[str], list[str], list[bool]]:
-    """(completions, golds, is each right)."""
+    """Return (completions, golds, whether each is correct)."""
     rng = random.Random(seed)
     completions, golds, labels = [], [], []
     for kind in rng.choices(list(KINDS), list(KINDS.values()), k=count // 16):
@@ -123,7 +123,7 @@ def make(count: int, seed: int = 0) -> tuple[list[str], list[str], list[bool]]:
 
 
 def plain(completions: list[str], golds: list[str]) -> list[float]:
-    """math-verify as its README calls it."""
+    """Rewards by math-verify, called as in its README."""
     return [float(verify(parse(gold), parse(text))) for text, gold in zip(completions, golds, strict=True)]
 
 
@@ -136,7 +136,7 @@ def timed(name: str, run: Callable[[], list], count: int) -> tuple[list, float]:
 
 
 def memory(count: int) -> None:
-    """Resident megabytes of this process and its largest worker, ten times over `count` distinct answers."""
+    """Print the resident megabytes of this process and its largest worker, ten times in `count` distinct answers."""
     rng = random.Random(0)
     for start in range(0, count, 10_000):
         numbers = range(start, start + 10_000)

@@ -3,8 +3,8 @@
     python -m benchmarks.sampling [--repeats 3] [--threads 2] [--tokens 64]
 
 A model of SmolLM2-135M's shape with random weights, in bfloat16, completes 16 prompts of 200 tokens four times each, at
-temperature 1, to the same length. Both ways take turns in one process; printed are medians over the turns, and of the
-ratio that of each turn.
+temperature 1, to the same length. Both methods take turns in one process. The benchmark prints the medians over the
+turns; the ratio is the median of each turn's ratio.
 """
 
 import argparse

@@ -3,10 +3,11 @@
     python -m benchmarks.sft_data [--rows 1000 5000] [--tokenizer FOLDER]
 
 For each number of rows, all of about 5,355 tokens (the mean of the paper's Table 5), `recipes/cold_start_sft.py` trains
-one step twice, in processes of their own: the first tokenizes, the second finds the tokens. Printed: tokens a second
-and core of the first pass, and from it the hours of 804,745 rows (computed, not measured); the second's seconds from
-its start to the end of its first step, and its peak memory, without and with the pages of memory-mapped files. The
-smallest number stands for what a process takes beside its rows. `--tokenizer` is another one than 4,000 made words'.
+one step twice, in separate processes: the first tokenizes the rows, the second finds the tokens on disk. For the first,
+the benchmark prints tokens per second and core, and the resulting hours for 804,745 rows (computed, not measured). For
+the second, it prints the seconds from its start to the end of its first step, and its peak memory, without and with the
+pages of memory-mapped files. The smallest number of rows stands for the memory of a process without rows. `--tokenizer`
+replaces the default tokenizer of 4,000 made-up words.
 """
 
 import argparse
@@ -28,7 +29,7 @@ import pyarrow as pa
 import yaml
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-TOKENS, PAPER = 5355, 804_745  # a row; rows
+TOKENS, PAPER = 5355, 804_745  # tokens per row; rows of the paper
 SETTINGS = CPU | {
     "max_length": 8192,
     "batch_size": 1,
@@ -42,7 +43,7 @@ SCHEMA = pa.schema([*shards.CONTRACT, ("completion", pa.string())])
 
 
 def solved(count: int, tokenizer: PreTrainedTokenizerBase) -> Iterator[rows.Row]:
-    """Rows of words that are drawn like a language's, the nth half as often as the (n / 2)th."""
+    """Rows of words with the frequencies of a natural language: the nth is half as frequent as the (n / 2)th."""
     draw, weights = random.Random(0), [1 / (rank + 3) for rank in range(len(WORDS))]
     sample = " ".join(draw.choices(WORDS, weights, k=2000))
     words = round(TOKENS / data.count_tokens(sample, tokenizer) * 2000)
@@ -55,7 +56,7 @@ def solved(count: int, tokenizer: PreTrainedTokenizerBase) -> Iterator[rows.Row]
 
 
 def first_step(folder: Path, name: str) -> tuple[float, float, float]:
-    """(seconds to the end of the first step; peak of anonymous memory; peak of all memory, in GB) of one start."""
+    """Return (seconds to the end of the first step, peak of anonymous memory in GB, peak of all memory in GB)."""
     (folder / f"{name}.yaml").write_text(yaml.safe_dump(SETTINGS | {"output_dir": f"out/{name}"}))
     script = Path(data.__file__).with_name("cold_start_sft.py")
     environment = os.environ | {"PYTHONPATH": str(script.parents[1])}

@@ -2,12 +2,12 @@
 
     python -m benchmarks.training [--repeats 5] [--spread 0.8] [--parts sft grpo]
 
-SFT: tokens of rows (no padding) per CPU second, on rows of uneven length: log-normal, `--spread` the deviation of the
-logarithm. Three ways: TRL's defaults, which pad batches of 8; our recipe, which trains a row at a time; our recipe
-with `packing: true`. GRPO: CPU seconds of a step by part, each without the parts within it, for our trainer with all
-its callbacks and for TRL's with the same settings, data and random numbers. Then what each of our callbacks took, as a
-share of a step, and each of our checks, in seconds. All sides are trained in turns in one process; printed are medians
-over the turns, and of ratios those of each turn.
+SFT: tokens of rows (without padding) per CPU second, on rows of log-normal length; `--spread` is the standard deviation
+of the logarithm. There are three methods: TRL's defaults, which pad batches of 8; our recipe, which trains one row at a
+time; and our recipe with `packing: true`. GRPO: CPU seconds of a step by part, each without the parts within it, for
+our trainer with all its callbacks and for TRL's with the same settings, data and random numbers. The cost of each of
+our callbacks is printed as a share of a step, and that of each of our checks in seconds. All trainers take turns in one
+process. The figures are medians over the turns; a ratio is the median of each turn's ratio.
 """
 
 import argparse
@@ -35,8 +35,8 @@ import trl
 from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback
 
-LONGEST = 512  # tokens of a row
-MEDIAN = 100  # words of a reasoning, each a token
+LONGEST = 512  # tokens per row
+MEDIAN = 100  # words of reasoning per row, each one token
 WORDS = [first + last for first in "bdfgklmnprst" for last in ("al", "en", "ir", "ot", "um")]
 SETTINGS = CPU | {"gradient_checkpointing": False, "report_to": "none", "logging_steps": 1}
 SFT = {"max_length": LONGEST, "batch_size": 8, "per_device_train_batch_size": 1, "max_steps": 6}
@@ -60,7 +60,7 @@ PARTS = {
 
 
 class Clock(TrainerCallback):
-    """CPU seconds by name, each without what is timed within it, from the first step of a training to its end."""
+    """CPU seconds by name from the first step of a training to its end, each without the timed parts within it."""
 
     def __init__(self):
         self.seconds, self.total, self.within = Counter(), 0.0, []
@@ -73,7 +73,7 @@ class Clock(TrainerCallback):
         self.total = time.process_time() - self.began
 
     def time(self, owner: object, method: str, name: str) -> None:
-        """Time a method of this very object from now on."""
+        """Time a method of this object from now on."""
         inner = getattr(owner, method)
 
         def timed(*args, **kwargs):
@@ -97,7 +97,7 @@ class Clock(TrainerCallback):
 
 @dataclass
 class Side:
-    """A trainer under a clock, and what its turns took."""
+    """A trainer with a clock, and the times of its turns."""
 
     trainer: trl.SFTTrainer | trl.GRPOTrainer
     args: LoraArguments | None = None
@@ -108,7 +108,7 @@ class Side:
     def __post_init__(self):
         for callback in self.own:
             for event in vars(type(callback)):
-                if event.startswith("on_") and event != "on_train_begin":  # a sample, told with the checks
+                if event.startswith("on_") and event != "on_train_begin":  # a sample, reported with the checks
                     self.clock.time(callback, event, type(callback).__name__)
         for method, name in PARTS.items():
             if hasattr(self.trainer, method):
@@ -135,7 +135,7 @@ def ratio(one: Side, other: Side, name: str) -> float:
 
 
 def records(spread: float, count: int = 400) -> list[dict]:
-    """Sums whose solutions are of uneven length, as rows of `data_prep.rows`."""
+    """Sums with solutions of uneven length, as rows of `data_prep.rows`."""
     draw, found = random.Random(0), []
     for number in range(count):
         a, b = draw.randint(1, 99), draw.randint(1, 99)
@@ -148,7 +148,7 @@ def records(spread: float, count: int = 400) -> list[dict]:
 
 
 def ours(trainer, args) -> Side:
-    """With all that a stage adds to it."""
+    """Our trainer, with everything that a stage adds to it."""
     own = [one for one in trainer.callback_handler.callbacks if type(one).__module__.startswith("recipes.")]
     for callback in training.callbacks(trainer, args):
         trainer.add_callback(callback)
@@ -157,7 +157,7 @@ def ours(trainer, args) -> Side:
 
 
 def sft(folder: Path, rows: list[dict]) -> dict[str, Side]:
-    """The three ways to fine-tune; for each of ours the checks that its stage makes."""
+    """The three methods of fine-tuning; ours include the checks of their stage."""
     conversations = Dataset.from_list(
         [
             {"prompt": data.as_messages("user", row["prompt"])}
@@ -186,7 +186,7 @@ def rl(folder: Path, rows: list[dict]) -> dict[str, Side]:
         model_name_or_path=str(folder / "base"),
         reward_funcs=REWARDS,
         completion_style="r1_zero",
-        stop_when_all_wrong=0,  # a random model has no right answer
+        stop_when_all_wrong=0,  # a random model has no correct answers
     )
     asked = Dataset.from_list([row | {"prompt": prompts.r1_zero(row["question"])} for row in rows])
     asked = asked.remove_columns("completion")
@@ -221,7 +221,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def start(name: str, side: Side, rows: list[dict]) -> str:
-    """What the checks before the first step take."""
+    """The time of the checks before the first step."""
     trainer, args, tokenizer = side.trainer, side.args, side.trainer.processing_class
     found = {"versions, settings": seconds(lambda: list(checks.of_start(args, trainer.args, {}, offline=True)))}
     found["tokenizer"] = seconds(lambda: list(checks.of_tokenizer(tokenizer, args)))
@@ -235,7 +235,7 @@ def start(name: str, side: Side, rows: list[dict]) -> str:
 
 
 def alternate(sides: dict[str, Side], repeats: int) -> None:
-    """One turn each to warm up, then the turns that count, each time in another order."""
+    """Run one warm-up turn of each side, then the measured turns, each time in another order."""
     names = list(sides)
     for number in range(repeats + 1):
         for name in names[number % len(names) :] + names[: number % len(names)]:

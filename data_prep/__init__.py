@@ -1,8 +1,8 @@
 """Data preparation: rows in, rows out.
 
-Importing this package, and so importing `recipes`, switches off every library's telemetry: the one place that does.
-Some libraries read these variables only once, so ours are imported before any of them (`section-order` in
-pyproject.toml keeps it so). An explicit setting of the user's wins.
+Importing this package (`recipes` imports it) switches off the telemetry of every library. This is the only place that
+does so. Some libraries read these variables only once, so this package is imported before any of them; `section-order`
+in pyproject.toml enforces that order. A variable that the user has set is left as it is.
 """
 
 import logging
@@ -20,9 +20,9 @@ for _name, _value in {
 }.items():
     os.environ.setdefault(_name, _value)
 if not sys.stderr.isatty():
-    os.environ.setdefault("TQDM_DISABLE", "1")  # of all libraries: a bar in a log is a line for every step of it
+    os.environ.setdefault("TQDM_DISABLE", "1")  # in a log file, each update of a bar is a line
 
-# bitsandbytes asks for a CPU kernel from the Hub as it is imported, and complains each time that it gets none.
+# At import, bitsandbytes requests a CPU kernel from the Hub and logs a warning each time that it gets none.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-# Seven times at each import of TRL 1.16; `make engines` runs it with vLLM 0.32.
+# TRL 1.16 shows this warning seven times at each import. `make engines` tests TRL with vLLM 0.32.
 warnings.filterwarnings("ignore", message="TRL currently supports vLLM versions")

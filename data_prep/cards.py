@@ -1,6 +1,6 @@
 """Cards for the Hub of rows of the contract, computed from the rows and the records of runs.
 
-What nothing tells (who curates it, whom to write to) is given, or the card says that it is not stated.
+Facts that no file records (curator, contact) come from the config; otherwise the card says that they are not stated.
 
 `python -m data_prep.cards --config <yaml>` reads the Parquet files of a finished data job and writes ``README.md``
 (the card) and ``stats.json``. Lengths, languages and e-mail addresses are measured on every k-th row. Cards of models
@@ -49,9 +49,9 @@ TEMPLATES = jinja2.Environment(
 
 @dataclass(frozen=True, kw_only=True)
 class Card(jobs.Job):
-    """``data``: the run whose rows are described. ``license``: of the whole; "" takes that of the rows, or "other"
-    where they have several. ``tokenizer``: a path or Hub id; "" counts characters. ``gaps``: what is known to be
-    missing, or what stands in for what, a sentence each. ``read_rows``: about as many are measured."""
+    """``data``: the run whose rows are described. ``license``: the licence of the whole data set; "" takes that of the
+    rows, or "other" where they have several. ``tokenizer``: a path or Hub id; "" counts characters. ``gaps``: one
+    sentence for each known gap or substitute. ``read_rows``: about how many rows are measured."""
 
     data: str
     title: str
@@ -86,13 +86,13 @@ def build(config: Card, output_dir: Path, files: list[Path]) -> dict[str, object
 
 
 def render(template: str, **values: Any) -> str:
-    """A template of `data_prep/templates`, with no two empty lines in a row."""
+    """Render a template of `data_prep/templates`; consecutive empty lines become one."""
     text = TEMPLATES.get_template(template).render(table=table, **values)
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
 def table(head: Sequence[str], lines: Iterable[Sequence]) -> str:
-    """A Markdown table; "" where it has no lines."""
+    """A Markdown table, or "" if there are no lines."""
     shown = [
         [f"{cell:,}" if type(cell) in (int, float) else str(cell).replace("|", "\\|") for cell in line]
         for line in lines
@@ -105,13 +105,13 @@ def title(folder: Path) -> str:
 
 
 def configs(groups: dict[str, list[str]]) -> list[dict[str, Any]]:
-    """The header's configurations: of each, its Parquet files."""
+    """The configurations of the card's header, each with its Parquet files."""
     return [{"config_name": name, "data_files": [{"split": "train", "path": parts}]} for name, parts in groups.items()]
 
 
 def license_of(stated: Iterable[str]) -> dict[str, str]:
-    """The header's licence: the Hub's identifier of the one that is stated, else `other` under a name of its own, or
-    under one that says where several are listed."""
+    """The licence of the card's header. A single licence that the Hub knows is given by the Hub's identifier. Any other
+    is `other` with its name, and several are `other` with a name that says where they are listed."""
     names = {rows.hub_license(name) or name.strip() for name in stated}
     name = names.pop() if len(names) == 1 else "other"
     if name in rows.HUB_LICENSES - {"other"}:
@@ -122,7 +122,7 @@ def license_of(stated: Iterable[str]) -> dict[str, str]:
 
 
 def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted name, value) of all that is neither mapping nor list inside of a value."""
+    """Yield (dotted name, value) for every leaf, which is a value that is neither a mapping nor a list."""
     if isinstance(value, dict | list | tuple):
         for key, part in value.items() if isinstance(value, dict) else enumerate(value):
             yield from leaves(part, f"{name}.{key}" if name else str(key))
@@ -135,7 +135,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def count(column: pa.ChunkedArray) -> Counter[str]:
-    """How often each value stands in a column, each of a list by itself."""
+    """Count each value of a column; the items of a list are counted one by one."""
     found = (one if isinstance(one, list) else [one] for one in column.to_pylist())  # a licence may be a list
     return Counter(str(one) for one in itertools.chain.from_iterable(found) if one is not None)
 
@@ -223,12 +223,12 @@ def _histogram(shares: list[float]) -> dict[str, int]:
 # --- what the runs say ------------------------------------------------------------------------------------------------
 
 BOOKKEEPING = ("stage", "id", "code", "versions", "seconds", "tries", "peak_rss_gb", "config", "seed", "inputs")
-# By which a run is known again, and what it made.
+# Fields that identify a run, and the files that it made.
 NOT_SHOWN = (*(field.name for field in fields(runs.Identity)), "models", "made")
 
 
 def lineage(run: Path) -> list[dict[str, Any]]:
-    """The record of a run, then of each run that it came from; an input that is no run of ours any more is left out."""
+    """The records of a run and of all runs that it came from. Inputs without a run.json are skipped with a warning."""
     waiting, found = [str(run)], {}
     while waiting:
         path = waiting.pop(0)
@@ -255,7 +255,7 @@ def shortfalls(records: list[dict[str, Any]]) -> list[str]:
 
 
 def _dicts(value: Any, name: str = "") -> Iterator[tuple[str, dict]]:
-    """Every mapping inside of a value, with its key."""
+    """Yield every mapping within a value, with its key."""
     if isinstance(value, dict):
         yield name, value
         for key, part in value.items():
@@ -292,7 +292,7 @@ def metadata(config: Card, stats: dict[str, Any]) -> dict[str, Any]:
 
 
 def rows_card(config: Card, stats: dict[str, Any]) -> str:
-    """In the order of the Hub's template."""
+    """The card of a data set; its sections are in the order of the Hub's template."""
     counts, head, revisions = stats["counts"], stats["runs"][0], stats["revisions"]
     completions = "reasoning" in stats["lengths"]
     columns = ("run", "seed", "rows", "seconds", "tries", "peak_rss_gb", "id", "code")
@@ -327,13 +327,13 @@ def _link(source: str) -> str:
 
 
 def _numbers(record: dict[str, Any]) -> list[tuple[str, float]]:
-    """What a run counted and the thresholds that it had, each number under its dotted name."""
+    """The counts and thresholds of a run as (dotted name, number)."""
     flat = dict(leaves(record["figures"])) | dict(leaves({"config": record["config"] or {}}))
     return [(name, value) for name, value in flat.items() if isinstance(value, int | float) and value is not False]
 
 
 def _sampling(records: list[dict[str, Any]]) -> list[str]:
-    """A line for each way of sampling that a run's settings name: model, revision, decoding, attempts a prompt."""
+    """One line for each sampler in a run's settings: model, revision, decoding and attempts per prompt."""
     lines = []
     for record in records:
         for name, part in _dicts(record["config"] or {}, record["stage"]):

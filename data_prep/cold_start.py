@@ -1,14 +1,14 @@
 """Cold-start data: readable long chains of thought for the first SFT (paper v1, 2.3.1; v2, B.3.2).
 
-The paper's way: R1-Zero at temperature 1. What is correct and readable is kept, written up by a rewriter in one
-language with a summary, and checked again; then a person reviews it. The walkthrough's two other ways work the same,
-each on prompts of its own: few-shot prompting of the base with long worked examples, and direct prompting of the base
-for steps and verification. Leave out the ones that are not wanted. Without a rewriter, what was sampled is the
-reasoning as it stands, and the summary states the answer.
+The paper samples R1-Zero at temperature 1 and keeps the correct and readable completions. A rewriter puts them into one
+language and adds a summary, the result is checked again, and a person reviews it. The walkthrough's two other ways
+follow the same steps on prompts of their own: few-shot prompting of the base with long worked examples, and direct
+prompting of the base for steps and verification. Ways that are not wanted can be left out. Without a rewriter, the
+sampled text itself is the reasoning, and the summary states the answer.
 
-`review.csv` and `review.jsonl` are the same list for that person: open it with `python -m data_prep.review`, or edit
-whichever is handier, write accept or reject as the decision, and mend reasoning and summary where need be. Name the
-page's decisions, or the edited file, as `review`, and run the same command.
+`review.csv` and `review.jsonl` hold the same list for the reviewer. Open one with `python -m data_prep.review`, or edit
+one by hand: write accept or reject as the decision, and correct reasoning and summary where needed. Then set `review`
+to the page's decisions or to the edited file, and run the same command again.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from rewards.settings import FILLED, Positive
 
 log = logging.getLogger(__name__)
 STYLES = {"few_shot": "plain", "direct": "plain", "r1_zero": "r1_zero"}
-ANSWERED = ("math", "choice", "gym")  # verifiers of rows whose answer can be stated in a sentence
+ANSWERED = ("math", "choice", "gym")  # verifiers whose answers fit into a sentence
 SUMMARY = {"en": "The answer is {}.", "zh": "答案是 {}。"}
 REVIEWED = ("id", "question", "reasoning", "summary", "findings", "decision")
-LOGGED = ("reviewer", "reason", "time")  # more of a decision made on the page of data_prep.review
+LOGGED = ("reviewer", "reason", "time")  # further fields of decisions made on the page of data_prep.review
 
 
 @dataclass(frozen=True)
 class Way:
-    """``n`` samples of each prompt from ``checkpoint``; at most ``keep`` a prompt are rewritten. ``prompts`` says how
-    many of each domain, as in {math: 400, code: 100}."""
+    """``n`` samples of each prompt from ``checkpoint``; at most ``keep`` per prompt are rewritten. ``prompts`` is the
+    number of prompts in each domain, as in {math: 400, code: 100}."""
 
     checkpoint: str
     prompts: Annotated[dict[str, Positive], FILLED]
@@ -51,8 +51,8 @@ class Way:
 
 @dataclass(frozen=True, kw_only=True)
 class ColdStart(jobs.Job):
-    """``examples``: by language, worked {"question", "solution"} pairs for the few-shot prompt. ``filters`` apply to
-    what is sampled, ``rewritten`` to what the rewriter makes of it."""
+    """``examples``: worked {"question", "solution"} pairs for the few-shot prompt, by language. ``filters`` apply to
+    the samples, ``rewritten`` to the rewriter's output."""
 
     prompts: str
     rewriter: ServerSettings | None = None
@@ -158,7 +158,7 @@ def build(config: ColdStart, output_dir: Path, reviewed: list[rows.Row], **asked
 def sample(
     config: ColdStart, output_dir: Path, name: str, way: Way, asked: list[rows.Row]
 ) -> tuple[list[list[Candidate]], Funnel]:
-    """(for each prompt what is correct and readable, at most ``way.keep``; the funnel of all samples)."""
+    """Return (at most ``way.keep`` correct and readable candidates for each prompt, the funnel of all samples)."""
     make = {
         "few_shot": lambda row: prompts.few_shot(config.examples[row["language"]], row["question"]),
         "direct": lambda row: prompts.direct(row["question"], row["language"]),
@@ -179,7 +179,7 @@ def sample(
 
 
 def rewrite(config: ColdStart, store: Path, raw: list[list[Candidate]]) -> list[list[Candidate]]:
-    """What the rewriter makes of each candidate; without one, the candidate as reasoning, and the answer after it."""
+    """Rewrite each candidate. Without a rewriter, it becomes the reasoning, and the summary states the answer."""
     if not config.rewriter:
         return [[replace(c, text=_stated(c), before=c) for c in group] for group in raw]
     questions: list[Prompt] = [
@@ -199,7 +199,7 @@ def _stated(candidate: Candidate) -> str:
 
 
 def _first_page(candidate: Candidate) -> Candidate:
-    """Without the next problem, to which a base model goes on after the page it was asked for."""
+    """Cut off the next problem, which a base model writes after the page that it was asked for."""
     page, more, _ = candidate.text.partition("\nProblem:")
     return replace(candidate, text=page.strip(), finish="stop") if more else candidate
 
@@ -214,7 +214,7 @@ def review_record(row: rows.Row, findings: list[str]) -> dict[str, str]:
 
 
 def write_review(folder: Path, records: list[dict[str, str]]) -> None:
-    """``review.jsonl`` and ``review.csv``; ``decision`` is "" until a person writes "accept" or "reject"."""
+    """Write ``review.jsonl`` and ``review.csv``; ``decision`` is "" until a person writes "accept" or "reject"."""
     with runs.whole_file(folder / "review.jsonl") as file:
         file.writelines(json.dumps(record, ensure_ascii=False).encode() + b"\n" for record in records)
     text = io.StringIO(newline="")
@@ -222,21 +222,21 @@ def write_review(folder: Path, records: list[dict[str, str]]) -> None:
     writer.writeheader()
     writer.writerows(records)
     with runs.whole_file(folder / "review.csv") as file:
-        file.write(text.getvalue().encode("utf-8-sig"))  # spreadsheets want the mark
+        file.write(text.getvalue().encode("utf-8-sig"))  # spreadsheets need the byte order mark
 
 
 def read_review(path: str | Path, asked: list[rows.Row]) -> list[dict[str, str]]:
-    """One record an id, its last, of what ``read_decisions`` reads."""
+    """The last record of each id that ``read_decisions`` returns."""
     return list({record["id"]: record for record in read_decisions(path, asked)}.values())
 
 
 def read_decisions(path: str | Path, asked: list[rows.Row]) -> list[dict[str, str]]:
-    """The records of an edited review file, CSV or JSONL, or of the decisions that data_prep.review appends, which may
-    name an id again; ``asked`` are the rows whose prompts were sampled.
+    """The records of an edited review file (CSV or JSONL), or of a decisions file of data_prep.review, in which an id
+    may occur again. ``asked`` are the rows whose prompts were sampled.
 
-    Raises ValueError naming the file, the record (from 1) and the reason for anything but a decision or a mended
-    solution: a broken line, a missing column, an unknown or repeated id, a changed question, and what a person
-    accepted though it is not in our form or does not give the right answer.
+    Raises ValueError, with the file, the record (from 1) and the reason, for a broken line, a missing column, an
+    unknown or repeated id, a changed question, and an accepted completion that is not in our form or does not give the
+    right answer. Only the decision and the solution may be changed.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such review file")
@@ -275,7 +275,7 @@ def _csv(path: str | Path) -> Iterator[dict]:
 
 
 def review_fault(record: dict, by_id: dict[str, rows.Row], before: Container[str] = ()) -> str | None:
-    """Why a record does not stand, None where it does; ``before`` are the ids that came before it."""
+    """Why a record is invalid, or None if it is valid; ``before`` are the ids of earlier records."""
     missing = [name for name in REVIEWED if name not in record]
     if missing or record.keys() - {*REVIEWED, *LOGGED}:
         return f"no `{missing[0]}`" if missing else f"more cells than {', '.join(REVIEWED)}"
@@ -299,13 +299,13 @@ def review_fault(record: dict, by_id: dict[str, rows.Row], before: Container[str
 
 
 def written(record: dict[str, str]) -> str:
-    """The completion that a record stands for."""
+    """The completion of a record."""
     return f"<think>{record['reasoning']}</think>\n{record['summary']}"
 
 
 def apply_review(kept: list[rows.Row], records: list[dict[str, str]]) -> tuple[list[rows.Row], dict[str, int]]:
-    """Leaves out what was rejected and puts what was accepted with edits in; what has no decision is kept as it was,
-    and an edit without one is counted."""
+    """Drop rejected rows and apply the edits of accepted ones. Rows without a decision stay unchanged; edits to such
+    rows are counted."""
     by_id = {record["id"]: record for record in records}
     counts = {"accepted": 0, "rejected": 0, "undecided": 0, "edited": 0, "edited_undecided": 0, "unknown_ids": 0}
     counts["unknown_ids"] = len(by_id.keys() - {row["id"] for row in kept})

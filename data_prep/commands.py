@@ -1,7 +1,7 @@
-"""What the commands of this project share: how they are asked, and how they end.
+"""The argument parser, progress bar and exit status that all commands of this project share.
 
-An error that a person can mend is one paragraph on stderr that says how; `--debug`, which every command takes, shows
-where it came from as well. What nobody foresaw keeps its trace: it is ours to mend.
+A user error is reported as one paragraph on stderr that says how to fix it. With `--debug`, which every command takes,
+the traceback is shown as well. Unexpected errors always show their traceback, since they are bugs of this project.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ OVERRIDE = "a YAML of other values, by the name of the YAML that they change"
 
 
 def parser(module: str, doc: str | None, epilog: str = "") -> argparse.ArgumentParser:
-    """The parser of `python -m module`: the module's docstring, `--debug`, and what the caller adds."""
+    """The parser of `python -m module`, with the module's docstring and `--debug`; the caller adds the rest."""
     shape = argparse.RawDescriptionHelpFormatter
     made = argparse.ArgumentParser(
         f"python -m {module}", description=doc, epilog=epilog, formatter_class=shape, allow_abbrev=False
@@ -37,7 +37,7 @@ def parser(module: str, doc: str | None, epilog: str = "") -> argparse.ArgumentP
 
 
 def keys(kind: type, indent: str = "  ") -> Iterator[str]:
-    """One line for each key that a YAML may have for a dataclass, the keys of what is nested below it."""
+    """Yield one line for each key that a YAML may have for a dataclass; nested keys follow their parent."""
     hints = typing.get_type_hints(kind, include_extras=True)
     for field in dataclasses.fields(kind):
         nested = [hint for hint in (hints[field.name], *typing.get_args(hints[field.name])) if _is_settings(hint)]
@@ -67,15 +67,16 @@ def _is_settings(hint: object) -> bool:
 
 
 def progress(items: Iterable | None, what: str, total: int | None = None, unit: str = "row") -> tqdm:
-    """The items, with a bar and the time left from the second second on; none where stderr is no terminal."""
+    """The items with a progress bar, which shows the time left and appears after one second. There is no bar if stderr
+    is not a terminal."""
     return tqdm(items, desc=what, total=total, unit=unit, disable=None, leave=False, delay=1, dynamic_ncols=True)
 
 
 def run(main: Callable[[list[str]], int | None], argv: list[str] | None = None) -> int:
-    """A command's exit status: its main's, 1 where work that was begun has ended early, 130 for Ctrl-C. Settings or
-    inputs that cannot be end the process with status 2, as wrong arguments do."""
+    """Run a command and return its exit status: that of ``main``, 1 if work stopped early, or 130 for Ctrl-C. Invalid
+    settings, inputs or arguments end the process with status 2."""
     argv = sys.argv[1:] if argv is None else argv
-    for name in ("httpx", "httpx2"):  # they log every request; the Hub's client has the latter
+    for name in ("httpx", "httpx2"):  # both log every request; the Hub's client uses httpx2
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
         return main(argv) or 0

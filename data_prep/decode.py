@@ -1,8 +1,8 @@
 """One completion of each prompt of a batch, by transformers: for data jobs, evaluations and rollouts on small machines.
 
-Not ``model.generate``: that reads a group's prompt once for each of its completions, keeps computing for completions
-that have ended until the longest has, copies all keys and values for each token, and mixes in whatever sampling
-defaults the checkpoint carries.
+``model.generate`` is not used because it reads a group's prompt once for each completion, computes for finished
+completions until the longest one ends, copies all keys and values for each token, and applies the sampling defaults of
+the checkpoint.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from transformers.cache_utils import DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-LIKELIEST = 64  # tokens, among which top-p looks first
-PART = 256  # tokens of a large vocabulary, among which a draw ends
+LIKELIEST = 64  # tokens that top-p tries first
+PART = 256  # tokens per part of a large vocabulary, in which a draw ends
 SHARED = "shared_keys"  # the name of ``attend`` in a model's config
 
 
 class Layer(DynamicLayer):
-    """Keys and values of a layer, with room for tokens to come. Its parent copies all of them for each token."""
+    """Keys and values of a layer, with space for further tokens. The parent class copies all of them for each token."""
 
     def update(self, key_states, value_states, *args, **kwargs):
         kind = torch.get_autocast_dtype(key_states.device.type)
-        if torch.is_autocast_enabled(key_states.device.type):  # attention would cast all of them at each token
+        if torch.is_autocast_enabled(key_states.device.type):  # otherwise attention casts all of them at each token
             key_states, value_states = key_states.to(kind), value_states.to(kind)
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
@@ -39,7 +39,7 @@ class Layer(DynamicLayer):
             return self.held
         start, end = self.keys.shape[-2], self.keys.shape[-2] + key_states.shape[-2]
         if self.held[0].shape[-2] < end:
-            step = max(256, 1 << end.bit_length() - 2)  # few sizes, so that one batch takes what another has freed
+            step = max(256, 1 << end.bit_length() - 2)  # few sizes, so that batches reuse freed memory
             room = -(-end // step) * step - start
             self.held = [functional.pad(x, (0, 0, 0, room)) for x in (self.keys, self.values)]
         for held, new in zip(self.held, (key_states, value_states), strict=True):
@@ -60,14 +60,14 @@ class Layer(DynamicLayer):
 
 
 def attend(module, query, key, value, attention_mask, scaling=None, **more):
-    """Attention as `sdpa` computes it. For one token a row, keys and values are not copied for each of the heads that
-    share them: on a CPU that took most of the time."""
+    """Compute attention as `sdpa` does. With one token per row, keys and values are not copied for each head that
+    shares them, because on a CPU the copies took most of the time."""
     groups = getattr(module, "num_key_value_groups", 1)
     if groups == 1 or query.shape[2] > 1:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **more)
     rows, heads, _, size = query.shape
     query = query.reshape(rows, heads // groups, groups, size).transpose(2, 3)
-    scores = (key @ query).transpose(2, 3) * (size**-0.5 if scaling is None else scaling)  # no key is copied this way
+    scores = (key @ query).transpose(2, 3) * (size**-0.5 if scaling is None else scaling)  # this order copies no keys
     if attention_mask is not None:
         scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
     found = scores.softmax(-1, dtype=torch.float32).to(value.dtype) @ value
@@ -80,7 +80,7 @@ AttentionMaskInterface.register(SHARED, sdpa_mask)
 
 @contextmanager
 def shared_keys(model: PreTrainedModel) -> Iterator[None]:
-    """``attend`` in place of `sdpa` and `eager`, on a CPU and where heads share keys."""
+    """Use ``attend`` in place of `sdpa` and `eager` within the block, on a CPU if heads share keys."""
     config, usual = model.config.get_text_config(), model.config._attn_implementation
     heads = getattr(config, "num_attention_heads", 0)
     shares = (getattr(config, "num_key_value_heads", None) or heads) < heads
@@ -103,8 +103,9 @@ def complete(
     decoding: Decoding,
     seed: int | None = None,
 ) -> list[list[int]]:
-    """Token ids of completions for token ids of prompts; the end token is the last of one that has ended. Without a
-    seed torch's own generator is drawn from. Raises ConfigError for a model whose cache has no rows to select."""
+    """Sample one completion for each prompt; both are lists of token ids. A finished completion ends with the end
+    token. Without a seed, torch's global generator is used. Raises ConfigError for a model whose cache does not allow
+    rows to be selected."""
     device, width = model.device, max(map(len, prompts))
     generator = None if seed is None else torch.Generator(device).manual_seed(seed)
     distinct = {tokens: row for row, tokens in enumerate(dict.fromkeys(map(tuple, prompts)))}
@@ -118,7 +119,7 @@ def complete(
         kind = model.config.model_type
         raise ConfigError(f"the cache of a {kind} cannot be cut by rows; sample with vLLM: `sampler: {{kind: vllm}}`")
     completions: list[list[int]] = [[] for _ in prompts]
-    alive = torch.arange(len(prompts), device=device)  # the completion that each row of the batch belongs to
+    alive = torch.arange(len(prompts), device=device)  # which completion each row of the batch belongs to
     with shared_keys(model):
         for step in range(decoding.max_tokens):
             given = {"attention_mask": mask, "position_ids": positions, "past_key_values": cache, "logits_to_keep": 1}
@@ -136,7 +137,7 @@ def complete(
             going = ended.logical_not().nonzero()[:, 0]
             if not len(going):
                 break
-            if len(going) < len(alive):  # the last rows take the places of those that have ended
+            if len(going) < len(alive):  # the last rows replace those that have ended
                 places = torch.arange(len(going), device=device)
                 places[ended[: len(going)]] = going[going >= len(going)]
                 cache.batch_select_indices(places)
@@ -147,7 +148,7 @@ def complete(
 
 
 def draw(logits: torch.Tensor, decoding: Decoding, generator: torch.Generator | None = None) -> torch.Tensor:
-    """One token id for each row of logits (rows, vocabulary): top-k, then top-p, as in transformers."""
+    """Draw one token id for each row of logits (rows, vocabulary), with top-k, then top-p, as in transformers."""
     if decoding.temperature == 0:
         return logits.argmax(-1)
     tokens = None
@@ -157,14 +158,14 @@ def draw(logits: torch.Tensor, decoding: Decoding, generator: torch.Generator | 
         logits, tokens = logits.topk(min(decoding.top_k, logits.shape[-1]))
     chances = logits.softmax(-1)
     if decoding.top_p < 1:
-        # The likeliest few nearly always have the mass, and to sort all takes five times as long.
+        # The most likely few nearly always hold enough mass, and sorting all tokens takes five times as long.
         ordered, index = chances.topk(min(LIKELIEST, chances.shape[-1]))
         if (ordered.sum(-1) < decoding.top_p).any():
             ordered, index = chances.sort(-1, descending=True)
-        chances = ordered.masked_fill(ordered.cumsum(-1) - ordered >= decoding.top_p, 0)  # the first to reach it stays
+        chances = ordered.masked_fill(ordered.cumsum(-1) - ordered >= decoding.top_p, 0)  # keeps the one reaching it
         tokens = index if tokens is None else tokens.gather(-1, index)
-    # One number a row; torch.multinomial draws one for each token, which takes ten times as long. It falls into a part
-    # of the vocabulary, then onto a token: sums over all tokens would take longer than the model.
+    # One random number per row: torch.multinomial draws one for each token, which takes ten times as long. The number
+    # selects a part of the vocabulary, then a token in it: sums over all tokens would take longer than the model.
     size = chances.shape[-1]
     width = size if size <= 16 * PART else PART
     parts = functional.pad(chances, (0, -size % width)).view(len(chances), -1, width)
@@ -173,7 +174,7 @@ def draw(logits: torch.Tensor, decoding: Decoding, generator: torch.Generator | 
     sums = whole.cumsum(-1)
     number = number * sums[:, -1:]
     part = torch.searchsorted(sums, number, right=True).clamp(max=sums.shape[-1] - 1)
-    share = ((number - sums.gather(1, part)) / whole.gather(1, part) + 1).clamp(0, 1)  # of the part, that lies before
+    share = ((number - sums.gather(1, part)) / whole.gather(1, part) + 1).clamp(0, 1)  # place in the part
     inner = parts.gather(1, part[..., None].expand(-1, 1, width))[:, 0].double().cumsum(-1)
     place = torch.searchsorted(inner, share * inner[:, -1:], right=True).clamp(max=width - 1)
     drawn = (part * width + place).clamp(max=size - 1)

@@ -1,8 +1,8 @@
-"""No evaluation question and no reference solution in what is trained on (paper v2, D.1: any matching 10-gram).
+"""Removal of training rows that contain evaluation questions or solutions (paper v2, D.1: any matching 10-gram).
 
 A word is a run of letters, a number, an operator, or one character of a script that is written without spaces. Case,
-spacing, punctuation, the width of characters and LaTeX's spacing do not count. All words of a text are hashed at once,
-in numpy: a word's hash is a polynomial over a prefix sum, an n-gram's a linear combination of its words' hashes.
+spacing, punctuation, the width of characters and LaTeX's spacing are ignored. All words of a text are hashed at once
+with numpy: a word's hash is a polynomial over a prefix sum, an n-gram's hash a linear combination of its words' hashes.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from rewards.settings import FILLED
 
 import numpy as np
 
-WHOLE = 5  # words: a question of fewer counts only as a whole prompt. chosen: "What is 2 + 3?" has five
+WHOLE = 5  # words: a shorter question matches only a whole prompt. chosen: "What is 2 + 3?" has five
 PIECE = 1 << 19  # characters hashed at once
-SEPARATOR = "\x1e"  # between the texts of a row: a word that no item has
+SEPARATOR = "\x1e"  # between the texts of a row; no item contains this word
 GAP, LETTER, DIGIT, OPERATOR, CHARACTER, INVISIBLE, COMMAND = range(7)
 OPERATORS = set("+-*/=<>^")
 SAME = {"\u2212": "-", "\u00d7": "*", "\u00b7": "*", "\u22c5": "*", "\u2219": "*", "\u00f7": "/", "\u2215": "/"}
@@ -30,7 +30,7 @@ UNSPACED = (  # Thai to Tibetan, Myanmar, Khmer, kana and ideographs
     (0x0E00, 0x0FFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x2E80, 0x2FDF), (0x3005, 0x3007), (0x3040, 0x30FF),
     (0x31F0, 0x31FF), (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x3FFFF),
 )  # fmt: skip
-# LaTeX that only sets space, size or type is no word; some signs have several names.
+# LaTeX commands for space, size or type are not words; some signs have several names.
 COMMANDS = {
     "left": "", "right": "", "big": "", "Big": "", "bigl": "", "bigr": "", "quad": "", "qquad": "", "displaystyle": "",
     "limits": "", "text": "", "mbox": "", "mathrm": "", "mathbf": "", "textbf": "", "dfrac": "frac", "tfrac": "frac",
@@ -40,8 +40,8 @@ COMMANDS = {
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """A Parquet or JSONL file, or the ``split`` of a data set or ``subset`` of the Hub. The first of ``columns`` is the
-    question; all are matched by n-grams, and a question of fewer than n words as a whole."""
+    """A Parquet or JSONL file, or the ``split`` of a Hub data set or of its ``subset``. The first of ``columns`` is the
+    question. All columns are matched by n-grams; a question of fewer than n words is matched as a whole."""
 
     path: str
     columns: Annotated[list[str], FILLED] = field(default_factory=lambda: ["question", "answer"])
@@ -52,8 +52,8 @@ class EvaluationSet:
 
 @dataclass(frozen=True)
 class Decontamination:
-    """``sets`` by name. ``stop_list`` is a file: n-grams of its lines, and questions that are one of them, are no sign
-    of contamination (boilerplate such as "put your final answer within \\boxed{}")."""
+    """``sets`` by name. ``stop_list`` is a file of boilerplate lines such as "put your final answer within \\boxed{}".
+    Their n-grams, and questions equal to one of them, are not counted as contamination."""
 
     sets: dict[str, EvaluationSet] = field(default_factory=dict)
     n: int = 10
@@ -66,7 +66,7 @@ class Decontamination:
 
 @dataclass(frozen=True)
 class Match:
-    """What stands both in a text and in an item of a set; ``text`` is the number of the text."""
+    """A passage that a text shares with an item of a set; ``text`` is the number of the text."""
 
     set: str
     item: str
@@ -75,7 +75,7 @@ class Match:
 
 
 def load(settings: Decontamination) -> Index:
-    """Reads the evaluation sets. Raises FileNotFoundError and ValueError that name the set and what is missing."""
+    """Read the evaluation sets. Raises FileNotFoundError or ValueError with the name of the set and what is missing."""
     index = Index(settings.n)
     for name, one in settings.sets.items():
         number = -1
@@ -98,7 +98,7 @@ def load(settings: Decontamination) -> Index:
 
 
 def records(one: EvaluationSet) -> Iterator[dict[str, Any]]:
-    """What the set holds, column by name. Raises FileNotFoundError where it cannot be loaded."""
+    """The records of a set. Raises FileNotFoundError if the set cannot be loaded."""
     if one.path.endswith(".parquet"):
         yield from read_parquet(one.path)
     elif is_here(one.path):
@@ -119,8 +119,8 @@ def records(one: EvaluationSet) -> Iterator[dict[str, Any]]:
 
 
 class Index:
-    """The n-grams of evaluation items, and the questions that are shorter; called with a row, it is a check of
-    data_prep.shards. Items are added first; ``find`` then reads any number of texts."""
+    """The n-grams of evaluation items, and the questions that are shorter than n. Add all items first; then ``find``
+    searches texts for them. Calling the index with a row makes it a check of data_prep.shards."""
 
     def __init__(self, n: int = 10):
         self.n = n
@@ -155,7 +155,7 @@ class Index:
         self._sorted = None
 
     def find(self, *texts: str) -> Match | None:
-        """The first n-gram of the texts that an item has too. The first text is the prompt."""
+        """The first n-gram of the texts that also occurs in an item, or None. The first text is the prompt."""
         if self._sorted is None:
             self._sorted = {length: _table(own) for length, own in self._added.items() if own}
         plain = [normal(text) for text in texts]
@@ -180,7 +180,7 @@ class Index:
         return None
 
     def _hit(self, words: Words, prompt_end: int) -> tuple[int, int, int] | None:
-        """(number of the first word, words, item) of a match."""
+        """Return (number of the first word, number of words, item) of a match."""
         hashes, sums = words.hashes, None
         for length in range(1, min(self.n, len(hashes)) + 1):
             last = hashes[length - 1 :] * MULTIPLIERS[length - 1]
@@ -210,7 +210,7 @@ class Index:
 
 @dataclass(frozen=True)
 class Words:
-    """Of each word 64 bits, what kind it is, and where in ``text`` it starts and ends; (words,) each."""
+    """A 64-bit hash of each word, its kind, and its start and end in ``text``; each array has shape (words,)."""
 
     hashes: np.ndarray
     kinds: np.ndarray
@@ -224,7 +224,7 @@ def split(text: str) -> Words:
 
 
 def normal(text: str) -> str:
-    """Accents joined to their letters, which the table of code points cannot do."""
+    """Join accents to their letters, which the table of code points cannot do."""
     return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
@@ -244,7 +244,7 @@ def _words(text: str) -> Words:
     edge |= kinds[1:] >= OPERATOR
     starts = np.concatenate(([0], np.flatnonzero(edge) + 1))
     ends = np.append(starts[1:], len(kinds))
-    full = np.flatnonzero(kinds[starts])  # a gap's kind is 0; numbers index faster than booleans
+    full = np.flatnonzero(kinds[starts])  # gaps have kind 0; integers index faster than booleans
     starts, ends = starts[full], ends[full]
     hashes, kind = _hashes(values, starts, ends), kinds[starts]
     keep = np.ones(len(hashes), bool)
@@ -265,7 +265,7 @@ def _words(text: str) -> Words:
 
 
 def _hashes(values: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """64 bits of each word, never 0."""
+    """A 64-bit hash of each word, never 0."""
     powers, inverses = _powers()
     sums = np.zeros(len(values) + 1, np.uint64)
     np.cumsum(values * powers[: len(values)], out=sums[1:])
@@ -278,7 +278,7 @@ def _hashes(values: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndar
 
 @functools.cache
 def _commands() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of `COMMANDS`: hashes of names, in order; hashes of what they count as, 0 for nothing; is that an operator."""
+    """For `COMMANDS`: sorted hashes of the names; hashes of what they count as (0: nothing); which are operators."""
     known = {}
     for name, other in COMMANDS.items():
         counts_as = int(_words(f"0{other}0").hashes[1]) if other in OPERATORS else int(_words(other).hashes.sum())
@@ -292,8 +292,8 @@ def _commands() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _real(operators: np.ndarray, hashes: np.ndarray, names: np.ndarray) -> np.ndarray:
-    """Which operators are words: a hyphen or dash between two names is punctuation, and so is the same sign twice, as
-    in `**bold**` and `---`."""
+    """Which operators are words. A hyphen or dash between two names is punctuation, and so is a repeated sign, as in
+    `**bold**` and `---`."""
     last = len(hashes) - 1
     before, after = np.maximum(operators - 1, 0), np.minimum(operators + 1, last)
     between = (names[before] | (operators == 0)) & (names[after] | (operators == last))
@@ -306,7 +306,7 @@ MULTIPLIERS = np.random.default_rng(1).integers(1, 2**63, 256, dtype=np.uint64) 
 
 
 def ngrams(words: np.ndarray, length: int) -> np.ndarray:
-    """64 bits of every run of so many words."""
+    """A 64-bit hash of every run of ``length`` words."""
     if not 0 < length <= len(words):
         return words[:0]
     count = len(words) - length + 1
@@ -314,7 +314,7 @@ def ngrams(words: np.ndarray, length: int) -> np.ndarray:
 
 
 def _table(grams: dict[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(hashes in order, their items, a table of bits of hashes that tells most others from them at one look)."""
+    """Return (sorted hashes, their items, a bit table that rules out most other hashes with one look-up)."""
     hashes = np.array(sorted(grams), np.uint64)
     bits = min(24, max(16, len(hashes).bit_length() + 5))
     table = np.zeros(1 << bits, bool)
@@ -323,7 +323,7 @@ def _table(grams: dict[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _lookup(table: tuple[np.ndarray, np.ndarray, np.ndarray], grams: np.ndarray) -> tuple[int, int] | None:
-    """(place, item) of the first of the grams that the table holds."""
+    """Return (place, item) of the first n-gram that is in the table, or None."""
     hashes, items, seen = table
     shift = np.uint64(64 - (len(seen).bit_length() - 1))
     maybe = np.flatnonzero(seen[grams >> shift])
@@ -337,7 +337,7 @@ def _lookup(table: tuple[np.ndarray, np.ndarray, np.ndarray], grams: np.ndarray)
 
 @functools.cache
 def _powers() -> tuple[np.ndarray, np.ndarray]:
-    """(base ** k, base ** -k) modulo 2 ** 64, for k below the length of a piece."""
+    """Return (base ** k, base ** -k) modulo 2 ** 64 for each k below the length of a piece."""
     base = 0x9E3779B97F4A7C15
     inverse = pow(base, -1, 1 << 64)
     steps = np.ones((2, PIECE + 1), np.uint64)
@@ -354,7 +354,7 @@ def _ascii_tables() -> tuple[bytes, bytes]:
 
 @functools.cache
 def _tables() -> tuple[np.ndarray, np.ndarray]:
-    """(what each code point counts as, what kind it is)."""
+    """Return (the value that each code point counts as, its kind)."""
     values = np.arange(0x110000, dtype=np.uint32)
     kinds = np.full(0x110000, CHARACTER, np.uint8)
     for code in range(0x20000):

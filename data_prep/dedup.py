@@ -15,12 +15,12 @@ import rensa
 
 
 def prompt_hash(row: Row) -> int:
-    """64 bits of a prompt; case, spacing and the width of characters do not count."""
+    """A 64-bit hash of a prompt; case, spacing and the width of characters are ignored."""
     return hash64(normal(row["prompt"]))
 
 
 def row_hash(row: Row) -> int:
-    """64 bits of a prompt as above with its completion as it stands."""
+    """A 64-bit hash of a prompt, normalised as in ``prompt_hash``, and its unchanged completion."""
     return hash64(f"{normal(row['prompt'])}\0{row['completion'].strip()}")
 
 
@@ -29,7 +29,7 @@ def normal(text: str) -> str:
 
 
 def occurrence(hashes: np.ndarray) -> np.ndarray:
-    """How many equal ones stand before each, (n,) -> (n,) of int."""
+    """How many equal hashes come before each one, (n,) -> (n,) of int."""
     order = np.argsort(hashes, kind="stable")
     ordered = hashes[order]
     first = np.ones(len(hashes), bool)
@@ -47,9 +47,9 @@ def hash64(text: str) -> int:
 # --- near duplicates --------------------------------------------------------------------------------------------------
 
 SHINGLE = 5  # words
-BANDS, BAND = 25, 5  # 25 bands of 5 minima: a pair of Jaccard similarity 0.8 shares one with a chance of 0.9999
-# Of the rows that stay and have a band in common, so many are compared with a further one. chosen: the bands of a
-# template are in thousands of rows, and those that tell its rows apart in few.
+BANDS, BAND = 25, 5  # 25 bands of 5 minima: a pair of Jaccard similarity 0.8 shares one with probability 0.9999
+# For each band, a row is compared with at most this many of the kept rows that share it. chosen: thousands of rows
+# share the bands of a template, but only few share the bands that tell its rows apart.
 MOST = 16
 
 
@@ -67,12 +67,12 @@ def signatures(prompts: list[str]) -> np.ndarray:
 
 
 def near_repeats(files: list[Path], rows: np.ndarray, threshold: float) -> np.ndarray:
-    """For each row the position of an earlier one that it repeats nearly and that stays, -1 where it stays itself,
-    (rows,) of int. ``files`` hold the signatures of all rows, one after the other; ``rows`` are numbers among those,
-    the earliest first. A row goes only if its similarity to one that stays is at least ``threshold``: likeness is not
-    passed on by rows that go."""
+    """For each row, the position of an earlier kept row that it nearly repeats, or -1 if the row itself is kept,
+    (rows,) of int. ``files`` hold the signatures of all rows, concatenated; ``rows`` are indices into them, earliest
+    first. A row is dropped only if its similarity to a kept row is at least ``threshold``; later rows are not compared
+    with dropped ones."""
     lengths = [len(np.load(file, mmap_mode="r")) for file in files]
-    buckets = np.full((len(rows), BANDS), -1, np.int32)  # -1: no other row is in it
+    buckets = np.full((len(rows), BANDS), -1, np.int32)  # -1: the row shares this band with no other
     for band in range(BANDS):
         hashes = np.concatenate([_band_hashes(np.load(file), band) for file in files])[rows]
         _, numbers, counts = np.unique(hashes, return_inverse=True, return_counts=True)

@@ -1,7 +1,7 @@
 """The students' training set: one key decides what they learn from.
 
-``mixture``: the rows that Dev3 was trained on, which is what the paper distils from (v2, B.4.3). ``teacher``: R1
-answers every prompt of the mixture again; wrong answers are dropped and counted.
+With ``mixture``, it is the rows that Dev3 was trained on, as in the paper (v2, B.4.3). With ``teacher``, R1 answers
+every prompt of the mixture again; wrong answers are dropped and counted.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import pyarrow.parquet as pq
 
 @dataclass(frozen=True, kw_only=True)
 class Distillation(rejection_sampling.Selection):
-    """``checkpoint`` is the teacher. Each distinct prompt of ``mixture`` gets ``n`` answers, at most ``keep`` stay.
-    Without a teacher only ``mixture`` is read."""
+    """``checkpoint`` is the teacher. It answers each distinct prompt of ``mixture`` ``n`` times, and at most ``keep``
+    answers are kept. Without a teacher, only ``mixture`` is read."""
 
     mode: Literal["teacher", "mixture"]
     mixture: str
@@ -50,7 +50,7 @@ def load(config: Distillation) -> dict[str, list]:
     if config.mode == "mixture":
         return {"files": rows.parquet_files(config.mixture)}
     config.sampler.require(config.checkpoint)
-    found = rows.load_rows(config.mixture, without=("completion",))  # most of 800,000 rows' bytes
+    found = rows.load_rows(config.mixture, without=("completion",))  # it holds most of the bytes of 800,000 rows
     distinct = {row["prompt"]: row for row in reversed(found)}
     return {"prompts": list(distinct.values())[::-1][: config.limit or None]}
 

@@ -1,8 +1,9 @@
 """Where a job's tasks run: on this machine, on a Slurm cluster or on Ray, by datatrove's executors.
 
-A job is one pipeline or several, one after the other; each is a list of datatrove ``PipelineStep``s that every task
-runs on its share of the rows. What a task writes must depend on its number and on the number of tasks only, and must
-appear whole (``runs.whole_file``); then workers, engines and kills change no byte. Finished tasks are not run again.
+A job runs one or more pipelines in turn. Each is a list of datatrove ``PipelineStep``s that every task runs on its
+share of the rows. A task's output must depend only on its number and on the number of tasks, and must be written
+atomically (``runs.whole_file``); then the result is the same, byte for byte, for any number of workers, any engine and
+after any kill. Finished tasks are not run again.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from datatrove.utils.logging import logger
 
 log = logging.getLogger(__name__)
 POLL_S = 2.0
-ENDED = {  # what sacct calls a job that will not run on
+ENDED = {  # sacct's states of a job that has ended
     "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED",
     "TIMEOUT",
 }  # fmt: skip
@@ -45,10 +46,10 @@ ENDED = {  # what sacct calls a job that will not run on
 
 @dataclass(frozen=True)
 class Executor:
-    """``workers`` tasks run at a time; 0: one a core on this machine, all of them on a cluster. ``memory_gb`` and
-    ``gpus`` are what a cluster reserves for a task, which sees no other GPU; ``partition``, ``time`` and ``sbatch``
-    (further arguments of sbatch, as in {account: us}) are Slurm's. Ray is the cluster that RAY_ADDRESS names, else the
-    one on this machine, else a new one. The nodes of a cluster must share the file system of the working directory."""
+    """``workers`` tasks run at a time; 0: one per core on this machine, all of them on a cluster. A cluster reserves
+    ``memory_gb`` and ``gpus`` for each task, which sees no other GPU. ``partition``, ``time`` and ``sbatch`` (further
+    arguments of sbatch, as in {account: us}) are for Slurm. Ray uses the cluster that RAY_ADDRESS names, else the one
+    on this machine, else a new one. The nodes of a cluster must share the file system of the working directory."""
 
     kind: Literal["local", "ray", "slurm"] = "local"
     workers: Count = 0
@@ -65,8 +66,8 @@ class Executor:
 
 
 class Task(PipelineStep):
-    """A pipeline of one function of (number of the task, number of tasks), in the directory where the job was started:
-    relative paths mean the same on every node."""
+    """A pipeline of one function of (number of the task, number of tasks). It runs in the directory where the job was
+    started, so that relative paths mean the same on every node."""
 
     type, name = "step", "work"
 
@@ -81,9 +82,9 @@ class Task(PipelineStep):
 
 
 def run(steps: list[PipelineStep], tasks: int, folder: Path, settings: Executor) -> None:
-    """Runs the pipeline's unfinished tasks to their end; ``folder`` holds which are finished, and their logs.
+    """Run the pipeline's unfinished tasks; ``folder`` records which tasks are finished and holds their logs.
 
-    Raises EngineError when a task failed or its process was killed; the next run does only what is left.
+    Raises EngineError if a task failed or its process was killed; the next run does only the remaining tasks.
     """
     where = {"pipeline": steps, "tasks": tasks, "logging_dir": str(folder.resolve())}
     reserved = {"mem_per_cpu_gb": settings.memory_gb, "gpus_per_task": settings.gpus}
@@ -120,14 +121,14 @@ def run(steps: list[PipelineStep], tasks: int, folder: Path, settings: Executor)
 
 
 class _Local(LocalPipelineExecutor):
-    """datatrove's, over a pool that says when a worker was killed: datatrove's own waits for its task for ever."""
+    """datatrove's executor on a pool that reports killed workers. With its own pool, it would wait for them forever."""
 
     def run(self) -> None:
         ranks = self.get_incomplete_ranks()
         if self.workers == 1:
             steps = self.pipeline
             for rank in ranks:
-                self.pipeline = deepcopy(steps)  # they hold counts of a task
+                self.pipeline = deepcopy(steps)  # steps hold the counts of a task
                 self._run_for_rank(rank)
             return
         with ProcessPoolExecutor(
@@ -140,7 +141,7 @@ class _Local(LocalPipelineExecutor):
                 raise EngineError(why) from error
 
     def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1) -> None:
-        logger.disable("datatrove.executor.base")  # a traceback on the console, where the job ends with one sentence
+        logger.disable("datatrove.executor.base")  # it logs a traceback; the job reports the error in one sentence
         try:
             super()._run_for_rank(rank, local_rank + 1, node_rank)  # only errors on the console
         except Exception:
@@ -150,7 +151,7 @@ class _Local(LocalPipelineExecutor):
 
 
 def _end_with_job() -> None:
-    """Starts in a worker what ends it with its job: it would outlive one that is killed with -9."""
+    """Make a worker end with its job; otherwise it would outlive a job that is killed with SIGKILL."""
 
     def wait() -> None:
         multiprocessing.parent_process().join()
@@ -168,15 +169,15 @@ def _connect_to_ray() -> None:
 
 
 class _Slurm(SlurmPipelineExecutor):
-    """datatrove's, which waits for its array, and for one that an earlier start has submitted before it submits its
-    own. ``record`` holds the array's number for as long as it may be in the queue."""
+    """datatrove's executor, extended to wait for its job array. Before it submits, it waits for an array of an earlier
+    start. ``record`` holds the array's number for as long as the array may be in the queue."""
 
     def __init__(self, record: Path, **settings: object):
         super().__init__(**settings, job_id_retriever=functools.partial(_submitted, record))
         self.record = record
 
     def run(self) -> None:
-        if "SLURM_ARRAY_TASK_ID" in os.environ:  # a node has loaded it
+        if "SLURM_ARRAY_TASK_ID" in os.environ:  # it was loaded on a node
             super().run()
             return
         self._wait()
@@ -184,11 +185,11 @@ class _Slurm(SlurmPipelineExecutor):
         self._wait()
 
     def launch_merge_stats(self) -> None:
-        """Nobody reads its file; and after a failed task it would wait in the queue for ever."""
+        """Do nothing: the merged file is unused, and after a failed task the merge would wait in the queue forever."""
 
     def _wait(self) -> None:
-        """Until all tasks are done, or the array has ended. One look may be mistaken, so that two are needed, and far
-        more where sacct has it running still."""
+        """Wait until all tasks are done or the array has ended. One look at the queue may be wrong, so that two are
+        needed, and 60 if sacct still reports the array as running."""
         if not self.record.is_file():
             return
         job = self.record.read_text(encoding="utf-8")
@@ -197,7 +198,7 @@ class _Slurm(SlurmPipelineExecutor):
         while self.get_incomplete_ranks():
             left, accounted = _is_in_queue(job), _is_accounted_running(job)
             if left is None:
-                left = accounted  # squeue has failed; sacct may know
+                left = accounted  # squeue failed, so ask sacct
             looks = looks + 1 if left is False else 0
             if looks >= (60 if accounted else 2):
                 break
@@ -206,10 +207,10 @@ class _Slurm(SlurmPipelineExecutor):
 
 
 def _submitted(record: Path, said: str) -> str:
-    """The number of the job that sbatch has just submitted. It is recorded at once."""
+    """Read the job's number from the output of sbatch and record it at once."""
     found = re.search(
         r"^(?:Submitted batch job )?(\d+)(?:;\S+| on cluster \S+)?\s*$", said, re.M
-    )  # among a site's words
+    )  # sites may add their own lines
     if not found:
         raise EngineError(
             f"sbatch said {said!r}, which names no job; look at `squeue --me` before you start this again"
@@ -220,16 +221,16 @@ def _submitted(record: Path, said: str) -> str:
 
 
 def _is_in_queue(job: str) -> bool | None:
-    """What squeue says; None where it has failed."""
+    """Whether squeue lists the job; None if squeue failed."""
     queue = subprocess.run(["squeue", "--noheader", "--job", job], capture_output=True, text=True)
-    if queue.returncode and "Invalid job id" not in queue.stderr:  # so it calls a job that ended minutes ago
+    if queue.returncode and "Invalid job id" not in queue.stderr:  # its message for a job that ended minutes ago
         log.warning("squeue has failed, and is asked again: %s", queue.stderr.strip() or f"status {queue.returncode}")
         return None
     return bool(queue.stdout.strip())
 
 
 def _is_accounted_running(job: str) -> bool | None:
-    """What sacct says; None where there is none, or it has failed, or knows nothing."""
+    """Whether sacct reports the job as running; None if sacct is missing, failed or does not know the job."""
     if not shutil.which("sacct"):
         return None
     command = ["sacct", "--noheader", "--parsable2", "--allocations", "--format", "State", "--jobs", job]
@@ -239,7 +240,7 @@ def _is_accounted_running(job: str) -> bool | None:
 
 
 def discard(folder: Path) -> None:
-    """Removes a folder so that a kill leaves either all of it or none of it at its place."""
+    """Remove a folder atomically: after a kill, it is either complete or gone."""
     if folder.exists():
         trash = folder.with_name(f".{folder.name}.trash")
         shutil.rmtree(trash, ignore_errors=True)

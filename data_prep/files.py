@@ -1,4 +1,4 @@
-"""Files and folders that can be trusted: written whole or not at all, held by one process, complete as promised."""
+"""Atomic writes, locks on folders, and checks that files are complete."""
 
 import contextlib
 import errno
@@ -17,14 +17,14 @@ from typing import IO, Any
 log = logging.getLogger(__name__)
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "tekken.json")
-PATIENCE = 50  # tenths of a second: the children of a pipeline that was just killed need a moment to be gone
+PATIENCE = 50  # tenths of a second: the children of a pipeline that was just killed need a moment to end
 _held: dict[Path, IO[str]] = {}
 
 
 @contextlib.contextmanager
 def whole_file(path: str | Path) -> Iterator[IO[bytes]]:
-    """A file to write into, which appears at ``path`` whole or not at all, whoever else writes the same one and also
-    when the machine stops. What a kill leaves of it is removed when the run begins again."""
+    """Open a file that appears at ``path`` complete or not at all, even if other processes write the same file or the
+    machine stops. Leftovers of a kill are removed when the run starts again."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.uname().nodename}-{os.getpid()}.partial")
@@ -39,7 +39,7 @@ def whole_file(path: str | Path) -> Iterator[IO[bytes]]:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file whole or not at all."""
+    """Write a JSON file atomically."""
     with whole_file(path) as file:
         file.write(json.dumps(content, ensure_ascii=False, indent=1, default=str).encode() + b"\n")
 
@@ -48,19 +48,19 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def lock_of(folder: Path) -> Path:
-    """The lock lies beside the folder, so that the folder can be moved while it is held."""
+    """The path of the folder's lock. It is beside the folder, so that the folder can be moved while it is locked."""
     folder = Path(os.path.realpath(folder))
     return folder.parent / f".{folder.name}.lock"
 
 
 def hold(folder: Path) -> str | None:
-    """Hold the folder for this process until it ends. Returns None, or, where another process holds it, who that is.
+    """Lock the folder until this process ends. Returns None, or a description of the process that holds the lock.
 
-    The lock is POSIX's: no forked child inherits it, and it ends with the process, however that ends.
+    It is a POSIX lock: forked children do not inherit it, and it is released whenever the process ends.
     """
     path = lock_of(folder)
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = _held.get(path) or path.open("a+", encoding="utf-8")  # to close a second one would release the lock
+    file = _held.get(path) or path.open("a+", encoding="utf-8")  # closing a second file would release the lock
     for attempt in range(PATIENCE + 1):
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -83,19 +83,19 @@ def hold(folder: Path) -> str | None:
 
 
 def who() -> str:
-    """This process, in words."""
+    """A description of this process."""
     since = time.strftime("%Y-%m-%d %H:%M:%S")
     return f"process {os.getpid()} on {platform.node()} since {since}: {shlex.join(sys.argv)}"
 
 
 def holder(folder: Path) -> str:
-    """Who held the folder last, in words."""
+    """A description of the process that last locked the folder."""
     path = lock_of(folder)
     return path.read_text(encoding="utf-8").strip() if path.is_file() else ""
 
 
 def is_held(folder: Path) -> bool:
-    """Whether another process works in the folder now."""
+    """Whether another process has locked the folder."""
     path = lock_of(folder)
     if not path.is_file() or path in _held:
         return False
@@ -107,12 +107,12 @@ def is_held(folder: Path) -> bool:
     return False
 
 
-# Complete or not
+# Completeness
 
 
 def model_fault(folder: Path) -> str | None:
-    """What a model's folder lacks of config, tokenizer and weights; None where all is there. Every weight file that the
-    index names must have the size that its own header says; the weights themselves are not read."""
+    """What is missing from a model's folder (config, tokenizer or weights), or None if it is complete. Every weight
+    file in the index must have the size that its header states; the weights themselves are not read."""
     folder = Path(folder)
     for name in ("config.json", INDEX):
         if (folder / name).is_file() and _json(folder / name) is None:
@@ -135,7 +135,7 @@ def _size(path: Path) -> int:
 
 
 def weights_fault(path: Path) -> str | None:
-    """What is wrong with a safetensors file by its header; None where nothing is."""
+    """What is wrong with a safetensors file according to its header, or None."""
     if not path.is_file():
         return f"{path.name} is missing"
     size = path.stat().st_size

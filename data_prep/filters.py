@@ -1,8 +1,8 @@
-"""What a sampled completion must pass to become training data (paper v2, B.3.2 and B.3.3).
+"""Filters that a sampled completion must pass to become training data (paper v2, B.3.2 and B.3.3).
 
-Each filter is a function of a candidate and the thresholds that returns None (keep) or why not. A candidate is counted
-once, by the first filter that it fails. The paper names mixed languages, long paragraphs, code blocks and repetition,
-and prints no threshold; ours are defaults that a YAML may change.
+Each filter is a function of a candidate and the thresholds that returns None (keep) or the reason to drop it. A dropped
+candidate is counted once, under the first filter that it fails. The paper names mixed languages, long paragraphs, code
+blocks and repetition, but states no thresholds; ours are defaults that a YAML may change.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ import numpy as np
 WORD = re.compile(r"[a-z0-9]+|[^\W\da-z_]", re.IGNORECASE)  # a Latin word, a number, or one character of another script
 ASCII_WORDS = bytes(ord(chr(code).lower()) if chr(code).isalnum() and code < 128 else ord(" ") for code in range(256))
 SANDBOX = rewards.LocalSandbox()
-LONG = 2_000  # characters; of a longer reasoning the language is estimated first
+LONG = 2_000  # characters; for longer reasoning, the language is estimated first
 WINDOW, FEW = 12, 2  # words; chosen: almost half of an English text's words are among the commonest
-NOT_CHINESE = re.compile("[\u0e00-\u11ff\u3040-\u30ff\uac00-\ud7af]")  # scripts without spaces, and Korean
+NOT_CHINESE = re.compile("[\u0e00-\u11ff\u3040-\u30ff\uac00-\ud7af]")  # other scripts without spaces, and Korean
 FENCE = re.compile(r"^\s*(```|~~~)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """``style`` is what ``rewards.is_well_formed`` knows ("r1_zero", "think"), or "plain" for a base model's page,
-    which has no tags. ``steps`` are the filters that are applied. Lengths in characters."""
+    """``style`` is one that ``rewards.is_well_formed`` knows ("r1_zero", "think"), or "plain" for a base model's page,
+    which has no tags. ``steps`` are the filters to apply. Lengths are in characters."""
 
     style: Literal["think", "r1_zero", "plain"] = "think"
     steps: list[str] = field(default_factory=lambda: [check.__name__ for check in FILTERS])
     min_language_share: Share = 0.95  # chosen: one foreign word in twenty is a name or a quotation
     max_paragraph_chars: Positive = 1500  # chosen: about 250 English words
     repetition_ngram: Positive = 20  # words
-    min_distinct_ngrams: Share = 0.8  # chosen: of the text's n-grams, the share that are distinct
+    min_distinct_ngrams: Share = 0.8  # chosen: share of the text's n-grams that are distinct
 
     def __post_init__(self) -> None:
         known = [check.__name__ for check in FILTERS]
@@ -56,14 +56,14 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One completion for a row, ``generator`` says whose. ``finish`` and ``why`` as in data_prep.sampling.Sample."""
+    """A completion for a row, written by ``generator``. ``finish`` and ``why`` are as in data_prep.sampling.Sample."""
 
     row: Row
     text: str
     finish: str = "stop"
     completion_tokens: int = 0
     generator: str = ""
-    before: Candidate | None = None  # what a rewriter made it from
+    before: Candidate | None = None  # the candidate that a rewriter made it from
     why: str = ""
 
     @classmethod
@@ -76,7 +76,7 @@ class Candidate:
 
 
 def unanswered(candidate: Candidate, thresholds: Thresholds) -> str | None:
-    """Applied whatever the steps are: there is no text to look at."""
+    """Drop refused and failed candidates, which have no text. It is applied whatever the steps are."""
     return candidate.why or "no answer" if candidate.finish in ("refused", "failed") else None
 
 
@@ -98,8 +98,9 @@ def malformed(candidate: Candidate, thresholds: Thresholds) -> str | None:
 
 
 def is_right(row: Row, text: str) -> bool | None:
-    """Whether a completion is right by rules: a program by the row's ``tests``, or by its ``answer`` where it has none.
-    None where no rule can tell. Raises ValueError for tests that cannot be read, and SandboxUnavailable."""
+    """Whether a completion is correct according to rules, or None if no rule can decide. A program is checked by the
+    row's ``tests`` or, without tests, by its ``answer``. Raises ValueError for unreadable tests, and
+    SandboxUnavailable."""
     if row["verifier"] != "code":
         return rewards.is_correct(text, row["answer"], row["verifier"], row["question"], row.get("entry"))
     if not row.get("tests"):
@@ -108,7 +109,7 @@ def is_right(row: Row, text: str) -> bool | None:
 
 
 def incorrect(candidate: Candidate, thresholds: Thresholds) -> str | None:
-    """Where rules cannot grade (verifier judge or none) the row passes here and is left to a judge."""
+    """Drop incorrect completions. Rows that no rule can grade (verifier judge or none) pass and are left to a judge."""
     row = candidate.row
     try:
         wrong = is_right(row, candidate.text) is False
@@ -119,7 +120,8 @@ def incorrect(candidate: Candidate, thresholds: Thresholds) -> str | None:
 
 
 def mixed_language(candidate: Candidate, thresholds: Thresholds) -> str | None:
-    """Reads the reasoning; where there is none, the whole text, unless it is a general answer, which may quote."""
+    """Check the language of the reasoning. Without reasoning, the whole text is checked, except in general answers,
+    which may quote."""
     reasoning = candidate.reasoning
     if reasoning is None:
         if candidate.row["kind"] != "reasoning":
@@ -135,8 +137,9 @@ def mixed_language(candidate: Candidate, thresholds: Thresholds) -> str | None:
 
 
 def _estimate(text: str, language: str) -> float:
-    """About ``rewards.language_consistency``, in a fifth of its time. Chinese: characters among characters and words.
-    English: windows of words among which the commonest are rarer than in any English text are read, and only they."""
+    """Estimate ``rewards.language_consistency`` in a fifth of its time. Chinese: the share of Chinese characters among
+    characters and words. English: only windows of words with fewer of the commonest words than any English text are
+    checked by the language model."""
     words = split(text)
     names = (words.kinds == LETTER) & (words.ends - words.starts > 1)
     count = np.count_nonzero(names)
@@ -159,7 +162,7 @@ def _estimate(text: str, language: str) -> float:
 
 @functools.cache
 def _common() -> np.ndarray:
-    """Hashes of the commonest English words, in order. Not made at import: that takes a tenth of a second."""
+    """Sorted hashes of the commonest English words. They are not computed at import because that takes 0.1 seconds."""
     return np.sort(np.concatenate([split(word).hashes for word in sorted(ENGLISH)]))
 
 
@@ -169,7 +172,7 @@ def long_paragraph(candidate: Candidate, thresholds: Thresholds) -> str | None:
 
 
 def code_block(candidate: Candidate, thresholds: Thresholds) -> str | None:
-    """A fenced block in the reasoning; in the code domain they belong there."""
+    """Drop reasoning with a fenced code block, except in the code domain."""
     fenced = candidate.row["domain"] != "code" and FENCE.search(candidate.reasoning or "")
     return "a code block in the reasoning" if fenced else None
 
@@ -183,7 +186,7 @@ def repetitive(candidate: Candidate, thresholds: Thresholds) -> str | None:
 
 
 def _words(text: str) -> list[str] | list[bytes]:
-    """Those of `WORD`; five times as fast where the text is ASCII."""
+    """The matches of `WORD`; five times as fast for ASCII text."""
     return text.encode().translate(ASCII_WORDS).split() if text.isascii() else WORD.findall(text.lower())
 
 
@@ -193,7 +196,7 @@ FILTERS: tuple[Callable[[Candidate, Thresholds], str | None], ...] = (
 
 
 def first_failure(candidate: Candidate, thresholds: Thresholds) -> tuple[str, str] | None:
-    """(name of the first filter that the candidate fails, why), or None where it passes all."""
+    """Return (name of the first filter that the candidate fails, why), or None if it passes all."""
     for check in FILTERS:
         why = check(candidate, thresholds) if check is unanswered or check.__name__ in thresholds.steps else None
         if why:
@@ -202,13 +205,13 @@ def first_failure(candidate: Candidate, thresholds: Thresholds) -> tuple[str, st
 
 
 def row_failure(thresholds: Thresholds, row: Row) -> tuple[str, str] | None:
-    """As ``first_failure``, for an SFT row, which may say in ``finish`` how its completion ended."""
+    """``first_failure`` for an SFT row, whose optional ``finish`` column says how its completion ended."""
     return first_failure(Candidate(row, row["completion"].strip(), row.get("finish") or "stop"), thresholds)
 
 
 @dataclass
 class Funnel:
-    """Counts what went in, what each step dropped (in the order of the steps), and what came out."""
+    """Counts of the candidates that came in, that each step dropped (in the order of the steps), and that are left."""
 
     steps: Iterable[str] = tuple(check.__name__ for check in FILTERS)
     seen: int = 0
@@ -219,12 +222,12 @@ class Funnel:
         self.dropped = dict.fromkeys(self.steps, 0)
 
     def drop(self, step: str, row: Row, why: str) -> None:
-        """Counts one drop and keeps the first as an example. A candidate is dropped at most once."""
+        """Count one drop; the first one of a step is kept as an example. A candidate is dropped at most once."""
         self.dropped[step] += 1
         self.example.setdefault(step, f"{row['id']}: {why}")
 
     def passing(self, groups: list[list[Candidate]], thresholds: Thresholds) -> list[list[Candidate]]:
-        """The candidates of each group that pass all filters; all are counted. In threads, as programs may be run."""
+        """The candidates of each group that pass all filters; all are counted. Threads help as programs may be run."""
         candidates = [candidate for group in groups for candidate in group]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             found = pool.map(lambda candidate: first_failure(candidate, thresholds), candidates)

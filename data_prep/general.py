@@ -1,9 +1,9 @@
 """General data: the part of the 800k that is no reasoning task (paper v2, B.3.3; v1, 2.3.3).
 
-Answers to helpful prompts by the model itself and by a stronger writer, with reasoning only where the row or the judge
-says that it helps (none for "hello"), kept where a judge scores them high enough. The paper names writing, factual QA,
-self-cognition, translation and software engineering, and no shares. No unsafe request is among the prompts: its SFT
-mixture has none.
+The model itself and a stronger writer answer helpful prompts. They reason only where the row or the judge says that
+reasoning helps (not for "hello"), and answers are kept if a judge scores them high enough. The paper names writing,
+factual QA, self-cognition, translation and software engineering, without shares. The prompts contain no unsafe
+requests, as the paper's SFT mixture has none.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class General(jobs.Job):
-    """``n`` answers a prompt by the checkpoint, then ``written`` by the writer; the first ``keep`` that pass the
-    filters and score at least ``min_score`` (0 to 3) are kept. A prompt is answered with reasoning where its row says
-    so; with ``judge_thinking`` where the judge does, for prompts of sources that tell nothing about it. It then says of
-    what kind the task is, too: with ``tasks``, shares such as ``{writing: 3, translation: 1}``, it is asked of all
-    prompts, and ``count`` are taken in these proportions, or what there is."""
+    """The checkpoint writes ``n`` answers per prompt, and the writer ``written`` more. The first ``keep`` that pass the
+    filters and score at least ``min_score`` (0 to 3) are kept. The row says whether a prompt is answered with
+    reasoning; with ``judge_thinking``, the judge does, for sources that do not state it. The judge also names the kind
+    of task. With ``tasks``, shares such as ``{writing: 3, translation: 1}``, the judge is asked about all prompts, and
+    ``count`` prompts are taken in these proportions, or fewer if there are too few."""
 
     checkpoint: str
     prompts: str
@@ -83,7 +83,7 @@ def plan(config: General, prompts: list[rows.Row]) -> list[str]:
 
 
 def quotas(config: General, total: int) -> dict[str, int]:
-    """Prompts a kind of task; none where the config divides nothing."""
+    """The number of prompts of each kind of task; empty if the config has no ``tasks``."""
     return jobs.scaled(config.tasks, total) if config.tasks else {}
 
 
@@ -123,8 +123,8 @@ def build(config: General, output_dir: Path, prompts: list[rows.Row]) -> dict[st
 
 
 def judged(config: General, output_dir: Path, asked: list[rows.Row]) -> tuple[list[rows.Row], dict[str, str], int]:
-    """The rows with the judge's word on whether reasoning helps, the kind of each question's task ("other" where it
-    names none), and on how many rows it said nothing: they keep their own ``thinking``."""
+    """Return the rows with the judge's verdict on whether reasoning helps, the kind of each question's task ("other" if
+    the judge names none), and the number of rows without a verdict, which keep their own ``thinking``."""
     with connect(config.judge) as server:
         questions = [prompts.chat(prompts.task(row["question"])) for row in asked]
         said = server.sample(questions, 1, JUDGING, config.seed, output_dir / "samples" / "tasks")
@@ -137,7 +137,7 @@ def judged(config: General, output_dir: Path, asked: list[rows.Row]) -> tuple[li
 
 
 def divided(config: General, asked: list[rows.Row], task_of: dict[str, str]) -> tuple[list[rows.Row], dict[str, int]]:
-    """``count`` rows by the shares of ``tasks``, in their order, and how many of each kind there were too few."""
+    """Return ``count`` rows by the shares of ``tasks``, in their order, and how many rows of each kind were missing."""
     left = quotas(config, min(config.count, len(asked)))
     taken = []
     for row in asked:
@@ -151,7 +151,7 @@ def divided(config: General, asked: list[rows.Row], task_of: dict[str, str]) -> 
 
 
 def answer(config: General, output_dir: Path, asked: list[rows.Row]) -> list[list[Candidate]]:
-    """For each prompt the model's answers, then the writer's; for a row without thinking the reasoning is cut off."""
+    """The model's, then the writer's answers to each prompt. Reasoning is cut off for rows without thinking."""
     store = output_dir / "samples"
     messages = [prompts.chat(row["prompt"]) for row in asked]
     with open_model(config.checkpoint, config.sampler) as model:
@@ -172,7 +172,7 @@ def answer(config: General, output_dir: Path, asked: list[rows.Row]) -> list[lis
 
 
 def score(config: General, output_dir: Path, groups: list[list[Candidate]]) -> list[list[int | None]]:
-    """The judge's score of each candidate's summary; None where the judge's answer holds none."""
+    """The judge's score of each candidate's summary, or None if the judge's answer contains no score."""
     questions = [
         prompts.chat(prompts.score(c.row["question"], rewards.parse(c.text).summary)) for group in groups for c in group
     ]

@@ -1,9 +1,9 @@
 """Rows of reasoning-gym's procedural tasks, `python -m data_prep.gym --config <yaml>`: questions in any number and
 difficulty, each with a scorer (verifier "gym", `rewards.GymReward`).
 
-Writes train.parquet, validation.parquet and test.parquet. Each split has seeds of its own, and no question is in two
-splits or twice in one: one that was drawn before is drawn again. So is one whose own answer does not score 1, and, for
-train.parquet, one that shares an n-gram with an evaluation set. run.json counts them by task.
+It writes train.parquet, validation.parquet and test.parquet. Each split has its own seeds. A question is redrawn if it
+was drawn before (in any split), if its own answer does not score 1 or, for train.parquet, if it shares an n-gram with
+an evaluation set. run.json counts the redrawn questions by task.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from rewards import gym
 from rewards.settings import FILLED
 
 log = logging.getLogger(__name__)
-SPLITS = ("test", "validation", "train")  # in the order in which they are drawn: longer training leaves tests alone
-APART = 10_000_000  # seeds of a split; question i of a data set of seed s is made from s + i
+SPLITS = ("test", "validation", "train")  # the order of drawing: more training rows do not change the tests
+APART = 10_000_000  # seeds per split; question i of a data set with seed s is made from s + i
 DOMAINS = dict.fromkeys(("algebra", "arithmetic", "geometry", "probability"), "math") | {"code": "code"}  # else logic
 SOLUTIONS = {"graph_color": "possible_answer", "rubiks_cube": "example_correct_answer"}  # where `answer` is empty
 UNREAD = ("source_dataset", "source_index", "difficulty")  # metadata that no scorer reads
@@ -37,7 +37,8 @@ UNREAD = ("source_dataset", "source_index", "difficulty")  # metadata that no sc
 class Task:
     """A task by its ``name`` in the library, and how many rows of it each split gets.
 
-    ``level``: of the task's curriculum, 0 the easiest. ``settings``: the task's own, which go before the level's.
+    ``level``: the level of the task's curriculum; 0 is the easiest. ``settings``: the task's own settings, which take
+    precedence over the level's.
     """
 
     name: str
@@ -63,7 +64,7 @@ def load(config: Gym) -> dict[str, Any]:
 
 
 def settings(task: Task) -> dict[str, Any]:
-    """The settings of a task, its level's among them. Raises ValueError that names task, key and remedy."""
+    """The settings of a task, including those of its level. Raises ValueError with the task, the key and the remedy."""
     from reasoning_gym.factory import CURRICULA, DATASETS, create_curriculum
 
     where = f"`tasks`: {task.name}"
@@ -92,7 +93,7 @@ def settings(task: Task) -> dict[str, Any]:
     found |= task.settings
     try:
         _dataset(task.name, found, 0, 1)
-    except Exception as error:  # the library asserts, and raises what it likes
+    except Exception as error:  # the library raises AssertionError and many others
         raise ValueError(f"{where}: settings {found} cannot be: {error or type(error).__name__}") from error
     return found
 
@@ -145,8 +146,8 @@ def build(config: Gym, output_dir: Path, tasks: list[Task], evaluation_items: de
 def drawn(
     task: Task, label: str, wanted: int, first: int, seen: set[int], items: decontaminate.Index | None, counts: Counter
 ) -> list[Row]:
-    """At most ``wanted`` rows of a task from the seed ``first`` on, none of them ``seen`` or among the items. Ends
-    where four draws a row and a hundred more have not found them. Refusals are counted by their kind."""
+    """Draw at most ``wanted`` rows of a task, from the seed ``first`` on, that are not ``seen`` and contain no item.
+    Drawing stops after four draws per row and a hundred more. Refusals are counted by kind."""
     made: list[Row] = []
     candidates = _candidates(task, label, first, 4 * wanted + 100, seen, items, counts)
     while chosen := [row for _, row in zip(range(wanted - len(made)), candidates, strict=False)]:
@@ -163,7 +164,7 @@ def _candidates(
     for number in range(tries):
         try:
             row = _row(task, dataset, number, label)
-        except Exception as error:  # of a generator that does not get on with its settings
+        except Exception as error:  # raised by a generator that fails with its settings
             raise runs.Stopped(f"{task.name}, settings {task.settings}, seed {first + number}: {error!r}") from error
         key = dedup.prompt_hash(row)
         if key in seen:

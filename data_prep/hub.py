@@ -1,10 +1,10 @@
-"""The Hub: the one module that pushes, and reads back what it pushed. ``find`` is the door for whoever only reads.
+"""The Hub: the only module that pushes to it and reads back what was pushed. Code that only reads uses ``find``.
 
-Files lie on disk before they are pushed. A push is one commit of what the repository does not have yet, made on the
-head that was just looked at; so the same push again, after a fault or a kill, goes on where the last one stopped, and
-does nothing where it had arrived. What is there afterwards is compared by the sizes and checksums that the Hub tells.
+Files are on disk before they are pushed. A push is one commit, on the branch's current head, of the files that the
+repository lacks. After a fault or a kill, the same push therefore continues where the last one stopped, and does
+nothing if that one was complete. The result is then compared by the sizes and checksums that the Hub reports.
 
-The token comes from the environment variable HF_TOKEN alone. A file that contains it is not pushed.
+The token is read only from the environment variable HF_TOKEN. A file that contains it is not pushed.
 """
 
 import dataclasses
@@ -34,16 +34,16 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import get_session, parse_ratelimit_headers
 
 log = logging.getLogger(__name__)
-Files = dict[str, Path | bytes]  # path in the repository -> where its content is, or the content
-Additions = dict[str, CommitOperationAdd]  # by their paths in the repository, with their checksums
+Files = dict[str, Path | bytes]  # path in the repository -> local path, or content
+Additions = dict[str, CommitOperationAdd]  # by path in the repository, with checksums
 T = TypeVar("T")
 
 ATTEMPTS = 10
-REACHING, REACHING_S = 3, 4.0  # attempts at the first request, and the seconds in which each must be connected
+REACHING, REACHING_S = 3, 4.0  # attempts at the first request, and the connection timeout of each
 REACHED_S = 10.0
-silent: list[str] = []  # why the Hub could not be reached, once it could not
-FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 120.0  # each wait twice the last: about six minutes until a push gives up
-PASSING = {408, 409, 412, 425, 429}  # and 5xx: statuses that another try may not meet
+silent: list[str] = []  # why the Hub could not be reached; empty if it never failed
+FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 120.0  # each wait is twice the last; a push gives up after about six minutes
+PASSING = {408, 409, 412, 425, 429}  # statuses that are retried, as 5xx are
 MEANING = {
     401: "the Hub does not know the token in HF_TOKEN",
     403: "the token in HF_TOKEN may not do this",
@@ -53,16 +53,16 @@ UNREACHED = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.ProxyError)
 
 
 class HubError(RuntimeError):
-    """The Hub has not taken, or not given back, what it should. The message says what and why."""
+    """An upload to the Hub or a download from it failed. The message says what failed and why."""
 
 
 class _Incomplete(OSError):
-    """A download ended without an error and without all of its files."""
+    """A download ended without an error, but files are missing."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Repository:
-    """A repository of the Hub: `id` is owner/name. One that has to be made is made private, unless told otherwise."""
+    """A repository of the Hub: `id` is owner/name. A new repository is private unless `private` is false."""
 
     id: str
     kind: Literal["model", "dataset"]
@@ -74,14 +74,14 @@ class Repository:
 
 
 def find(id: str, load: Callable[[], T], kind: Literal["model", "dataset"] = "model") -> T:
-    """What ``load`` makes of a Hub id. Where the Hub cannot be reached, this process reads only the cache from then on:
-    its clients would try each of their requests for half a minute. Raises FileNotFoundError, which says both that no
-    such path is here and what the Hub said."""
+    """Return the result of ``load`` for a Hub id. If the Hub cannot be reached, this process reads only the cache from
+    then on, because its clients would retry each request for half a minute. Raises FileNotFoundError, which says that
+    there is no such path and what the Hub answered."""
     try:
         if not silent:
             HfApi().repo_info(id, repo_type=kind, timeout=REACHED_S)
     except HfHubHTTPError:
-        pass  # the Hub answers; `load` may have what it needs in the cache
+        pass  # the Hub responds; the cache may hold what `load` needs
     except (httpx2.TransportError, OfflineModeIsEnabled) as error:
         silent.append(str(error).partition(". To disable")[0])
         constants.HF_HUB_OFFLINE = True
@@ -97,7 +97,7 @@ def find(id: str, load: Callable[[], T], kind: Literal["model", "dataset"] = "mo
 
 
 def token() -> str:
-    """The token of the environment. Raises ConfigError where there is none."""
+    """The token of the environment. Raises ConfigError if there is none."""
     found = os.environ.get("HF_TOKEN", "").strip()
     if not found:
         raise ConfigError(
@@ -107,8 +107,8 @@ def token() -> str:
 
 
 def require_write(repository: Repository) -> None:
-    """Make the repository if need be. Raises ConfigError where the token cannot write to it, or the Hub cannot be
-    reached: before any work, and within seconds."""
+    """Create the repository if needed. It is called before any work and raises ConfigError within seconds if the token
+    has no write access or the Hub cannot be reached."""
     api, named = HfApi(token=token()), {"repo_id": repository.id, "repo_type": repository.kind}
     try:
         _first(lambda: api.create_repo(**named, private=repository.private, exist_ok=True), "making the repository")
@@ -118,13 +118,13 @@ def require_write(repository: Repository) -> None:
 
 
 def files_of(repository: Repository, branch: str = "main") -> dict[str, RepoFile] | None:
-    """The files of a branch, by their paths; none where the branch is not there yet, None where there is no such
-    repository for the token, if any, in HF_TOKEN."""
+    """The files of a branch by path. They are empty if the branch does not exist, and None if the repository does not
+    exist or is not visible to the token in HF_TOKEN, if any."""
     api = HfApi(token=os.environ.get("HF_TOKEN") or False)
 
     def listing() -> dict[str, RepoFile]:
         try:
-            # This request first: the client itself repeats that of a listing, for half a minute.
+            # This request comes first because the client itself retries a listing for half a minute.
             head = api.repo_info(repository.id, repo_type=repository.kind, revision=branch).sha
             return _listing(api, repository, head)
         except RevisionNotFoundError:
@@ -139,7 +139,7 @@ def files_of(repository: Repository, branch: str = "main") -> dict[str, RepoFile
 
 
 def additions(files: Files) -> Additions:
-    """The files, read once for their checksums. Raises HubError for one that contains the token."""
+    """The files as additions, each read once for its checksum. Raises HubError for a file that contains the token."""
     secret = os.environ.get("HF_TOKEN", "").strip().encode()
     for path, content in files.items():
         if secret and _contains(content, secret):
@@ -151,15 +151,15 @@ def additions(files: Files) -> Additions:
 def push(
     repository: Repository, added: Additions, message: str, branch: str = "main", delete: Collection[str] = ()
 ) -> str:
-    """Bring the files there, in one commit, and compare what is there then; returns the commit's hash.
+    """Upload the files in one commit, verify the result, and return the commit's hash.
 
-    Only what differs is uploaded. A branch that is not there starts from the empty repository. Of the repository's
-    other files, those named in `delete` are deleted. Raises HubError, after which the same call goes on.
+    Only files that differ are uploaded. A new branch starts from the empty repository. Files of the repository that are
+    named in `delete` are deleted. Raises HubError; the same call then continues the push.
     """
     api, named = HfApi(token=token()), {"repo_id": repository.id, "repo_type": repository.kind}
 
     def attempt() -> str:
-        # Looked for rather than `exist_ok`, for which any 409 says that the branch is there.
+        # `exist_ok` is not used because it takes any 409 to mean that the branch exists.
         if branch != "main" and branch not in {one.name for one in api.list_repo_refs(**named).branches}:
             first = api.list_repo_commits(**named)[-1].commit_id
             api.create_branch(**named, branch=branch, revision=first)
@@ -183,7 +183,7 @@ def push(
 
 
 def read_back(repository: Repository, sha: str, files: Collection[str], cache: Path) -> Path:
-    """Download files of a commit to a folder below `cache`; returns the folder."""
+    """Download files of a commit to a folder below `cache` and return the folder."""
 
     def attempt() -> Path:
         folder = snapshot_download(
@@ -202,7 +202,7 @@ def read_back(repository: Repository, sha: str, files: Collection[str], cache: P
 
 
 def stated_license(kind: Literal["model", "dataset"], name: str) -> str:
-    """The licence that a repository's card states, "unknown" where it states none."""
+    """The licence that a repository's card states, or "unknown" if it states none."""
     api = HfApi(token=os.environ.get("HF_TOKEN") or False)
     info = _first(lambda: api.repo_info(name, repo_type=kind), f"reading the card of {name}")
     stated = getattr(info.card_data, "license", None) or "unknown"
@@ -215,7 +215,7 @@ def _listing(api: HfApi, repository: Repository, revision: str) -> dict[str, Rep
 
 
 def same(addition: CommitOperationAdd, there: RepoFile | None) -> bool:
-    """Whether a file of the repository is that of the disk: LFS keeps its SHA-256, git the SHA-1 of its blob."""
+    """Whether a file of the repository equals the local one: LFS keeps its SHA-256, git the SHA-1 of its blob."""
     if there is None or there.size != addition.upload_info.size:
         return False
     if there.lfs:
@@ -238,13 +238,13 @@ def _contains(content: Path | bytes, secret: bytes) -> bool:
     return False
 
 
-# Patience
+# Retries
 
 
 def _patiently(work: Callable[[], T], what: str, reached: bool = True) -> T:
-    """What `work` returns, tried again with growing waits, or those that the Hub asks for, while its faults may pass.
-    Raises HubError for one that will not, and after the last attempt: the third, where no connection was made and the
-    Hub has not been reached before."""
+    """Return the result of `work`. Temporary errors are retried with growing waits, or with those that the Hub asks
+    for. Raises HubError for a permanent error and after the last attempt, which is the third if there was no connection
+    and the Hub has not been reached before."""
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return work()
@@ -261,14 +261,14 @@ def _patiently(work: Callable[[], T], what: str, reached: bool = True) -> T:
 
 
 def _first(work: Callable[[], T], what: str) -> T:
-    """As `_patiently`, for what may be a command's first request: where there is no network, minutes of waiting would
-    not bring one. The client itself would wait for a connection for ever."""
+    """`_patiently` for a request that may be the command's first. Without a network, minutes of waiting would not help,
+    and the client itself would wait for a connection forever."""
     get_session().timeout = httpx2.Timeout(None, connect=REACHING_S)
     return _patiently(work, what, reached=False)
 
 
 def _judge(error: BaseException) -> tuple[bool, str, float]:
-    """(may it pass, what to say of it, the seconds that the Hub asks to wait) of a client's error."""
+    """Return (whether to retry, the message, the seconds that the Hub asks to wait) for a client's error."""
     for one in _chain(error):
         if isinstance(one, HfHubHTTPError) and one.response is not None:
             status, headers = one.response.status_code, one.response.headers

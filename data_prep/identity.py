@@ -1,8 +1,8 @@
-"""What decides whether a run is the one that lies in a folder already: its settings and its inputs.
+"""The identity of a run: the settings and inputs that decide whether a folder already holds this run.
 
-An `Identity` holds the settings that were given, the content of every file that they name, model folders by the run
-that made them, and the user's own reward modules. The version of our own code is recorded beside it and does not
-decide. Nothing here imports torch, so asking what is left to do takes no time.
+An `Identity` holds the given settings, hashes of all files that they name, the runs that made their model folders, and
+the user's own reward modules. The version of this project's code is recorded too, but does not decide. Nothing here
+imports torch, so that checks of what is left to do are fast.
 """
 
 import ast
@@ -25,26 +25,26 @@ from data_prep.files import write_json
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("rewards", "data_prep", "recipes")
 OUTPUTS = "outputs/"
-# Keys of any YAML that say where a finished run goes, see data_prep.publishing.
+# Keys of any YAML that say where a finished run is published; see data_prep.publishing.
 PUBLISHING = ("push_to_hub", "hub_model_id", "hub_private_repo", "hub_strategy")
-# Keys that say where a run works and what is said meanwhile, but nothing of what it makes.
+# Keys that decide where a run works and what it logs, but not its result.
 IGNORED = ("output_dir", "script", "executor", "doctor", "logging_dir", "dataset_num_proc", *PUBLISHING)
-# Likewise within a key: how the pipeline starts a server.
+# The same for nested keys: how the pipeline starts a server.
 IGNORED_WITHIN = ("serve",)
-# A file that says how processes are started: its name counts, its content does not.
+# A file that says how processes are started. Its name is part of the identity, its content is not.
 LAUNCH = "accelerate_config"
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 ROWS = (".parquet", ".jsonl", ".json", ".csv", ".arrow", ".gz", ".zst")
-SAMPLED = 2**30  # bytes: from this size on, weights that no run of ours made are hashed in parts
-HASHES = Path(OUTPUTS, ".hashes.json")  # what was hashed, by path, size and time
+SAMPLED = 2**30  # bytes; larger weights that no run made are hashed in parts
+HASHES = Path(OUTPUTS, ".hashes.json")  # known hashes by path, size and time
 MISSING = object()
 
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
-    """`settings`: as given. `defaults`: of all keys, where they are known. `files`: SHA-256 by path.
-    `runs`: for each folder the id of the run that made it, or a hash of a model folder that no run made. `modules`: a
-    hash of the user's own code by its name. `code`: the version of ours."""
+    """`settings`: as given. `defaults`: the known defaults of all keys. `files`: SHA-256 by path.
+    `runs`: for each folder, the id of the run that made it, or a hash of a model folder that no run made. `modules`:
+    hashes of the user's own code by module name. `code`: the version of this project's code."""
 
     settings: dict[str, Any]
     defaults: dict[str, Any]
@@ -62,8 +62,8 @@ def identify(
 ) -> Identity:
     """The identity of a run with these settings, started by `script`.
 
-    `made_by` returns the folder and the id of the finished run that a path belongs to, None where it is in no run's
-    folder; it may raise for a run that is not finished. `defaults` are those of all keys, as far as they are known.
+    `made_by` returns the folder and the id of the finished run that a path belongs to, or None if it is in no run's
+    folder; it may raise for an unfinished run. `defaults` are the known defaults of all keys.
     """
     given = {key: plain(value) for key, value in settings.items() if key not in IGNORED}
     usual = {key: plain(value) for key, value in (defaults or {}).items() if key not in IGNORED}
@@ -89,7 +89,7 @@ def identify(
 
 
 def plain(value: Any) -> Any:
-    """A setting as JSON holds it, so that `1e-4`, `1E-4` and `0.0001` are one, without `IGNORED_WITHIN`."""
+    """A setting as a JSON value, in which `1e-4`, `1E-4` and `0.0001` are equal, without `IGNORED_WITHIN`."""
     if isinstance(value, enum.Enum):
         return plain(value.value)
     if isinstance(value, Mapping):
@@ -102,10 +102,10 @@ def plain(value: Any) -> Any:
 
 
 def changes(then: Identity, now: Identity, config: Mapping[str, Any], nested: bool = True) -> list[str]:
-    """What differs, in words; [] for the same run.
+    """Describe the differences between two identities; [] means the same run.
 
-    `config` has all settings that were in force then, as far as they were recorded: a key that is written out now with
-    the value that it had anyway is no change. With `nested`, a mapping among them may be written in part.
+    `config` holds all recorded settings of the earlier run, including defaults, so that a key that is now written out
+    with its old value is no change. With `nested`, a mapping may be written in part.
     """
     found = []
     for key in sorted(then.settings.keys() | now.settings.keys()):
@@ -137,7 +137,7 @@ def changes(then: Identity, now: Identity, config: Mapping[str, Any], nested: bo
 
 def _same(one: Any, other: Any) -> bool:
     if isinstance(one, str) and isinstance(other, str):
-        return os.path.abspath(one) == os.path.abspath(other)  # one path, however it is spelt
+        return os.path.abspath(one) == os.path.abspath(other)  # one path in two spellings
     return one == other or [one] == other or one == [other]  # a command line writes a list of one as its item
 
 
@@ -153,7 +153,7 @@ def _shown(value: Any) -> str:
 
 
 def texts(value: Any) -> Iterator[str]:
-    """Every text in a setting, however deep."""
+    """Yield every string in a setting, at any depth."""
     if isinstance(value, Mapping):
         for part in value.values():
             yield from texts(part)
@@ -167,18 +167,18 @@ def texts(value: Any) -> Iterator[str]:
 # Files
 
 
-_known: dict[str, list] = {}  # by absolute path: [what identifies the version of a file, its SHA-256]
+_known: dict[str, list] = {}  # by absolute path: [version of the file, its SHA-256]
 
 
 def _read_hashes() -> dict[str, list]:
     try:
         return json.loads(HASHES.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):  # hashed again, then
+    except (FileNotFoundError, ValueError):  # the files are hashed again
         return {}
 
 
 def remember() -> None:
-    """Write to HASHES what this process has hashed, so that no other one reads those files."""
+    """Write the hashes of this process to HASHES, so that other processes need not read those files."""
     stored = _read_hashes()
     mine = {path: entry for path, entry in _known.items() if stored.get(path) != entry}
     if mine and HASHES.parent.is_dir():
@@ -186,7 +186,7 @@ def remember() -> None:
 
 
 def content(path: Path, sampled: bool = False) -> str:
-    """The SHA-256 of a file, remembered by its size and times; of a large one that may be `sampled`, of its size and 64
+    """The SHA-256 of a file, cached by its size and times. With `sampled`, a large file is hashed by its size and 64
     evenly spaced megabytes."""
     stat = path.stat()
     sampled = sampled and stat.st_size > SAMPLED
@@ -209,7 +209,7 @@ def content(path: Path, sampled: bool = False) -> str:
 
 
 def _hash_folder(folder: Path) -> str | None:
-    """Of a model or rows that no run of ours made: names and contents of all files. None for another folder."""
+    """A hash of the names and contents of all files of a model or rows that no run made; None for other folders."""
     if not any(path.name == "config.json" or path.suffix in ROWS for path in folder.iterdir()):
         return None
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith(".")]
@@ -221,8 +221,8 @@ def _hash_folder(folder: Path) -> str | None:
 
 
 def code_version(script: Path) -> dict[str, str]:
-    """`hash`: of the code of `script` and of every module of ours that it imports, directly or not, and of the
-    templates beside them; comments, docstrings and layout do not count. `commit`: git's, where there is a repository.
+    """Return `hash`, over `script`, all modules of this project that it imports, directly or not, and the templates
+    beside them, without comments, docstrings and layout; and `commit`, git's, if there is a repository.
     """
     code = closure_of_ours(script)
     templates = sorted(path for folder in {path.parent for path in code} for path in folder.glob("*.jinja"))
@@ -232,7 +232,7 @@ def code_version(script: Path) -> dict[str, str]:
 
 
 def closure_of_ours(script: Path) -> list[Path]:
-    """The script's file and those of all modules of this project that it imports, directly or not, sorted."""
+    """The sorted files of the script and of all modules of this project that it imports, directly or not."""
     return _closure(Path(script).resolve(), ROOT, lambda name: name.partition(".")[0] in PACKAGES)
 
 
@@ -243,13 +243,13 @@ def _commit() -> str:
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):  # no git, or no commit yet: the hash says enough
+    except (OSError, subprocess.SubprocessError):  # no git, or no commit yet: the hash suffices
         return ""
 
 
 def _own_modules(dotted: str) -> dict[str, str]:
-    """Of a dotted path to a reward of the user's: its module, and what that imports from the folder that it lies in; of
-    one that is installed its module alone."""
+    """Hashes of the module in a dotted path to a user's reward, and of the modules that it imports from its own folder.
+    For an installed module, only its own hash."""
     module = dotted.rpartition(".")[0]
     if not module or module.partition(".")[0] in PACKAGES:
         return {}
@@ -264,7 +264,7 @@ def _own_modules(dotted: str) -> dict[str, str]:
 
 
 def _closure(start: Path, root: Path, counts: Callable[[str], bool]) -> list[Path]:
-    """The file and those of all modules below `root` that it imports, directly or not, and whose name counts."""
+    """A file and those of all modules below `root` that it imports, directly or not, and whose names pass `counts`."""
     waiting, seen = [start], set()
     while waiting:
         path = waiting.pop()
@@ -280,10 +280,10 @@ def _closure(start: Path, root: Path, counts: Callable[[str], bool]) -> list[Pat
 
 @functools.lru_cache(maxsize=1024)
 def _code(path: Path, mtime_ns: int) -> tuple[str, tuple[tuple[int, str], ...]]:
-    """(hash of the code without comments and docstrings, its imports as (level, name))."""
+    """Return (hash of the code without comments and docstrings, its imports as (level, name))."""
     try:
         return _read_code(ast.parse(path.read_bytes(), filename=str(path)))
-    except (SyntaxError, ValueError, RecursionError):  # what is wrong with it the import tells
+    except (SyntaxError, ValueError, RecursionError):  # the import itself will report the error
         return hashlib.sha256(path.read_bytes()).hexdigest(), ()
 
 

@@ -1,9 +1,9 @@
-"""What the data jobs share: `python -m data_prep.<job> --config <yaml> [--override FILE] [--seed N]
-[--dry-run] [--limit N] [--redo] [--engine local|ray|slurm]`; with `--checkpoint` where a job samples one.
+"""The command line of all data jobs: `python -m data_prep.<job> --config <yaml> [--override FILE] [--seed N]
+[--dry-run] [--limit N] [--redo] [--engine local|ray|slurm]`, and `--checkpoint` for a job that samples one.
 
-A job is a dataclass of settings, a function that loads and checks everything it reads, and one that does the work and
-returns its figures for run.json. All that can be wrong with settings and inputs is found before any work: one line on
-stderr, exit code 2.
+A job consists of a dataclass of settings, a function that loads and checks all inputs, and a function that does the
+work and returns the figures for run.json. Errors in settings and inputs are found before any work starts; they are
+reported in one line on stderr, with exit code 2.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ log = logging.getLogger("data_prep")
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """What a plan counts of a job: the ``rows`` that it writes, by a part of the file's name ("": all files), and how
-    many ``samples`` of up to ``max_tokens`` tokens it asks of ``checkpoint``."""
+    """The size of a job for a plan: the ``rows`` that it writes, by a part of the file's name ("": all files), and the
+    number of ``samples`` of up to ``max_tokens`` tokens that it draws from ``checkpoint``."""
 
     rows: dict[str, int] = dataclasses.field(default_factory=dict)
     samples: int = 0
@@ -42,9 +42,9 @@ class Size:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
-    """What every job's YAML may say. One that is not ``distributed`` is a single task on a cluster. ``threads``:
-    OMP_NUM_THREADS in a pipeline on CPUs. ``script``: the module that a pipeline runs with this YAML ("": that of the
-    YAML's name)."""
+    """The keys that every job's YAML may have. On a cluster, a job that is not ``distributed`` runs as a single task.
+    ``threads``: OMP_NUM_THREADS in a pipeline on CPUs. ``script``: the module that a pipeline runs with this YAML ("":
+    the module with the YAML's name)."""
 
     output_dir: str
     executor: engine.Executor = dataclasses.field(default_factory=engine.Executor)
@@ -55,12 +55,12 @@ class Job:
     distributed: ClassVar[bool] = False
 
     def size(self, rows_of: Callable[[str], int]) -> Size:
-        """``rows_of``: how many rows a file will have, by its path."""
+        """The job's size; ``rows_of`` returns how many rows the file at a path will have."""
         return Size()
 
 
 def main(name: str) -> int:
-    """Runs the job of a module, which is imported under its own name so that other processes find what is in it."""
+    """Run the job of a module. The module is imported under its own name so that other processes can import from it."""
     module = importlib.import_module(name)
     settings = typing.get_type_hints(module.load)["config"]
     return run(settings, module.load, module.build, plan=getattr(module, "plan", None))
@@ -73,13 +73,12 @@ def run(
     argv: list[str] | None = None,
     plan: Callable[..., list[str]] | None = None,
 ) -> int:
-    """Runs one job to its end and returns the exit code.
+    """Run one job and return the exit code.
 
-    ``settings`` has at least ``output_dir: str``, ``seed: int`` and ``limit: int``; ``load(config)`` returns named
-    lists of rows; ``build(config, output_dir, **loaded)`` writes into output_dir and returns figures;
-    ``plan(config, **loaded)`` says in lines what will be read, made and needed. A run with ``--limit N`` takes N rows
-    where the full one takes more, and writes to ``<output_dir>_limit_N`` so that a trial never stands in for the full
-    run; it is not pushed either.
+    ``settings`` has at least ``output_dir: str``, ``seed: int`` and ``limit: int``. ``load(config)`` returns named
+    lists of rows. ``build(config, output_dir, **loaded)`` writes into output_dir and returns figures.
+    ``plan(config, **loaded)`` returns lines on what will be read, made and needed. A run with ``--limit N`` takes at
+    most N rows. It writes to ``<output_dir>_limit_N``, so that a trial never replaces the full run, and is not pushed.
     """
     script = Path(inspect.getfile(build))
     module = (
@@ -134,13 +133,13 @@ def run(
                 figures = _on_cluster(config, output_dir, load, build)
             else:
                 figures = build(config, output_dir, **loaded)
-        # a full disk, a dead server, nothing left, a machine that can shut no program in
+        # a full disk, a dead server, no rows left, a machine without a sandbox
         except (OSError, runs.Stopped, SandboxRefused, SandboxUnavailable) as error:
             raise runs.Stopped(f"{error}; what is done is kept, the same command goes on") from error
         values = dataclasses.asdict(config)
         parents = [str(path) for path in runs.inputs(values)]
         runs.finish(output_dir, config=values, seed=config.seed, inputs=parents, **figures)
-        count = figures.get("rows")  # of several files a mapping
+        count = figures.get("rows")  # a mapping if there are several files
         log.info("built %s%s", output_dir, f", {count:,} rows" if isinstance(count, int) else "")
         return hub.publish(output_dir)
 
@@ -148,7 +147,7 @@ def run(
 
 
 def _on_cluster(config: Job, output_dir: Path, load: Callable, build: Callable) -> dict[str, Any]:
-    """The whole job as one task; what it distributes by itself, it does within its node."""
+    """Run the whole job as one task; what the job itself distributes runs within that node."""
     work, there = output_dir / "work", dataclasses.replace(config, executor=engine.Executor())
     task = engine.Task(functools.partial(_alone, there, output_dir, load, build))
     engine.run([task], 1, work, config.executor)
@@ -162,14 +161,14 @@ def _alone(config: Job, output_dir: Path, load: Callable, build: Callable, rank:
 
 
 def choose(rows: list[Row], count: int, seed: int | str) -> list[Row]:
-    """``count`` of the rows (all, where there are fewer) in an order that depends on the seed only. 0: all of them."""
+    """Choose ``count`` rows (0, or more than there are: all) in an order that depends only on the seed."""
     order = list(rows)
     random.Random(f"choose-{seed}").shuffle(order)
     return order[:count] if count else order
 
 
 def scaled(table: dict[str, int], total: int) -> dict[str, int]:
-    """The table's counts in proportion, rounded by largest remainder, so that they sum to ``total`` exactly."""
+    """Scale the table's counts by largest remainder, so that they sum to exactly ``total``."""
     size = sum(table.values())
     shares = {name: divmod(count * total, size) for name, count in table.items()}
     left = total - sum(whole for whole, _ in shares.values())

@@ -1,4 +1,4 @@
-"""Memory of a CPU: what a process may still take, and what it keeps of what it frees."""
+"""CPU memory: how much a process may still allocate, and whether it keeps freed memory."""
 
 import ctypes
 from pathlib import Path
@@ -10,20 +10,20 @@ LARGE = 30_000_000  # parameters
 
 
 def keep_freed(parameters: int) -> None:
-    """Let glibc keep what is freed, for a model of so many parameters. Each step frees the tensors of the one before
-    and takes as much again. To give it to the kernel in between, which clears every page, took a tenth of a step.
+    """Let glibc keep freed memory, for a model with this many parameters. Each step frees the tensors of the last one
+    and allocates as much again. Returning that memory to the kernel, which clears every page, took 10% of a step.
 
-    A large model is left alone: what is free lies in pieces that a batch of another length does not fit into, and 5 GB
-    became 12 within 190 steps of 135M parameters. So is another C library."""
+    Nothing is changed for a large model or for another C library. With a large model, the free memory is in pieces into
+    which a batch of another length does not fit: 5 GB became 12 within 190 steps of 135M parameters."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None and parameters < LARGE:
-        mallopt(_TRIM_THRESHOLD, -1)  # never given back from the end of the heap
-        mallopt(_MMAP_MAX, 0)  # nor put outside of it
+        mallopt(_TRIM_THRESHOLD, -1)  # never return the end of the heap
+        mallopt(_MMAP_MAX, 0)  # never allocate outside the heap
 
 
 def available() -> int:
-    """Bytes that this process may still take: what the machine has free, and what the limits of its control groups
-    (version 2; of a container or a Slurm job) leave of it."""
+    """Bytes that this process may still allocate: the machine's free memory, or less if the limits of the process's
+    control groups (version 2; set by containers and Slurm jobs) leave less."""
     found = psutil.virtual_memory().available
     leaf = Path("/sys/fs/cgroup" + Path("/proc/self/cgroup").read_text().rpartition("0::")[2].strip())
     for limit in (group / "memory.max" for group in (leaf, *leaf.parents)):

@@ -1,8 +1,8 @@
 """The SFT mixture: reasoning and general data in the proportions of the paper's Table 5, from any number of files.
 
-Rows that break the contract, fail a filter, meet an evaluation set or repeat each other are dropped, counted, and
-listed in dropped.jsonl. At 804,745 rows the quotas are the table's own; at any other size they are in proportion. Where
-a domain has fewer rows than its quota, the shortfall is reported and nothing is put in its place.
+Rows that break the contract, fail a filter, share an n-gram with an evaluation set or repeat each other are dropped,
+counted, and listed in dropped.jsonl. At 804,745 rows the quotas are those of the table; at any other size they are in
+proportion. If a domain has fewer rows than its quota, the shortfall is reported and not filled from other domains.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ import pyarrow.parquet as pq
 log = logging.getLogger(__name__)
 TABLE_5 = {"math": 395_285, "code": 211_129, "stem": 10_124, "logic": 10_395, "general": 177_812}  # paper v2
 DOMAINS = list(TABLE_5)
-SPEED = 8 * 2**20  # bytes of text a second and worker, with all filters: benchmarks/data_prep.py
-KEY = "_key"  # of a row in the shuffled whole
+SPEED = 8 * 2**20  # bytes of text per second and worker, with all filters; see benchmarks/data_prep.py
+KEY = "_key"  # column of a row's place in the shuffled order
 EXAMPLES = 10  # near duplicates that run.json shows
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mixture(jobs.Job):
-    """``sources`` are Parquet or JSONL files of SFT rows; ``total`` the size of the mixture if no domain falls short.
-    Rows of runs (``outputs/...``) must be sound; of other files, what is not is dropped and listed. ``per_prompt``
-    rows are kept of each prompt (0: all distinct ones). A prompt goes with all its rows if its MinHash similarity to an
-    earlier one that stays is ``near_duplicates`` or more, as in 0.8 (0: none are sought). ``tasks``: 0 makes one for
+    """``sources``: Parquet or JSONL files of SFT rows. ``total``: the size of the mixture if no domain falls short.
+    Invalid rows of runs (``outputs/...``) are an error; those of other files are dropped and listed. ``per_prompt``
+    rows are kept of each prompt (0: all distinct ones). A prompt is dropped with all its rows if its MinHash similarity
+    to an earlier kept prompt is at least ``near_duplicates``, as in 0.8 (0: no search). ``tasks``: 0 makes one task for
     every 128 MB of text."""
 
     sources: list[str]
@@ -64,17 +64,17 @@ def load(config: Mixture) -> dict[str, Any]:
 
 
 def _sources(config: Mixture) -> list[str]:
-    """The files of ``sources``, each part of one that several tasks wrote."""
+    """The files of ``sources``; a source that several tasks wrote has several files."""
     return [file for source in config.sources for file in shards.files(source)]
 
 
 def quotas(total: int) -> dict[str, int]:
-    """Rows a domain: Table 5 scaled to ``total``."""
+    """The number of rows of each domain: Table 5 scaled to ``total``."""
     return jobs.scaled(TABLE_5, total)
 
 
 def plan(config: Mixture, parts: list[shards.Part], evaluation_items: decontaminate.Index) -> list[str]:
-    """What is read, made and needed, in lines."""
+    """Lines on what is read, made and needed."""
     files_of = {source: set(shards.files(source)) for source in config.sources}
     lines = [
         f"{source}: {shards.described([part for part in parts if part.path in files_of[source]])}"
@@ -84,7 +84,7 @@ def plan(config: Mixture, parts: list[shards.Part], evaluation_items: decontamin
     lines.append("quotas: " + ", ".join(f"{count:,} {domain}" for domain, count in wanted.items()))
     size = sum(part.size for part in parts)
     tasks, files = _tasks(config, parts), _files(parts)
-    disk = f"up to {1.2 * size / 2**30:.1f} GB of disk"  # chosen: lz4 and zstd halve text; both are there at the end
+    disk = f"up to {1.2 * size / 2**30:.1f} GB of disk"  # chosen: lz4 and zstd halve text; both copies exist at the end
     at_a_time = config.executor.workers or (os.cpu_count() if config.executor.kind == "local" else tasks)
     minutes = size / SPEED / min(at_a_time or 1, tasks) / 60
     lines.append(f"{tasks} tasks ({config.executor.kind}), {files} files, {disk}, about {minutes:,.0f} minutes")
@@ -133,7 +133,7 @@ def build(
 
 
 def _begin(work: Path, parts: list[shards.Part]) -> None:
-    """What an earlier try left is of use only if it read the same files."""
+    """Keep the work of an earlier attempt only if it read the same files."""
     seen = json.dumps([asdict(part) | {"changed": Path(part.path).stat().st_mtime_ns} for part in parts]).encode()
     path = work / "parts.json"
     if not path.is_file() or path.read_bytes() != seen:
@@ -142,11 +142,11 @@ def _begin(work: Path, parts: list[shards.Part]) -> None:
             file.write(seen)
 
 
-# --- what is known of each row before any is chosen -------------------------------------------------------------------
+# --- columns that are computed before the choice ----------------------------------------------------------------------
 
 
 def order_key(seed: int, row: rows.Row) -> int:
-    """A row's place in the shuffled whole. It depends on the seed and the row only, not on which others there are."""
+    """A row's place in the shuffled order. It depends only on the seed and the row, not on the other rows."""
     return dedup.hash64(f"{seed}\0{row['id']}")
 
 
@@ -170,15 +170,15 @@ def licence(row: rows.Row) -> tuple[str, str] | None:
 
 
 def select(config: Mixture, kept: Path, dropped: Path, wanted: dict[str, int], strict: set[str]) -> dict[str, object]:
-    """Marks the rows of the mixture in a ``.npy`` beside each run, lists all that was dropped in ``dropped``, and
-    returns the figures. The first of each id, row and prompt stays, in the order of the sources."""
+    """Mark the rows of the mixture in a ``.npy`` beside each run, list all dropped rows in ``dropped``, and return the
+    figures. Of rows with equal id, content or prompt, the first in the order of the sources is kept."""
     columns, lengths = shards.index(kept, [shards.ORDER, KEY, "_id", "_prompt", "_row", "_domain"])
     order = np.argsort(columns[shards.ORDER])
     left = np.ones(len(order), bool)
     causes: dict[str, np.ndarray] = {}
 
     def leave_out(cause: str, where: np.ndarray) -> None:
-        """``where``: positions among the rows that are left, in the order of the sources."""
+        """Drop the rows at ``where``, which are positions among the remaining rows in the order of the sources."""
         causes[cause] = order[left[order]][where]
         left[causes[cause]] = False
 
@@ -246,7 +246,8 @@ def _figures(kept, dropped, config, wanted, available, left, columns, causes, le
 
 
 def _near(kept: Path, lengths: list[int], pairs: np.ndarray) -> dict[str, Any]:
-    """What a person looks at to judge a threshold, of (dropped prompt, the one that stays for it) by their rows."""
+    """Figures and examples by which a person can judge the threshold. ``pairs`` are the rows of (dropped prompt, the
+    kept prompt that it nearly repeats)."""
     found = _cells(kept, lengths, pairs[:EXAMPLES].reshape(-1), "id", "prompt")
     shown = {at: {"id": id, "prompt": prompt[:300]} for at, (id, prompt) in found.items()}
     largest = 1 + int(np.bincount(pairs[:, 1]).max()) if len(pairs) else 0
@@ -255,7 +256,7 @@ def _near(kept: Path, lengths: list[int], pairs: np.ndarray) -> dict[str, Any]:
 
 
 def _cells(kept: Path, lengths: list[int], wanted: np.ndarray, *names: str) -> dict[int, tuple]:
-    """Cells of some rows by the rows' numbers among all runs."""
+    """The cells of the ``wanted`` rows, by the rows' numbers among all runs."""
     found: dict[int, tuple] = {}
     starts = np.cumsum([0, *lengths])
     for path, start, end in zip(shards.runs_in(kept), starts, starts[1:], strict=False):
@@ -267,7 +268,7 @@ def _cells(kept: Path, lengths: list[int], wanted: np.ndarray, *names: str) -> d
 
 
 def _dropped_lines(kept, sources, columns, causes, lengths) -> Iterator[bytes]:
-    """Those of the tasks, then those of the choice, each in the order of the sources."""
+    """Yield the lines of rows dropped by the tasks, then by the choice, each in the order of the sources."""
     for path in sorted(kept.glob("*.jsonl")):
         with path.open("rb") as file:
             yield from file

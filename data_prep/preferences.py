@@ -1,11 +1,13 @@
 """Preference data for the two reward models (paper v2, 3.1 and B.2).
 
-Helpfulness: pairs of answers to a helpful prompt, judged four times, half of them with the sides swapped; kept where
-the mean difference exceeds 1; chosen and rejected made comparable in length over the whole set. The judge reads the
-summary only, which is also all that the reward model will read. Harmlessness: each response as a whole, its reasoning
-too, labelled safe or unsafe; a stronger writer's responses are among them, since Dev3 has seen no unsafe request and
-hardly declines one. For the same reason its refusals stand among the answers to helpful prompts: a policy that learns
-to decline will try them there, and the helpfulness model must know what a needless one is worth.
+Helpfulness: pairs of answers to a helpful prompt are judged four times, half of them with the sides swapped. A pair is
+kept if the mean difference exceeds 1, and over the whole set, chosen and rejected are made comparable in length. The
+judge reads only the summary, as the reward model will.
+
+Harmlessness: each response, including its reasoning, is labelled safe or unsafe. Responses of a stronger writer are
+added because Dev3 has seen no unsafe request and hardly ever declines one. For the same reason, the writer's refusals
+are added to the answers to helpful prompts: a policy that learns to decline will try that there, and the helpfulness
+model must learn that a needless refusal is a bad answer.
 """
 
 from __future__ import annotations
@@ -26,15 +28,15 @@ from data_prep.sampling import JUDGING, Decoding, Sample, Sampler, Server, Serve
 from rewards.settings import Count, NotNegative, Positive, Range
 
 log = logging.getLogger(__name__)
-AGAIN = replace(JUDGING, temperature=0.7)  # chosen: at 0, to ask again would bring the same answer
+AGAIN = replace(JUDGING, temperature=0.7)  # chosen: at 0, asking again would give the same answer
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preferences(jobs.Job):
-    """``count`` prompts of each kind (0: all), ``n`` samples of each by the checkpoint, at most ``pairs`` pairs a
-    helpful prompt, ``written`` more responses by the writer to a harmful one, of which ``declined`` are put beside the
-    answers to each helpful one.
-    ``length_tolerance``: by how much the mean lengths of chosen and rejected may differ, as a share of the shorter."""
+    """``count``: prompts of each kind (0: all). ``n``: samples of each by the checkpoint. ``pairs``: at most so many
+    pairs per helpful prompt. ``written``: responses of the writer to each harmful prompt. ``declined``: how many of
+    its refusals are added to the answers to each helpful prompt.
+    ``length_tolerance``: how far the mean lengths of chosen and rejected may differ, as a share of the shorter one."""
 
     checkpoint: str
     helpful: str
@@ -117,10 +119,10 @@ def build(
 def judge_pairs(
     config: Preferences, server: Server, store: Path, asked: list[rows.Row], responses: list[list[str]]
 ) -> tuple[list[rows.Row], dict[str, object]]:
-    """(pairs with columns prompt, chosen, rejected, difference, id, question, language; figures)."""
+    """Return (pairs with columns prompt, chosen, rejected, difference, id, question, language; figures)."""
     drawn: list[tuple[rows.Row, str, str]] = []
     for row, texts in zip(asked, responses, strict=True):
-        by_summary = {rewards.parse(text).summary: text for text in texts}  # the judge could not tell them apart
+        by_summary = {rewards.parse(text).summary: text for text in texts}  # the judge cannot tell equal ones apart
         both = list(itertools.combinations(by_summary.values(), 2))
         random.Random(f"pairs-{config.seed}-{row['id']}").shuffle(both)
         drawn += [(row, first, second) for first, second in both[: config.pairs]]
@@ -134,7 +136,7 @@ def judge_pairs(
     for (row, first, second), straight, swapped in zip(drawn, answers[::2], answers[1::2], strict=True):
         sides = [[prompts.read_preference(answer.text) for answer in side] for side in (straight, swapped)]
         readable = [[points for points in side if points is not None] for side in sides]
-        # Each side counts alike: verdicts on one order alone would be what the judge thinks of the first place too.
+        # Both orders count equally, because verdicts on one order would include the judge's bias to the first place.
         one, other = (sum(side) / max(len(side), 1) for side in readable)
         difference = (one - other) / 2
         if not all(readable):
@@ -160,8 +162,8 @@ def judge_pairs(
 
 
 def balance_lengths(pairs: list[rows.Row], tolerance: float) -> list[bool]:
-    """Which pairs to keep so that the mean lengths of both sides are comparable: the pairs whose chosen (or rejected)
-    side is most in excess go first."""
+    """Which pairs to keep so that the mean lengths of both sides are comparable. If the chosen (or rejected) sides
+    are too long, the pairs in which that side is longest relative to the other are dropped first."""
     lengths = [(_length(pair["chosen"]), _length(pair["rejected"])) for pair in pairs]
     chosen, rejected = (sum(side) for side in zip(*lengths, strict=True)) if lengths else (0, 0)
     order = sorted(range(len(pairs)), key=lambda at: lengths[at][0] - lengths[at][1])
@@ -178,7 +180,7 @@ def _length(text: object) -> int:
 
 
 def _length_ratio(pairs: list[rows.Row]) -> float:
-    """Mean length of the chosen summaries over that of the rejected, in characters; 1.0 for no pairs."""
+    """The mean length of the chosen summaries divided by that of the rejected ones, in characters; 1.0 for no pairs."""
     rejected = sum(_length(pair["rejected"]) for pair in pairs)
     return sum(_length(pair["chosen"]) for pair in pairs) / rejected if rejected else 1.0
 
@@ -186,7 +188,7 @@ def _length_ratio(pairs: list[rows.Row]) -> float:
 def label_safety(
     config: Preferences, server: Server, store: Path, asked: list[rows.Row], responses: list[list[str]]
 ) -> tuple[list[rows.Row], dict[str, object]]:
-    """(responses with columns prompt, response, label (1 safe, 0 unsafe), id, question, language; figures)."""
+    """Return (responses with columns prompt, response, label (1 safe, 0 unsafe), id, question, language; figures)."""
     drawn = [(row, text) for row, texts in zip(asked, responses, strict=True) for text in texts]
     questions = [prompts.chat(prompts.safety(row["question"], text)) for row, text in drawn]
     answers = server.sample(questions, 1, JUDGING, config.seed, store / "labels")

@@ -1,10 +1,8 @@
-"""Every prompt that the data jobs send, in one place; but for the judge's of correctness, which is the reward's
-(`rewards.judge`).
+"""All prompts that the data jobs send, except for the correctness judge's, which is in `rewards.judge`.
 
-The R1-Zero template is the paper's (v1, Table 1), word for word. The others follow what the paper says of its own
-(v2, Appendix B: Listings 1 and 3, and the preference judge) in our words; their headings are also what
-``data_prep.world.oracle`` recognises. Text of users is put in by ``str.replace``, never by ``str.format``, so that
-braces and backslashes in it stay as they are.
+The R1-Zero template is the paper's (v1, Table 1), word for word. The others follow the paper's descriptions (v2,
+Appendix B: Listings 1 and 3, and the preference judge) in our words. ``data_prep.world.oracle`` recognises them by
+their headings. Users' text is never inserted by ``str.format``, so that braces and backslashes in it stay unchanged.
 """
 
 from __future__ import annotations
@@ -92,7 +90,7 @@ DIRECT = {
 
 
 def fill(template: str, **fields: str) -> str:
-    """Puts each field in at its ``{name}``, in one pass, so that a field's own text is never a place to fill."""
+    """Replace each ``{name}`` by its field. It is one pass, so that placeholders in a field's text are not replaced."""
     pattern = re.compile("|".join(re.escape("{" + name + "}") for name in fields))
     return pattern.sub(lambda match: fields[match.group()[1:-1]], template)
 
@@ -107,25 +105,25 @@ def chat(prompt: str) -> list[dict[str, str]]:
 
 
 def boxed(problem: str) -> str:
-    """A problem of mathematics as the paper evaluates it (v2, Table 32)."""
+    """A mathematics problem as the paper evaluates it (v2, Table 32)."""
     return f"{problem} Please reason step by step, and put your final answer within \\boxed{{}}."
 
 
 def choice(question: str, options: list[str]) -> str:
-    """A multiple-choice question as the paper evaluates it (v2, Tables 18 and 29): the letter in a line of its own."""
+    """A multiple-choice question as the paper evaluates it (v2, Tables 18 and 29), with the letter on its own line."""
     listed = "\n".join(f"{letter}) {option}" for letter, option in zip("ABCD", options, strict=True))
     form = "The last line of your response should be of the following format: 'ANSWER: $LETTER' (without quotes)."
     return f"Answer this multiple-choice question step by step. {form}\n\n{question}\n\n{listed}"
 
 
 def few_shot(examples: list[dict[str, str]], question: str) -> str:
-    """The walkthrough's pages: worked examples ({"question", "solution"}), then the question, for a base model."""
+    """A page for a base model, as in the walkthrough: worked examples ({"question", "solution"}), then the question."""
     pages = [f"Problem: {example['question']}\nSolution: {example['solution']}\n\n" for example in examples]
     return "".join(pages) + f"Problem: {question}\nSolution:"
 
 
 def direct(question: str, language: str) -> str:
-    """The walkthrough's direct prompting of a base model, which asks for steps and for their verification."""
+    """The walkthrough's direct prompt for a base model, which asks for steps and for verification."""
     return fill(DIRECT[language], question=question)
 
 
@@ -153,14 +151,14 @@ def short_reasoning(question: str, language: str) -> str:
     return fill(SHORT_REASONING, question=question, language=LANGUAGE_NAMES[language])
 
 
-# --- verdicts: None where the judge's text holds none -----------------------------------------------------------------
+# --- verdicts: None if the judge's text contains none -----------------------------------------------------------------
 
 # chosen: the paper prints no numbers. Five verdicts are five points: A>>B gives A 5 and B 1, A>B 4 and 2, A=B 3 and 3.
 PREFERENCE_SCORES = {"A>>B": 4, "A>B": 2, "A=B": 0, "B>A": -2, "B>>A": -4}
 
 
 def read_preference(text: str) -> int | None:
-    """Points of A less points of B, from 4 to -4."""
+    """The points of A minus those of B, from 4 to -4."""
     verdicts = re.findall(r"\[\[(A>>B|A>B|A=B|B>A|B>>A)\]\]", text)
     return PREFERENCE_SCORES[verdicts[-1]] if verdicts else None
 

@@ -1,7 +1,7 @@
-"""The keys of any YAML by which a finished run goes to the Hub, and the way there.
+"""The keys of any YAML that push a finished run to the Hub.
 
-That way is the command `python -m data_prep.push`, in a process of its own: a run that is not pushed imports nothing
-for it, and whatever becomes of it, the run on disk is done.
+The push is the command `python -m data_prep.push` in a separate process. Runs that are not pushed therefore import
+nothing for it, and a failed push leaves the run on disk finished.
 """
 
 import json
@@ -25,7 +25,7 @@ REFUSED = {
 
 @dataclass(frozen=True)
 class Publishing:
-    """`hub_private_repo`: None is true. `hub_strategy`: all_checkpoints pushes those that are kept, too."""
+    """`hub_private_repo`: None means true. `hub_strategy`: all_checkpoints also pushes the kept checkpoints."""
 
     push_to_hub: bool = False
     hub_model_id: str | None = None
@@ -35,8 +35,8 @@ class Publishing:
     def check(
         self, kind: Literal["model", "dataset"], suffixes: tuple[str, ...] = ("",), base: str | None = None
     ) -> None:
-        """Ends the process, exit status 2, where this cannot be pushed: no token, no write access, no Hub. Raises
-        ConfigError where an adapter's `base` is not there."""
+        """End the process with exit status 2 if a push is not possible: no token, no write access, no Hub. Raises
+        ConfigError if an adapter's `base` is not on the Hub."""
         if self.push_to_hub and base:
             pushed(base)
         for suffix in suffixes if self.push_to_hub else ():
@@ -45,8 +45,8 @@ class Publishing:
                 raise SystemExit(2 if code > 0 else 1)
 
     def publish(self, output_dir: Path) -> int:
-        """Push a finished run that is not there yet; returns an exit status. Its last words finish what it could not
-        do."""
+        """Push a finished run that was not pushed yet, and return an exit status. If the push fails, the last line of
+        the output is the command that finishes it."""
         if not pending(output_dir, self):
             return 0
         command = [*self._command(self.hub_model_id), str(output_dir)]
@@ -63,8 +63,8 @@ class Publishing:
 
 
 def read(config: Mapping[str, Any], where: str) -> Publishing:
-    """What a YAML says of it. Raises ConfigError for a wrong value, a missing name, and a key that would push otherwise
-    than here."""
+    """Read the publishing keys of a YAML. Raises ConfigError for a wrong value, a missing name, and keys that push in
+    another way."""
     if refused := next((key for key in REFUSED if config.get(key)), None):
         raise runs.ConfigError(f"{where}: remove the key `{refused}`: {REFUSED[refused]}")
     found = runs.settings(Publishing, {key: config[key] for key in runs.PUBLISHING if key in config}, where)
@@ -74,7 +74,7 @@ def read(config: Mapping[str, Any], where: str) -> Publishing:
 
 
 def pushed(base: str) -> dict[str, str] | None:
-    """The hub.json of the folder that an adapter stands on; None for a Hub id. Raises ConfigError for a folder that was
+    """The hub.json of the folder of an adapter's base, or None for a Hub id. Raises ConfigError for a folder that was
     not pushed."""
     record = Path(base) / "hub.json"
     if not Path(base).is_dir():
@@ -88,7 +88,7 @@ def pushed(base: str) -> dict[str, str] | None:
 
 
 def pending(output_dir: Path, publishing: Publishing) -> bool:
-    """Whether a finished run still has to be pushed: its hub.json is not there, or names another repository."""
+    """Whether a finished run still has to be pushed: its hub.json is missing or names another repository."""
     record = Path(output_dir) / "hub.json"
     known = json.loads(record.read_text(encoding="utf-8"))["id"] if record.is_file() else None
     return publishing.push_to_hub and known != publishing.hub_model_id

@@ -1,9 +1,9 @@
 """Push what lies on disk to the Hub: `python -m data_prep.push FOLDER --hub-model-id OWNER/NAME`.
 
-FOLDER is a finished run of a stage, a data job or an evaluation, the report of a scale, a model, or an adapter. With
-its files goes a card that explains it, which is the last word on README.md. Before anything is uploaded, the rows of a
-data set are loaded as its card says, and the files of the repository that would be replaced are named. No other file of
-it is touched. Afterwards the checksums are compared, and a model that fits is asked one question. The same command
+FOLDER is a finished run of a stage, a data job or an evaluation, the report of a scale, a model, or an adapter. A card
+that explains it is pushed with its files and replaces README.md. Before the upload, the rows of a data set are loaded
+as its card says, and the files of the repository that will be replaced are listed. No other files are touched. After
+the upload, checksums are compared, and a model that fits into memory and disk is asked one question. The same command
 finishes a push that failed or was killed.
 """
 
@@ -41,21 +41,21 @@ from data_prep.runs import ConfigError, Stopped, advice, write_json
 
 log = logging.getLogger("data_prep.push")
 MODEL_FILES = (".safetensors", ".json", ".jsonl", ".jinja", ".txt", ".model", ".py")
-STATE_FILES = (*MODEL_FILES, ".pt", ".pth")  # what a checkpoint needs to be trained on; never training_args.bin
+STATE_FILES = (*MODEL_FILES, ".pt", ".pth")  # files to resume training from; never training_args.bin
 DATA_FILES = (".parquet", ".json", ".jsonl", ".png", ".svg", ".html")
-OURS = {"begun.json", "hub.json", "sessions.json"}  # about this disk
-SCRATCH = ".pushed"  # what is read back, while it is compared
-# Left beside what is pushed, transformers or PEFT would load these with it or instead of it.
+OURS = {"begun.json", "hub.json", "sessions.json"}  # only about the local folder
+SCRATCH = ".pushed"  # holds the downloaded files during the comparison
+# If these stayed in the repository, transformers or PEFT would load them with the pushed model or instead of it.
 OF_A_MODEL = re.compile(
     r"model.*\.safetensors(\.index\.json)?|adapter_(config\.json|model.*)|generation_config\.json|.*chat_template.*|"
     r"tokenizer.*|(added_tokens|special_tokens_map|vocab)\.json|merges\.txt"
 )
-OF_A_DATA_SET = ("dataset_infos.json", ".huggingface.yaml")  # datasets reads them beside any card
+OF_A_DATA_SET = ("dataset_infos.json", ".huggingface.yaml")  # datasets reads them as well as the card
 
 
 def main(argv: list[str]) -> None:
-    """Raises Stopped where the Hub did not take it (the last line finishes the push), ConfigError where it cannot be
-    pushed as it is."""
+    """Push a folder. Raises Stopped if an upload failed (the last line is the command that finishes the push), and
+    ConfigError if the folder cannot be pushed in its present state."""
     parser = commands.parser("data_prep.push", __doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--hub-model-id", required=True, metavar="OWNER/NAME", help="of a model or of a data set")
@@ -99,21 +99,21 @@ def main(argv: list[str]) -> None:
 
 
 class Plan(NamedTuple):
-    """What goes from one folder to one branch."""
+    """The files that are pushed from one folder to one branch."""
 
     folder: Path
     repository: Repository
     branch: str
     added: Additions
-    stale: list[str]  # would be loaded with or instead of these, and are deleted if that is asked for
+    stale: list[str]  # would be loaded with or instead of these; deleted on request
 
 
 def prepare(folder: Path, repository: Repository, arguments: argparse.Namespace) -> Iterator[Plan]:
-    """What a model or a data set and its checkpoints need, made and checked on this disk, and what it would change on
-    the Hub, which is only looked at. Raises ConfigError for rows that do not load as the card says."""
+    """Make and check all files of a model or data set and its checkpoints, and find what a push would change. The Hub
+    is only read. Raises ConfigError for rows that do not load as the card says."""
     shutil.rmtree(folder / SCRATCH, ignore_errors=True)  # of a push that was killed
     (folder / SCRATCH).mkdir()
-    with tempfile.TemporaryDirectory() as scratch:  # `datasets` takes brackets in the folder's path for a pattern
+    with tempfile.TemporaryDirectory() as scratch:  # `datasets` reads brackets in the folder's path as a pattern
         if repository.kind == "model":
             files = model_files(folder) | card_of_model(folder, repository)
         else:
@@ -127,7 +127,7 @@ def prepare(folder: Path, repository: Repository, arguments: argparse.Namespace)
 def plan(
     folder: Path, repository: Repository, branch: str, files: Files, arguments: argparse.Namespace, scratch: Path
 ) -> Plan:
-    """What would be changed on one branch, and said of it."""
+    """Find and log what would change on one branch."""
     added, where, new = additions(files), f"{repository.id}, branch {branch}", "new"
     try:
         there = files_of(repository, branch)
@@ -157,7 +157,7 @@ def plan(
 
 
 def send(one: Plan) -> None:
-    """Push what was prepared, compare it, note in hub.json where it went."""
+    """Push a plan, verify the upload, and record the repository in hub.json."""
     folder, repository, branch, added, stale = one
     if branch != "main":
         push(repository, added, f"{folder.name}, {branch}", branch, stale)
@@ -176,7 +176,7 @@ def send(one: Plan) -> None:
     log.info("%s is on the Hub as %s, revision %s", folder, repository.id, sha)
 
 
-# What lies in a folder
+# Contents of a folder
 
 
 def is_model(folder: Path) -> bool:
@@ -184,7 +184,7 @@ def is_model(folder: Path) -> bool:
 
 
 def parts(folder: Path, hub_model_id: str, private: bool) -> list[tuple[Path, Repository]]:
-    """What a folder holds, and where each goes: one model, several (each to a name of its own), or a data set."""
+    """The contents of a folder, each with its repository: one model, several (under separate names), or a data set."""
     if not folder.is_dir():
         why = "a file; name the folder of a run" if folder.is_file() else "there is no such folder"
         raise ConfigError(f"{folder}: {why}{advice(folder)}")
@@ -201,13 +201,13 @@ def parts(folder: Path, hub_model_id: str, private: bool) -> list[tuple[Path, Re
 
 
 def listed(folder: Path, endings: tuple[str, ...], within: str = "*") -> Files:
-    """The files of a folder that go, by their path in it."""
+    """The files of a folder with these endings, by their path in it."""
     found = [path for path in sorted(folder.glob(within)) if path.suffix in endings and path.is_file()]
     return {str(path.relative_to(folder)): path for path in found if path.name not in OURS}
 
 
 def model_files(folder: Path) -> Files:
-    """Weights, tokenizer, chat template, configs, log and record of a model, and its adapter where it has one."""
+    """The weights, tokenizer, chat template, configs, log and record of a model, and its adapter if it has one."""
     files = listed(folder, MODEL_FILES) | listed(folder, MODEL_FILES, "adapter/*")
     if "run.json" not in files and (folder.parent / "run.json").is_file():
         files["run.json"] = folder.parent / "run.json"
@@ -219,7 +219,7 @@ def grounded(files: Files) -> Files:
 
 
 def on_the_hub(path: Path) -> bytes:
-    """An adapter's config that names its base by Hub id and revision. Raises ConfigError where that is nowhere."""
+    """An adapter's config with the Hub id and revision of its base. Raises ConfigError if the base has none."""
     config = json.loads(path.read_text(encoding="utf-8"))
     base = config["base_model_name_or_path"]
     if there := pushed(base):
@@ -239,7 +239,7 @@ def card_of_model(folder: Path, repository: Repository) -> Files:
 
 
 def data_files(folder: Path) -> Files:
-    """The Parquet files and records of a data set; of a report, the generations of the evaluations beside it too."""
+    """The Parquet files and records of a data set; for a report, also the generations of the evaluations beside it."""
     files = listed(folder, DATA_FILES)
     if not list(folder.glob("*.parquet")):
         for path in sorted(folder.parent.glob("evaluate_*/generations.parquet")):
@@ -249,7 +249,7 @@ def data_files(folder: Path) -> Files:
 
 
 def card_of_data(folder: Path, card: Path | None, scratch: Path) -> Files:
-    """README.md, and stats.json where the rows are those of the contract: given, or made here."""
+    """README.md (``card``, or made here), and stats.json if the rows follow the contract."""
     from data_prep import cards, run_cards
     from data_prep.rows import COLUMNS, configurations
 
@@ -268,17 +268,17 @@ def card_of_data(folder: Path, card: Path | None, scratch: Path) -> Files:
 
 
 def stale_of_model(files: Files, others: Iterable[str]) -> list[str]:
-    """Which other files of the repository would be loaded with or instead of a model's."""
+    """The other files of the repository that would be loaded with a model's files or instead of them."""
     folders = {Path(path).parent for path in files}
     return [path for path in others if Path(path).parent in folders and OF_A_MODEL.fullmatch(Path(path).name)]
 
 
 def stale_of_data(folder: Path, files: Files, others: list[str], whole: Path) -> list[str]:
-    """Which other files of the repository would be loaded with a data set's: `datasets` is asked, at `whole`, where an
-    empty file stands for each of them.
+    """The other files of the repository that would be loaded with a data set's files. `datasets` finds them in the
+    folder `whole`, which has an empty file for each of them.
 
-    Then the rows are loaded without these. Raises ConfigError where the card has other configurations than the files,
-    or where a row does not come back as it lies here.
+    Then the rows are loaded without these. Raises ConfigError if the card has other configurations than the files, or
+    if a loaded row differs from the local one.
     """
     from data_prep.rows import CHUNK, configurations, stream
 
@@ -307,7 +307,7 @@ def stale_of_data(folder: Path, files: Files, others: list[str], whole: Path) ->
             there = (row for batch in loaded.with_format("arrow").iter(CHUNK) for row in batch.to_pylist())
             here = stream([files[part] for part in parts])
             for number, (one, other) in enumerate(itertools.zip_longest(there, here)):
-                if repr(one) != repr(other):  # as text, in which a NaN is as another
+                if repr(one) != repr(other):  # as text, because NaN != NaN
                     raise ConfigError(f"row {number} comes back as {one!r:.200}, and is {other!r:.200} here")
     except (DatasetsError, ValueError, TypeError, NotImplementedError, OSError) as error:
         said = " ".join(str(error).split()).rstrip(".")[:600]
@@ -319,9 +319,9 @@ def stale_of_data(folder: Path, files: Files, others: list[str], whole: Path) ->
 
 
 def too_large(folder: Path) -> str:
-    """Why a model is not loaded and downloaded to be asked a question; "" where there is twice the room for it."""
+    """Why a model is too large to be downloaded and asked a question; "" if there is twice the space that it needs."""
     weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    if not (folder / "config.json").is_file():  # an adapter alone, with whose base it is loaded
+    if not (folder / "config.json").is_file():  # an adapter is loaded with its base
         base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
         if Path(base).is_dir():
             weights += sum(path.stat().st_size for path in Path(base).glob("*.safetensors"))
@@ -334,7 +334,7 @@ def too_large(folder: Path) -> str:
 
 
 def answer(folder: Path) -> Any:
-    """What a model says to one question: its greedy continuation, or its score."""
+    """A model's answer to one question: its greedy continuation, or its score."""
     from data_prep.run_cards import QUESTION
 
     import torch

@@ -1,9 +1,9 @@
 """Rejection sampling: the reasoning part of the 800k (paper v2, B.3.3; v1, 2.3.3).
 
-Several samples a prompt from the checkpoint of the first reasoning RL; rules decide what is correct, a generative judge
-where rules cannot; what mixes languages, rambles, repeats itself or puts code blocks into its reasoning is dropped; the
-best k a prompt are kept. run.json holds the funnel. With ``tasks`` the prompts are shared out among processes or nodes
-(``executor``), and each task's rows are a file of their own.
+The checkpoint of the first reasoning RL answers each prompt several times. Rules decide which answers are correct, and
+a generative judge decides where rules cannot. Answers that mix languages, ramble, repeat themselves or put code blocks
+into their reasoning are dropped, and the best k per prompt are kept. run.json holds the funnel. With ``tasks``, the
+prompts are divided among processes or nodes (``executor``), and each task writes its rows to a file of its own.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Selection(jobs.Job):
-    """``n`` samples of each prompt, at most ``keep`` of them kept. A task holds its share of prompts and samples in
-    memory, and a model of its own. ``judge`` may be left out where rules grade all prompts."""
+    """``n`` samples of each prompt, of which at most ``keep`` are kept. Each task holds its share of the prompts and
+    samples in memory, and its own copy of the model. ``judge`` may be left out if rules grade all prompts."""
 
     checkpoint: str
     decoding: Decoding
@@ -47,7 +47,7 @@ class Selection(jobs.Job):
 
 @dataclass(frozen=True, kw_only=True)
 class RejectionSampling(Selection):
-    """``count`` prompts (0: all). The paper prints none of these numbers, nor the temperature."""
+    """``count`` prompts (0: all). The paper states none of these numbers, nor the temperature."""
 
     prompts: str
     count: Count = 0
@@ -90,7 +90,7 @@ def build(config: RejectionSampling, output_dir: Path, prompts: list[rows.Row]) 
 
 
 def select_in_tasks(config: Selection, output_dir: Path, asked: list[rows.Row], load: Callable) -> dict[str, object]:
-    """Samples and selects for all prompts, those that ``load(config)`` gives, in ``config.tasks`` tasks -> figures."""
+    """Sample and select for all prompts of ``load(config)`` in ``config.tasks`` tasks, and return the figures."""
     if config.tasks == 1 and config.executor.kind == "local":
         kept, figures = sample_and_select(config, output_dir / "samples", asked)
         if not kept:
@@ -123,8 +123,8 @@ def _nothing(output_dir: Path, funnel: dict[str, Any]) -> rows.NoRowsError:
 
 
 def _share(config: Selection, output_dir: Path, load: Callable, rank: int, tasks: int) -> None:
-    """A task's share of the prompts: every ``tasks``th, from the ``rank``th on. All files have the same columns, also
-    one without a row."""
+    """Process a task's share of the prompts: every ``tasks``th, from the ``rank``th on. All files have the same
+    columns, even one without rows."""
     asked = load(config)["prompts"]
     more = ["completion", "generator"] + ["tests"] * any(row.get("tests") for row in asked)
     schema = pa.schema([*shards.CONTRACT, *((name, pa.string()) for name in more)])
@@ -139,7 +139,7 @@ def _share(config: Selection, output_dir: Path, load: Callable, rank: int, tasks
 def sample_and_select(
     config: Selection, store: Path, asked: list[rows.Row]
 ) -> tuple[list[rows.Row], dict[str, object]]:
-    """(SFT rows in the order of the prompts, figures)."""
+    """Return (SFT rows in the order of the prompts, figures)."""
     messages = [prompts.chat(row["prompt"]) for row in asked]
     with open_model(config.checkpoint, config.sampler) as model:
         samples = model.sample(messages, config.n, config.decoding, config.seed, store)
@@ -168,8 +168,8 @@ def sample_and_select(
 def judge(
     groups: list[list[Candidate]], settings: ServerSettings | None, seed: int, store: Path, funnel: Funnel
 ) -> list[list[Candidate]]:
-    """Leaves out what the judge holds incorrect against the reference, and what the judge reward would not show it;
-    only rows with verifier "judge" are asked."""
+    """Drop completions that the judge finds incorrect against the reference or gives no verdict on, and those that the
+    judge reward would not show to it. Only rows with verifier "judge" are judged."""
     asked, questions, dropped = [], [], set()
     for candidate in (c for group in groups for c in group if c.row["verifier"] == "judge"):
         shown = correctness.shown(candidate.text)
@@ -194,7 +194,7 @@ def judge(
 
 
 def best(group: list[Candidate], keep: int, funnel: Funnel) -> list[Candidate]:
-    """The ``keep`` best distinct ones. chosen: purest language first, then the shorter, then the earlier."""
+    """The ``keep`` best distinct candidates. chosen: the purest language first, then the shorter, then the earlier."""
     distinct = {candidate.text: candidate for candidate in reversed(group)}
     for candidate in group:
         if distinct[candidate.text] is not candidate:

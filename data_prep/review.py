@@ -1,11 +1,11 @@
 """The page on which people review the cold-start data (paper v2, B.3.2): `python -m data_prep.review FILE`.
 
-FILE is the review.jsonl or review.csv of data_prep.cold_start. Every decision is appended to a file of its own, and on
-the disk before the page goes on: whatever kills the page, none is lost. Name that file as `review` in the job's YAML
-and run the job again: the last decision of a row counts there.
+FILE is the review.jsonl or review.csv of data_prep.cold_start. Every decision is appended to another file and written
+to disk before the page shows the next row, so a kill of the page loses no decision. Set `review` in the job's YAML
+to that file and run the job again; the last decision on each row counts.
 
-A row is decided once, then checked by another reviewer, who sees what the first one decided and wrote. Keys: a accept,
-e edit, r reject (and say why), n next.
+A row is decided once, then checked by another reviewer, who sees the first one's decision and text. Keys: a accept,
+e edit, r reject (with a reason), n next.
 """
 
 import fcntl
@@ -27,14 +27,14 @@ from rewards.completion import INVISIBLE
 
 log = logging.getLogger(__name__)
 WAITING = ("first check", "second check", "all")
-# Of formulas, as the browser is told: signs of the private use area, so that no text has them by chance.
+# Delimiters of formulas for the browser. They are from the private use area, so that no text contains them by chance.
 INLINE, DISPLAY = ("\ue000", "\ue001"), ("\ue002", "\ue003")
 FORMULA = re.compile(
     r"\$\$(.{1,2000}?)\$\$|\\\[(.{1,2000}?)\\\]|\\\((.{1,2000}?)\\\)|(?<![\\$\w])\$(?!\s)([^$\n]{1,2000}?)(?<![\s\\])\$(?![\w$])",
     re.S,
 )
 UNSEEN = re.compile(f"[{INVISIBLE}\ue000-\ue003\x00-\x08\x0b-\x1f]")
-# The escaping of `literal` is what keeps a completion from running; this keeps the page from loading anything.
+# `literal` escapes completions, so that nothing in them is executed. This policy keeps the page from loading anything.
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data:; font-src 'self' data:; worker-src 'self' blob:; frame-ancestors 'none'"
@@ -68,10 +68,10 @@ footer { display: none !important; }
 
 
 class Review:
-    """The rows of a review file and every decision on them, which is a file as well, held by one page at a time.
+    """The rows of a review file and all decisions on them. Only one page at a time can open the decisions file.
 
-    Raises runs.MissingRunError where the file is no finished cold start's, ValueError for what is wrong in one of the
-    two files, runs.ConfigError where another page holds the decisions.
+    Raises runs.MissingRunError if the review file is not from a finished cold start, ValueError for errors in either
+    file, and runs.ConfigError if another page has the decisions file open.
     """
 
     def __init__(self, file: Path, decisions: Path):
@@ -94,7 +94,7 @@ class Review:
         except BlockingIOError:
             raise runs.ConfigError(f"{decisions} is open in another review page; use that one, or close it") from None
         whole = decisions.read_bytes().rpartition(b"\n")
-        self.file.truncate(len(whole[0] + whole[1]))  # of a line that was cut off nobody was told that it is saved
+        self.file.truncate(len(whole[0] + whole[1]))  # drop a cut-off line, which was never reported as saved
         for record in cold_start.read_decisions(decisions, asked):
             self.history.setdefault(record["id"], []).append(record)
         for id, record in self.records.items():
@@ -102,11 +102,11 @@ class Review:
                 self._append(record | {"reviewer": file.name, "reason": ""})
 
     def now(self, id: str) -> dict[str, str]:
-        """The row as it stands: with the text of its last decision, if there is one."""
+        """The current row, which has the text of its last decision, if there is one."""
         return self.history[id][-1] if self.history[id] else self.records[id]
 
     def waiting(self, reviewer: str, which: str) -> list[str]:
-        """Ids that this reviewer may decide: of nobody's yet, of those that one other has decided, or all."""
+        """The ids that this reviewer may decide: those without a decision, those with one other reviewer's, or all."""
         if which == "all":
             return list(self.records)
         by = {id: {decision["reviewer"] for decision in self.history[id]} for id in self.records}
@@ -124,7 +124,7 @@ class Review:
         }
 
     def findings(self, id: str) -> list[str]:
-        """What the rewards and the job's filters say of the text as it stands, and what was found before."""
+        """The results of the rewards and the job's filters on the current text, and the job's own findings."""
         record, row = self.now(id), self.rows[id.rpartition("-")[0]]
         text = cold_start.written(record)
         verdict = {True: "right", False: "wrong", None: "not for rules to judge"}[is_right(row, text)]
@@ -137,8 +137,8 @@ class Review:
         return found + ([f"From the job: {record['findings']}"] if record["findings"] else [])
 
     def decide(self, id: str, reviewer: str, decision: str, reason: str = "", **edited: str) -> None:
-        """Appends a decision, and returns once it is on the disk. Raises ValueError for one that would not stand: of
-        nobody, without a reason to reject, of a text that cannot be trained on; OSError where it cannot be saved."""
+        """Append a decision and return once it is on disk. Raises ValueError for an invalid decision (without a name, a
+        rejection without a reason, a text that cannot be trained on), and OSError if it cannot be saved."""
         record = self.now(id) | {name: text.replace("\r\n", "\n").strip() for name, text in edited.items()}
         record |= {"decision": decision, "reviewer": reviewer.strip(), "reason": reason.strip()}
         if not record["reviewer"]:
@@ -147,7 +147,7 @@ class Review:
             raise ValueError("Say why: rejected rows have a reason.")
         if fault := cold_start.review_fault(record, self.rows):
             raise ValueError(f"Not saved: {fault}.")
-        if record != self.now(id):  # a second click, else
+        if record != self.now(id):  # equal if a button was clicked twice
             self._append(record)
 
     def _append(self, record: dict[str, str]) -> None:
@@ -165,8 +165,8 @@ class Review:
 
 
 def literal(text: str) -> str:
-    """A text as Markdown that shows it as it is, but for its formulas: nothing in it is markup, and what a reader would
-    not see has a name."""
+    """Markdown that shows a text literally, except for its formulas. Nothing in the text acts as markup, and invisible
+    characters are shown by name."""
     text = UNSEEN.sub(lambda sign: f"[U+{ord(sign.group()):04X}]", text)
     shown, at = [], 0
     for formula in FORMULA.finditer(text):
@@ -182,7 +182,7 @@ def _plain(text: str) -> str:
 
 
 class ContentSecurityPolicy:
-    """ASGI middleware: every answer carries the content security policy."""
+    """ASGI middleware that adds the content security policy to every response."""
 
     def __init__(self, app):
         self.app = app
@@ -197,8 +197,8 @@ class ContentSecurityPolicy:
 
 
 def page(review: Review, name: str):
-    """The Gradio page; `name` is the reviewer's until another is written, or in the address as ?reviewer=."""
-    import gradio as gr  # seconds, and nobody else needs it
+    """The Gradio page. `name` is the reviewer's name unless one is typed or given in the address as ?reviewer=."""
+    import gradio as gr  # slow to import, and only needed here
 
     with gr.Blocks(title="Cold-start review", analytics_enabled=False) as blocks:
         with gr.Row():
@@ -206,7 +206,7 @@ def page(review: Review, name: str):
             reviewer = gr.Textbox(name, label="Reviewer", elem_id="reviewer", max_lines=1)
             which = gr.Radio(WAITING, value=WAITING[0], label="Rows", elem_id="which")
         finished = gr.HTML(elem_id="finished")
-        id = gr.Textbox(visible="hidden", elem_id="id")  # sent along: two quick clicks decide one row, never the next
+        id = gr.Textbox(visible="hidden", elem_id="id")  # sent with each click: two quick clicks decide only one row
         title = gr.Markdown(elem_id="title")
         texts = {}
         for part in ("question", "reasoning", "summary"):
@@ -228,7 +228,7 @@ def page(review: Review, name: str):
         with gr.Group(visible=False) as rejecting:
             reason = gr.Textbox(label="Why is it rejected?", max_lines=1, elem_id="reason")
         said = gr.Markdown(elem_id="said")
-        with gr.Row(elem_classes="buttons") as deciding:  # away while a text is written, which a click here would lose
+        with gr.Row(elem_classes="buttons") as deciding:  # hidden during edits, which a click would lose
             back = gr.Button("Back", elem_id="back")
             accept = gr.Button("Accept (a)", variant="primary", elem_id="accept")
             edit = gr.Button("Edit (e)", elem_id="edit")

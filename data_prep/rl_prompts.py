@@ -1,9 +1,9 @@
 """RL prompts by the paper's Table 4: math, code, STEM, logic and general ones, from named sources (v2, B.3.1).
 
-Each source is converted as `data_prep.sources` does it, golds and tests verified. Of equal prompts the first stays.
-Quotas are the table's, or in proportion to it; what a group lacks is reported, and nothing is put in its place. With
-``pass_rate`` a model answers each prompt several times, and those that it always or never gets right are left out:
-a group of equal rewards has no advantage to learn from. Prompts that no rule can grade pass unasked.
+Each source is converted by `data_prep.sources`, which verifies gold answers and tests. Of equal prompts, the first is
+kept. The quotas are those of the table, or in proportion to it. Shortfalls of a group are reported and not filled from
+other groups. With ``pass_rate``, a model answers each prompt several times, and prompts that it always or never solves
+are dropped, because a group of equal rewards has no advantage. Prompts that no rule can grade are kept unsampled.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from data_prep.sources import plan as convert_plan
 from rewards.settings import Positive, Share, check
 
 log = logging.getLogger(__name__)
-# Table 4 of the paper, v2, and the 12,000 harmlessness prompts of its text; the 8,000 bugs to fix have no source here.
+# Table 4 of the paper, v2, and the 12,000 harmlessness prompts of its text. There is no source for its 8,000 bug fixes.
 TABLE_4 = {"math": 26_000, "code": 17_000, "stem": 22_000, "logic": 15_000, "general": 66_000, "harmless": 12_000}
-KINDS = ("reasoning", "helpful", "harmless")  # a file each
+KINDS = ("reasoning", "helpful", "harmless")  # one file for each
 Place = tuple[Path, int]  # a row's file and its number there, from 0
 
 
 @dataclass(frozen=True)
 class PassRate:
-    """``n`` samples of each prompt from ``checkpoint``, in the R1-Zero template or as a chat; a prompt stays where the
-    share of right ones is from ``least`` to ``most``."""
+    """``n`` samples of each prompt from ``checkpoint``, in the R1-Zero template or as a chat. A prompt is kept if the
+    share of correct samples is between ``least`` and ``most``."""
 
     checkpoint: str
     decoding: Decoding
@@ -56,7 +56,7 @@ class PassRate:
 
 @dataclass(frozen=True, kw_only=True)
 class RLPrompts(jobs.Job):
-    """``total`` prompts, where no group falls short; ``commercial``: only under licences that allow commercial use."""
+    """``total``: prompts if no group falls short. ``commercial``: only under licences that allow commercial use."""
 
     sources: list[sources.Wanted]
     total: Positive = sum(TABLE_4.values())
@@ -70,7 +70,7 @@ class RLPrompts(jobs.Job):
         made["reasoning"] = self.total - sum(made.values())
         if not (rate := self.pass_rate):
             return jobs.Size(made)
-        asked = 2 * made["reasoning"] * rate.n  # assumed: every second prompt passes
+        asked = 2 * made["reasoning"] * rate.n  # assumed: half of the prompts pass
         return jobs.Size(made, asked, rate.decoding.max_tokens, rate.checkpoint)
 
 
@@ -82,7 +82,7 @@ def load(config: RLPrompts) -> dict[str, Any]:
 
 
 def quotas(total: int) -> dict[str, int]:
-    """Prompts a group: Table 4 scaled to ``total``."""
+    """The number of prompts of each group: Table 4 scaled to ``total``."""
     return jobs.scaled(TABLE_4, total)
 
 
@@ -125,8 +125,8 @@ def build(
 def candidates(
     config: RLPrompts, output_dir: Path, wanted: list[sources.Wanted], items: decontaminate.Index
 ) -> tuple[dict[str, list[Place]], dict[str, Any]]:
-    """(the places of the distinct prompts of each group; counts). Only hashes and places are held in memory. Those that
-    meet an evaluation set are listed in contaminated.jsonl."""
+    """Return (the places of the distinct prompts of each group; counts). Only hashes and places are held in memory.
+    Prompts that match an evaluation set are listed in contaminated.jsonl."""
     folder = output_dir / "sources"
     counts = sources.convert_all(wanted, folder, False, config.executor)
     pools: dict[str, list[Place]] = {group: [] for group in TABLE_4}
@@ -154,9 +154,10 @@ def candidates(
 def passing(
     config: RLPrompts, model: Model, store: Path, pool: list[Place], quota: int, rates: dict[Place, float]
 ) -> tuple[list[Place], int]:
-    """(at most ``quota`` places of the pool whose pass rate is in range or that no rule grades; how many were asked).
+    """Return (at most ``quota`` places of the pool, whose pass rate is in range or that no rule grades; the number of
+    prompts that were sampled).
 
-    Asks in rounds of what is still missing, so that no more is sampled than the quota needs."""
+    Each round samples as many prompts as are still missing, so that no more are sampled than the quota needs."""
     wanted, kept, at = config.pass_rate, [], 0
     while len(kept) < quota and at < len(pool):
         places = pool[at : at + max(quota - len(kept), 64)]
@@ -169,19 +170,19 @@ def passing(
         pairs = [
             (found[place], sample.text) for place, group in zip(gradable, samples, strict=True) for sample in group
         ]
-        with ThreadPoolExecutor(os.cpu_count()) as threads:  # programs may be run
+        with ThreadPoolExecutor(os.cpu_count()) as threads:  # grading may run programs
             right = list(threads.map(lambda pair: filters.is_right(*pair) is True, pairs))
         shares = {place: sum(right[at * wanted.n :][: wanted.n]) / wanted.n for at, place in enumerate(gradable)}
         for place, group in zip(gradable, samples, strict=True):
             if any(sample.is_unanswered for sample in group):
-                shares[place] = math.nan  # in no range
+                shares[place] = math.nan  # never in range
         rates.update(shares)
         kept += [place for place in places if place not in rates or wanted.least <= rates[place] <= wanted.most]
     return kept[:quota], at
 
 
 def pick(places: list[Place]) -> Iterator[tuple[Place, Row]]:
-    """The rows at places, in the order of their files."""
+    """Yield (place, row) for each place, in the order of the files."""
     by_path: dict[Path, set[int]] = {}
     for path, number in places:
         by_path.setdefault(path, set()).add(number)
@@ -190,7 +191,8 @@ def pick(places: list[Place]) -> Iterator[tuple[Place, Row]]:
 
 
 def write(output_dir: Path, chosen: list[Place], rates: dict[Place, float]) -> dict[str, int]:
-    """``reasoning.parquet``, ``helpful.parquet`` and ``harmless.parquet`` -> the rows of each that has any."""
+    """Write ``reasoning.parquet``, ``helpful.parquet`` and ``harmless.parquet``, except empty ones, and return the
+    number of rows of each."""
     counts = {}
     columns = (*sources.PROMPT_COLUMNS, *(["pass_rate"] if rates else []))
     for kind in KINDS:

@@ -1,11 +1,11 @@
-"""A row: the one record that every data job reads and writes, and that reaches the rewards column by column.
+"""A row is the record that every data job reads and writes. The rewards receive its columns as arguments.
 
-Parquet, with exactly ``COLUMNS`` first and in this order; SFT rows add ``completion`` (the full assistant text), and a
-job may add further columns after these. In the toy world ``prompt`` (what the user sends) equals ``question`` (what
-languages are detected on); ``answer`` is the gold, "" where there is none. A code row's answer is what the program
-must print; a row with verifier "gym" has in ``task`` and ``entry`` what the scorer of reasoning-gym reads; one with
-"judge" has a reference that only a generative judge can compare with. What becomes of conversations and system prompts
-stands in docs/rejection_sampling.md.
+Rows are stored as Parquet. ``COLUMNS`` come first, in this order; SFT rows add ``completion`` (the full assistant
+text), and a job may add further columns after these. In the toy world, ``prompt`` (the user's message) equals
+``question`` (used to detect the language). ``answer`` is the gold answer, or "" if there is none. For a code row, it is
+the output that the program must print. A row with verifier "gym" has the inputs of reasoning-gym's scorer in ``task``
+and ``entry``; with verifier "judge", its answer is a reference that only a generative judge can compare with.
+docs/rejection_sampling.md says how conversations and system prompts are handled.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ COLUMNS = {
     "source": str,
     "license": str,
 }
-RULES = ("tests", "task", "entry")  # text that rules read beside `answer`, "" or left out where there is none
+RULES = ("tests", "task", "entry")  # text that rules read beside `answer`; optional
 Row = dict[str, Any]
 CHUNK = 1_000  # rows read or written at a time
-CHATS = ("messages", "conversations", "system")  # columns of a conversation, which is no row
+CHATS = ("messages", "conversations", "system")  # columns of a conversation, which is not a valid row
 CHAT = (
     "a row has room for one question and one answer, as text, and for no system prompt; the source `rows` of "
     "data_prep.sources makes rows of messages"
@@ -60,7 +60,7 @@ HUB_LICENSES = {
     "deepfloyd-if-license", "fair-noncommercial-research-license", "llama2", "llama3", "llama3.1", "llama3.2",
     "llama3.3", "llama4", "gemma", "unknown", "other",
 }  # fmt: skip
-# Those under which a row may be used commercially; any other, and none, is taken as not.
+# Licences that allow commercial use. Any other licence, or none, is taken not to allow it.
 COMMERCIAL = {
     "apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-2.0", "cc-by-3.0", "cc-by-4.0",
     "cc-by-sa-3.0", "cc-by-sa-4.0", "odc-by", "cdla-permissive-2.0",
@@ -68,7 +68,7 @@ COMMERCIAL = {
 
 
 def hub_license(stated: str) -> str | None:
-    """The Hub's identifier of a licence that is stated by it, by SPDX or by its short name, else None.
+    """The Hub's identifier of a licence, given by that identifier, by SPDX or by its short name; None if unknown.
 
     "Apache License 2.0" is apache-2.0, "GPL-3.0-or-later" and "GNU GPLv3+" are gpl-3.0, "ODC-By-1.0" is odc-by.
     """
@@ -88,8 +88,8 @@ def commercial(license: str) -> bool:
 
 
 def fault(row: Row, sft: bool = False) -> str | None:
-    """The first thing in a row that breaks the contract, None where nothing does: a missing column, a wrong type or
-    value, an empty id, question, prompt or completion."""
+    """The first error in a row (a missing column, a wrong type or value, an empty id, question, prompt or completion),
+    or None if it follows the contract."""
     required = COLUMNS | ({"completion": str} if sft else {})
     for column, allowed in required.items():
         place = f"column '{column}'"
@@ -110,8 +110,8 @@ def fault(row: Row, sft: bool = False) -> str | None:
 
 
 def validate(rows: list[Row], where: str, sft: bool = False) -> None:
-    """Raises ValueError naming ``where``, the row's number and the column, for the first thing that breaks the
-    contract: a ``fault`` of a row, or an id that came before."""
+    """Raises ValueError with ``where``, the row's number and the column for the first error, which is a ``fault`` of a
+    row or a repeated id."""
     seen: dict[object, int] = {}
     for number, row in enumerate(rows):
         found = fault(row, sft)
@@ -123,7 +123,7 @@ def validate(rows: list[Row], where: str, sft: bool = False) -> None:
 
 
 def local_files(source: str | Path) -> list[Path] | None:
-    """The Parquet files of a source, None for a Hub id. Raises FileNotFoundError for a path that is not there."""
+    """The Parquet files of a source, or None for a Hub id. Raises FileNotFoundError for a path that does not exist."""
     path = Path(source)
     if path.suffix == ".parquet":
         return parquet_files(path)
@@ -136,10 +136,10 @@ def local_files(source: str | Path) -> list[Path] | None:
 
 
 def load_rows(source: str | Path, split: str = "train", sft: bool = False, without: tuple[str, ...] = ()) -> list[Row]:
-    """Rows of a Parquet file, or of a Hub dataset whose columns follow the contract ("owner/name"); some columns of a
-    file can be left out.
+    """The rows of a Parquet file, or of a Hub dataset ("owner/name") whose columns follow the contract. ``without``:
+    columns of a file to leave out.
 
-    Raises FileNotFoundError for a path that is not there and ValueError for a file or row that is not sound.
+    Raises FileNotFoundError for a path that does not exist and ValueError for an invalid file or row.
     """
     if local_files(source):
         rows = read_parquet(source, without)
@@ -156,16 +156,16 @@ def load_rows(source: str | Path, split: str = "train", sft: bool = False, witho
 
 
 def sft_row(row: Row, number: int, completion: str, generator: str) -> Row:
-    """The training row for the ``number``th completion of a prompt; ``generator`` is the model that wrote it. What
-    rules read stays on it, for who answers the prompt again."""
+    """The training row for the ``number``th completion of a prompt; ``generator`` is the model that wrote it. The row
+    keeps the columns that rules read, so that other answers to the prompt can be graded."""
     first = {name: row[name] for name in COLUMNS} | {"id": f"{row['id']}-{number}"}
     rules = {name: row[name] for name in RULES if row.get(name)}
     return first | {"completion": completion, "generator": generator} | rules
 
 
 def parquet_files(path: str | Path) -> list[Path]:
-    """The file, or, where there is no ``train.parquet``, ``train-00000-of-00012.parquet`` and so on. Raises ValueError
-    where these are not all parts of one data set and nothing else."""
+    """The file itself or, if there is no ``train.parquet``, ``train-00000-of-00012.parquet`` and so on. Raises
+    ValueError if these are not exactly the parts of one data set."""
     path = Path(path)
     shards = sorted(path.parent.glob(f"{path.stem}-[0-9]*-of-[0-9]*.parquet"))
     if path.is_file() and not shards:
@@ -183,12 +183,12 @@ def parquet_files(path: str | Path) -> list[Path]:
 
 
 def part_names(count: int) -> list[str]:
-    """The names of the files of a data set in so many parts; `parquet_files` and the Hub read them as one."""
+    """File names for a data set in ``count`` parts, which `parquet_files` and the Hub read as one."""
     return [f"train-{at:05d}-of-{count:05d}.parquet" for at in range(count)] if count > 1 else ["train.parquet"]
 
 
 def stream(files: Iterable[Path], columns: list[str] | None = None) -> Iterator[Row]:
-    """The records of Parquet files in their order, a batch in memory at a time."""
+    """Yield the records of Parquet files in order, with one batch in memory at a time."""
     for path in files:
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(CHUNK, columns=columns):
@@ -196,8 +196,8 @@ def stream(files: Iterable[Path], columns: list[str] | None = None) -> Iterator[
 
 
 def read_parquet(path: str | Path, without: tuple[str, ...] = ()) -> list[Row]:
-    """All records of a Parquet file (see ``parquet_files``) as dicts, but for some columns, with an error that names a
-    missing or corrupt file."""
+    """All records of a Parquet file (see ``parquet_files``) as dicts, without some columns. The errors for a missing or
+    corrupt file name it."""
     files = parquet_files(path)
     try:
         columns = [name for name in pq.read_schema(files[0]).names if name not in without]
@@ -209,7 +209,7 @@ def read_parquet(path: str | Path, without: tuple[str, ...] = ()) -> list[Row]:
 
 
 def json_lines(path: str | Path) -> Iterator[tuple[int, Row | str]]:
-    """(number from 0, record) of each line of a .jsonl or .jsonl.gz file; in place of a record, what is wrong."""
+    """Yield (number from 0, record, or what is wrong with it) for each line of a .jsonl or .jsonl.gz file."""
     number = -1
     try:
         with (gzip.open if str(path).endswith(".gz") else open)(path, "rb") as file:
@@ -217,7 +217,7 @@ def json_lines(path: str | Path) -> Iterator[tuple[int, Row | str]]:
                 try:
                     record = json.loads(line)
                     if b"\\ud" in line.lower() or b"\xed" in line:
-                        json.dumps(record, ensure_ascii=False).encode()  # half a surrogate pair could not be written
+                        json.dumps(record, ensure_ascii=False).encode()  # a lone surrogate could not be written
                     yield number, record if isinstance(record, dict) else f"a {type(record).__name__}, not an object"
                 except (ValueError, RecursionError) as error:
                     yield number, f"not JSON ({error})"
@@ -226,7 +226,7 @@ def json_lines(path: str | Path) -> Iterator[tuple[int, Row | str]]:
 
 
 def configurations(names: Iterable[str]) -> dict[str, list[str]]:
-    """Name -> Parquet files of each configuration of a data set: one a file, or one of all shards of a file."""
+    """The configurations of a data set, as name -> Parquet files. The shards of a file form one configuration."""
     found: dict[str, list[str]] = {}
     for name in sorted(name for name in names if name.endswith(".parquet")):
         found.setdefault(re.sub(r"-\d{5}-of-\d{5}$", "", name.removesuffix(".parquet")), []).append(name)
@@ -234,7 +234,7 @@ def configurations(names: Iterable[str]) -> dict[str, list[str]]:
 
 
 def write_rows(path: str | Path, rows: Iterable[Row], sft: bool = False) -> None:
-    """Validates rows and writes them as ``write_parquet`` does, the contract's columns first."""
+    """Validate rows and write them with ``write_parquet``, with the contract's columns first."""
     rows = list(rows)
     validate(rows, str(path), sft)
     first = [*COLUMNS, "completion"] if sft else list(COLUMNS)
@@ -243,12 +243,12 @@ def write_rows(path: str | Path, rows: Iterable[Row], sft: bool = False) -> None
 
 
 class NoRowsError(Stopped):
-    """Nothing is left to write: an empty file would only fail later."""
+    """There are no rows to write. An empty file would only fail later."""
 
 
 def write_parquet(path: str | Path, records: list[Row]) -> None:
-    """Writes records so that the same records give the same bytes, and so that a kill leaves the old file or the
-    new one, never half of one. Raises NoRowsError for no records."""
+    """Write records atomically; the same records give the same bytes. After a kill, either the old or the new file
+    exists. Raises NoRowsError if there are no records."""
     if not records:
         raise NoRowsError(f"{path}: no rows to write; every candidate was dropped (see the counts above)")
     with whole_file(path) as file:
@@ -256,7 +256,7 @@ def write_parquet(path: str | Path, records: list[Row]) -> None:
 
 
 def write_stream(path: Path, found: Iterable[Row], schema: pa.Schema) -> int:
-    """Writes rows in the order they come, ``CHUNK`` in memory at a time, whole or not at all -> how many."""
+    """Write rows in the given order, atomically and with ``CHUNK`` rows in memory, and return their number."""
     count, left = 0, iter(found)
     with whole_file(path) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
         while chunk := list(itertools.islice(left, CHUNK)):

@@ -1,7 +1,7 @@
-"""Cards for the Hub of what a run left: a model, or records that are not rows of the contract.
+"""Hub cards for the results of a run: a model, or records that are not rows of the contract.
 
-A model's card has its settings, curves, every finished `evaluate_*` run of the same scale that measured it (as
-`model-index` too), and the licences that the rows of its data, and of the data of the models that it came from, carry.
+A model's card has its settings, its curves and all finished `evaluate_*` runs of the same scale that measured it (also
+as `model-index`). It lists the licences of its training rows and of those of the models that it was trained from.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ CURVES = ("reward", "loss", "kl", "completions/mean_length", "mean_token_accurac
 
 
 def model_card(folder: Path, run: Path, hub_model_id: str | None = None) -> str:
-    """README.md for the model in `folder`, which `run` (the folder itself, or the one above) made: on the Hub, or, with
-    no id, in the folder, when nothing is asked of the Hub."""
+    """README.md for the model in `folder`, which `run` (the folder itself or its parent) made. Without an id, the card
+    is for the folder, and no requests are sent to the Hub."""
     hub_model_id, is_local = hub_model_id or str(folder), hub_model_id is None
     record = read_json(run / "run.json") or {}
     config = record.get("config", {})
@@ -98,7 +98,7 @@ def record_card(folder: Path, files: hub.Files, groups: dict[str, list[str]]) ->
 
 
 def hub_name(place: str | None) -> tuple[str | None, str | None, str | None]:
-    """(Hub id, revision, path here) of what a config names: a folder, which may have been pushed, or a Hub id."""
+    """Return (Hub id, revision, local path) for a config's value: a folder, which may have been pushed, or a Hub id."""
     if place and runs.is_here(place):
         pushed = read_json(Path(place) / "hub.json") or {}
         return pushed.get("id"), pushed.get("revision"), place
@@ -178,7 +178,7 @@ def _arguments(measure: str, figures: dict[str, Any], settings: dict[str, Any]) 
 
 
 def snippet(folder: Path, config: dict[str, Any], hub_model_id: str) -> str:
-    """Python that loads the model from the Hub and asks it one question, in the form that it was taught."""
+    """Python code that loads the model from the Hub and asks it one question in the format of its training."""
     if _scores(folder):
         return (
             "from transformers import AutoModelForSequenceClassification, AutoTokenizer\n\n"
@@ -205,7 +205,7 @@ def snippet(folder: Path, config: dict[str, Any], hub_model_id: str) -> str:
 
 
 def _adapter_snippet(folder: Path, hub_model_id: str) -> str:
-    """Python that loads the adapter beside merged weights; "" where there is none."""
+    """Python code that loads the adapter stored beside merged weights, or "" if there is none."""
     if not (folder / "adapter").is_dir():
         return ""
     kind = "SequenceClassification" if _scores(folder) else "CausalLM"
@@ -223,7 +223,7 @@ model = PeftModel.from_pretrained(base, name, subfolder="adapter")
 
 
 def _sources(config: dict[str, Any]) -> list[str]:
-    """What the settings name as data: the folders of Parquet files, and Hub ids."""
+    """The data in the settings: folders of Parquet files, and Hub ids."""
     data = [text for key, value in config.items() if "dataset" in key and key != "dataset_split"
             for _, text in leaves(value) if isinstance(text, str)]  # fmt: skip
     return sorted({str(Path(text).parent) if text.endswith(".parquet") else text for text in data if "/" in text})
@@ -249,8 +249,8 @@ def _languages(config: dict[str, Any]) -> set[str]:
 
 
 def licences(run: Path, ask: bool = True) -> Iterator[tuple[str, dict[str, str]]]:
-    """(what, its licences with what each stands for) of the data and the base of a run, then of the runs before it.
-    Does it `ask` the Hub what a card there states?"""
+    """Yield (name, its licences and what each applies to) for the data and base of a run, then for the runs before it.
+    `ask`: whether to read the licences of cards on the Hub."""
     record, seen = read_json(run / "run.json"), set()
     while record:
         config = record.get("config", {})
@@ -307,7 +307,7 @@ def _drawn(logged: list[dict[str, Any]]) -> list[str]:
 
 
 def curves(folder: Path) -> bytes | None:
-    """The training log as a PNG, a panel a figure; None where there is no log to draw."""
+    """The training log as a PNG, with one panel per metric, or None if there is no log."""
     logged = _log(folder)
     keys = _drawn(logged)
     if not keys:
@@ -334,7 +334,7 @@ def _hardware(record: dict[str, Any]) -> list[tuple[str, Any]]:
 
 
 def _evaluations(folder: Path, run: Path) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
-    """(name, figures, settings) of the finished evaluations of this model beside its run."""
+    """Yield (name, figures, settings) for the finished evaluations of this model beside its run."""
     for path in sorted(run.parent.glob("evaluate_*/results.json")):
         settings = (read_json(path.parent / "run.json") or {}).get("config", {})
         if settings.get("path") and Path(settings["path"]).resolve() == folder.resolve():

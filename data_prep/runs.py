@@ -1,14 +1,14 @@
-"""What a run is: a folder that a stage, a data job or an evaluation owns, finished when its `run.json` is there.
+"""A run is a folder that belongs to a stage, a data job or an evaluation. It is finished when its `run.json` exists.
 
-`outputs/<scale>/<stage>/` holds whatever the stage writes, and two records of ours:
+`outputs/<scale>/<stage>/` holds the stage's own files and two records:
 
-- `begun.json`, written first: whose work lies in the folder, so that a killed run goes on only with its own;
-- `run.json`, written last and in one rename: what was run, from what, with which code. A folder without it is
+- `begun.json` is written first. It identifies the run, so that a killed run resumes only from its own files.
+- `run.json` is written last, by one rename. It records what was run, with which inputs and code. A folder without it is
   unfinished.
 
-A run is known by its settings and inputs (`data_prep.identity`). One process at a time works in a folder. What was
-trained is never deleted or overwritten: a run that was made otherwise stays, and `--redo` moves its folder to
-`replaced/` beside it. Nothing here imports torch, so asking what is left to do takes no time.
+A run is identified by its settings and inputs (`data_prep.identity`). One process at a time works in a folder. Trained
+files are never deleted or overwritten: a run with other settings or inputs stays, and `--redo` moves its folder to
+`replaced/` beside it. Nothing here imports torch, so that checks of what is left to do are fast.
 """
 
 import dataclasses
@@ -36,23 +36,23 @@ import yaml
 
 __all__ = ["OUTPUTS", "PUBLISHING", "ROOT", "Identity", "whole_file", "write_json"]
 RECORDED_VERSIONS = ("torch", "trl", "transformers", "peft", "datasets", "accelerate")
-REPLACED = "replaced"  # the folder, beside a run's own, that old runs are moved to
-KEPT = (".safetensors", ".parquet")  # files that a finished run has promised
+REPLACED = "replaced"  # folder beside a run's own, to which old runs are moved
+KEPT = (".safetensors", ".parquet")  # suffixes of files that a finished run must keep
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 KNOWN_AS = {"r1": "all_scenarios_rl", "student_distilled": "distill"}  # in the report and the paper
-PASSING = ("samples", "work", "completions")  # folders of which nothing is promised
+PASSING = ("samples", "work", "completions")  # folders whose files need not be kept
 
 
 class ConfigError(ValueError):
-    """A YAML says something that cannot be run. The message names the file and the key, and what to write instead."""
+    """A setting is invalid. The message names the file and the key, and says what to write instead."""
 
 
 class MissingRunError(FileNotFoundError):
-    """A run that is needed has not been made. The message names the command that makes it."""
+    """A required run does not exist. The message names the command that makes it."""
 
 
 class Stopped(RuntimeError):
-    """Work that was begun has ended before it was done. The message says why; the same command goes on."""
+    """Work stopped before it was finished. The message says why; the same command resumes it."""
 
 
 class Busy(Stopped):
@@ -60,26 +60,26 @@ class Busy(Stopped):
 
 
 class EngineError(Stopped):
-    """Tasks of data_prep.engine were left undone, or what they left is of no use. The message says which, why, and
-    where to look."""
+    """Tasks of data_prep.engine did not finish, or their output is unusable. The message says which, why, and where to
+    look."""
 
 
 def is_here(place: str) -> bool:
-    """Whether a setting means a path by it, and no Hub id, which is owner/name."""
+    """Whether a setting is a local path rather than a Hub id (owner/name)."""
     is_id = HUB_ID.fullmatch(place) and not place.startswith(OUTPUTS) and not place.endswith(identity.ROWS)
     return not is_id or Path(place).exists()
 
 
 def require_model(place: str) -> None:
-    """Raises FileNotFoundError for a path that holds no model. What the Hub has, `data_prep.hub.find` tells."""
+    """Raises FileNotFoundError for a path without a model. Hub ids are checked by `data_prep.hub.find`."""
     if is_here(place) and not (Path(place) / "config.json").is_file():
         lacks = "no config.json" if Path(place).is_dir() else "there is no such folder here"
         raise FileNotFoundError(f"{place} holds no checkpoint ({lacks}){advice(place)}")
 
 
 def advice(path: str | Path) -> str:
-    """What to do about a path that is not there, to be put behind that: the step that makes it, where a scale has such
-    a step, or the name that may have been meant."""
+    """A suffix for the error about a missing path: the step that makes it, if a scale has such a step, or a similar
+    name that may have been meant."""
     scale, name = [*Path(path).parts[1:3], "", ""][:2]
     if not str(path).startswith(OUTPUTS) or not name:
         return "" if "/" in str(path) or Path(path).suffix else "; a Hub id is owner/name"
@@ -97,7 +97,7 @@ def advice(path: str | Path) -> str:
 
 
 def slug(place: str) -> str:
-    """A path or Hub id as a part of a folder's name."""
+    """A path or Hub id in a form that can be part of a folder's name."""
     return re.sub(r"[^\w.-]+", "-", place).strip("-.")
 
 
@@ -105,7 +105,7 @@ def slug(place: str) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, save that a key given twice is an error and not silently the last one."""
+    """YAML's safe loader, except that a repeated key is an error."""
 
     def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -117,9 +117,9 @@ class _Loader(yaml.SafeLoader):
 
 
 def load_config(path: Path, override: Path | None = None) -> dict[str, Any]:
-    """The mapping that a YAML file holds, with the values that the file `override` has under its name.
+    """The mapping of a YAML file, updated with the values that the file `override` has under that file's name.
 
-    Raises ConfigError if there is no such file or it holds something else.
+    Raises ConfigError if the file does not exist or is not a mapping.
     """
     path = Path(path)
     if override:
@@ -144,10 +144,10 @@ def load_config(path: Path, override: Path | None = None) -> dict[str, Any]:
 def settings(kind: type, config: Path | Mapping[str, Any], where: str = "", **overrides: Any) -> Any:
     """An instance of the dataclass `kind` with the values of a YAML (or of a mapping that came from one).
 
-    Every key must be a field, every field without a default must be there, every value must have the field's type
-    (ints pass as floats, and so does `1e-4`, which YAML reads as text) and lie in its range, where the type has one
-    (`rewards.settings`). Overrides that are None are not given.
-    Raises ConfigError naming file, key and remedy.
+    Every key must be a field, and every field without a default must be given. Every value must have the field's type
+    and lie in its range, if the type has one (`rewards.settings`). Floats may be given as ints or in a form such as
+    `1e-4`, which YAML reads as text. Overrides that are None are ignored.
+    Raises ConfigError with the file, the key and the remedy.
     """
     if isinstance(config, str | os.PathLike):
         where, config = str(config), load_config(Path(config))
@@ -166,12 +166,12 @@ def settings(kind: type, config: Path | Mapping[str, Any], where: str = "", **ov
     typed = {key: _typed(value, hints[key], f"{where}: `{key}`") for key, value in values.items()}
     try:
         return kind(**typed)
-    except ValueError as error:  # two values that do not go together
+    except ValueError as error:  # two values that exclude each other
         raise ConfigError(f"{where}: {error}") from error
 
 
 def _typed(value: Any, hint: Any, where: str) -> Any:
-    """The value as the type hint wants it, or ConfigError."""
+    """The value converted to the type hint. Raises ConfigError if it does not fit."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return value
@@ -226,8 +226,8 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
 
 
 def inputs(config: Mapping[str, Any]) -> list[Path]:
-    """The runs that a config reads, in order, each once: of every text value that starts with `outputs/`, save
-    `output_dir`. `outputs/cpu/world/corpus.parquet` names the run `outputs/cpu/world`.
+    """The distinct runs that a config reads, in order. Every text value that starts with `outputs/`, except
+    `output_dir`, names one: `outputs/cpu/world/corpus.parquet` names the run `outputs/cpu/world`.
     """
     own = str(config.get("output_dir", "")).rstrip("/")
     texts = identity.texts({key: value for key, value in config.items() if key not in identity.IGNORED})
@@ -236,7 +236,7 @@ def inputs(config: Mapping[str, Any]) -> list[Path]:
 
 
 def _run_of(path: Path) -> Path | None:
-    """The run in whose folder a path of `outputs/` lies, or will lie; None for a file or folder that no run made."""
+    """The run whose folder contains, or will contain, a path of `outputs/`; None for a path that no run makes."""
     for one in (path, *path.parents):
         if one.parts and any(os.path.isfile(one / name) for name in ("run.json", "begun.json")):
             return one
@@ -250,34 +250,34 @@ def identify(
     overrides: Mapping[str, Any] | None = None,
     defaults: Mapping[str, Any] | None = None,
 ) -> Identity:
-    """The identity of the run of `script` with a YAML's mapping and what the command line adds (None: nothing).
+    """The identity of the run of `script` with a YAML's mapping and the command line's `overrides`, if any.
 
-    Raises MissingRunError when an input has not been run.
+    Raises MissingRunError if an input has not been run.
     """
     said = {key: value for key, value in (overrides or {}).items() if value is not None}
     return identity.identify(dict(config) | said, script, _maker, defaults)
 
 
 def _maker(path: Path) -> tuple[Path, str] | None:
-    """The finished run in whose folder a path lies, and its id."""
+    """The finished run whose folder contains a path, and its id."""
     run = _run_of(path)
     if run is None:
         return None
     record = read(run)
-    return run, record.get("id") or record.get("fingerprint", "")  # as runs were known before they had an id
+    return run, record.get("id") or record.get("fingerprint", "")  # older runs have a fingerprint instead of an id
 
 
 @dataclasses.dataclass(frozen=True)
 class State:
-    """What lies in a run's folder for an identity. `kind`:
+    """The state of a run's folder for an identity. `kind` is one of:
 
-    - "absent": nothing that was trained or finished;
-    - "unfinished": the same run, cut off;
-    - "done": the same run, finished, and all that it promised is there;
-    - "incomplete": the same run, finished, but `why` says what is missing;
-    - "changed": a finished run, or checkpoints of one, with the other settings or inputs that `why` names.
+    - "absent": nothing trained or finished is in the folder;
+    - "unfinished": the same run was interrupted;
+    - "done": the same run is finished and all its files exist;
+    - "incomplete": the same run is finished, but files are missing, as `why` says;
+    - "changed": a finished run or its checkpoints have other settings or inputs, which `why` names.
 
-    `older_code`: the version of our code that made a run that is done, where it is not today's; else "".
+    `older_code`: the code version that made a "done" run, if it is not the current one; else "".
     """
 
     kind: Literal["absent", "unfinished", "done", "incomplete", "changed"]
@@ -286,7 +286,7 @@ class State:
 
 
 def look(output_dir: Path, now: Identity) -> State:
-    """What lies in the folder."""
+    """The state of a run's folder for the identity `now`."""
     output_dir = Path(output_dir)
     try:
         record, begun = (_read_json(output_dir / name) for name in ("run.json", "begun.json"))
@@ -296,7 +296,7 @@ def look(output_dir: Path, now: Identity) -> State:
     if held is None:
         return State("absent")
     then = identity_of(held)
-    # Of a stage's settings none are nested; a data job's have all their parts in `config`.
+    # A stage has no nested settings; a data job records all nested settings in `config`.
     why = identity.changes(then, now, held.get("config") or {}, nested="hardware" not in held)
     if record is None:
         if "settings" not in held:
@@ -313,7 +313,7 @@ def look(output_dir: Path, now: Identity) -> State:
 
 
 def identity_of(held: Mapping[str, Any]) -> Identity:
-    """The identity that a record holds; empty where an earlier version of this project wrote it."""
+    """The identity in a record; empty if an earlier version of this project wrote the record."""
     return Identity(**{field.name: held.get(field.name) or {} for field in dataclasses.fields(Identity)})
 
 
@@ -323,7 +323,7 @@ def _is_trained(output_dir: Path) -> bool:
 
 
 def begin(output_dir: Path, now: Identity, redo: bool = False) -> Literal["done", "resume", "fresh"]:
-    """Take the folder for this run, and hold it until the process ends: `hold`, then `take`, if it is not done."""
+    """Lock the folder for this run until the process ends and, unless it is done, begin: `hold`, then `take`."""
     state = hold(output_dir, now, redo)
     if state != "done":
         take(output_dir, now, state)
@@ -331,12 +331,12 @@ def begin(output_dir: Path, now: Identity, redo: bool = False) -> Literal["done"
 
 
 def hold(output_dir: Path, now: Identity, redo: bool = False) -> Literal["done", "resume", "fresh"]:
-    """Hold the folder for this process until it ends, and say what is to be done. Changes nothing in it.
+    """Lock the folder until this process ends, and return what to do. Nothing in the folder is changed.
 
-    "done": the run is finished. "resume": an earlier try was cut off, its files are there. "fresh": it begins in
-    an empty folder. With `redo` that holds for whatever lies there, unless it is this run, unfinished; without, only
-    where nothing was trained or finished. Raises Busy while another process works there, and ConfigError, which names
-    what differs and what to do, for a folder that has to stay as it is.
+    "done": the run is finished. "resume": an earlier attempt was interrupted, and its files are there. "fresh": the run
+    begins in an empty folder. Without `redo`, "fresh" is returned only if nothing was trained or finished; with `redo`,
+    always, except for an unfinished run with the same identity. Raises Busy while another process works there, and
+    ConfigError, which names the differences and the remedy, for a folder that must not be changed.
     """
     output_dir = Path(output_dir)
     if who := files.hold(output_dir):
@@ -359,13 +359,13 @@ def hold(output_dir: Path, now: Identity, redo: bool = False) -> Literal["done",
 
 
 def _lies_there(output_dir: Path) -> bool:
-    """Whether the folder holds a file. Empty folders are those that a trainer makes before it is told to begin."""
+    """Whether the folder contains a file. A trainer creates empty folders before it begins; they do not count."""
     return any(path.is_file() and not path.match(".begun.json.*.partial") for path in output_dir.rglob("*"))
 
 
 def take(output_dir: Path, now: Identity, state: str, since: float | None = None) -> None:
-    """Begin the run in a folder that `hold` gave it, now or at the time `since`. What lies there is moved aside for a
-    "fresh" one, but for `samples/`: a sample is known by what it was drawn from."""
+    """Begin the run in a folder that `hold` has locked, now or at the time `since`. For a "fresh" run, old files are
+    moved aside, except `samples/`: the key of a sample contains everything that it was drawn from."""
     output_dir = Path(os.path.realpath(output_dir))
     since = since or time.time()
     if state == "resume":
@@ -385,7 +385,7 @@ def take(output_dir: Path, now: Identity, state: str, since: float | None = None
 
 
 def refusal(output_dir: Path, found: State) -> str:
-    """Why a folder stays as it is, and the two ways on."""
+    """The message of why a folder is not changed, with the user's two options."""
     output_dir = Path(output_dir)
     if found.kind == "incomplete":
         held = f"{output_dir} holds this run, finished, but {found.why[0]}. Copy it there again; or"
@@ -401,7 +401,7 @@ def refusal(output_dir: Path, found: State) -> str:
 
 
 def set_aside(output_dir: Path) -> Path:
-    """Move a run's folder to `replaced/` beside it, under a name with the time. Returns where it is now."""
+    """Move a run's folder to `replaced/` beside it, under a name with the time, and return its new path."""
     folder = Path(os.path.realpath(output_dir))
     name = f"{folder.name}-{time.strftime('%Y-%m-%dT%H-%M-%S')}"
     aside = folder.parent / REPLACED / name
@@ -410,26 +410,26 @@ def set_aside(output_dir: Path) -> Path:
     try:
         aside.parent.mkdir(exist_ok=True)
         folder.rename(aside)
-    except OSError as error:  # it is a mount, or its parent is read-only
+    except OSError as error:  # the folder is a mount, or its parent is read-only
         raise Stopped(f"{folder} cannot be moved to {aside} ({error}); write another output_dir") from error
     files.log.info("what was in %s is in %s now", output_dir, aside)
     return aside
 
 
 def finish(output_dir: Path, models: Iterable[str] = (), **record: Any) -> None:
-    """Write `run.json`, in one rename: from then on the run is done.
+    """Write `run.json`, by one rename. From then on, the run is done.
 
-    `models` are the folders below output_dir ("": itself) that hold a model now. Raises Stopped where one of them lacks
-    config, tokenizer or weights. Beside what the caller records (`config`, `parent`, `inputs`, `seed`, its own figures)
-    it holds the run's id and identity, what it made, the stage's name, versions, `seconds` of the try that finished it,
-    `tries`, and `peak_rss_gb` of this process, or of a child that was larger.
+    `models` are the folders below output_dir ("": itself) that now hold a model. Raises Stopped if one of them lacks
+    its config, tokenizer or weights. In addition to the caller's `record` (`config`, `parent`, `inputs`, `seed` and
+    figures), the file holds the run's id and identity, the files that it made, the stage's name, versions, `seconds` of
+    the last attempt, the number of attempts (`tries`), and `peak_rss_gb` of this process or its largest child.
     """
     output_dir = Path(output_dir)
     for name in models:
         if fault := files.model_fault(output_dir / name):
             raise Stopped(f"{output_dir / name} was to hold the trained model, but {fault}")
     begun = {"id": uuid.uuid4().hex} | (_read_json(output_dir / "begun.json") or {})
-    # Not their sum: Linux counts a child's memory from before its exec, when it shares all of its parent's.
+    # The two are not added: Linux counts a child's memory from before its exec, when it shares all of its parent's.
     usage = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes on macOS, KiB on Linux
     found = {dist: _version(dist) for dist in RECORDED_VERSIONS}
@@ -461,10 +461,10 @@ def _promised(output_dir: Path) -> list[Path]:
 
 
 def lacking(output_dir: Path, record: Mapping[str, Any]) -> str:
-    """What a finished run has promised and has not, in words; "" where all of it is there."""
+    """A description of the missing files of a finished run; "" if all files exist."""
     output_dir = Path(output_dir)
     models = record.get("models")
-    if models is None and "hardware" in record:  # a stage, recorded by an earlier version of this project
+    if models is None and "hardware" in record:  # a stage's record from an earlier version of this project
         models = [path.parent.name for path in output_dir.glob("*/log.jsonl")] or [""]
     for name in models or ():
         if fault := files.model_fault(output_dir / name):
@@ -486,7 +486,7 @@ def _version(distribution: str) -> str | None:
 
 
 def read(run: Path) -> dict[str, Any]:
-    """The record of a finished run. Raises MissingRunError when it is not finished."""
+    """The record of a finished run. Raises MissingRunError if it is not finished."""
     record = _read_json(Path(run) / "run.json")
     if record is None:
         why = "it has no run.json" if os.path.isdir(run) else "there is no such folder"
@@ -499,7 +499,7 @@ def _read_json(path: Path) -> dict[str, Any] | None:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except ValueError as error:  # not of ours, which are written whole
+    except ValueError as error:  # not written by this project, which writes whole files
         raise ConfigError(f"{path} cannot be read ({error})") from None
     if not isinstance(found, dict) or not found:
         raise ConfigError(f"{path} cannot be read (it holds no record)")

@@ -1,9 +1,10 @@
-"""Rows in any number, in bounded memory: read in parts, kept in an order of one's own, written in files.
+"""Processing of any number of rows in bounded memory: they are read in parts, sorted by a key, and written to files.
 
-``Read`` turns its task's share of some Parquet and JSONL files into documents, one a row, the row as their metadata.
-Further steps ``drop`` documents, with the name of the step and why; dropped ones go through to ``Keep``, which lists
-them, and stores the others in runs that are sorted by a key and cut into buckets of it. ``Collect`` puts the chosen
-rows of one bucket, from all runs, into one file. So the order of the result is the keys', whatever the tasks were.
+``Read`` turns its task's share of some Parquet and JSONL files into documents, one per row, with the row as metadata.
+Further steps ``drop`` documents, with the name of the step and the reason. Dropped documents are passed on to ``Keep``,
+which lists them. It stores the others in runs, which are sorted by a key and split into buckets of the key. ``Collect``
+writes the chosen rows of one bucket, from all runs, to one file. The result is therefore in the order of the keys,
+however many tasks there were.
 """
 
 from __future__ import annotations
@@ -27,17 +28,17 @@ from datatrove.pipeline.base import PipelineStep
 
 log = logging.getLogger(__name__)
 RUN_BYTES = 64 * 2**20  # text that a task holds before it is sorted and stored
-TASK_BYTES = 128 * 2**20  # text of a task, and of a file of the result, where the config does not say
+TASK_BYTES = 128 * 2**20  # text of a task, and of a file of the result, by default
 BATCH = 256  # rows
 MAGIC = b"PAR1"  # at the beginning of every Parquet file
 CONTRACT = [(name, pa.bool_() if kind is bool else pa.string()) for name, kind in rows.COLUMNS.items()]
-ORDER = "_order"  # of a row among all: number of its file, then number of the row in it
+ORDER = "_order"  # a row's position: the number of its file, then its number in the file
 
 
 @dataclass(frozen=True)
 class Part:
-    """Rows of a file that are read in one go: a row group of a Parquet file, or all of a JSONL file. ``first`` is the
-    number of its first row. ``size`` is in bytes of text, ``rows`` -1 where only reading tells."""
+    """Rows of a file that are read at once: a row group of a Parquet file, or a whole JSONL file. ``first`` is the
+    number of its first row. ``size`` is in bytes of text. ``rows`` is -1 if it is unknown before reading."""
 
     path: str
     file: int
@@ -48,14 +49,14 @@ class Part:
 
 
 def files(source: str) -> list[str]:
-    """The file, or the parts of one that several tasks wrote."""
+    """The file, or its parts if several tasks wrote it."""
     return list(map(str, rows.parquet_files(source))) if source.endswith(".parquet") else [source]
 
 
 def parts(paths: list[str]) -> list[Part]:
-    """All parts of the files, in order. Raises FileNotFoundError for a file that is not there and ValueError for one
-    that is neither Parquet nor JSONL. A Parquet file that was cut off is one part with group -1; where a run of ours
-    wrote it, it raises ValueError, too."""
+    """All parts of the files, in order. Raises FileNotFoundError for a missing file and ValueError for one that is
+    neither Parquet nor JSONL. A truncated Parquet file becomes one part with group -1; if a run wrote it, ValueError is
+    raised."""
     found = []
     for number, path in enumerate(paths):
         if not Path(path).is_file():
@@ -88,14 +89,14 @@ def parts(paths: list[str]) -> list[Part]:
 
 
 def described(found: list[Part]) -> str:
-    """How much it is, for a plan."""
+    """The amount of data, in words for a plan."""
     count = f"{sum(part.rows for part in found):,} rows" if all(part.rows >= 0 for part in found) else "rows uncounted"
     return f"{count}, {sum(part.size for part in found) / 2**20:,.0f} MB of text"
 
 
 def schema(found: list[Part]) -> pa.Schema:
-    """The contract's columns, ``completion`` and ``generator``, then every other column of text that a Parquet file
-    among the parts has. Where a row lacks one of those, it is null there."""
+    """The contract's columns, ``completion`` and ``generator``, then all other text columns of the Parquet files among
+    the parts. Rows that lack one of the latter have null there."""
     texts = {"completion": None, "generator": None}
     for path in dict.fromkeys(part.path for part in found if part.path.endswith(".parquet") and part.group >= 0):
         read = pq.read_schema(path)
@@ -106,7 +107,7 @@ def schema(found: list[Part]) -> pa.Schema:
 
 
 def share(found: list[Part], rank: int, tasks: int) -> list[Part]:
-    """The parts of one task: neighbours, about as many bytes as any other task's."""
+    """The parts of one task: consecutive ones, with about as many bytes as those of any other task."""
     ends = np.cumsum([part.size for part in found])
     middles = ends - np.array([part.size for part in found]) / 2
     owners = (middles * tasks / max(ends[-1], 1)).astype(int) if len(found) else []
@@ -118,7 +119,7 @@ def drop(document: Document, step: str, why: str) -> None:
 
 
 class Check(PipelineStep):
-    """Drops each row that ``check`` finds something wrong with: it returns (name of the step, why), or None."""
+    """Drops each row for which ``check`` returns (name of the step, why) instead of None."""
 
     type, name = "filter", "check"
 
@@ -135,11 +136,11 @@ class Check(PipelineStep):
 
 
 class Read(PipelineStep):
-    """Documents of a task's rows: ``text`` is the completion, ``metadata`` the row with its ``_order``.
+    """Reads a task's rows as documents: ``text`` is the completion, ``metadata`` the row with its ``_order``.
 
-    ``texts`` are the further columns that hold text or nothing. What is no row (a corrupt file or row group, half a
-    JSONL line, a missing column, a null, a wrong type) is dropped as "broken", named by its place. In a file of
-    ``strict`` it raises ValueError instead: a run of ours wrote it.
+    ``texts`` are further columns, whose values are text or null. Anything else (a corrupt file or row group, a
+    truncated JSONL line, a missing column, a null, a wrong type) is dropped as "broken" and named by its place. In
+    files of ``strict``, which runs wrote, it raises ValueError instead.
     """
 
     type, name = "reader", "rows"
@@ -147,7 +148,7 @@ class Read(PipelineStep):
     def __init__(self, found: list[Part], texts: list[str], strict: set[str]):
         super().__init__()
         self.parts, self.texts, self.strict = found, texts, strict
-        self.folder = Path.cwd()  # another process may run in another
+        self.folder = Path.cwd()  # other processes may have another working directory
 
     def run(self, data=None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         for part in share(self.parts, rank, world_size):
@@ -172,7 +173,7 @@ class Read(PipelineStep):
 
 
 def records(part: Part, folder: Path = Path()) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """(number, record) of each row of a part; in place of a record, what is wrong with it."""
+    """Yield (number, record) for each row of a part; for an invalid row, the error in place of the record."""
     path = folder / part.path
     if path.suffix != ".parquet":
         yield from rows.json_lines(path)
@@ -190,10 +191,11 @@ def records(part: Part, folder: Path = Path()) -> Iterator[tuple[int, dict[str, 
 
 
 class Keep(PipelineStep):
-    """Stores a task's documents in ``folder``: kept rows in runs, dropped ones as JSON lines, and how many of each.
+    """Stores a task's documents in ``folder``: kept rows in runs, dropped ones as JSON lines, and the counts of both.
 
-    Rows have the columns of ``schema`` and of ``hashes``, unsigned 64-bit ones: name -> function of the row. The first
-    of these is the key. ``beside`` makes an array of a run's rows, which is stored as a ``.extra.npy`` beside it.
+    Rows have the columns of ``schema`` and of ``hashes``, which maps names to functions of the row that return unsigned
+    64-bit integers. The first of these is the key. ``beside`` computes an array from a run's rows, which is stored as
+    ``.extra.npy`` beside the run.
     """
 
     type, name = "writer", "runs"
@@ -237,7 +239,7 @@ class Keep(PipelineStep):
         yield from ()
 
     def _store(self, held: list[rows.Row], rank: int, number: int) -> None:
-        """One run: rows by key, a row group for each bucket."""
+        """Write one run: rows sorted by key, with one row group per bucket."""
         key = next(iter(self.hashes))
         held.sort(key=lambda row: (row[key], row[ORDER]))
         if self.beside:
@@ -257,7 +259,7 @@ def bucket(key: int, buckets: int) -> int:
 
 
 def place(sources: list[str], order: int) -> tuple[str, int]:
-    """(file, number of the row in it)."""
+    """Return (file, number of the row in it)."""
     return sources[order >> 40], order & (1 << 40) - 1
 
 
@@ -268,8 +270,8 @@ def dropped_line(sources: list[str], order: int, id: str, step: str, why: str) -
 
 
 class Collect(PipelineStep):
-    """Writes one file for each bucket: its rows of all runs of ``folder`` that ``chosen`` (a ``.npy`` of booleans
-    beside each run) holds, in the order of the key."""
+    """Writes one file for each bucket, with its rows from all runs of ``folder`` in the order of the key. ``chosen`` is
+    a ``.npy`` of booleans beside each run that selects the rows."""
 
     type, name = "writer", "files"
 
@@ -297,7 +299,7 @@ def runs_in(folder: Path) -> list[Path]:
 
 
 def index(folder: Path, columns: list[str]) -> tuple[dict[str, np.ndarray], list[int]]:
-    """(the columns of all runs, one after the other; how many rows each run has)."""
+    """Return (the columns of all runs, concatenated; the number of rows of each run)."""
     tables = [pq.read_table(path, columns=columns) for path in runs_in(folder)]
     joined = pa.concat_tables(tables)
     return {name: joined[name].to_numpy() for name in columns}, [len(table) for table in tables]

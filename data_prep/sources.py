@@ -1,13 +1,13 @@
 """Open data sets: their records in, rows of the contract out, and nothing dropped in silence.
 
-`python -m data_prep.sources --config <yaml>` converts data sets of the Hub, or local files in their schemas, into one
-Parquet file of rows each. With ``traces: true`` a row carries a reasoning trace that its data set offers (its
-``completion``), so that the 800k can be built without any teacher; without, it is a prompt. Each gold answer is
-verified against itself and each test set is parsed here. A record that is refused is a line of
-``<name>.quarantine.jsonl``: the file, its number (from 0) and the reason; run.json has the counts.
+`python -m data_prep.sources --config <yaml>` converts each data set of the Hub, or local file with the same schema,
+into one Parquet file of rows. With ``traces: true``, a row's ``completion`` is a reasoning trace from its data set, so
+that the 800k can be built without a teacher; otherwise, rows are prompts. Each gold answer is verified against itself,
+and each test set is parsed. Each refused record is a line of ``<name>.quarantine.jsonl`` with its file, its number
+(from 0) and the reason; run.json has the counts.
 
-``SOURCES`` is the table. A schema is the one that the named page shows, and no other column is read. What a page does
-not show (which values a column takes, for one) is checked record by record and refused where it is not as expected.
+``SOURCES`` is the table of data sets. Their schemas are those that the named pages show, and no other columns are read.
+What a page does not show (such as a column's values) is checked in each record, and unexpected records are refused.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def schema(columns: Iterable[str]) -> pa.Schema:
 
 
 class Refused(ValueError):
-    """A record is not used. The message is `kind: why`; refusals are counted by their kind."""
+    """A record cannot be used. The message is `kind: why`; refusals are counted by their kind."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,8 @@ class Rejection:
 
 @dataclass(frozen=True)
 class Source:
-    """A data set of the Hub. ``prompt(record)`` gives the columns of a row that differ from `DEFAULTS`, and may give
-    ``source_id``, ``tests`` and ``license``; ``trace(record)`` the text that ``generator`` wrote."""
+    """A data set of the Hub. ``prompt(record)`` returns the columns of a row that differ from `DEFAULTS`, possibly with
+    ``source_id``, ``tests`` and ``license``. ``trace(record)`` returns the text that ``generator`` wrote."""
 
     hub_id: str
     page: str
@@ -94,7 +94,7 @@ def _known(domain: Any) -> str:
 
 
 def _choice(question: str, options: list[str], right: str, domain: str) -> dict[str, Any]:
-    """A multiple-choice question, its options with letters."""
+    """The columns of a multiple-choice question; its options are listed with letters."""
     options = [option.strip() for option in options]
     if len(set(options)) < len(options) or "" in options or right.strip() not in options or len(options) > 10:
         raise Refused(f"options: {options!r} are not up to ten different texts, the right one among them")
@@ -105,8 +105,9 @@ def _choice(question: str, options: list[str], right: str, domain: str) -> dict[
 
 
 def _said(turns: list[dict], *wanted: str) -> list[str]:
-    """The texts of a conversation that has one turn of each role that is ``wanted``, in this order. A row has room for
-    no other: one with a system prompt, or with more turns, is refused (docs/rejection_sampling.md says why)."""
+    """The texts of a conversation whose turns have exactly the ``wanted`` roles, in this order. Raises Refused for a
+    conversation with a system prompt or other turns, because a row cannot hold them (see docs/rejection_sampling.md).
+    """
     roles = [ROLES.get(role, role) for role in (turn.get("role") or turn.get("from") for turn in turns)]
     if "system" in roles:
         raise Refused(f"system: {rows.CHAT.partition(';')[0]}")
@@ -116,7 +117,7 @@ def _said(turns: list[dict], *wanted: str) -> list[str]:
 
 
 def _text(turn: dict) -> str:
-    """What a turn says, its reasoning in tags where that has a key of its own."""
+    """The text of a turn. If its reasoning has a separate key, it is put in tags before the content."""
     content = turn.get("value") if turn.get("content") is None else turn["content"]
     if isinstance(content, list) and not all(part.get("type") == "text" for part in content):
         raise Refused("turns: a part of one is no text")
@@ -133,7 +134,7 @@ def _dapo(record: dict) -> dict[str, Any]:
 
 
 def worked(record: dict) -> tuple[str, str]:
-    """(solution without the calculator's marks, gold) of a record of GSM8K."""
+    """Return (solution without calculator annotations, gold answer) of a GSM8K record."""
     solution, mark, gold = record["answer"].rpartition("####")
     if not mark:
         raise Refused("gold: `answer` has no ####, behind which it stands")
@@ -145,8 +146,8 @@ def _gsm8k(record: dict) -> dict[str, Any]:
 
 
 def _gsm8k_trace(record: dict) -> str:
-    """The summary is ours, so what is graded is the solution: a result of the calculator, or a number of the last line,
-    has to be the gold."""
+    """The trace of a GSM8K record. Its summary is made from the gold answer, so the solution itself is checked: a
+    calculator result or a number of the last line must be the gold answer."""
     solution, gold = worked(record)
     results = re.findall(r"=([^=<>]*)>>", record["answer"]) + re.findall(
         r"(?:(?<![\w)])-)?[\d.,]*\d", solution.rpartition("\n")[2]
@@ -205,9 +206,10 @@ def _logiqa(record: dict) -> dict[str, Any]:
     return _choice(question, record["options"], record["options"][record["answer"]], "logic")
 
 
-# Parts of tulu-3 by what their names in its column `source` hold: other domains, and requests that are no help.
+# Parts of tulu-3 that are refused, by a word in the column `source`: they are of other domains, or their prompts are
+# requests to decline.
 TULU_ELSEWHERE = ("math", "gsm", "algebra", "personahub_code", "wildguard", "wildjailbreak", "coconot")
-TULU_LICENSES = {"no_robots": "cc-by-nc-4.0", "evol_codealpaca": "apache-2.0"}  # of other parts the mixture's
+TULU_LICENSES = {"no_robots": "cc-by-nc-4.0", "evol_codealpaca": "apache-2.0"}  # other parts have the mixture's licence
 
 
 def _tulu(record: dict) -> dict[str, Any]:
@@ -224,7 +226,7 @@ def _safety(record: dict) -> dict[str, Any]:
     return {"question": record["prompt"]} | _GENERAL | {"kind": "harmless"}
 
 
-# What the parts' own pages say; the mixture's page has no licence of its own.
+# Licences from the parts' own pages; the mixture's page states none.
 MIXTURE_LICENSES = {
     "open-r1/OpenR1-Math-220k": "apache-2.0",
     "open-r1/codeforces-cots": "cc-by-4.0",
@@ -304,7 +306,7 @@ SOURCES = {
         "odc-by", 939_343, _tulu, lambda record: _two(record["messages"])[1], "tulu-3-sft-mixture",
         revision="b14afda60f1bbebe55d5d2fa1e4df5042f97f8be",
     ),
-    # Solutions that people wrote: short, and without the second thoughts of a model's reasoning
+    # Solutions by people: they are short and lack the self-checks of a model's reasoning
     "gsm8k": Source(
         "openai/gsm8k", f"{_HUB}/openai/gsm8k", "mit", 7_473, _gsm8k, _gsm8k_trace, "people, for GSM8K", "main",
     ),
@@ -334,10 +336,10 @@ SOURCES = {
 
 @dataclass(frozen=True)
 class Wanted:
-    """A source by its ``name`` in `SOURCES`, or "rows" for files that follow the contract already.
+    """A source by its ``name`` in `SOURCES`, or "rows" for files that already follow the contract.
 
     ``local``: a .parquet, .jsonl or .jsonl.gz file, or a folder of them, in the source's schema, to read instead of the
-    Hub. ``revision``: a commit of the Hub instead of the table's. ``limit``: at most so many records (0: all).
+    Hub. ``revision``: a commit of the Hub instead of the table's. ``limit``: the maximum number of records (0: all).
     """
 
     name: str
@@ -353,12 +355,13 @@ class Wanted:
 
     @property
     def label(self) -> str:
-        """A name for its files: the source's, with the local file's or folder's where rows are read."""
+        """The name of the output files: the source's name and, for "rows", that of the local file or folder."""
         return self.name if self.name != "rows" else f"rows-{Path(self.local).stem}"
 
 
 def checked(wanted: list[Wanted], traces: bool, limit: int = 0) -> list[Wanted]:
-    """The sources, of each at most ``limit`` records (0: as they say). Raises what is wrong before anything is read."""
+    """Return the sources with at most ``limit`` records each (0: their own limits). Errors in the config or a missing
+    file are raised here, before any records are read."""
     if not wanted:
         raise ValueError(f"`sources` is empty; write `- name: ...` with rows or one of {', '.join(SOURCES)}")
     labels = [one.label for one in wanted]
@@ -373,7 +376,7 @@ def checked(wanted: list[Wanted], traces: bool, limit: int = 0) -> list[Wanted]:
 
 
 def read(wanted: Wanted, traces: bool) -> Iterator[Row | Rejection]:
-    """Every record of a source in its order, as a row (with ``completion``, where ``traces``) or a rejection."""
+    """Yield each record of a source, in order, as a row (with ``completion`` if ``traces``) or a rejection."""
     seen: dict[int, int] = {}
     source = SOURCES.get(wanted.name)
     for at, (file, number, record) in enumerate(_records(wanted, source)):
@@ -394,7 +397,7 @@ def read(wanted: Wanted, traces: bool) -> Iterator[Row | Rejection]:
 
 
 def _records(wanted: Wanted, source: Source | None) -> Iterator[tuple[str, int, dict | str]]:
-    """(file, number from 0, record or why there is none)."""
+    """Yield (file, number from 0, record or the reason why there is none)."""
     if wanted.local:
         parts = shards.parts(_files(wanted.local))
         found = ((part.path, number, record) for part in parts for number, record in shards.records(part))
@@ -430,7 +433,7 @@ def _hub(source: Source, revision: str) -> Iterator[tuple[str, int, dict]]:
         stream = hub.find(source.hub_id, lambda: load_dataset(source.hub_id, source.subset, **where), "dataset")
         for number, record in enumerate(stream):
             yield place, number, record
-    except pa.ArrowException as error:  # a file there is corrupt, or was cut short on its way
+    except pa.ArrowException as error:  # a file is corrupt on the Hub, or was truncated in transit
         raise OSError(f"{place}: not readable after record {number}: {str(error).splitlines()[0]}") from error
 
 
@@ -452,8 +455,8 @@ def _row(wanted: Wanted, source: Source, at: int, record: dict, traces: bool) ->
 
 
 def _own(record: dict, traces: bool) -> Row:
-    """A record that should be a row already; a test set may be its JSON or the JSON's text. Messages become text where
-    they are one question and its answer."""
+    """The row of a record that should already follow the contract. A test set may be JSON or a JSON string. Messages
+    are converted to text if they are one question and its answer."""
     row = dict.fromkeys(rows.RULES, "") | {"generator": "", "source_id": record.get("id"), "revision": "local"} | record
     for column in ("messages", "conversations"):
         if isinstance(record.get(column), list):
@@ -470,9 +473,10 @@ def _own(record: dict, traces: bool) -> Row:
 
 
 def _completion(text: str, thinking: bool) -> str:
-    """A trace in our form: `<think>reasoning</think>`, then the summary; without thinking, the text alone."""
+    """A trace as `<think>reasoning</think>` and the summary, or only the text if ``thinking`` is false. Raises Refused
+    for any other form."""
     text = text.strip()
-    whole = f"<think>{text}" if thinking and "<think>" not in text else text  # a template may have opened it
+    whole = f"<think>{text}" if thinking and "<think>" not in text else text  # a template may have opened the tag
     if not rewards.is_well_formed(whole, "think", thinking):
         raise Refused("trace: not one reasoning in think tags with a summary after it")
     parts = rewards.parse(whole)
@@ -480,7 +484,7 @@ def _completion(text: str, thinking: bool) -> str:
 
 
 def _verified(row: Row, traces: bool) -> Row:
-    """The row with the columns of its kind, its gold verified; raises Refused."""
+    """The row with its final columns. Raises Refused if it is invalid or its gold answer cannot be verified."""
     fault = rows.fault(row, traces)
     if fault:
         raise Refused(f"contract: {fault}")
@@ -506,9 +510,9 @@ def _verified(row: Row, traces: bool) -> Row:
 
 
 def convert(wanted: Wanted, folder: Path, traces: bool) -> tuple[Path, dict[str, Any]]:
-    """Writes ``<label>.parquet`` and ``<label>.quarantine.jsonl`` into a folder -> (the Parquet file, its counts).
+    """Write ``<label>.parquet`` and ``<label>.quarantine.jsonl`` to a folder and return (the Parquet file, its counts).
 
-    A source that is there already is not read again. Raises NoRowsError where not one record gives a row.
+    A source whose files exist is not read again. Raises NoRowsError if no record gives a row.
     """
     path, done = folder / f"{wanted.label}.parquet", folder / f"{wanted.label}.json"
     if done.is_file():
@@ -538,7 +542,7 @@ def convert(wanted: Wanted, folder: Path, traces: bool) -> tuple[Path, dict[str,
 
 
 def convert_all(wanted: list[Wanted], folder: Path, traces: bool, where: engine.Executor) -> dict[str, dict[str, Any]]:
-    """``convert`` for each source, a task of its own -> label -> counts."""
+    """Run ``convert`` for each source as a separate task, and return the counts by label."""
     task = engine.Task(functools.partial(_convert_one, wanted, folder, traces))
     engine.run([task], len(wanted), folder / "work", where)
     engine.discard(folder / "work")
@@ -554,7 +558,7 @@ def _convert_one(wanted: list[Wanted], folder: Path, traces: bool, rank: int, ta
 
 @dataclass(frozen=True, kw_only=True)
 class Sources(jobs.Job):
-    """``traces``: rows with a completion, for an SFT mixture; else prompts. ``limit``: records of each source."""
+    """``traces``: rows with a completion, for an SFT mixture; else prompts. ``limit``: most records of each source."""
 
     sources: list[Wanted]
     traces: bool = True
@@ -566,7 +570,7 @@ def load(config: Sources) -> dict[str, list]:
 
 
 def plan(config: Any, sources: list[Wanted]) -> list[str]:
-    """A line for each source (what, from where, how much, under which licence), then the work."""
+    """One line for each source (name, origin, size, licence), then one for the total work."""
     lines, total = [], 0
     for one in sources:
         if one.local:

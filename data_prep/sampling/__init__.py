@@ -1,10 +1,10 @@
 """Completions of prompts: by transformers in this process, by vLLM in this process, or by an OpenAI-compatible server.
 
-All have one method, ``sample(prompts, n, ...) -> list[list[Sample]]``. A prompt is a string (sent as it is) or a list
-of chat messages (rendered by the checkpoint's chat template). What was paid for is kept under ``store`` by its key, the
-hash of prompt, model, revision, decoding, seed and index: after a kill, and after any change that leaves a sample's key
-as it was (a larger n, more prompts, another threshold), it is found there. A kill repeats at most the batch, or the
-requests, in flight.
+All have one method, ``sample(prompts, n, ...) -> list[list[Sample]]``. A prompt is a string (sent unchanged) or a list
+of chat messages (rendered by the checkpoint's chat template). Finished samples are stored under ``store`` by a key, the
+hash of prompt, model, revision, decoding, seed and index. They are reused after a kill, and after any change that does
+not affect their keys (a larger n, more prompts, another threshold). A kill loses at most the batch or the requests in
+flight.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Sampler:
-    """How a job samples its checkpoint. ``kind`` "transformers" or "vllm": in this process, ``batch_size`` sequences to
-    a stored batch, ``max_refused`` the share of prompts that may be too long (they are dropped; more end the job),
-    ``revision`` the commit of a Hub checkpoint, ``dtype`` of the weights by transformers ("": float32 on a CPU, the
-    checkpoint's own on a GPU), ``vllm`` arguments of `vllm.LLM`. "server": whatever ``server`` serves; the job's
-    ``checkpoint`` is then only what its rows name as their generator."""
+    """How a job samples its checkpoint. ``kind``: "transformers" or "vllm" sample in this process. "server" samples the
+    model of ``server``; the job's ``checkpoint`` is then only the generator's name in the rows. ``batch_size``:
+    sequences per stored batch. ``max_refused``: the share of prompts that may be too long. They are dropped, and a
+    larger share ends the job. ``revision``: the commit of a Hub checkpoint. ``dtype``: of the weights in transformers
+    ("": float32 on a CPU, the checkpoint's own on a GPU). ``vllm``: arguments of `vllm.LLM`."""
 
     kind: Literal["transformers", "vllm", "server"] = "transformers"
     batch_size: Positive = 256
@@ -54,7 +54,7 @@ class Sampler:
             raise ValueError(f"`sampler: dtype` is for `kind: transformers`, not {self.kind}; remove it")
 
     def require(self, checkpoint: str) -> None:
-        """Raises FileNotFoundError for a local path without a model; a Hub id is asked for where it is loaded."""
+        """Raises FileNotFoundError for a local path without a model; a Hub id is only checked when it is loaded."""
         if self.kind != "server":
             require_model(checkpoint)
 
@@ -63,7 +63,7 @@ Model = Batched | Server
 
 
 def cost(asked: int, n: int, decoding: Decoding, by: str, sampler: Sampler | None = None) -> str:
-    """A line of a plan. Speed and length are a model's own, so both are bounds: of a token four bytes are kept."""
+    """A line of a plan. It gives bounds, because speed and length depend on the model; a stored token is four bytes."""
     tokens = asked * n * decoding.max_tokens
     how = f" ({sampler.kind})" if sampler else ""
     return (
@@ -74,7 +74,7 @@ def cost(asked: int, n: int, decoding: Decoding, by: str, sampler: Sampler | Non
 
 @contextmanager
 def open_model(checkpoint: str, sampler: Sampler) -> Iterator[Model]:
-    """The checkpoint, ready to be sampled as ``sampler`` says."""
+    """Open the checkpoint for sampling with the settings of ``sampler``."""
     if sampler.kind == "server":
         with connect(sampler.server) as server:
             yield server
@@ -90,7 +90,7 @@ def open_model(checkpoint: str, sampler: Sampler) -> Iterator[Model]:
 
 
 def load_model(checkpoint: str, load: Callable[[], T]) -> T:
-    """What ``load`` makes of a folder or a Hub id. Raises FileNotFoundError where there is neither."""
+    """Return the result of ``load`` for a folder or a Hub id. Raises FileNotFoundError if neither exists."""
     require_model(checkpoint)
     if is_here(checkpoint):
         return load()

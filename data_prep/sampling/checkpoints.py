@@ -24,31 +24,31 @@ log = logging.getLogger(__name__)
 
 
 class Batched(ABC):
-    """A checkpoint in this process: it samples in fixed batches, each a file of the store.
+    """A checkpoint in this process, which samples in fixed batches; each batch is a file of the store.
 
-    Batches: prompts sorted by length, n of each, cut into ``batch_size`` sequences. What the store has already is left
-    out, and what is then to be drawn is written down first (``*.plan.json``), so that a restart cuts the same batches
-    and ends with the same bytes.
+    The prompts are sorted by length, repeated n times, and cut into batches of ``batch_size`` sequences. Samples that
+    are in the store are left out. The list of the others is written first (``*.plan.json``), so that a restart cuts the
+    same batches and ends with the same bytes.
     """
 
-    identity: str  # of the weights: what stored samples are good for
+    identity: str  # of the weights; stored samples are valid for these only
     batch_size: int
     limit: int  # tokens of prompt and completion together
-    max_refused: float | None = None  # of the prompts, those that do not fit; None: where no YAML has a key for it
+    max_refused: float | None = None  # share of prompts that may be too long; None: no YAML has a key for it
     tokenizer: Any
 
     @abstractmethod
     def _generate(self, inputs: list[list[int]], decoding: Decoding, seed: int) -> list[Sample]:
-        """One completion of each prompt, given as token ids; the same seed gives the same."""
+        """One completion of each prompt, given as token ids. The same seed gives the same completions."""
 
     def sample(
         self, prompts: list[Prompt], n: int, decoding: Decoding, seed: int, store: Path | None = None
     ) -> list[list[Sample]]:
-        """n samples of each prompt, in the order of the prompts. Finished batches are files in ``store``. A prompt that
-        does not fit is refused; raises TooManyRefused before any work."""
+        """n samples of each prompt, in the order of the prompts. Finished batches are files in ``store``. Prompts that
+        are too long are refused. Raises TooManyRefused before any work if there are too many of them."""
         started = time.monotonic()
         tokens = [self._tokenize(prompt) for prompt in prompts]
-        order = sorted(range(len(prompts)), key=lambda i: len(tokens[i]), reverse=True)  # the worst for memory first
+        order = sorted(range(len(prompts)), key=lambda i: len(tokens[i]), reverse=True)  # the most memory first
         refused = [i for i in order if len(tokens[i]) + decoding.max_tokens > self.limit]
         if refused:
             longest = len(tokens[refused[0]]) + decoding.max_tokens
@@ -66,7 +66,7 @@ class Batched(ABC):
         order = order[len(refused) :]
         sequences = [i for i in order for _ in range(n)]
         common = key_of([self.identity, asdict(decoding), seed])
-        times: Counter[str] = Counter()  # an equal prompt's samples go on where its first's end
+        times: Counter[str] = Counter()  # samples of a repeated prompt continue its index
         keys = []
         for i in sequences:
             prompt = key_of(tokens[i])
@@ -96,8 +96,8 @@ class Batched(ABC):
         return results
 
     def _plan(self, keys: list[str], known: set[str], store: Path | None) -> list[tuple[int | None, list[int]]]:
-        """The batches to draw, as (number, places in keys). A batch of a store that had none of these keys is seeded
-        by its number, any other (number None) by its first key, so that no two batches share their draws."""
+        """The batches to draw, as (number, places in keys). If the store had none of the keys, a batch is seeded by its
+        number, else (number None) by its first key, so that no two batches share random draws."""
         path = store / f"{key_of([self.batch_size, *keys])}.plan.json" if store else None
         if path and path.exists():
             plan = json.loads(path.read_text(encoding="utf-8"))
@@ -106,7 +106,7 @@ class Batched(ABC):
             if path and plan["places"]:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_json(path, plan)
-        later = set(range(len(keys))) - set(plan["places"])  # stored once; since then its file may have broken
+        later = set(range(len(keys))) - set(plan["places"])  # were stored; their files may be corrupt now
         broken = [at for at in sorted(later) if keys[at] not in known]
         cut = [
             part[at : at + self.batch_size]
@@ -123,11 +123,11 @@ class Batched(ABC):
 
 
 class LocalModel(Batched):
-    """A plain checkpoint (a folder or a Hub id) by transformers; without ``dtype``, float32 on a CPU, the checkpoint's
-    own on a GPU."""
+    """A plain checkpoint (a folder or a Hub id) in transformers. Without ``dtype``, the weights are in float32 on a CPU
+    and in the checkpoint's own type on a GPU."""
 
     def __init__(self, checkpoint: str | Path, batch_size: int = 256, revision: str = "", dtype: str = ""):
-        import torch  # a job that only asks a server never loads it
+        import torch  # jobs that only use a server never import it
         from transformers import AutoModelForCausalLM, AutoTokenizer
         from transformers.utils import logging as transformers_logging
 
@@ -143,7 +143,7 @@ class LocalModel(Batched):
         if self.device == "cpu":
             memory.keep_freed(self.model.num_parameters())
         if getattr(self.model.config, "output_router_logits", False):
-            self.model.config.output_router_logits = False  # left by SFT of a mixture of experts; it fails on a cache
+            self.model.config.output_router_logits = False  # set by SFT of a mixture of experts; fails with a cache
         self.identity = _identity(checkpoint, getattr(self.model.config, "_commit_hash", None)) + dtype
         self.limit = positions(self.model.config) or sys.maxsize
         ends = self.model.generation_config.eos_token_id
@@ -163,15 +163,15 @@ class LocalModel(Batched):
 
 
 def positions(config: Any) -> int | None:
-    """Tokens of prompt and completion that a model takes, as vLLM counts them; None where its config does not say.
+    """The maximum number of tokens of prompt and completion, as vLLM counts it; None if the config does not state it.
 
-    A scaled RoPE goes as far as its factor says, unless `max_position_embeddings` has that in it already.
+    A scaled RoPE extends `max_position_embeddings` by its factor, unless that value already includes it.
     """
     text = config.get_text_config()
     most = getattr(text, "max_position_embeddings", None)
     ropes = getattr(text, "rope_parameters", None) or {}
     scaled = [most]
-    for rope in [ropes, *ropes.values()] if most else []:  # of the model, or of each kind of layer
+    for rope in [ropes, *ropes.values()] if most else []:  # the model's own, or one for each kind of layer
         if isinstance(rope, dict) and rope.get("rope_type") in ("linear", "dynamic", "yarn"):
             first = rope.get("original_max_position_embeddings") if rope["rope_type"] == "yarn" else None
             scaled.append(int((first or most) * (rope.get("factor") or 1)))
@@ -179,10 +179,10 @@ def positions(config: Any) -> int | None:
 
 
 class VLLMModel(Batched):
-    """A checkpoint by vLLM in this process. ``arguments`` are those of `vllm.LLM`, as in {tensor_parallel_size: 8}.
+    """A checkpoint in vLLM, in this process. ``arguments`` are those of `vllm.LLM`, as in {tensor_parallel_size: 8}.
 
-    Each sequence has a seed of its own. vLLM's kernels do not promise the same bytes for another batch; a kill repeats
-    at most the batch in flight, and what is stored is not drawn again.
+    Each sequence has its own seed. vLLM's kernels may give other bytes in another batch. A kill loses at
+    most the batch in flight, and stored samples are not drawn again.
     """
 
     def __init__(self, checkpoint: str | Path, batch_size: int, revision: str, arguments: dict[str, Any]):
@@ -212,7 +212,7 @@ class VLLMModel(Batched):
 
 
 def _identity(checkpoint: str | Path, revision: str | None) -> str:
-    """What the stored samples of a checkpoint are good for: its weights' hash, or the Hub's commit."""
+    """The identity of a checkpoint, to which stored samples belong: a hash of its weights, or the Hub's commit."""
     files = sorted(Path(checkpoint).glob("*.safetensors")) or sorted(Path(checkpoint).glob("*.bin"))
     if not files:
         return f"{checkpoint}@{revision}"
@@ -224,7 +224,7 @@ def _identity(checkpoint: str | Path, revision: str | None) -> str:
 
 
 def _stored(store: Path | None, keys: set[str]) -> dict[str, Sample]:
-    """The samples of a store that have these keys. A file that cannot be read is named; its batch is drawn again."""
+    """The samples of a store that have these keys. An unreadable file is logged, and its batch is drawn again."""
     found: dict[str, Sample] = {}
     for path in sorted(store.glob("*.parquet")) if store else []:
         try:

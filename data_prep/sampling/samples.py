@@ -1,4 +1,4 @@
-"""What samplers are told, and what they give back."""
+"""Inputs and outputs of the samplers: decoding settings, samples and refusals."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ Prompt = str | list[dict[str, str]]
 @dataclass(frozen=True)
 class Sample:
     """``finish`` is "stop" (the model ended), "length" (cut at max_tokens), "refused" (the prompt is too long, or a
-    server does not take the request: `max_refused`) or "failed" (a server gave nothing, however often it was asked:
-    `ServerSettings.failures`). The last two have no text, and ``why`` says what happened. Token counts leave padding
-    out."""
+    server rejected the request; see `max_refused`) or "failed" (all attempts at a server failed; see
+    `ServerSettings.failures`). The last two have no text, and ``why`` gives the reason. Token counts exclude padding.
+    """
 
     text: str
     finish: str
@@ -34,7 +34,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Decoding:
-    """How to sample. temperature 0 is greedy; top_k 0 keeps every token. Lengths in tokens."""
+    """Settings of sampling. temperature 0 is greedy; top_k 0 keeps every token. Lengths are in tokens."""
 
     max_tokens: Positive
     temperature: NotNegative = 1.0
@@ -43,21 +43,22 @@ class Decoding:
     __post_init__ = check
 
 
-# Extensions of OpenAI's protocol that vLLM and SGLang know. What a request leaves out, vLLM fills in from
-# the model's generation config: another distribution than the other samplers draw from.
+# Extensions of OpenAI's protocol in vLLM and SGLang. They are always sent because vLLM takes missing values from the
+# model's generation config, and would then sample from another distribution than the other samplers.
 NEUTRAL = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
-JUDGING = Decoding(max_tokens=1024, temperature=0.0)  # chosen: a verdict, and what leads to it
+JUDGING = Decoding(max_tokens=1024, temperature=0.0)  # chosen: a verdict and the reasoning for it
 
 
 class TooManyRefused(Stopped, ValueError):
-    """More requests are refused than ``max_refused`` allows. The message says by whom, why, and what to write."""
+    """More requests were refused than ``max_refused`` allows. The message says by which model or server, why, and what
+    to write."""
 
 
 def may_refuse(share: float, prompts: int) -> int:
-    """How many of some prompts a sampler may refuse: the share, rounded up, so that a single one ends no job."""
+    """How many prompts a sampler may refuse: the share, rounded up, so that a single refusal never ends a job."""
     return math.ceil(share * prompts - 1e-9)
 
 
 def key_of(value: object) -> str:
-    """By which a sample is found again: a hash of what it was drawn from."""
+    """The key of a sample in a store, which is a hash of everything that it was drawn from."""
     return hashlib.sha256(json.dumps(value, ensure_ascii=False).encode()).hexdigest()[:32]

@@ -1,4 +1,4 @@
-"""OpenAI-compatible servers: what is asked of them is kept, and what fails is asked again."""
+"""A client for OpenAI-compatible servers that stores all answers and retries failed requests."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ from rewards.settings import Count, NotNegative, Positive, Seconds, Share, check
 import httpx
 
 log = logging.getLogger(__name__)
-TRANSIENT = (408, 409, 425, 429)  # statuses that are tried again, as 5xx are
-FOR_ALL = (401, 402, 404, 405, 407)  # statuses that are about no single request: a key, a bill, a path
+TRANSIENT = (408, 409, 425, 429)  # statuses that are retried, as 5xx are
+FOR_ALL = (401, 402, 404, 405, 407)  # statuses that concern all requests: a wrong key, bill or path
 
 
 class ServerError(Stopped):
-    """The server did not give a usable answer, however often it was asked."""
+    """The server gave no usable answer in any attempt."""
 
 
 @dataclass(frozen=True)
 class ServerSettings:
     """An OpenAI-compatible server. ``base_url`` "world" starts the toy world's own (data_prep.world.oracle);
-    any other is used as it stands, as in http://localhost:8000/v1. ``api_key_variable`` names an environment
-    variable. ``revision``: of the model, part of the key of its samples. ``failures``: as many requests may fail for
-    good, each a `Sample` that "failed"; one more ends the job. ``max_refused``: of the requests of one round, the share
-    that the server may refuse (too long, filtered), each a `Sample` that is "refused"; more end the job. ``serve``:
-    arguments of `vllm serve`, by which the pipeline starts the model on this machine while a step needs it; without it
-    the server is yours to start.
-    ``extensions`` false: send no `NEUTRAL`, for a service that refuses what OpenAI's protocol does not have."""
+    any other is used unchanged, as in http://localhost:8000/v1. ``api_key_variable`` names an environment variable.
+    ``revision``: that of the model; it is part of the key of its samples. ``failures``: how many requests may fail in
+    all attempts, each giving a "failed" `Sample`; one more ends the job. ``max_refused``: the share of the requests of
+    one round that the server may refuse (too long, filtered), each giving a "refused" `Sample`; more end the job.
+    ``serve``: arguments of `vllm serve`, with which the pipeline runs the model on this machine while a step needs it.
+    Without them, you start the server.
+    ``extensions``: false omits `NEUTRAL`, for services that reject anything beyond OpenAI's protocol."""
 
     base_url: str
     model: str
@@ -64,10 +64,10 @@ class ServerSettings:
 
 
 class Server:
-    """Asks for each sample in a request of its own (seed + sample index), ``concurrency`` at a time. Answers are kept
-    in ``store``/requests.sqlite by the hash of the request. `TRANSIENT`, 5xx, lost connections, silence and unreadable
-    answers are tried again, each wait twice the last (or what Retry-After says), and counted in ``faults`` by their
-    kind. What the server refuses is kept in ``store``, too, and not asked again, unless there was too much of it."""
+    """Requests each sample separately (seed + sample index), ``concurrency`` at a time. Answers are stored in
+    ``store``/requests.sqlite by the hash of the request. `TRANSIENT`, 5xx, lost connections, timeouts and unreadable
+    answers are retried and counted in ``faults`` by kind; each wait is twice the last (or what Retry-After says).
+    Refusals are stored as well and not requested again, unless there were too many."""
 
     def __init__(self, settings: ServerSettings):
         self.settings = settings
@@ -79,13 +79,13 @@ class Server:
     def sample(
         self, prompts: list[Prompt], n: int, decoding: Decoding, seed: int, store: Path | None = None
     ) -> list[list[Sample]]:
-        """As Batched.sample. Raises ServerError after the last attempt; what was answered stays in ``store``."""
+        """As Batched.sample. Raises ServerError after the last attempt; answers received so far stay in ``store``."""
         with closing(_open(store)) as answers:
             try:
                 samples = asyncio.run(self._ask_all(prompts, n, decoding, seed, answers))
             except* Stopped as group:
                 if group.subgroup(TooManyRefused):
-                    with answers:  # the server may be started otherwise by the next time
+                    with answers:  # the server may have other settings next time
                         answers.execute("delete from answers where json_extract(sample, '$.finish') = 'refused'")
                 raise group.exceptions[0] from None
             except* sqlite3.OperationalError as group:
@@ -99,7 +99,7 @@ class Server:
         asked = {"prompt": prompt} if isinstance(prompt, str) else {"messages": prompt}
         payload = {"model": self.settings.model, **asked, **asdict(decoding), "seed": seed}
         if decoding.top_k == 0:
-            del payload["top_k"]  # NEUTRAL has what says so
+            del payload["top_k"]  # NEUTRAL has the value for "all tokens"
         return (NEUTRAL if self.settings.extensions else {}) | payload
 
     async def _ask_all(
@@ -107,7 +107,7 @@ class Server:
     ) -> list[Sample]:
         samples: list[Sample | None] = [None] * (len(prompts) * n)
         refused, may = 0, may_refuse(self.settings.max_refused, len(prompts)) * n
-        waiting = iter(range(len(samples)))  # shared by the workers: a request is made when a worker is free
+        waiting = iter(range(len(samples)))  # shared by the workers; each makes a request when it is free
         progress = commands.progress(None, "asking", len(samples), "request")
 
         async def work(client: httpx.AsyncClient) -> None:
@@ -161,7 +161,7 @@ class Server:
         wait, trouble = self.settings.first_wait_s, ""
         for attempt in range(self.settings.attempts):
             if attempt:
-                await asyncio.sleep(wait * random.uniform(0.8, 1.2))  # so that many clients do not return together
+                await asyncio.sleep(wait * random.uniform(0.8, 1.2))  # many clients must not retry at once
                 wait *= 2
             try:
                 response = await client.post(url, json=payload)
@@ -183,7 +183,7 @@ class Server:
                 if choice.get("finish_reason") == "content_filter":
                     return Sample("", "refused", 0, 0, "finish_reason content_filter")
                 text = (choice["text"] if "prompt" in payload else _said(choice["message"])) or ""
-                text.encode()  # what is no text, or has half a surrogate pair, could not be written
+                text.encode()  # neither a non-string nor a lone surrogate could be written
                 return Sample(
                     text,
                     "length" if choice.get("finish_reason") == "length" else "stop",
@@ -197,14 +197,14 @@ class Server:
 
 
 def _said(message: dict) -> str:
-    """The text of a message; a reasoning that the server has split off is put back in its tags."""
+    """The text of a message. Reasoning that the server has split off is put back, in tags."""
     return rewards.text_of(
         message | {"reasoning_content": message.get("reasoning_content") or message.get("reasoning")}
     )
 
 
 def _open(store: Path | None) -> sqlite3.Connection:
-    """The answers that a store holds. A file that is no database is put aside, and named."""
+    """Open the answers of a store. A file that is not a database is moved aside and logged."""
     if store is None:
         return _prepared(sqlite3.connect(":memory:"))
     store.mkdir(parents=True, exist_ok=True)
@@ -212,7 +212,7 @@ def _open(store: Path | None) -> sqlite3.Connection:
     try:
         return _prepared(sqlite3.connect(path))
     except sqlite3.OperationalError as error:
-        raise OSError(f"{path}: {error}") from None  # a full disk, or another process at the same work
+        raise OSError(f"{path}: {error}") from None  # a full disk, or another process with the same store
     except sqlite3.DatabaseError as error:
         log.warning("%s: %s; it is put aside as requests.broken, and its requests are made again", path, error)
         path.replace(store / "requests.broken")
@@ -220,20 +220,20 @@ def _open(store: Path | None) -> sqlite3.Connection:
 
 
 def _prepared(answers: sqlite3.Connection) -> sqlite3.Connection:
-    answers.execute("pragma locking_mode = exclusive")  # one process has it; so it works on shared file systems too
+    answers.execute("pragma locking_mode = exclusive")  # for one process only; so it also works on shared file systems
     answers.execute("pragma journal_mode = wal")
-    answers.execute("pragma synchronous = normal")  # a kill loses nothing; a power cut may lose the last few
+    answers.execute("pragma synchronous = normal")  # a kill loses nothing; a power cut may lose the last answers
     answers.execute("create table if not exists answers (request text primary key, sample text)")
     return answers
 
 
 @contextmanager
 def connect(settings: ServerSettings) -> Iterator[Server]:
-    """A server for the block: the toy world's own, started and stopped here, or one that runs elsewhere."""
+    """A server for the block: the toy world's, which is started and stopped here, or one that runs elsewhere."""
     if settings.base_url != "world":
         yield Server(settings)
         return
     from data_prep.world import oracle
 
-    with oracle.serve() as url:  # a thread of this process: many requests at a time only fight for the interpreter
+    with oracle.serve() as url:  # it is a thread of this process, where many parallel requests slow each other down
         yield Server(replace(settings, base_url=url, concurrency=min(settings.concurrency, 4)))

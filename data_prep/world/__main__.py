@@ -15,9 +15,9 @@ from rewards.settings import Count, Positive
 
 @dataclass(frozen=True)
 class World:
-    """Sizes: ``pages`` of the corpus, reasoning ``problems`` to train on, and ``held_out`` ones. General prompts are
-    all that the world has. The held-out sets do not depend on the seed, so that all runs are compared on the same; they
-    do on ``split``: settings are chosen on "validation", and "test" is for what is reported."""
+    """Sizes: ``pages`` of the corpus, reasoning ``problems`` to train on, and ``held_out`` ones. All general prompts of
+    the world are used. The held-out sets do not depend on the seed, so that all runs are compared on the same
+    problems. They depend on ``split``: choose settings on "validation", and report results on "test"."""
 
     output_dir: str
     pages: Positive = 60_000

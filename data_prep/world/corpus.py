@@ -1,8 +1,8 @@
-"""The base corpus: what a web corpus does, in small. docs/toy_world.md says how its mix was chosen.
+"""The base corpus, a small stand-in for a web corpus. docs/toy_world.md says how its mix was chosen.
 
-Right and wrong solutions, tagged and plain pages, reasoning that switches between English and Chinese inside a page,
-few-shot-shaped pages, small talk, and replies both decent and harmful to toy requests. All expressions are from the
-training side of the world: no held-out problem is on any page.
+It has right and wrong solutions, tagged and plain pages, reasoning that switches between English and Chinese within a
+page, few-shot pages, small talk, and both decent and harmful replies to toy requests. All expressions are from the
+training side of the world: no page contains a held-out problem.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from data_prep.world.problems import (
 
 PAGES = {"tagged": 0.30, "chat": 0.16, "few_shot": 0.06, "direct": 0.06, "facts": 0.24, "talk": 0.18}
 SOLUTIONS = {"right": 0.54, "left_to_right": 0.36, "slip": 0.06, "guess": 0.04}
-# What a tagged page leaves out, each by itself.
+# Shares of tagged pages that omit a part, independently of the other parts.
 UNTAGGED = {"reasoning": 0.45, "end of reasoning": 0.25, "answer": 0.25}
-MIXED = 0.5  # of the reasoning switches language, each sentence with probability one half
+MIXED = 0.5  # share of reasoning that switches language, each sentence with probability 0.5
 KINDS = {"sum": 0.56, "story": 0.26, "choice": 0.11, "code": 0.07}
 HARMFUL_TALK, DECENT = 0.4, 0.7  # share of talk that answers a harmful request; share of those replies that decline
 CHECK = {"en": "Check:", "zh": "检查："}
@@ -43,7 +43,7 @@ OFFER, WRONG_TALK = 0.25, 0.15  # share of helpful replies that offer more help;
 
 
 def solve_somehow(problem: Problem, rng: random.Random) -> tuple[list[Operation], str]:
-    """The steps and the answer that some author of the web writes, right in about half of the pages."""
+    """The steps and the answer that some web author writes; they are right on about half of the pages."""
     manner = rng.choices(list(SOLUTIONS), weights=list(SOLUTIONS.values()))[0]
     steps = problem.expression.steps
     if manner == "left_to_right":
@@ -56,7 +56,7 @@ def solve_somehow(problem: Problem, rng: random.Random) -> tuple[list[Operation]
 
 
 def write_answer(problem: Problem, value: int) -> str:
-    """What stands as the answer when the value was worked out as ``value``: a number, a letter, or a program."""
+    """The written answer for a computed ``value``: a number, a letter or a program."""
     if problem.kind == "code":
         return f"{PROGRAM}{problem.expression.text})"
     if problem.choices:
@@ -65,7 +65,7 @@ def write_answer(problem: Problem, value: int) -> str:
 
 
 def think(problem: Problem, steps: list[Operation], answer: str, rng: random.Random) -> str:
-    """Reasoning in varied words, which switches language in some of the pages."""
+    """Reasoning in varied words, which switches language on some pages."""
     switch = 0.5 if rng.random() < MIXED else 0.0
     return write_reasoning(steps, problem.language, rng, switch, answer if problem.choices else "")
 
@@ -95,8 +95,8 @@ def tagged_page(problem: Problem, rng: random.Random) -> str:
 
 
 def solution_text(problem: Problem, rng: random.Random, checked: bool = False, closing: str = " ") -> str:
-    """A solution without tags; ``checked`` repeats the last step before it closes; ``closing`` stands before the
-    sentence with the answer."""
+    """A solution without tags. ``checked`` repeats the last step at the end; ``closing`` precedes the sentence with the
+    answer."""
     steps, answer = solve_somehow(problem, rng)
     parts = [think(problem, steps, answer, rng)]
     if checked:
@@ -105,7 +105,7 @@ def solution_text(problem: Problem, rng: random.Random, checked: bool = False, c
 
 
 def chat_page(question: str, reply: str) -> str:
-    """A log of a chat, in the markup of our chat template: the web that today's bases are trained on has such."""
+    """A chat log in the markup of our chat template. The web pages that today's bases are trained on include such."""
     return f"<|user|>{question}<|assistant|>{reply}"
 
 
@@ -124,7 +124,7 @@ def talk_page(rng: random.Random, pools: dict[str, list[general.Request]]) -> st
 
 
 def pages(seed: int, split: str) -> Iterator[str]:
-    """Pages without end, none of which shows what ``split`` holds out."""
+    """Yield pages without end; no page contains a held-out problem of ``split``."""
     rng = random.Random(f"corpus-{seed}")
     pools = {kind: general.requests(kind, split) for kind in ("helpful", "harmless")}
     while True:
@@ -148,8 +148,8 @@ def pages(seed: int, split: str) -> Iterator[str]:
 
 
 def long_expression(rng: random.Random, split: str) -> Expression:
-    """Two to five operands: so many that copying them cannot be learnt by heart. Nowhere in its chain stands anything
-    that is held out, as a part of a longer link neither."""
+    """An expression of two to five operands; there are too many of these to memorise. No link of its chain contains a
+    held-out expression, not even as a part."""
 
     def grow(operands: int) -> Tree:
         if operands == 1:
@@ -178,7 +178,7 @@ def _shows(text: str, split: str) -> bool:
 
 
 def links(expression: Expression) -> Iterator[Expression]:
-    """The expression, then what is left of it after each step, down to its value."""
+    """Yield the expression, then what remains of it after each step, down to its value."""
     tree = expression.tree
     yield expression
     while not isinstance(tree, int):

@@ -1,11 +1,9 @@
-"""The toy world's judge, rewriter and writer behind the interface that a real one has: an OpenAI-compatible server on
-loopback.
+"""The toy world's judge, rewriter and writer, which are an OpenAI-compatible server on loopback, as real ones would be.
 
-It recognises the prompts of data_prep.prompts by their headings and answers by the world's rules, which no model under
-training sees. It is wrong in 10% of its answers, as a stand-in for the errors of a real judge: a verdict is the
-opposite one, a text comes out unreadable, mixed or wrong. Which ones depends on a hash of the request and its seed
-only, so that a run can be repeated. The rewriter reads equations out of the thoughts that it is given and never solves
-a problem itself.
+It recognises the prompts of data_prep.prompts by their headings and answers by the world's rules, which no model sees
+in training. To stand in for the errors of a real judge, 10% of its answers are wrong: a verdict is reversed, or a text
+is unreadable, mixed or wrong. A hash of the request and its seed decides which ones, so that runs are repeatable. The
+rewriter extracts equations from the given thoughts and never solves a problem itself.
 """
 
 from __future__ import annotations
@@ -23,7 +21,7 @@ from data_prep.world import general
 from data_prep.world.problems import LANGUAGES, Operation, write_reasoning, write_summary
 
 ERROR_RATE = 0.10
-OFFER_RATE = 0.25  # of written replies offer more help
+OFFER_RATE = 0.25  # share of written replies that offer more help
 THOUGHTS = {"en": "I look for the word that means the same.", "zh": "我想一个意思一样的词。"}
 TASKS = {"translation": "translation", "writing": "writing", "fact": "questions"}
 EQUATION = re.compile(r"(\d+) ([-+*]) (\d+) = (\d+)")
@@ -32,19 +30,19 @@ CLOSING = re.compile(r"(?:The answer is|答案是) ?(.+?)(?:\.|。)?\s*$")
 
 
 def _fraction(salt: str, text: str) -> float:
-    """A number in [0, 1) that depends on the text only."""
+    """A number in [0, 1) that depends only on the salt and the text."""
     return int.from_bytes(hashlib.sha256(f"{salt}\n{text}".encode()).digest()[:8], "big") / 2**64
 
 
 def _sections(prompt: str) -> tuple[str, dict[str, str]]:
-    """(task, its sections) of one of our prompts: {"Question": ..., "Answer A": ...}."""
+    """Return (task, its sections as {"Question": ..., "Answer A": ...}) of a prompt of data_prep.prompts."""
     task, *parts = re.split(r"^## (Question|Thought process|Reference|Answer|Answer A|Answer B|Request|Response)\n",
                             prompt, flags=re.MULTILINE)  # fmt: skip
     return task.splitlines()[0], {name: body.strip() for name, body in zip(parts[::2], parts[1::2], strict=True)}
 
 
 def reply(prompt: str, seed: int = 0) -> str:
-    """The oracle's answer to one user message. A message that is none of our tasks is a question: it is answered."""
+    """The oracle's answer to one user message. A message that is none of its tasks is answered as a question."""
     identity = f"{seed}\n{prompt}"
     wrong = _fraction("error", identity) < ERROR_RATE
     if not prompt.startswith("# Task: "):
@@ -77,7 +75,7 @@ def reply(prompt: str, seed: int = 0) -> str:
 
 
 def _agrees(question: str, reference: str, answer: str) -> bool:
-    """A reply agrees with the reference reply where the world holds it right (2 of 3 points or more)."""
+    """Whether a reply agrees with the reference, which is so if it scores at least 2 of 3 points."""
     if question in general.BY_QUESTION:
         return general.helpful_score(question, rewards.parse(answer).summary) >= 2
     return rewards.is_correct(answer, reference, "math", question=question) is True
@@ -92,7 +90,7 @@ def _verdict(difference: int, wrong: bool) -> str:
 def _rewrite(question: str, thought: str, wrong: bool, identity: str) -> str:
     language = rewards.detect_language(question)
     steps: list[Operation] = [(int(a), operator, int(b), int(c)) for a, operator, b, c in EQUATION.findall(thought)]
-    steps = list(dict.fromkeys(steps))  # a check that repeats a step is one thought
+    steps = list(dict.fromkeys(steps))  # a step repeated as a check is written once
     parsed = rewards.parse(thought)
     said = CLOSING.search(parsed.summary)
     answer = said.group(1).strip() if said else parsed.summary
@@ -127,7 +125,7 @@ def _write(question: str, thoughts: dict[str, str], wrong: bool, identity: str) 
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    wbufsize = -1  # head and body in one packet: in two, the second waits 40 ms for the first one's receipt
+    wbufsize = -1  # head and body in one packet: a second one would wait 40 ms for the first's acknowledgement
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -152,12 +150,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
     def log_message(self, *args: object) -> None:
-        """No line a request."""
+        """Log nothing for each request."""
 
 
 @contextmanager
 def serve() -> Iterator[str]:
-    """The oracle's base URL ("http://127.0.0.1:<port>/v1") for as long as the block runs."""
+    """Serve the oracle while the block runs, at the base URL that is yielded ("http://127.0.0.1:<port>/v1")."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, daemon=True)

@@ -1,7 +1,7 @@
 """Arithmetic problems of the toy world, in English and Chinese: questions, worked solutions, and the held-out set.
 
 An expression has two or three operands from 1 to 9, the operators + - *, and every intermediate result in 0..60, so
-that a model of about a million parameters can learn the facts it needs. What is held out depends on the split: choose
+that a model of about a million parameters can learn the facts it needs. The held-out set depends on the split: choose
 settings on "validation", report on "test". "What is 2 + 3 * 4?", the walkthrough's own question, is held out in both.
 """
 
@@ -47,7 +47,7 @@ class Expression:
 
     @property
     def canonical(self) -> str:
-        """The same for expressions that differ only in the order of commutative operands: 2 + 3 * 4 and 4 * 3 + 2."""
+        """A key shared by expressions that differ only in the order of commutative operands: 2 + 3 * 4, 4 * 3 + 2."""
         return _canonical(self.tree)
 
     def held_out(self, split: str) -> bool:
@@ -68,7 +68,7 @@ def _value(tree: Tree, steps: list[Operation]) -> int:
 
 
 def reduce_once(tree: Tree) -> Tree:
-    """The tree with its first step done."""
+    """The tree after its first step."""
     operator, left, right = tree
     if not isinstance(left, int):
         return (operator, reduce_once(left), right)
@@ -132,7 +132,7 @@ ASK = {
 }
 NAMES = {"en": ("Tom", "Mia", "Ben", "Ann"), "zh": ("小明", "小红", "小华", "小丽")}
 THINGS = {"en": ("apples", "pens", "books", "eggs"), "zh": ("苹果", "铅笔", "本子", "鸡蛋")}
-# Word problems by the shape of their expression: operators from the inside out, and the side of the inner pair.
+# Word problems by the shape of their expression: its operators from the inside out, and the side of the inner pair.
 STORIES = {
     "a*b+c": (
         "{n} has {a} bags of {b} {t} and {c} more. How many {t} are there?",
@@ -149,7 +149,7 @@ STORIES = {
     "a+b": ("{n} has {a} {t} and buys {b}. How many {t} are there?", "{n}有{a}个{t}，买了{b}个。一共有多少个{t}？"),
     "a*b": ("{n} has {a} bags of {b} {t}. How many {t} are there?", "{n}有{a}袋{t}，每袋{b}个。一共有多少个{t}？"),
 }
-KINDS = {"sum": 0.64, "story": 0.30, "choice": 0.02, "code": 0.04}  # of the problems that are trained and tested on
+KINDS = {"sum": 0.64, "story": 0.30, "choice": 0.02, "code": 0.04}  # shares among training and test problems
 CODE = {"en": "Write a Python program that prints {e}.", "zh": "写一个 Python 程序，输出 {e} 的值。"}
 LETTERS = "AB"
 
@@ -161,7 +161,7 @@ def story_tree(shape: str, a: int, b: int, c: int) -> Tree:
 
 @dataclass(frozen=True)
 class Problem:
-    """A question in one language with what is needed to solve it, rightly or wrongly."""
+    """A question in one language, with all that is needed to write a right or wrong solution."""
 
     question: str
     language: str
@@ -171,7 +171,7 @@ class Problem:
 
     @property
     def answer(self) -> str:
-        """The gold answer: a number, a letter, or what the program prints."""
+        """The gold answer: a number, a letter or the output of the program."""
         return LETTERS[self.choices.index(self.expression.value)] if self.choices else str(self.expression.value)
 
     def row(self, id: str) -> dict:
@@ -194,7 +194,7 @@ class Problem:
 
 @cache
 def _readings() -> tuple[list[Expression], ...]:
-    """Three-operand expressions by how they are read: precedence (2 + 3 * 4), brackets, from left to right."""
+    """Three-operand expressions by their order of evaluation: precedence (2 + 3 * 4), brackets, left to right."""
     readings: tuple[list[Expression], ...] = ([], [], [])
     for expression in all_expressions()[1]:
         if "(" in expression.text:
@@ -205,7 +205,7 @@ def _readings() -> tuple[list[Expression], ...]:
 
 
 def make_problem(rng: random.Random, kinds: dict[str, float], split: str, held_out: bool = False) -> Problem:
-    """Draws one problem; its expression is from the held-out set or from the rest, never from both."""
+    """Draw one problem whose expression is from the held-out set if ``held_out``, else from the rest."""
     language = rng.choice(LANGUAGES)
     kind = rng.choices(list(kinds), weights=list(kinds.values()))[0]
     two = all_expressions()[0]
@@ -255,7 +255,7 @@ def left_to_right_steps(expression: Expression) -> list[Operation]:
 
 
 def problem_stream(seed: int | str, kinds: dict[str, float], split: str, held_out: bool = False) -> Iterator[Problem]:
-    """Distinct questions without end (until the world is exhausted), the walkthrough's first where held out."""
+    """Yield distinct questions until the world is exhausted. If ``held_out``, the walkthrough's question is first."""
     rng = random.Random(f"problems-{seed}-{held_out}")
     seen: set[str] = set()
     if held_out:
@@ -288,9 +288,9 @@ def equation(step: Operation) -> str:
 def write_reasoning(
     steps: list[Operation], language: str, rng: random.Random | None = None, switch: float = 0.0, choice: str = ""
 ) -> str:
-    """One sentence a step, the last with the letter of ``choice`` where there is one. With ``rng`` the phrasing
-    varies; each sentence is in the other language with
-    probability ``switch``, as in the base corpus and in what R1-Zero then writes. Without it: the readable style."""
+    """One sentence per step; the last one has the letter of ``choice``, if given. With ``rng``, the phrasing varies and
+    each sentence is in the other language with probability ``switch``, as in the base corpus and in R1-Zero's
+    reasoning. Without ``rng``, the style is the readable one."""
     sentences = []
     for i, step in enumerate(steps):
         spoken = language
@@ -306,7 +306,7 @@ def write_reasoning(
 
 
 def write_summary(answer: str, language: str) -> str:
-    """The closing sentence that the final answer is read from; a program stands by itself."""
+    """The closing sentence with the final answer; a program is written without a sentence."""
     if answer.startswith(PROGRAM):
         return answer
     return f"The answer is {answer}." if language == "en" else f"答案是 {answer}。"
