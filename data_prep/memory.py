@@ -1,5 +1,6 @@
 """CPU memory: how much a process may still allocate, and whether it keeps freed memory."""
 
+import contextlib
 import ctypes
 from pathlib import Path
 
@@ -19,6 +20,17 @@ def keep_freed(parameters: int) -> None:
     if mallopt is not None and parameters < LARGE:
         mallopt(_TRIM_THRESHOLD, -1)  # never return the end of the heap
         mallopt(_MMAP_MAX, 0)  # never allocate outside the heap
+
+
+def of_tree(root: psutil.Process) -> int:
+    """Resident bytes of a process and all its descendants. Pages that they share are counted in each. A child that was
+    just forked is left out: until it starts another program, its memory is that of its parent."""
+    found: dict[int, tuple[int, int, int]] = {}
+    for process in [root, *root.children(recursive=True)]:
+        with contextlib.suppress(psutil.Error):  # it has just ended
+            memory = process.memory_info()
+            found[process.pid] = process.ppid(), memory.rss, memory.vms
+    return sum(rss for parent, rss, size in found.values() if parent not in found or found[parent][2] != size)
 
 
 def available() -> int:

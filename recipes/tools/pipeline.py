@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from data_prep import commands, files, runs
+from data_prep import commands, files, memory, runs
 from recipes.tools import children, report, servers
 from recipes.tools.steps import Step, dependents, is_pushed, load_steps, require_names, scale_folder
 from recipes.tools.view import LiveView, PlainView
@@ -121,11 +121,8 @@ class Session:
         seconds = time.monotonic() - self.started
         if seconds - self.measured < 1:
             return
-        self.measured, total = seconds, 0
-        for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
-            with contextlib.suppress(psutil.Error):  # it has just ended
-                total += process.memory_info().rss
-        self.peak_rss = max(self.peak_rss, total)
+        self.measured = seconds
+        self.peak_rss = max(self.peak_rss, memory.of_tree(psutil.Process()))
         self.save()
 
     def save(self) -> None:

@@ -1,4 +1,4 @@
-"""What is freed on a CPU is taken again without a page fault."""
+"""What is freed on a CPU is taken again without a page fault, and what processes hold is counted once."""
 
 import subprocess
 import sys
@@ -21,3 +21,21 @@ def test_what_is_freed_is_taken_again_without_asking_the_kernel():
         return int(subprocess.run([sys.executable, "-c", COUNT, how], capture_output=True, check=True).stdout)
 
     assert min(faults("given back"), faults("large")) > 50 * max(faults("kept"), 1)
+
+
+FORKED = """
+import os, time
+import psutil
+from data_prep import memory
+held = b"1" * 2**29
+alone = memory.of_tree(psutil.Process())
+child = os.fork() or time.sleep(60)
+print(alone, memory.of_tree(psutil.Process()), psutil.Process(child).memory_info().rss)
+os.kill(child, 9)
+"""
+
+
+def test_a_child_that_is_its_parents_copy_is_not_counted():
+    said = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, check=True).stdout
+    alone, together, copy = map(int, said.split())
+    assert copy > 2**29 and together < 1.1 * alone
