@@ -2,6 +2,9 @@
 
 import contextlib
 import ctypes
+import re
+import resource
+import sys
 from pathlib import Path
 
 import psutil
@@ -20,6 +23,19 @@ def keep_freed(parameters: int) -> None:
     if mallopt is not None and parameters < LARGE:
         mallopt(_TRIM_THRESHOLD, -1)  # never return the end of the heap
         mallopt(_MMAP_MAX, 0)  # never allocate outside the heap
+
+
+def peak() -> int:
+    """The most resident bytes that this process had, or a larger child.
+
+    Before it executes another program, a child has all of its parent's memory, and Linux counts that as its own in
+    `ru_maxrss`. So this process asks for the peak of its program (VmHWM), and the two are not added up.
+    """
+    own, child = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    if sys.platform == "darwin":
+        return max(own, child)  # bytes there, and KiB on Linux
+    program = re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())
+    return max(int(program[1]), child) * 1024
 
 
 def of_tree(root: psutil.Process) -> int:

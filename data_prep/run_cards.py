@@ -92,7 +92,7 @@ def record_card(folder: Path, files: hub.Files, groups: dict[str, list[str]]) ->
         measured=[_measures(name, figures, {}) for name, figures in measured.items()],
         settings=[(key, json.dumps(value)) for key, value in record.get("config", {}).items()],
         hardware=_hardware(record),
-        own=own,
+        own=sorted(own),
         licences=_licence_text(stated),
     )
 

@@ -18,7 +18,6 @@ import json
 import math
 import os
 import re
-import resource
 import sys
 import time
 import types
@@ -28,7 +27,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from data_prep import files, identity
+from data_prep import files, identity, memory
 from data_prep.files import whole_file, write_json
 from data_prep.identity import OUTPUTS, PUBLISHING, ROOT, Identity
 
@@ -429,16 +428,13 @@ def finish(output_dir: Path, models: Iterable[str] = (), **record: Any) -> None:
         if fault := files.model_fault(output_dir / name):
             raise Stopped(f"{output_dir / name} was to hold the trained model, but {fault}")
     begun = {"id": uuid.uuid4().hex} | (_read_json(output_dir / "begun.json") or {})
-    # The two are not added: Linux counts a child's memory from before its exec, when it shares all of its parent's.
-    usage = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes on macOS, KiB on Linux
     found = {dist: _version(dist) for dist in RECORDED_VERSIONS}
     filled = {
         "stage": output_dir.name,
         "versions": {"python": sys.version.split()[0]} | {dist: version for dist, version in found.items() if version},
         "seconds": round(time.time() - begun.pop("begun", time.time()), 2),
         "tries": begun.pop("tries", 1),
-        "peak_rss_gb": round(max(usage) * unit / 2**30, 3),
+        "peak_rss_gb": round(memory.peak() / 2**30, 3),
         "models": list(models),
         "made": {str(path.relative_to(output_dir)): path.stat().st_size for path in _promised(output_dir)},
     }
