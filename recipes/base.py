@@ -47,7 +47,6 @@ def main(args: BaseArguments, config: SFTConfig) -> None:
     from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3MoeConfig, set_seed
 
     run = training.start(args, config)
-    args = run.args
     if args.checkpoint:
         return given.take(run)
     run.figures["made_with"] = given.made_with(run)

@@ -157,10 +157,8 @@ def _module_file(module: str) -> Path:
 
 
 def _in_order(steps: list[Step]) -> list[Step]:
-    needs = {
-        step.output_dir: [need for need in step.needs if any(need == other.output_dir for other in steps)]
-        for step in steps
-    }
+    made = {step.output_dir for step in steps}
+    needs = {step.output_dir: [need for need in step.needs if need in made] for step in steps}
     waiting = {step.output_dir: {step.output_dir} for step in steps}  # its direct and indirect dependents
     for _ in steps:
         for later, inputs in needs.items():
