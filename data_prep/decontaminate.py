@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 from data_prep.rows import Row, json_lines, read_parquet
 from data_prep.runs import advice, is_here
-from rewards.settings import FILLED
+from rewards.settings import FILLED, Positive
 
 import numpy as np
 
@@ -56,7 +56,7 @@ class Decontamination:
     Their n-grams, and questions equal to one of them, are not counted as contamination."""
 
     sets: dict[str, EvaluationSet] = field(default_factory=dict)
-    n: int = 10
+    n: Positive = 10
     stop_list: str = ""
 
     def __post_init__(self) -> None:

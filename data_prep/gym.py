@@ -23,7 +23,7 @@ from typing import Annotated, Any
 from data_prep import commands, decontaminate, dedup, jobs, rows, runs
 from data_prep.rows import Row
 from rewards import gym
-from rewards.settings import FILLED
+from rewards.settings import FILLED, Count
 
 log = logging.getLogger(__name__)
 SPLITS = ("test", "validation", "train")  # the order of drawing: more training rows do not change the tests
@@ -42,10 +42,10 @@ class Task:
     """
 
     name: str
-    train: int = 0
-    validation: int = 0
-    test: int = 0
-    level: int | None = None
+    train: Count = 0
+    validation: Count = 0
+    test: Count = 0
+    level: Count | None = None
     settings: dict[str, Any] = field(default_factory=dict)
 
 

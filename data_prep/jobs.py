@@ -122,26 +122,24 @@ def run(
             if args.dry_run:
                 log.info("would build %s", work)
                 return 0
-            if runs.begin(output_dir, identity, args.redo) == "done":
-                log.info("%s is done already", output_dir)
-                return hub.publish(output_dir)
         except ValueError as error:
             raise runs.ConfigError(str(error)) from error
-        log.info("building %s", work)
-        try:
-            if isinstance(config, Job) and config.executor.kind != "local" and not config.distributed:
-                figures = _on_cluster(config, output_dir, load, build)
-            else:
-                figures = build(config, output_dir, **loaded)
-        # a full disk, a dead server, no rows left, a machine without a sandbox
-        except (OSError, runs.Stopped, SandboxRefused, SandboxUnavailable) as error:
-            raise runs.Stopped(f"{error}; what is done is kept, the same command goes on") from error
-        values = dataclasses.asdict(config)
-        parents = [str(path) for path in runs.inputs(values)]
-        runs.finish(output_dir, config=values, seed=config.seed, inputs=parents, **figures)
-        count = figures.get("rows")  # a mapping if there are several files
-        log.info("built %s%s", output_dir, f", {count:,} rows" if isinstance(count, int) else "")
-        return hub.publish(output_dir)
+
+        def make() -> dict[str, Any]:
+            log.info("building %s", work)
+            try:
+                if isinstance(config, Job) and config.executor.kind != "local" and not config.distributed:
+                    figures = _on_cluster(config, output_dir, load, build)
+                else:
+                    figures = build(config, output_dir, **loaded)
+            # a full disk, a dead server, no rows left, a machine without a sandbox
+            except (OSError, runs.Stopped, SandboxRefused, SandboxUnavailable) as error:
+                raise runs.Stopped(f"{error}; what is done is kept, the same command goes on") from error
+            count = figures.get("rows")  # a mapping if there are several files
+            log.info("built %s%s", output_dir, f", {count:,} rows" if isinstance(count, int) else "")
+            return {"config": dataclasses.asdict(config), "seed": config.seed, **figures}
+
+        return runs.carry_out(output_dir, identity, hub, args.redo, make)
 
     return commands.run(main, argv)
 

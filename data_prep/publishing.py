@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from data_prep import runs
+from data_prep import configs
+from data_prep.configs import ConfigError
+from data_prep.identity import PUBLISHING
 
 REFUSED = {
     "hub_token": "the token comes from the environment variable HF_TOKEN alone",
@@ -66,10 +68,10 @@ def read(config: Mapping[str, Any], where: str) -> Publishing:
     """Read the publishing keys of a YAML. Raises ConfigError for a wrong value, a missing name, and keys that push in
     another way."""
     if refused := next((key for key in REFUSED if config.get(key)), None):
-        raise runs.ConfigError(f"{where}: remove the key `{refused}`: {REFUSED[refused]}")
-    found = runs.settings(Publishing, {key: config[key] for key in runs.PUBLISHING if key in config}, where)
+        raise ConfigError(f"{where}: remove the key `{refused}`: {REFUSED[refused]}")
+    found = configs.settings(Publishing, {key: config[key] for key in PUBLISHING if key in config}, where)
     if found.push_to_hub and not found.hub_model_id:
-        raise runs.ConfigError(f"{where}: push_to_hub needs a name; write `hub_model_id: owner/name`")
+        raise ConfigError(f"{where}: push_to_hub needs a name; write `hub_model_id: owner/name`")
     return found
 
 
@@ -80,7 +82,7 @@ def pushed(base: str) -> dict[str, str] | None:
     if not Path(base).is_dir():
         return None
     if not record.is_file():
-        raise runs.ConfigError(
+        raise ConfigError(
             f"{base}, an adapter's base, is not on the Hub, so nobody could load the adapter. Push it first: "
             f"python -m data_prep.push {base} --hub-model-id OWNER/NAME"
         )

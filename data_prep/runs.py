@@ -15,35 +15,38 @@ import dataclasses
 import difflib
 import importlib.metadata
 import json
-import math
 import os
 import re
 import sys
 import time
-import types
-import typing
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from data_prep import files, identity, memory
+from data_prep.configs import ConfigError, load_config, settings
 from data_prep.files import whole_file, write_json
 from data_prep.identity import OUTPUTS, PUBLISHING, ROOT, Identity
+from data_prep.publishing import Publishing
 
-import yaml
-
-__all__ = ["OUTPUTS", "PUBLISHING", "ROOT", "Identity", "whole_file", "write_json"]
+__all__ = [
+    "OUTPUTS",
+    "PUBLISHING",
+    "ROOT",
+    "ConfigError",
+    "Identity",
+    "load_config",
+    "settings",
+    "whole_file",
+    "write_json",
+]
 RECORDED_VERSIONS = ("torch", "trl", "transformers", "peft", "datasets", "accelerate")
 REPLACED = "replaced"  # folder beside a run's own, to which old runs are moved
 KEPT = (".safetensors", ".parquet")  # suffixes of files that a finished run must keep
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 KNOWN_AS = {"r1": "all_scenarios_rl", "student_distilled": "distill"}  # in the report and the paper
 PASSING = ("samples", "work", "completions")  # folders whose files need not be kept
-
-
-class ConfigError(ValueError):
-    """A setting is invalid. The message names the file and the key, and says what to write instead."""
 
 
 class MissingRunError(FileNotFoundError):
@@ -98,127 +101,6 @@ def advice(path: str | Path) -> str:
 def slug(place: str) -> str:
     """A path or Hub id in a form that can be part of a folder's name."""
     return re.sub(r"[^\w.-]+", "-", place).strip("-.")
-
-
-# Settings
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, except that a repeated key is an error."""
-
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
-        node = super().compose_mapping_node(anchor)
-        keys = [(key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.MarkedYAMLError(problem=f"the key `{key[1]}` is given twice", problem_mark=node.start_mark)
-        return node
-
-
-def load_config(path: Path, override: Path | None = None) -> dict[str, Any]:
-    """The mapping of a YAML file, updated with the values that the file `override` has under that file's name.
-
-    Raises ConfigError if the file does not exist or is not a mapping.
-    """
-    path = Path(path)
-    if override:
-        values = load_config(override).get(path.stem)
-        if not isinstance(values, dict):
-            raise ConfigError(f"{override}: write `{path.stem}:` and `key: value` lines below it, for {path}")
-        return load_config(path) | values
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except FileNotFoundError:
-        siblings = ", ".join(sorted(p.name for p in path.parent.glob("*.yaml"))) or "nothing"
-        raise ConfigError(f"{path}: no such file; {path.parent} holds {siblings}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from None
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}: holds a {type(content).__name__}; write `key: value` lines")
-    return content
-
-
-def settings(kind: type, config: Path | Mapping[str, Any], where: str = "", **overrides: Any) -> Any:
-    """An instance of the dataclass `kind` with the values of a YAML (or of a mapping that came from one).
-
-    Every key must be a field, and every field without a default must be given. Every value must have the field's type
-    and lie in its range, if the type has one (`rewards.settings`). Floats may be given as ints or in a form such as
-    `1e-4`, which YAML reads as text. Overrides that are None are ignored.
-    Raises ConfigError with the file, the key and the remedy.
-    """
-    if isinstance(config, str | os.PathLike):
-        where, config = str(config), load_config(Path(config))
-    values = dict(config) | {key: value for key, value in overrides.items() if value is not None}
-    fields = {field.name: field for field in dataclasses.fields(kind) if field.init}
-    values = {key: value for key, value in values.items() if key in fields or key not in PUBLISHING}
-    for key in values.keys() - fields.keys():
-        near = difflib.get_close_matches(str(key), fields, n=1)
-        hint = f"did you mean `{near[0]}`?" if near else f"the keys are {', '.join(fields)}"
-        raise ConfigError(f"{where}: unknown key `{key}`; {hint}")
-    for name, field in fields.items():
-        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        if required and name not in values:
-            raise ConfigError(f"{where}: the key `{name}` is missing; write `{name}: ...`")
-    hints = typing.get_type_hints(kind, include_extras=True)
-    typed = {key: _typed(value, hints[key], f"{where}: `{key}`") for key, value in values.items()}
-    try:
-        return kind(**typed)
-    except ValueError as error:  # two values that exclude each other
-        raise ConfigError(f"{where}: {error}") from error
-
-
-def _typed(value: Any, hint: Any, where: str) -> Any:
-    """The value converted to the type hint. Raises ConfigError if it does not fit."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:
-        return value
-    if origin is Annotated:
-        kind, allowed = arguments[:2]
-        if not isinstance(value, int | float) or value in allowed:
-            value = _typed(value, kind, where)
-        if value in allowed:
-            return value
-        raise ConfigError(f"{where} is {value!r}; write {allowed}")
-    if isinstance(value, int | float) and not math.isfinite(value):
-        raise ConfigError(f"{where} is {value!r}; write a finite number")
-    if isinstance(value, int) and value < 0 and hint is not float:  # a count, a size or a seed
-        raise ConfigError(f"{where} is {value!r}; write a number that is not below 0")
-    if origin in (typing.Union, types.UnionType):
-        options = [option for option in arguments if option is not types.NoneType]
-        if value is not None and len(options) == 1:
-            return _typed(value, options[0], where)
-        for option in arguments:
-            try:
-                return _typed(value, option, where)
-            except ConfigError:
-                continue
-    elif origin is Literal:
-        if value in arguments:
-            return value
-        raise ConfigError(f"{where} is {value!r}; write one of {', '.join(map(repr, arguments))}")
-    elif dataclasses.is_dataclass(hint):
-        if isinstance(value, Mapping):
-            return settings(hint, value, where)
-    elif origin in (list, tuple) and isinstance(value, list):
-        item = arguments[0] if arguments else Any
-        return origin(_typed(part, item, f"{where}[{i}]") for i, part in enumerate(value))
-    elif origin is dict and isinstance(value, Mapping):
-        return {key: _typed(part, arguments[1], f"{where}.{key}") for key, part in value.items()}
-    elif hint is float and isinstance(value, int | float | str) and not isinstance(value, bool):
-        try:
-            return float(value)
-        except ValueError:
-            pass
-    elif hint is Path and isinstance(value, str):
-        return Path(value)
-    elif hint is types.NoneType and value is None:
-        return None
-    elif isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
-        return value
-    wanted = getattr(hint, "__name__", str(hint)) if origin is None else str(hint)
-    raise ConfigError(f"{where} is {value!r}; write a value of type {wanted}")
 
 
 # A run's folder
@@ -319,6 +201,19 @@ def identity_of(held: Mapping[str, Any]) -> Identity:
 def _is_trained(output_dir: Path) -> bool:
     """Whether an unfinished folder holds a checkpoint or a model."""
     return any(next(output_dir.rglob(pattern), None) for pattern in ("checkpoint-*", "*.safetensors"))
+
+
+def carry_out(
+    output_dir: Path, now: Identity, hub: Publishing, redo: bool, work: Callable[[], Mapping[str, Any]]
+) -> int:
+    """The life of a run in one process: begin it, do its `work`, finish it with the record that `work` returns, and
+    publish it. A finished run is only published, if that is still to do. Returns an exit status."""
+    if begin(output_dir, now, redo) == "done":
+        files.log.info("%s is done already", output_dir)
+    else:
+        record = work()
+        finish(output_dir, **record, inputs=[str(path) for path in inputs(record["config"])])
+    return hub.publish(output_dir)
 
 
 def begin(output_dir: Path, now: Identity, redo: bool = False) -> Literal["done", "resume", "fresh"]:

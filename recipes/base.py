@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from recipes.commandline import launch
 from recipes.config import SFTConfig, StageArguments
+from rewards.settings import Count, Positive
 
 EXPERTS = ("num_experts", "num_experts_per_tok", "moe_intermediate_size")
 SHAPE = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
@@ -22,16 +23,16 @@ class BaseArguments(StageArguments):
         default=None,
         metadata={"help": "Folder, from the repository's root, of a base that these settings made; none: train one."},
     )
-    vocab_size: int = field(default=1024, metadata={"help": "Tokens, all told."})
-    hidden_size: int = 128
-    intermediate_size: int = 384
-    num_hidden_layers: int = 4
-    num_attention_heads: int = 4
-    num_key_value_heads: int = 4
-    max_position_embeddings: int = 1024
-    num_experts: int = field(default=0, metadata={"help": "Experts in place of each dense layer; 0: a dense model."})
-    num_experts_per_tok: int = 2
-    moe_intermediate_size: int = field(default=96, metadata={"help": "Inner width of one expert."})
+    vocab_size: Positive = field(default=1024, metadata={"help": "Tokens, all told."})
+    hidden_size: Positive = 128
+    intermediate_size: Positive = 384
+    num_hidden_layers: Positive = 4
+    num_attention_heads: Positive = 4
+    num_key_value_heads: Positive = 4
+    max_position_embeddings: Positive = 1024
+    num_experts: Count = field(default=0, metadata={"help": "Experts in place of each dense layer; 0: a dense model."})
+    num_experts_per_tok: Positive = 2
+    moe_intermediate_size: Positive = field(default=96, metadata={"help": "Inner width of one expert."})
 
 
 SETTINGS = BaseArguments, SFTConfig

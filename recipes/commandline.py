@@ -4,10 +4,8 @@ The command line wins over the YAML: `--seed 3` repeats a run with another seed.
 """
 
 import argparse
-import difflib
 import errno
 import importlib.metadata
-import itertools
 import json
 import logging
 import os
@@ -23,8 +21,8 @@ from typing import Any
 
 import rewards
 from data_prep import commands, publishing
-from data_prep.identity import NUMBER
-from data_prep.runs import ConfigError, Stopped, load_config
+from data_prep.configs import ConfigError, load_config, require_known, typed
+from data_prep.runs import Stopped
 from recipes import trl_keys
 from recipes.config import GENERATION, GRPOConfig, world_size
 
@@ -32,7 +30,8 @@ import yaml
 
 # These arguments allow reading the YAML of a GPU on a machine without one.
 WITHOUT_GPU = ("--use_cpu", "true", "--bf16", "false")
-FLAGS = ("--debug", "--redo")  # options of a command that are not settings
+FLAGS, FILES = ("debug", "redo"), ("config", "override")  # options of a command that are not settings
+TRUTHS = dict.fromkeys(("yes", "y", "true", "t", "1"), True) | dict.fromkeys(("no", "n", "false", "f", "0"), False)
 ENGINE_SEQUENCES = 4096  # TRL's `max_num_batched_tokens` of a colocated engine, which limits vLLM's sequences
 NO_SPACE = r"No space left|os error 28|file write failed"
 # Entries of TRL's `generation_kwargs` that would silently override a key.
@@ -46,58 +45,36 @@ REPLACED = {
 }
 
 
-def _fits(value: object, kind: object) -> bool:
-    """Whether a YAML value is valid for a field annotated `kind`."""
-    origin, inner = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, one) for one in inner)
-    if origin is list or kind is list:
-        return isinstance(value, list) and all(_fits(one, inner[0]) for one in value if inner)
-    if origin is dict or kind is dict:
-        return isinstance(value, dict)
-    if kind is float:
-        if isinstance(value, str):  # YAML reads 1e-4, without a point, as a string
-            return NUMBER.fullmatch(value) is not None
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if kind in (bool, str, type(None)):
-        return isinstance(value, kind)
-    return True  # the trainer itself checks enums and similar types
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise ConfigError(f"command line: {message}")
-
-
-def _files(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """(the files of --config and --override, the remaining settings of a command line)."""
-    parser = _Parser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config", type=Path)
-    parser.add_argument("--override", type=Path)
-    return parser.parse_known_args([_underscored(word) for word in argv if word not in FLAGS])
-
-
-def _underscored(word: str) -> str:
-    """Convert `--max-steps=4` to `--max_steps=4`."""
-    key, is_whole, value = word.partition("=")
-    return f"--{key[2:].replace('-', '_')}{is_whole}{value}" if word.startswith("--") else word
+def _split(argv: list[str]) -> tuple[dict[str, Path], dict[str, list[str]]]:
+    """(the files of --config and --override; the words after each other key) of a stage's command line."""
+    words: dict[str, list[str]] = {"": []}
+    for word in argv:
+        if word.startswith("--"):
+            key, has_value, value = word[2:].partition("=")
+            words[key := key.replace("-", "_")] = [value] if has_value else []
+        else:
+            words[next(reversed(words))].append(word)
+    strange = [word for key in ("", *FLAGS) for word in words.pop(key, [])]
+    files = {}
+    for key in [key for key in FILES if key in words]:
+        path, *more = words.pop(key) or [""]
+        strange += more
+        files[key] = Path(path)
+    if strange:
+        raise ConfigError(f"command line: unrecognized arguments: {' '.join(strange)}")
+    return files, words
 
 
 def given(argv: list[str]) -> tuple[str, dict]:
     """(the file of --config, or "command line"; the settings in that file and on the command line)."""
-    files, words = _files(argv)
-    settings = load_config(files.config, files.override) if files.config else {}
-    for at, word in enumerate(words):
-        if word.startswith("--"):
-            key, is_whole, value = word.removeprefix("--").partition("=")
-            values = itertools.takewhile(lambda other: not other.startswith("--"), words[at + 1 :])
-            read = [_read(one) for one in ([value] if is_whole else values)]
-            if not read:  # a switch
-                key, read = (key.removeprefix("no_"), [False]) if key.startswith("no_") else (key, [True])
-            settings[key] = read if len(read) > 1 else read[0]
-    return str(files.config or "command line"), settings
+    files, words = _split(argv)
+    settings = load_config(files["config"], files.get("override")) if "config" in files else {}
+    for key, said in words.items():
+        read = [_read(word) for word in said]
+        if not read:  # a switch
+            key, read = (key.removeprefix("no_"), [False]) if key.startswith("no_") else (key, [True])
+        settings[key] = read if len(read) > 1 else read[0]
+    return str(files.get("config", "command line")), settings
 
 
 def _read(word: str) -> Any:
@@ -108,13 +85,24 @@ def _read(word: str) -> Any:
         return word
 
 
-def _require_known(where: str, keys: Iterable[str], known: Iterable[str]) -> None:
-    for key in keys:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0)
-            raise ConfigError(f"{where}: unknown key '{key}'. The nearest known key is '{near[0]}'.")
-        if key in REPLACED:
-            raise ConfigError(f"{where}: {key} {REPLACED[key]}.")
+def _value(words: list[str], hint: object, where: str) -> Any:
+    """The value that the words after a key have in a field with this type hint. Raises ConfigError if there is none."""
+    options = _options(hint)
+    item = next((typing.get_args(one)[0] for one in options if typing.get_origin(one) is list), None)
+    if item and words and (len(words) > 1 or str not in options):
+        return [_value([word], item, where) for word in words]
+    if len(words) != 1:
+        raise ConfigError(f"{where} has {len(words)} values; write one")
+    if str in options:
+        return words[0]
+    if type(None) in options and words[0].lower() in ("none", "null"):
+        return None
+    is_short = bool in options and words[0].lower() in TRUTHS
+    return typed(TRUTHS[words[0].lower()] if is_short else _read(words[0]), hint, where)
+
+
+def _options(hint: object) -> tuple:
+    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -122,11 +110,10 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescription
         return action.help if action.default is None else super()._get_help_string(action)
 
 
-def _parser(arguments: type, trainer: type, kinds: dict[str, object]) -> _Parser:
-    """A parser with all keys as options. Its help shows keys with our own defaults, and where to find the others."""
+def _help(arguments: type, trainer: type, kinds: dict[str, object]) -> str:
+    """The help of a stage: the keys with our own defaults, and where the others are explained."""
     name = trainer.__name__
-    parser = _Parser(
-        allow_abbrev=False,
+    parser = argparse.ArgumentParser(
         formatter_class=_Formatter,
         usage="%(prog)s --config FILE [--override FILE] [--KEY VALUE ...] [--redo] [--debug]\n"
         f"--override: {commands.OVERRIDE}; --debug: {commands.DEBUG}\n--redo: {commands.REDO}",
@@ -134,26 +121,16 @@ def _parser(arguments: type, trainer: type, kinds: dict[str, object]) -> _Parser
         epilog=f"All others are TRL's: https://huggingface.co/docs/trl/v{importlib.metadata.version('trl')}/en/"
         f"{name.removesuffix('Config').lower()}_trainer#trl.{name}",
     )
-    usual = commands.defaults(trainer) | commands.defaults(arguments)
-    for key, kind in kinds.items():
-        hidden = {"default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
-        settings = {"default": usual[key], "help": _explained(key, arguments, trainer)} if key in usual else hidden
-        parts = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
-        one = bool if bool in parts else str if str in parts else parts[0]
-        if one is bool:
-            parser.add_argument(f"--{key}", type=_truth, nargs="?", const=True, **settings)
-            parser.add_argument(f"--no_{key}", dest=key, action="store_false", **hidden)
-        elif typing.get_origin(one) is list:
-            parser.add_argument(f"--{key}", type=typing.get_args(one)[0], nargs="+", **settings)
-        else:
-            optional = type(None) in parts and one is not str
-            parser.add_argument(f"--{key}", type=_or_none(one) if optional else one, **settings)
-    return parser
+    for key, value in (commands.defaults(trainer) | commands.defaults(arguments)).items():
+        many = any(typing.get_origin(one) is list for one in _options(kinds[key]))
+        values = "+" if many else "?" if bool in _options(kinds[key]) else None
+        parser.add_argument(f"--{key}", default=value, nargs=values, help=_explained(key, arguments, trainer))
+    return parser.format_help()
 
 
 def _kinds(one: type) -> dict[str, object]:
     """The type of each key of a dataclass."""
-    hints = typing.get_type_hints(one)
+    hints = typing.get_type_hints(one, include_extras=True)
     return {field.name: hints[field.name] for field in fields(one)}
 
 
@@ -165,42 +142,33 @@ def _explained(key: str, arguments: type, trainer: type) -> str:
     return ours or (theirs[key].help if key in theirs else " ")
 
 
-def _or_none(kind: type) -> Callable[[str], Any]:
-    def read(word: str) -> Any:
-        return None if word.lower() in ("none", "null") else kind(word)
-
-    read.__name__ = getattr(kind, "__name__", str(kind))  # argparse names it in errors
-    return read
-
-
-def _truth(word: str) -> bool:
-    if word.lower() not in ("yes", "true", "t", "y", "1", "no", "false", "f", "n", "0"):
-        raise argparse.ArgumentTypeError(f"{word!r} is neither true nor false")
-    return word.lower() in ("yes", "true", "t", "y", "1")
+def _require_known(where: str, keys: Iterable[str], known: Iterable[str]) -> None:
+    require_known(where, keys, known)
+    if replaced := [key for key in keys if key in REPLACED]:
+        raise ConfigError(f"{where}: {replaced[0]} {REPLACED[replaced[0]]}.")
 
 
 def read(arguments: type, trainer: type, argv: list[str] | None = None) -> tuple[Any, dict[str, Any], str]:
     """The part of `parse` without TRL: (the stage's arguments, the trainer's settings, the file they are from)."""
     argv = sys.argv[1:] if argv is None else argv
-    where, said = given(argv)
-    publishing.read(said, where)
-    files, words = _files(argv)
-    config = load_config(files.config, files.override) if files.config else {}
     theirs = {key: one.kind for key, one in trl_keys.read(trainer.__name__).items()}
     kinds = _kinds(arguments) | theirs | _kinds(trainer)
+    if {"-h", "--help"} & {*argv}:
+        sys.stdout.write(_help(arguments, trainer, kinds))
+        raise SystemExit(0)
+    files, words = _split(argv)
+    where, said = given(argv)
+    publishing.read(said, where)
+    config = load_config(files["config"], files.get("override")) if "config" in files else {}
     _require_known(where, config, kinds)
-    for key, value in config.items():
-        if not _fits(value, kinds[key]):
-            kind = getattr(kinds[key], "__name__", "") if isinstance(kinds[key], type) else str(kinds[key])
-            raise ConfigError(f"{where}: '{key}' is {value!r}, but it must be of type {kind}.")
-    parser = _parser(arguments, trainer, kinds)
-    parser.set_defaults(**config)
-    found, rest = parser.parse_known_args(words)
-    settings = vars(found)
-    strange = [word[2:].partition("=")[0] for word in rest if word.startswith("--")]
-    _require_known("command line", [*strange, *settings], kinds)
-    if rest:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    settings = commands.defaults(trainer) | commands.defaults(arguments)
+    settings |= {key: typed(value, kinds[key], f"{where}: `{key}`") for key, value in config.items()}
+    for key, values in words.items():
+        if key.startswith("no_") and bool in _options(kinds.get(key[3:])) and not values:
+            key, values = key[3:], ["false"]
+        _require_known("command line", [key], kinds)
+        switch = ["true"] if bool in _options(kinds[key]) else []
+        settings[key] = _value(values or switch, kinds[key], f"command line: `{key}`")
     try:
         args = arguments(**{key: settings.pop(key) for key in _kinds(arguments)})
         ours = trainer(**{key: settings[key] for key in _kinds(trainer)})

@@ -11,10 +11,11 @@ import os
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import rewards
-from data_prep.runs import ConfigError
+from data_prep.configs import ConfigError
+from rewards.settings import Count, Positive, check
 
 GENERATION = ("transformers", "vllm_colocate", "vllm_server")
 _planned: ContextVar[int | None] = ContextVar("processes that are planned", default=None)
@@ -39,7 +40,7 @@ def planned(processes: int) -> Iterator[None]:
 class StageArguments:
     """The settings of every training stage in addition to those of its trainer."""
 
-    dtype: str | None = field(
+    dtype: Literal["float32", "bfloat16"] | None = field(
         default=None,  # chosen: the paper's rate is too small for bfloat16 weights; autocast computes in bfloat16
         metadata={"help": "float32 (default), or bfloat16 under a LoRA adapter (default of what is not in 4 bits)."},
     )
@@ -51,17 +52,12 @@ class StageArguments:
         metadata={"help": "How a pipeline starts its processes; a stage ignores it."},
     )
     script: str = field(default="", metadata={"help": argparse.SUPPRESS})  # for the pipeline: the recipe of this YAML
-    threads: int = field(default=1, metadata={"help": "OMP_NUM_THREADS in a pipeline on CPUs."})
+    threads: Positive = field(default=1, metadata={"help": "OMP_NUM_THREADS in a pipeline on CPUs."})
     doctor: bool = field(default=True, metadata={"help": "Look for faults before training, and watch it."})
 
     def __post_init__(self):
         self.dtype = self.dtype or "float32"
-        if self.dtype not in ("float32", "bfloat16"):
-            raise ConfigError(f"dtype is {self.dtype!r}; write float32 or bfloat16.")
-        for key in ("threads", "lora_r", "token_budget", "max_position_embeddings", "max_prompt_length"):
-            value = getattr(self, key, None)  # not every stage has all keys
-            if value is not None and value < 1:
-                raise ConfigError(f"{key} is {value}; write 1 or more.")
+        check(self)
 
 
 @dataclass
@@ -72,7 +68,7 @@ class LoraArguments(StageArguments):
     load_in_4bit: bool = field(
         default=False, metadata={"help": "QLoRA: the frozen weights, experts too, are held in NF4; implies use_peft."}
     )
-    lora_r: int = field(default=32, metadata={"help": "Rank."})
+    lora_r: Positive = field(default=32, metadata={"help": "Rank."})
     lora_alpha: int = field(default=64, metadata={"help": "Scale: alpha / r."})
     lora_target_modules: list[str] | None = field(
         default=None,
@@ -96,10 +92,10 @@ class PolicyArguments(LoraArguments):
     )
     dataset: str | None = field(default=None, metadata={"help": "Parquet file, or Hub data set id, with the rows."})
     dataset_split: str = field(default="train", metadata={"help": "Split of a Hub data set."})
-    max_position_embeddings: int | None = field(
+    max_position_embeddings: Positive | None = field(
         default=None, metadata={"help": "What the checkpoint's config says from here on, for a base of short context."}
     )
-    token_budget: int | None = field(
+    token_budget: Positive | None = field(
         default=None,
         metadata={"help": "Completion tokens with a gradient that end a run, unless another bound does before."},
     )
@@ -109,25 +105,23 @@ class PolicyArguments(LoraArguments):
 class RLArguments(PolicyArguments):
     """The settings of a reinforcement learning stage in addition to those of its trainer."""
 
-    completion_style: str = field(
+    completion_style: Literal["r1_zero", "think"] = field(
         default="think", metadata={"help": "r1_zero: the paper's template as plain text; think: chat messages."}
     )
-    max_prompt_length: int | None = field(
+    max_prompt_length: Positive | None = field(
         default=None, metadata={"help": "Rows with a longer prompt, in tokens, are left out and counted."}
     )
     reward_funcs: list[str] = field(
         default_factory=list, metadata={"help": "Names in `rewards`, or dotted paths to your own."}
     )
     reward_kwargs: dict | None = field(default=None, metadata={"help": "Settings of rewards, by name in reward_funcs."})
-    stop_when_all_wrong: int = field(
+    stop_when_all_wrong: Count = field(
         default=5,  # chosen: 40,960 of the paper's completions without a correct one, or 2,560 if a step is a rollout
         metadata={"help": "Rollouts in a row without one right answer that end the run; 0: never."},
     )
 
     def __post_init__(self):
         super().__post_init__()
-        if self.completion_style not in ("r1_zero", "think"):
-            raise ConfigError(f"completion_style is {self.completion_style!r}; write r1_zero or think.")
         for name, kwargs in (self.reward_kwargs or {}).items():
             if name in rewards.__all__ and name.lower().endswith("reward") and isinstance(kwargs, dict):
                 reward = getattr(rewards, name)  # our rewards are checked before any work; others are custom
@@ -143,13 +137,15 @@ class GRPOConfig:
     from this, the micro batch and the number of processes, so the YAML never sets it.
     """
 
-    prompts_per_step: int = field(default=32, metadata={"help": "Unique questions per optimiser step (section 2.1)."})
-    generation: str = field(
+    prompts_per_step: Positive = field(
+        default=32, metadata={"help": "Unique questions per optimiser step (section 2.1)."}
+    )
+    generation: Literal[GENERATION] = field(
         default="transformers",
         metadata={"help": "What samples: transformers; vllm_colocate, on the same GPUs; vllm_server, a `vllm serve`."},
     )
-    num_generations: int = 16
-    generation_batch_size: int | None = 8192
+    num_generations: Positive = 16
+    generation_batch_size: Positive = 8192
     num_iterations: int = 1
     learning_rate: float = 3e-6
     lr_scheduler_type: str = "constant"  # chosen: only one rate is printed, no decay
@@ -166,7 +162,7 @@ class GRPOConfig:
     ref_model_sync_steps: int = 400
     ref_model_mixup_alpha: float = 1.0  # replaced, not mixed
     max_grad_norm: float = 1.0  # chosen: not printed; TRL's default
-    per_device_train_batch_size: int = 16  # chosen: not printed; one group of 16 in a micro batch
+    per_device_train_batch_size: Positive = 16  # chosen: not printed; one group of 16 in a micro batch
     logging_steps: float = 1  # chosen: one row of log.jsonl a step
     save_steps: float = 400  # chosen: as often as the reference is replaced, a multiple of the 16-step rollout window
     save_strategy: str = field(default="steps", metadata={"help": argparse.SUPPRESS})  # TRL's; checked below
@@ -176,7 +172,6 @@ class GRPOConfig:
     num_completions_to_print: int | None = 0  # chosen: they are in completions/*.parquet; the console stays readable
 
     def __post_init__(self):
-        _require_positive(self, "prompts_per_step", "num_generations", "generation_batch_size")
         completions = self.prompts_per_step * self.num_generations
         micro = self.per_device_train_batch_size * world_size()
         if completions % micro:
@@ -195,8 +190,6 @@ class GRPOConfig:
             )
         if self.save_strategy == "best":
             raise ConfigError("save_strategy: best would save amid a rollout, which cannot be resumed; write steps.")
-        if self.generation not in GENERATION:
-            raise ConfigError(f"generation is {self.generation!r}; write one of {', '.join(GENERATION)}.")
         self.use_vllm = self.generation != "transformers"
         self.vllm_mode = self.generation.removeprefix("vllm_") if self.use_vllm else "colocate"
         self.gradient_accumulation_steps = completions // micro
@@ -239,7 +232,6 @@ class _SequenceBatch:
     rollout_window = 1  # nothing is sampled: every step can be resumed exactly
 
     def __post_init__(self):
-        _require_positive(self, "batch_size")
         self.gradient_accumulation_steps = _micro_batches(self.batch_size, self.per_device_train_batch_size)
 
     @property
@@ -252,7 +244,7 @@ class _SequenceBatch:
 class SFTConfig(_SequenceBatch):
     """TRL's SFT settings with DeepSeek-R1's values (appendix B.4.2) as defaults."""
 
-    batch_size: int = field(default=128, metadata={"help": "Sequences per optimiser step (appendix B.4.2)."})
+    batch_size: Positive = field(default=128, metadata={"help": "Sequences per optimiser step (appendix B.4.2)."})
     learning_rate: float = 5e-5
     lr_scheduler_type: str = "cosine_with_min_lr"
     lr_scheduler_kwargs: dict | str | None = field(default_factory=lambda: {"min_lr_rate": 0.1})  # to 5e-6
@@ -261,9 +253,10 @@ class SFTConfig(_SequenceBatch):
         metadata={"help": "Or max_steps, or token_budget: the first ends a run; this one's default gives way."},
     )
     max_length: int | None = 32768
+    dataset_num_proc: Count | None = None
     warmup_steps: float = 0  # chosen: not printed
     packing: bool = False  # chosen: not printed
-    per_device_train_batch_size: int = 1  # chosen: not printed; one sequence of 32,768 tokens in a micro batch
+    per_device_train_batch_size: Positive = 1  # chosen: not printed; one sequence of 32,768 tokens in a micro batch
 
     def __post_init__(self):
         super().__post_init__()
@@ -274,10 +267,6 @@ class SFTConfig(_SequenceBatch):
                     "out; template and end token are those of the checkpoint's folder (chat_template.jinja, "
                     "tokenizer_config.json)."
                 )
-        if (getattr(self, "dataset_num_proc", None) or 0) < 0:
-            raise ConfigError(
-                f"dataset_num_proc is {self.dataset_num_proc}; write a number of processes, or leave it out."
-            )
         if self.packing and self.max_length is None:
             raise ConfigError("max_length is none, but packing: true fills sequences of that length; write a number.")
 
@@ -286,14 +275,16 @@ class SFTConfig(_SequenceBatch):
 class RewardConfig(_SequenceBatch):
     """TRL's reward model settings with DeepSeek-R1's values (section 3.1) as defaults, for both reward models."""
 
-    batch_size: int = field(default=256, metadata={"help": "Pairs, or responses, per optimiser step (section 3.1)."})
+    batch_size: Positive = field(
+        default=256, metadata={"help": "Pairs, or responses, per optimiser step (section 3.1)."}
+    )
     learning_rate: float = 6e-6
     lr_scheduler_type: str = "constant"  # chosen: only one rate is printed
     num_train_epochs: float = field(
         default=1, metadata={"help": "Or max_steps: the first to be reached ends a run; this one's default gives way."}
     )
     max_length: int | None = 8192
-    per_device_train_batch_size: int = 8  # chosen: not printed
+    per_device_train_batch_size: Positive = 8  # chosen: not printed
 
 
 def _micro_batches(batch: int, per_device: int) -> int:
@@ -322,9 +313,3 @@ def make_reward(kind: type, name: str, kwargs: dict) -> Callable:
         raise ConfigError(f"reward_kwargs: {name}: {error}. Its settings are {inspect.signature(kind)}.") from None
     except ValueError as error:
         raise ConfigError(f"reward_kwargs: {name}: {error}.") from None
-
-
-def _require_positive(config, *keys: str) -> None:
-    for key in (*keys, "per_device_train_batch_size"):
-        if (getattr(config, key) or 0) < 1:
-            raise ConfigError(f"{key} is {getattr(config, key)}; write at least 1.")

@@ -7,6 +7,7 @@ reward model and no language reward. Trainer: GRPO. The small model that the pap
 """
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from recipes.commandline import launch
 from recipes.config import GRPOConfig, RLArguments
@@ -14,7 +15,7 @@ from recipes.config import GRPOConfig, RLArguments
 
 @dataclass
 class R1ZeroArguments(RLArguments):
-    completion_style: str = "r1_zero"
+    completion_style: Literal["r1_zero", "think"] = "r1_zero"
     reward_funcs: list[str] = field(default_factory=lambda: ["accuracy_reward", "code_reward", "format_reward"])
 
 

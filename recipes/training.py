@@ -9,11 +9,12 @@ import shlex
 import shutil
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from data_prep import commands, memory, publishing, runs
-from data_prep.runs import ConfigError
+from data_prep.configs import ConfigError
 from recipes import checkpoints, checks, loading, patches, qlora_proof, sharded, watch
 from recipes.commandline import given
 from recipes.config import StageArguments, world_size
@@ -176,7 +177,10 @@ def callbacks(trainer, args: StageArguments, budget: int | None = None) -> list[
 def start(args: StageArguments, config) -> "Run":
     """Start the stage's run in its folder. If the run is already done, the process ends, with exit code 0 once the run
     is also on the Hub if the settings ask for that."""
-    run = Run(args, config)
+    where, settings = given(sys.argv[1:])
+    run = Run(args, config, where, settings, publishing.read(settings, where))
+    config.push_to_hub = False  # the trainers' own push loses runs and uploads a pickle of all settings
+    run.hold(Path(sys.argv[0]), redo="--redo" in sys.argv)
     if run.state == "done":
         logger.info("%s is done already; --redo runs it anew", run.output_dir)
         run.publish()
@@ -193,27 +197,39 @@ def start(args: StageArguments, config) -> "Run":
     return run
 
 
+@dataclass
 class Run:
-    """One stage's run: its settings, its folder, and the figures for run.json."""
+    """One stage's run. `settings`: as given, from the file `where` and the command line. `figures`: for run.json.
+    `models`: folders below output_dir that contain a model. `state`: as `runs.hold` returns it."""
 
-    def __init__(self, args: StageArguments, config):
-        self.args, self.config = args, config
-        self.output_dir = Path(config.output_dir)
-        self.figures: dict = {}
-        self.models: list[str] = []  # folders below output_dir that contain a model
-        self.where, self.settings = given(sys.argv[1:])
-        self.hub = publishing.read(self.settings, self.where)
-        config.push_to_hub = False  # the trainers' own push loses runs and uploads a pickle of all settings
+    args: StageArguments
+    config: Any  # of recipes.trl_configs
+    where: str = ""
+    settings: dict = field(default_factory=dict)
+    hub: publishing.Publishing = publishing.Publishing()
+    figures: dict = field(default_factory=dict)
+    models: list[str] = field(default_factory=list)
+    identity: runs.Identity | None = None  # of the main process only
+    state: str = ""
+    since: float = field(default_factory=time.time)
+    is_taken: bool = False
+
+    @property
+    def output_dir(self) -> Path:
+        return Path(self.config.output_dir)
+
+    def hold(self, script: Path, redo: bool) -> None:
+        """Check the Hub and lock the run's folder, in the main process. All processes learn the folder's state."""
         state = [None]
-        if config.distributed_state.is_main_process:
-            base = getattr(args, "model_name_or_path", None) if getattr(args, "use_peft", False) else None
-            self.hub.check("model", args.models, base)
-            usual = commands.defaults(type(args)) | commands.defaults(type(config))
-            self.identity = runs.identify(Path(sys.argv[0]), self.settings, defaults=usual)
-            state = [runs.hold(self.output_dir, self.identity, redo="--redo" in sys.argv)]
-        if config.world_size > 1:
+        if self.config.distributed_state.is_main_process:
+            base = getattr(self.args, "model_name_or_path", None) if getattr(self.args, "use_peft", False) else None
+            self.hub.check("model", self.args.models, base)
+            usual = commands.defaults(type(self.args)) | commands.defaults(type(self.config))
+            self.identity = runs.identify(script, self.settings, defaults=usual)
+            state = [runs.hold(self.output_dir, self.identity, redo)]
+        if self.config.world_size > 1:
             broadcast_object_list(state)
-        self.state, self.since, self.is_taken = state[0], time.time(), False
+        self.state = state[0]
 
     def take(self) -> None:
         """Begin the run in its folder after all checks. An old run there is moved aside."""

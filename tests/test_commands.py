@@ -84,7 +84,7 @@ def test_an_error_is_one_paragraph_and_debug_shows_where_it_came_from(ask, comma
 @pytest.mark.parametrize(
     ("command", "words", "said"),
     [
-        ("recipes/r1_zero.py", "--max_step 4", "unknown key 'max_step'"),
+        ("recipes/r1_zero.py", "--max_step 4", "unknown key `max_step`"),
         ("data_prep/world/__main__.py", "--config missing.yaml --dry", "unrecognized arguments: --dry"),
         ("recipes/tools/plan.py", "--scale cpu --gpu 4", "unrecognized arguments: --gpu"),
     ],
@@ -112,15 +112,15 @@ for words in (["--help"], ["--sead", "3"], ["--seed", "three"], *(["--config", p
 print(*sys.modules)
 """
 ANSWERS = r"""0
-error: command line: unknown key 'sead'\. The nearest known key is 'seed'\.
+error: command line: unknown key `sead`; did you mean `seed`\?
 2
-error: command line: argument --seed: invalid int value: 'three'
+error: command line: `seed` is 'three'; write a value of type int
 2
 error: missing\.yaml: no such file; .*
 2
-error: key\.yaml: unknown key 'sead'\. The nearest known key is 'seed'\.
+error: key\.yaml: unknown key `sead`; did you mean `seed`\?
 2
-error: type\.yaml: 'seed' is 'three', but it must be of type int\.
+error: type\.yaml: `seed` is 'three'; write a value of type int
 2
 error: batch\.yaml: .* not divide .*
 2

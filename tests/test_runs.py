@@ -12,6 +12,7 @@ import data_prep.files
 import data_prep.identity
 import data_prep.runs
 from data_prep import runs
+from rewards.settings import Count
 
 import pytest
 
@@ -29,7 +30,7 @@ class Job:
     mode: Literal["teacher", "mixture"] = "teacher"
     judge: Judge | None = None
     sources: list[str] = field(default_factory=list)
-    limit: int | None = None
+    limit: Count | None = None
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +57,7 @@ def test_settings_take_the_types_that_yaml_writes() -> None:
         ("outputdir: x", "job.yaml: unknown key `outputdir`; did you mean `output_dir`?"),
         ("rate: 1", "job.yaml: the key `output_dir` is missing; write `output_dir: ...`"),
         ("output_dir: x\nrate: fast", "job.yaml: `rate` is 'fast'; write a value of type float"),
-        ("output_dir: x\nlimit: -1", "job.yaml: `limit` is -1; write a number that is not below 0"),
+        ("output_dir: x\nlimit: -1", "job.yaml: `limit` is -1; write at least 0"),
         ("output_dir: x\nrate: .nan", "job.yaml: `rate` is nan; write a finite number"),
         ("output_dir: x\nlimit: true", "job.yaml: `limit` is True; write a value of type int"),
         ("output_dir: x\nmode: paper", "job.yaml: `mode` is 'paper'; write one of 'teacher', 'mixture'"),
@@ -446,6 +447,7 @@ HOLDER = """
 import sys, time
 from pathlib import Path
 from data_prep import runs
+from rewards.settings import Count
 Path("script.py").write_text("x = 1\\n")
 print(runs.begin(Path("outputs/a/b"), runs.identify(Path("script.py"), {})), flush=True)
 time.sleep(600)
@@ -456,6 +458,7 @@ STARTED = """
 import subprocess
 from pathlib import Path
 from data_prep import runs
+from rewards.settings import Count
 held = b"1" * 2**29
 subprocess.run(["true"], check=True)
 Path("run").mkdir()

@@ -167,7 +167,7 @@ def test_an_override_is_part_of_the_command_and_strict(here, capsys):
     with pytest.raises(SystemExit):
         commands.run(pipeline.main, [*command, "wrong.yaml"])
     said = capsys.readouterr()
-    assert "r1_zero.yaml: unknown key 'max_stepz'" in said.err and not said.out
+    assert "r1_zero.yaml: unknown key `max_stepz`" in said.err and not said.out
 
 
 def test_the_papers_hyper_parameters_to_the_letter():

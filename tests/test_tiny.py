@@ -126,7 +126,7 @@ def test_a_mistyped_key_of_the_last_stage_fails_before_any_work(tmp_path: Path) 
     command = [sys.executable, "-m", "recipes.tools.pipeline", "--scale", str(scale)]
     found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert found.returncode == 2
-    assert "all_scenarios_rl.yaml: unknown key 'learning_rat'" in found.stderr
+    assert "all_scenarios_rl.yaml: unknown key `learning_rat`" in found.stderr
     assert found.stderr.startswith("error: ") and found.stderr.count("\n") == 1
     assert not (tmp_path / "outputs" / "tiny" / "world").exists()
 

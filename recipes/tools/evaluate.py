@@ -60,7 +60,7 @@ class Settings:
     temperature: NotNegative = 0.6
     top_p: Annotated[float, Range(0, 1, open=True)] = 0.95
     batch_size: Positive = 512  # sequences sampled at once
-    seed: int = 0
+    seed: Count = 0
     rows: str = ""  # a Parquet file or Hub data set of problems, in place of the world's held-out sets
 
 
@@ -348,16 +348,14 @@ def main(argv: list[str]) -> int:
         sets = load_sets(settings)
     except ValueError as error:
         raise runs.ConfigError(str(error)) from error
-    if runs.begin(output_dir, identity, arguments.redo) == "done":
-        log.info("%s is done already", output_dir)
-        return hub.publish(output_dir)
-    figures = evaluate(checkpoint, settings, output_dir, sets)
-    runs.write_json(output_dir / "results.json", figures)
-    inputs = [str(path) for path in runs.inputs(config)]
-    runs.finish(output_dir, config=config, parent=config["path"], inputs=inputs, seed=settings.seed)
-    shutil.rmtree(output_dir / "samples")  # generations.parquet has them
-    log.info("measured %s, see %s", arguments.checkpoint, output_dir)
-    return hub.publish(output_dir)
+
+    def measure() -> dict[str, Any]:
+        runs.write_json(output_dir / "results.json", evaluate(checkpoint, settings, output_dir, sets))
+        shutil.rmtree(output_dir / "samples")  # generations.parquet has them
+        log.info("measured %s, see %s", arguments.checkpoint, output_dir)
+        return {"config": config, "parent": config["path"], "seed": settings.seed}
+
+    return runs.carry_out(output_dir, identity, hub, arguments.redo, measure)
 
 
 if __name__ == "__main__":

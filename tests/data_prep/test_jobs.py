@@ -7,6 +7,7 @@ from pathlib import Path
 
 from data_prep import jobs, rows, runs
 from data_prep.sampling import Sampler, ServerError
+from rewards.settings import Count
 
 import pytest
 import yaml
@@ -16,7 +17,7 @@ import yaml
 class Settings:
     output_dir: str
     source: str
-    count: int = 0
+    count: Count = 0
     seed: int = 0
     limit: int = 0
 
@@ -53,7 +54,7 @@ def job(tmp_path, monkeypatch, row):
     [
         ({"sed": 1}, "unknown key `sed`; did you mean `seed`?"),
         ({"count": "many"}, "`count` is 'many'; write a value of type int"),
-        ({"count": -1}, "`count` is -1; write a number that is not below 0"),
+        ({"count": -1}, "`count` is -1; write at least 0"),
         ({"source": "other.parquet"}, "other.parquet: no such file"),
         ({"source": "outputs/cpu/world/rows.parquet"}, "outputs/cpu/world has not been run"),
     ],

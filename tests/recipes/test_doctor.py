@@ -185,7 +185,7 @@ FAULTS = {
     "few positions": (ZERO, RL, lambda: change_json("config.json", max_position_embeddings=8), "a model of 8 pos"),
     "a policy for a reward model": ("all_scenarios_rl", SCORED, None, "is no reward model"),
     # YAMLs
-    "a renamed key": (SFT_1, TUNING | {"max_seq_length": 99}, None, "unknown key 'max_seq_length'"),
+    "a renamed key": (SFT_1, TUNING | {"max_seq_length": 99}, None, "unknown key `max_seq_length`"),
     "a group of none": (ZERO, RL | {"num_generations": 0}, None, "num_generations is 0; write at least 1"),
     "a batch that cannot be": (ZERO, RL | {"per_device_train_batch_size": 3}, None, "divisor of 8"),
     "room for no answer": (ZERO, RL | {"max_completion_length": 2}, None, "cut off at max_completion_length: 2"),
@@ -358,7 +358,7 @@ def test_the_command_looks_at_a_whole_scale_without_weights(here, capsys, monkey
     monkeypatch.setattr(logging.root, "handlers", logging.root.handlers[:])
     assert doctor.main(["--scale", str(scale)]) == 1
     said = capsys.readouterr().out
-    assert "finding: " in said and "unknown key 'max_lenght'" in said and "not yet: outputs/t/nobody" in said
+    assert "finding: " in said and "unknown key `max_lenght`" in said and "not yet: outputs/t/nobody" in said
     assert "GB, and there are" in said and "Write per_device_train_batch_size" in said
     assert said.rstrip().endswith("2 findings")
     (here / "others.yaml").write_text(
