@@ -1,4 +1,4 @@
-"""How far `recipes/tools/plan.py` is from what a process takes, on a CPU.
+"""How far `recipes/tools/needs.py` is from what a process takes, on a CPU.
 
     python -m benchmarks.plan [--settings sft_full sft_lora grpo_full]
 
@@ -24,7 +24,7 @@ from benchmarks.moe_qlora import Peak
 from data_prep import prompts, rows, runs
 from recipes import data, loading
 from recipes.tokenizer import train_tokenizer
-from recipes.tools import plan
+from recipes.tools import needs, plan
 from recipes.tools.steps import load_steps
 
 import torch
@@ -124,11 +124,11 @@ def set_up(folder: Path, stage: str, base: Path, wanted: int, settings: dict) ->
     return path
 
 
-def planned(path: Path, gpu: float) -> tuple[plan.Stage, plan.Memory]:
+def planned(path: Path, gpu: float) -> tuple[needs.Stage, needs.Memory]:
     """The plan's view of a stage, and its planned memory on a GPU of `gpu` bytes, both from the YAML alone."""
     with contextlib.chdir(path.parents[1]):
         (stage,) = plan.stages(load_steps(path.parent))
-    return stage, plan.memory(stage, gpu)
+    return stage, needs.memory(stage, gpu)
 
 
 def apart(module: str, path: Path) -> Any:

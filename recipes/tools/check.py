@@ -4,30 +4,42 @@ The pipeline runs this in one child process before any work, so a mistyped key o
 first one runs for minutes. Everything that does not need TRL is checked first, because its import takes seconds.
 """
 
-import importlib
 import importlib.util
 import sys
 import typing
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 from data_prep import commands, runs
 from recipes import commandline
 
 
-def check(target: str, path: str, *more: str, parse: Callable[..., tuple] | None = None) -> tuple:
+def check(
+    target: str, path: str, *more: str, elsewhere: bool = False, parse: Callable[..., tuple] = commandline.parse
+) -> tuple:
     """The settings of a script or module from a YAML and `more` command line arguments. A script names its settings
     classes in `SETTINGS`, and a job in the annotation of its `load`. Raises runs.ConfigError if the YAML is refused.
-    `parse` replaces recipes.commandline.parse."""
-    words = ["--config", path, *more]
+    `elsewhere`: read the YAML of a GPU on a machine without one. `parse`: what reads the YAML of a script."""
     if target.endswith(".py"):
         script = Path(target).resolve().relative_to(runs.ROOT).with_suffix("")
-        return (parse or commandline.parse)(*importlib.import_module(".".join(script.parts)).SETTINGS, argv=words)
-    package = importlib.util.find_spec(target).submodule_search_locations is not None
-    job = importlib.import_module(f"{target}.__main__" if package else target)
+        words = ["--config", path, *more, *(commandline.WITHOUT_GPU if elsewhere else ())]
+        return parse(*importlib.import_module(".".join(script.parts)).SETTINGS, argv=words)
     override = Path(more[more.index("--override") + 1]) if "--override" in more else None
+    job = importlib.import_module(main_module(target).name)
     kind = typing.get_type_hints(job.load)["config"]
     return (runs.settings(kind, runs.load_config(Path(path), override), path),)
+
+
+def main_module(target: str) -> ModuleSpec:
+    """The spec of the module that `python -m target` runs: a package's `__main__`. Raises runs.ConfigError if there is
+    none."""
+    spec = importlib.util.find_spec(target)
+    if spec is not None and spec.submodule_search_locations is not None:
+        spec = importlib.util.find_spec(f"{target}.__main__")
+    if spec is None or spec.origin is None:
+        raise runs.ConfigError(f"`python -m {target}` cannot be run: there is no such module")
+    return spec
 
 
 def main(argv: list[str]) -> None:
@@ -39,13 +51,7 @@ def main(argv: list[str]) -> None:
     pairs, more = found.pairs, ("--override", found.override) if found.override else ()
     for parse in (commandline.read, commandline.parse):
         for target, path in zip(pairs[::2], pairs[1::2], strict=True):
-            check(
-                target,
-                path,
-                *more,
-                *(commandline.WITHOUT_GPU if found.elsewhere and target.endswith(".py") else ()),
-                parse=parse,
-            )
+            check(target, path, *more, elsewhere=found.elsewhere, parse=parse)
 
 
 if __name__ == "__main__":

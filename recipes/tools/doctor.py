@@ -14,9 +14,9 @@ from types import SimpleNamespace
 
 from data_prep import commands, publishing, runs
 from data_prep.runs import ConfigError
-from recipes import checks, commandline, config, data, grpo, loading
+from recipes import checks, config, data, grpo, loading
 from recipes.checks import Finding
-from recipes.tools import check, plan, servers, steps
+from recipes.tools import check, needs, plan, servers, steps
 
 import psutil
 import torch
@@ -33,7 +33,7 @@ def of_step(step: steps.Step) -> Iterator[Finding | str]:
     start = Path(step.command[step.command.index("--config_file") + 1])
     no_gpu = not step.settings.get("use_cpu") and not torch.cuda.is_available()
     with config.planned(runs.load_config(start).get("num_processes", 1)):
-        settings = check.check(step.target, *step.files, *(commandline.WITHOUT_GPU if no_gpu else ()))
+        settings = check.check(step.target, *step.files, elsewhere=no_gpu)
     if no_gpu:
         yield checks.NO_GPU
     yield from examine(settings, step.settings, step.config, checks.launched(start))
@@ -73,8 +73,9 @@ def of_plan(todo: list[steps.Step]) -> Iterator[tuple[str, Finding]]:
     gpu = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
     for stage in plan.stages(todo):
         room = psutil.virtual_memory().total if stage.cpu else gpu
-        if room and (peak := plan.memory(stage, room).peak) > plan.ROOM * room:
-            text = f"It takes {peak / plan.GB:.1f} GB, and there are {room / plan.GB:.1f}, so that it would be killed."
+        if room and not needs.fits(stage, room):
+            peak, there = needs.memory(stage, room).peak / needs.GB, room / needs.GB
+            text = f"It takes {peak:.1f} GB, and there are {there:.1f}, so that it would be killed."
             yield stage.name, Finding(f"{text} Write {plan.change(stage, room)}.")
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from data_prep import publishing, runs
 from recipes.tools import evaluate, servers
+from recipes.tools.check import main_module
 
 EVALUATE = "evaluate"  # its YAML stands for one step for each checkpoint
 EVALUATION = "recipes.tools.evaluate"
@@ -104,7 +105,7 @@ def load_steps(
             processes = accelerate_config or runs.ROOT / settings.get("accelerate_config", DEFAULT_ACCELERATE)
             start = ("accelerate", "launch", "--quiet", "--config_file", shown(processes), target)
         else:
-            script = _module_file(target)
+            script = Path(main_module(target).origin)
             start = ("python", "-m", target)
         steps.append(Step(name, target, path, (*start, *_files(path, other), *tail), script, settings, other))
     if path := found.get(EVALUATE):
@@ -144,16 +145,6 @@ def scale_folder(scale: str) -> Path:
 def shown(path: Path) -> str:
     """The path as a user would type it in this working directory."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
-
-
-def _module_file(module: str) -> Path:
-    """The file that `python -m module` runs."""
-    spec = importlib.util.find_spec(module)
-    if spec is not None and spec.submodule_search_locations is not None:
-        spec = importlib.util.find_spec(f"{module}.__main__")
-    if spec is None or spec.origin is None:
-        raise runs.ConfigError(f"`python -m {module}` cannot be run: there is no such module")
-    return Path(spec.origin)
 
 
 def _in_order(steps: list[Step]) -> list[Step]:

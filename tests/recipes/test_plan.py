@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from data_prep import commands
-from recipes.tools import plan
+from recipes.tools import needs, plan
 
 import pytest
 import yaml
@@ -14,8 +14,8 @@ GB = 1e9
 KNOWN = yaml.safe_load(plan.MODELS.read_text(encoding="utf-8"))
 
 
-def shape(name: str) -> plan.Shape:
-    return plan.shape(name, json.dumps(KNOWN[name]["config"]))
+def shape(name: str) -> needs.Shape:
+    return needs.shape(json.dumps(KNOWN[name]["config"]))
 
 
 @pytest.mark.parametrize("name", KNOWN)
@@ -29,8 +29,8 @@ def test_the_active_parameters_of_mixtures_are_the_published_ones():
     assert shape("./models/DeepSeek-V3-Base-bf16").active / 1e9 == pytest.approx(37, rel=0.02)
 
 
-def stage(**more) -> plan.Stage:
-    base = plan.Stage(
+def stage(**more) -> needs.Stage:
+    base = needs.Stage(
         "s", "m", shape("Qwen/Qwen2.5-7B"), 1, "no", cpu=False, bf16=True, dtype=4, sequences=1, length=1024
     )
     return replace(base, **more)
@@ -39,22 +39,20 @@ def stage(**more) -> plan.Stage:
 def test_the_table_of_the_page_on_qlora_is_the_plans():
     """docs/moe_qlora.md: 16.7 GB of base and 27.0 GB of adapter at rank 32; 0.4 GB on attention alone."""
     moe = stage(shape=shape("Qwen/Qwen3-30B-A3B-Base"), nf4=True, rank=32, dtype=2)
-    found = plan.memory(moe, 80 * GB)
+    found = needs.memory(moe, 80 * GB)
     assert (found.weights - 4 * moe.trained) / GB == pytest.approx(16.7, abs=0.1)
     assert 16 * moe.trained / GB == pytest.approx(27.0, abs=0.1)
     assert 16 * replace(moe, targets=("attention",)).trained / GB == pytest.approx(0.4, abs=0.05)
 
 
 def test_what_is_spread_shrinks_with_the_processes_and_the_rest_does_not():
-    alone = plan.memory(stage(), 80 * GB)
-    assert (alone.weights, alone.gradients, alone.optimiser) == tuple(
-        k * shape("Qwen/Qwen2.5-7B").parameters for k in (4, 4, 8)
-    )
-    two = plan.memory(stage(processes=8, spread="zero2"), 80 * GB)
+    alone, numbers = needs.memory(stage(), 80 * GB), shape("Qwen/Qwen2.5-7B").parameters
+    assert (alone.weights, alone.gradients, alone.optimiser) == (4 * numbers, 4 * numbers, 8 * numbers)
+    two = needs.memory(stage(processes=8, spread="zero2"), 80 * GB)
     assert two.weights == alone.weights / 2 and two.optimiser == pytest.approx(12 / 8 * alone.weights / 4)
     for spread in ("zero3", "fsdp2"):
-        eight, sixteen = (plan.memory(stage(processes=n, spread=spread), 80 * GB) for n in (8, 16))
-        assert eight.kept - plan.CONTEXT == pytest.approx(2 * (sixteen.kept - plan.CONTEXT))
+        eight, sixteen = (needs.memory(stage(processes=n, spread=spread), 80 * GB) for n in (8, 16))
+        assert eight.kept - needs.CONTEXT == pytest.approx(2 * (sixteen.kept - needs.CONTEXT))
 
 
 def test_the_first_change_that_fits_is_named():
@@ -68,25 +66,25 @@ def test_what_a_machines_memory_holds_while_models_are_loaded():
     """By hand: 7.6 B parameters in 4 bytes are 30.5 GB; eight processes with policy and reference hold 488."""
     one = 4 * shape("Qwen/Qwen2.5-7B").parameters
     zero2 = stage(processes=8, together=8, spread="zero2", rl=True, reference=True)
-    assert plan.host(zero2) / GB == pytest.approx(8 * 3 + 487.4, abs=0.1)
-    assert plan.host(zero2) == 8 * 2 * one + 8 * plan.IMPORTED
-    assert plan.host(replace(zero2, spread="ddp")) == 8 * one + 8 * plan.IMPORTED  # GPUs have the policy by then
-    assert plan.host(replace(zero2, dtype=2)) == 8 * one + 8 * plan.IMPORTED
-    assert plan.host(replace(zero2, rank=32)) == 8 * one + 8 * plan.IMPORTED  # its reference is an adapter
+    assert needs.host(zero2) / GB == pytest.approx(8 * 3 + 487.4, abs=0.1)
+    assert needs.host(zero2) == 8 * 2 * one + 8 * needs.IMPORTED
+    assert needs.host(replace(zero2, spread="ddp")) == 8 * one + 8 * needs.IMPORTED  # GPUs have the policy by then
+    assert needs.host(replace(zero2, dtype=2)) == 8 * one + 8 * needs.IMPORTED
+    assert needs.host(replace(zero2, rank=32)) == 8 * one + 8 * needs.IMPORTED  # its reference is an adapter
     fsdp2 = replace(zero2, spread="fsdp2")
-    assert plan.host(fsdp2) == plan.host(replace(fsdp2, processes=64)) == 2 * one + 8 * plan.IMPORTED
-    assert plan.host(replace(fsdp2, dtype=2)) == 8 * one + 8 * plan.IMPORTED  # accelerate's float32, in each
-    assert plan.host(replace(fsdp2, dtype=2, rank=32)) == one / 2 + 8 * plan.IMPORTED
-    assert plan.host(replace(fsdp2, rewards=40 * GB, reward=30 * GB)) == 8 * (30 * GB + plan.IMPORTED)
-    assert plan.host(stage(rl=True, reference=True)) == one + plan.IMPORTED
+    assert needs.host(fsdp2) == needs.host(replace(fsdp2, processes=64)) == 2 * one + 8 * needs.IMPORTED
+    assert needs.host(replace(fsdp2, dtype=2)) == 8 * one + 8 * needs.IMPORTED  # accelerate's float32, in each
+    assert needs.host(replace(fsdp2, dtype=2, rank=32)) == one / 2 + 8 * needs.IMPORTED
+    assert needs.host(replace(fsdp2, rewards=40 * GB, reward=30 * GB)) == 8 * (30 * GB + needs.IMPORTED)
+    assert needs.host(stage(rl=True, reference=True)) == one + needs.IMPORTED
     zero3 = replace(zero2, spread="zero3", reference=False)
-    assert plan.host(zero3) == plan.SHARD + 8 * plan.IMPORTED
+    assert needs.host(zero3) == needs.SHARD + 8 * needs.IMPORTED
     moe = replace(zero3, shape=shape("Qwen/Qwen3-30B-A3B-Base"))
-    assert plan.host(moe) / GB == pytest.approx(8 * (2 * 48 * 128 * 3 * 768 * 2048 / 1e9 + 3), rel=1e-6)
+    assert needs.host(moe) / GB == pytest.approx(8 * (2 * 48 * 128 * 3 * 768 * 2048 / 1e9 + 3), rel=1e-6)
     nf4 = replace(moe, spread="no", processes=1, together=1, nf4=True, rank=32, dtype=2)
-    assert plan.host(nf4) / GB == pytest.approx(16.7 + 3, abs=0.1)
+    assert needs.host(nf4) / GB == pytest.approx(16.7 + 3, abs=0.1)
     on_cpu = stage(processes=2, together=2, spread="ddp", cpu=True, bf16=False)
-    assert plan.host(on_cpu) == 2 * plan.memory(on_cpu, 0).peak
+    assert needs.host(on_cpu) == 2 * needs.memory(on_cpu, 0).peak
 
 
 def test_the_first_change_that_loads_is_named():
