@@ -26,7 +26,7 @@ from data_prep import runs
 from recipes.tools import children, pipeline
 from recipes.tools.metrics import mean_and_stderr
 from recipes.tools.steps import Step, load_steps, require_names, shown
-from recipes.tools.view import PlainView
+from recipes.tools.view import View
 
 import yaml
 
@@ -195,7 +195,7 @@ def work(steps: list[Step], folder: Path) -> None:
     todo = [step for step in steps if step.name not in done]
     children.hold_libraries()
     session = pipeline.Session(folder, afresh=False)
-    with pipeline.locked(folder) as lock, PlainView(steps, done) as view:
+    with pipeline.locked(folder) as lock, View(steps, done) as view:
         pipeline.work(todo, pipeline.CPU_JOBS, view, session, True, lock)
 
 

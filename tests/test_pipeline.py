@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 from recipes.tools import pipeline, view
 
@@ -353,10 +354,18 @@ def children_in(folder: Path) -> list[str]:
     return found
 
 
-def test_the_view_shows_the_mean_reward_of_ten_steps_beside_that_of_the_first_ten(tmp_path):
+def test_the_view_shows_the_mean_reward_of_ten_steps_beside_that_of_the_first_ten(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("TERM", "xterm")
     rows = [{"step": n, "max_steps": 100, "reward": 1.0 if n <= 10 else 1.5, "loss": 0.0} for n in range(1, 26)]
     log = tmp_path / "log.jsonl"
     log.write_text("".join(json.dumps(row | {"padding": "x" * 2000}) + "\n" for row in rows[:5]))
     assert str(view.read_progress(tmp_path, {})) == "step 5/100, reward 1.000, loss 0.000"
     log.write_text("".join(json.dumps(row | {"padding": "x" * 2000}) + "\n" for row in rows) + '{"step": 26')
-    assert str(view.read_progress(tmp_path, {})) == "step 25/100, reward 1.500 (at first 1.000), loss 0.000"
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    step, other = (SimpleNamespace(name=name, output_dir=tmp_path, settings={}) for name in "ab")
+    with view.View([step, other], set()) as shown:
+        shown.started(step)
+        shown.update([(step, 50.0)])
+    said = capsys.readouterr().out
+    assert "step 25/100, reward 1.500 (at first 1.000), loss 0.000, 2:30 left" in said and "1 to come: b" in said

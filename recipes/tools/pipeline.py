@@ -1,10 +1,11 @@
 """Runs the stages of DeepSeek-R1 in order: `python -m recipes.tools.pipeline --scale cpu`.
 
-Each stage is launched by the command that a user would type, so any step can be copied from `--dry-run`. The YAMLs
-determine the dependencies: a value that starts with `outputs/` names a run that must come first. Runs that are finished
-with the current settings and inputs are skipped, so a second call does nothing and a killed one resumes. If the
-settings or inputs of a finished run have changed, the pipeline reports the changes and stops, and the run is kept.
-`--redo` moves such runs, and those made from them, to `outputs/<scale>/replaced/` and runs them again.
+Each stage is launched by the command that a user would type, so any step can be copied from `--dry-run`; on a CPU it
+needs no new interpreter (`children.py`). The YAMLs determine the dependencies: a value that starts with `outputs/`
+names a run that must come first. Runs that are finished with the current settings and inputs are skipped, so a second
+call does nothing and a killed one resumes. If the settings or inputs of a finished run have changed, the pipeline
+reports the changes and stops, and the run is kept. `--redo` moves such runs, and those made from them, to
+`outputs/<scale>/replaced/` and runs them again.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from pathlib import Path
 from data_prep import commands, files, memory, runs
 from recipes.tools import children, report, servers
 from recipes.tools.steps import Step, dependents, is_pushed, load_steps, require_names, scale_folder
-from recipes.tools.view import LiveView, PlainView
+from recipes.tools.view import View
 
 import psutil
 
@@ -53,7 +54,7 @@ def preflight(steps: list[Step], todo: list[Step], scale_dir: Path) -> None:
                 raise runs.ConfigError(f"{step.config}: {need} is not there: {hint}")
     free = shutil.disk_usage(Path.cwd()).free / 2**30
     if free < FREE_DISK_GB:
-        raise PipelineError(f"{free:.1f} GB are free in {Path.cwd()}, {FREE_DISK_GB:.0f} GB are needed: make room")
+        raise PipelineError(f"{Path.cwd()} has {free:.1f} GB free, and {FREE_DISK_GB:.0f} GB are needed: make room")
     require_readable(todo, scale_dir / "logs" / "check.log")
 
 
@@ -136,7 +137,7 @@ class Session:
 def work(
     todo: list[Step],
     jobs: int,
-    view: LiveView | PlainView,
+    view: View,
     session: Session,
     on_cpu: bool,
     lock: int,
@@ -205,25 +206,15 @@ def locked(scale_dir: Path) -> Iterator[int]:
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser = commands.parser("recipes.tools.pipeline", __doc__)
     parser.add_argument("--scale", default="cpu", help="a name in recipes/configs, or a path to a folder of YAMLs")
-    parser.add_argument("--dry-run", action="store_true", help="print the commands of what is not done, and stop")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands of the steps to run, and stop")
+    aside = "and all that was made from it again; the old runs are moved aside"
+    parser.add_argument("--from", dest="start", metavar="STEP", help=f"run STEP {aside}")
+    parser.add_argument("--redo", action="store_true", help=f"run what has changed {aside}")
+    parser.add_argument("--redo-code", action="store_true", help=f"run what older code made {aside}")
+    parser.add_argument("--only", nargs="+", metavar="STEP", help="run only these steps")
+    parser.add_argument("--seed", type=int, help="use this seed instead of those in the YAMLs")
     parser.add_argument(
-        "--from",
-        dest="start",
-        metavar="STEP",
-        help="STEP and all that depends on it are run anew; what lies there is moved aside",
-    )
-    parser.add_argument(
-        "--redo",
-        action="store_true",
-        help="what has changed, and all that was made from it, is moved aside and run anew",
-    )
-    parser.add_argument(
-        "--redo-code", action="store_true", help="what older code made, and what was made from it, likewise"
-    )
-    parser.add_argument("--only", nargs="+", metavar="STEP", help="only these steps")
-    parser.add_argument("--seed", type=int, help="in place of the YAMLs' seeds")
-    parser.add_argument(
-        "--jobs", type=int, help=f"threads of the steps side by side (default: {CPU_JOBS} at the CPU scales, else 1)"
+        "--jobs", type=int, help=f"run steps with this many threads at once ({CPU_JOBS} at the CPU scales, else 1)"
     )
     parser.add_argument(
         "--server-timeout",
@@ -232,8 +223,8 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         default=servers.START_LIMIT,
         help=f"how long a model that a YAML says to `serve` may take to answer (default {servers.START_LIMIT:.0f})",
     )
-    parser.add_argument("--accelerate-config", type=Path, metavar="FILE", help="in place of the YAMLs' own")
-    parser.add_argument("--override", type=Path, metavar="FILE", help="other values, by the name of the YAML")
+    parser.add_argument("--accelerate-config", type=Path, metavar="FILE", help="use this file for every stage")
+    parser.add_argument("--override", type=Path, metavar="FILE", help=commands.OVERRIDE)
     return parser.parse_args(argv)
 
 
@@ -291,60 +282,80 @@ def refusal(steps: list[Step], refused: list[tuple[Step, runs.State]]) -> str:
     )
 
 
+def print_commands(chosen: list[Step], choice: Choice) -> None:
+    """Print each chosen step's command, with those that start and stop its servers, or a remark if it will not run."""
+    lines = {step.name: shlex.join(step.command) for step in choice.todo}
+    remarks = {step.name: f"# done: {step.name}" for step in choice.done}
+    remarks |= {step.name: f"# changed: {step.name}: {'; '.join(state.why)}" for step, state in choice.refused}
+    up: list[servers.Service] = []
+    for step in chosen:
+        if step.name in lines:
+            needed = step.services
+            for service in up:
+                if service not in needed:
+                    print(service.stop_script)
+            for service in needed:
+                if service not in up:
+                    print(service.script)
+            up = needed
+        print(lines.get(step.name) or remarks[step.name])
+    for service in up:
+        print(service.stop_script)
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Raises PipelineError, runs.ConfigError or runs.MissingRunError with the reason."""
     folder = scale_folder(arguments.scale)
     steps = load_steps(folder, arguments.seed, arguments.accelerate_config, arguments.override)
-    on_cpu = all(step.settings.get("use_cpu") for step in steps if step.trains)
     require_names(steps, [*(arguments.only or []), *([arguments.start] if arguments.start else [])])
     again = {step.name for step in dependents(steps, arguments.start)} if arguments.start else set()
     chosen = [step for step in steps if not arguments.only or step.name in arguments.only]
     choice = choose(steps, chosen, again, arguments.redo, arguments.redo_code)
-    todo, done = choice.todo, {step.name for step in choice.done}
     if arguments.debug:
-        todo = [replace(step, command=(*step.command, "--debug")) for step in todo]
+        choice.todo = [replace(step, command=(*step.command, "--debug")) for step in choice.todo]
     if arguments.dry_run:
         if arguments.override:
-            with tempfile.TemporaryDirectory() as folder:
-                require_readable([step for step in todo if step.override], Path(folder) / "check.log", "--elsewhere")
-        lines = {step.name: shlex.join(step.command) for step in todo} | {name: f"# done: {name}" for name in done}
-        lines |= {step.name: f"# changed: {step.name}: {'; '.join(state.why)}" for step, state in choice.refused}
-        up: list[servers.Service] = []
-        for step in [*chosen, None]:
-            if step is None or step.name in {one.name for one in todo}:
-                asked = step.services if step else []
-                for service in [one for one in up if one not in asked]:
-                    print(f"kill $server_{service.port}; wait")
-                for service in [one for one in asked if one not in up]:
-                    print(service.script)
-                up = asked
-            if step:
-                print(lines[step.name])
+            with tempfile.TemporaryDirectory() as logs:
+                changed = [step for step in choice.todo if step.override]
+                require_readable(changed, Path(logs) / "check.log", "--elsewhere")
+        print_commands(chosen, choice)
         return
     if choice.refused:
         raise runs.ConfigError(refusal(steps, choice.refused))
-    scale_dir = steps[0].output_dir.parent
-    with locked(scale_dir) as lock:
-        if todo:
-            if on_cpu and any(step.trains or step.evaluates for step in todo):
-                children.hold_libraries()
-            preflight(steps, todo, scale_dir)
-            session = Session(scale_dir, afresh=not done)
-            jobs = arguments.jobs or (CPU_JOBS if on_cpu else 1)
-            with (LiveView if sys.stdout.isatty() else PlainView)(chosen, done) as view:
-                work(todo, jobs, view, session, on_cpu, lock, arguments.server_timeout)
+    with locked(steps[0].output_dir.parent) as lock:
+        if choice.todo:
+            execute(steps, chosen, choice, lock, arguments.jobs, arguments.server_timeout)
         else:
             print(f"nothing to do: {len(chosen)} steps are done")
-        if choice.older:
-            made = ", ".join(f"{name} ({version})" for name, version in choice.older.items())
-            print(f"{len(choice.older)} runs were made by older code, and stay: {made}")
-            print("to run them anew, with what was made from them: make r1 ARGS=--redo-code")
-        if any(step.evaluates for step in steps):
-            report.main(["--scale", str(scale_dir)])
-        for last in [step.output_dir for step in steps if step.name == "all_scenarios_rl"]:
-            if (last / "run.json").exists():
-                print(f"R1 lies in {last}; README.md there says how it is asked. To push it:")
-                print(f"python -m data_prep.push {last} --hub-model-id OWNER/NAME")
+        conclude(steps, choice)
+
+
+def execute(
+    steps: list[Step], chosen: list[Step], choice: Choice, lock: int, jobs: int | None, server_timeout: float
+) -> None:
+    """Run the steps to do, after the checks that need no work. Raises the errors of `preflight` and `work`."""
+    scale_dir, done = steps[0].output_dir.parent, {step.name for step in choice.done}
+    on_cpu = all(step.settings.get("use_cpu") for step in steps if step.trains)
+    if on_cpu and any(step.trains or step.evaluates for step in choice.todo):
+        children.hold_libraries()
+    preflight(steps, choice.todo, scale_dir)
+    session = Session(scale_dir, afresh=not done)
+    with View(chosen, done) as view:
+        work(choice.todo, jobs or (CPU_JOBS if on_cpu else 1), view, session, on_cpu, lock, server_timeout)
+
+
+def conclude(steps: list[Step], choice: Choice) -> None:
+    """Name the runs that older code made, write the report, and name R1's folder."""
+    if choice.older:
+        made = ", ".join(f"{name} ({version})" for name, version in choice.older.items())
+        print(f"{len(choice.older)} runs were made by older code, and stay: {made}")
+        print("To run them and what was made from them again: make r1 ARGS=--redo-code")
+    if any(step.evaluates for step in steps):
+        report.main(["--scale", str(steps[0].output_dir.parent)])
+    for last in [step.output_dir for step in steps if step.name == "all_scenarios_rl"]:
+        if (last / "run.json").exists():
+            print(f"R1 is in {last}; the README.md there says how to prompt it. To push it:")
+            print(f"python -m data_prep.push {last} --hub-model-id OWNER/NAME")
 
 
 def main(argv: list[str]) -> None:

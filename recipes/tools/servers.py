@@ -54,6 +54,11 @@ class Service:
         waits = f"until curl -sf {self.base_url}/models > /dev/null; do sleep 1; done"
         return f"{shlex.join(self.command)} & server_{self.port}=$!\n{waits}"
 
+    @property
+    def stop_script(self) -> str:
+        """Shell commands that stop the server that `script` has started."""
+        return f"kill $server_{self.port}; wait"
+
     def serves(self) -> list[str] | None:
         """Names of the models that answer at the address; None if there is no server.
 

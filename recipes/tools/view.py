@@ -1,4 +1,4 @@
-"""The display of a running pipeline: a live table on a terminal, or else one plain line for each event."""
+"""What a person sees of a running pipeline: a line for each event and, on a terminal, a table of the running steps."""
 
 import json
 import statistics
@@ -7,18 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from rich.console import Console
-from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Column
 
 ROWS = 10  # rows of a log over which a reward is averaged, because the reward of one step is noisy
 ROW_BYTES = 4_096  # maximum size of a row in log.jsonl
-PLAIN_EVERY = 30.0  # seconds between two progress lines of a step without a terminal
+PLAIN_EVERY = 30.0  # seconds between two lines of a running step without a terminal
+COMING = 3  # names of steps to come that the table shows
 
 
 @dataclass(frozen=True)
-class Progress:
+class StepProgress:
     """The progress of a training step from its log.jsonl; fields that it lacks are None. `reward`: mean over the last
     ten rows; `first`: mean over the first ten, once there are more."""
 
@@ -29,10 +28,6 @@ class Progress:
     accuracy: float | None = None
     loss: float | None = None
 
-    def left(self, seconds: float) -> float | None:
-        """The remaining seconds at the current pace."""
-        return seconds * (self.total - self.step) / self.step if self.total and self.step else None
-
     def __str__(self) -> str:
         parts = [f"step {self.step}/{self.total or '?'}"] if self.step else []
         for name in ("reward", "accuracy", "loss"):
@@ -42,12 +37,17 @@ class Progress:
                 parts.append(f"{name} {value:.3f}{at_first}")
         return ", ".join(parts)
 
+    def after(self, seconds: float) -> str:
+        """The same with the time left, if the step goes on at the pace of its first `seconds`."""
+        left = seconds * (self.total - self.step) / self.step if self.total and self.step else None
+        return ", ".join(filter(None, [str(self), f"{clock(left)} left" if left is not None else ""]))
 
-def read_progress(output_dir: Path, settings: dict[str, Any]) -> Progress:
+
+def read_progress(output_dir: Path, settings: dict[str, Any]) -> StepProgress:
     """The progress of the run in output_dir. An incomplete last row is not read."""
     first, last = _rows(output_dir / "log.jsonl")
     if not last:
-        return Progress(total=settings.get("max_steps"))
+        return StepProgress(total=settings.get("max_steps"))
     row = last[-1]
     accuracy = next(
         (row[key] for key in ("rewards/accuracy_reward/mean", "mean_token_accuracy", "accuracy") if key in row), None
@@ -55,7 +55,7 @@ def read_progress(output_dir: Path, settings: dict[str, Any]) -> Progress:
     rewards = [[one["reward"] for one in some if one.get("reward") is not None] for some in (first, last)]
     at_first, reward = (statistics.mean(some) if some else None for some in rewards)
     at_first = at_first if last[0]["step"] > first[0]["step"] else None
-    return Progress(row["step"], row["max_steps"], reward, at_first, accuracy, row.get("loss"))
+    return StepProgress(row["step"], row["max_steps"], reward, at_first, accuracy, row.get("loss"))
 
 
 def _rows(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -77,94 +77,56 @@ def clock(seconds: float | None) -> str:
     return "" if seconds is None else f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
-class PlainView:
-    """Prints one line for each event, and sometimes a line for a running step."""
+class View:
+    """Prints a line for each event. On a terminal, a table below these lines shows the running steps and those to come;
+    elsewhere a running step has a line every `PLAIN_EVERY` seconds. `done`: names of the steps that are done."""
 
     def __init__(self, steps: list, done: set[str]):
-        self.count = len(steps)
-        self.finished_count = sum(step.name in done for step in steps)
-        self.told: dict[str, float] = {}
+        self.waiting = [step.name for step in steps if step.name not in done]
+        self.count, self.finished_count = len(steps), len(steps) - len(self.waiting)
+        self.live = sys.stdout.isatty()
+        self.told: dict[str, float] = {}  # seconds of a running step at its last line
+        wrapped = TextColumn("{task.fields[said]}", table_column=Column(no_wrap=False))
+        columns = (TextColumn("{task.description}"), BarColumn(bar_width=16), wrapped, TimeElapsedColumn())
+        self.table = Progress(*columns, refresh_per_second=2, transient=True, disable=not self.live)
+        self.rows = {}
+        self.total = self.table.add_task("", total=self.count, completed=self.finished_count, said="")
         if self.finished_count:
             print(f"{self.finished_count} of {self.count} steps are done already", flush=True)
 
     def __enter__(self) -> Self:
+        self.table.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        return None
+        self.table.stop()
 
     def say(self, text: str) -> None:
         print(text, flush=True)
 
     def started(self, step: Any) -> None:
-        print(f"{step.name}: started", flush=True)
+        self.waiting.remove(step.name)
+        self.rows[step.name] = self.table.add_task(step.name, total=None, said="")
+        self.say(f"{step.name}: started")
 
     def finished(self, step: Any, seconds: float) -> None:
         self.finished_count += 1
+        self.table.remove_task(self.rows.pop(step.name))
         said = str(read_progress(step.output_dir, step.settings))
         said = f"; {said}" if said else ""
-        print(f"{step.name}: done in {seconds:.0f} s ({self.finished_count} of {self.count}){said}", flush=True)
+        self.say(f"{step.name}: done in {seconds:.0f} s ({self.finished_count} of {self.count}){said}")
 
     def update(self, running: list[tuple[Any, float]]) -> None:
+        """Show the running steps, each with its seconds so far."""
+        names = ", ".join([*self.waiting[:COMING], *(["..."] if len(self.waiting) > COMING else [])])
+        coming = f"{len(self.waiting)} to come: {names}" if self.waiting else ""
+        done = f"{self.finished_count} of {self.count} done"
+        self.table.update(self.total, description=done, completed=self.finished_count, said=coming)
         for step, seconds in running:
-            if seconds - self.told.get(step.name, 0.0) >= PLAIN_EVERY:
+            if self.live or seconds - self.told.get(step.name, 0.0) >= PLAIN_EVERY:
                 self.told[step.name] = seconds
                 progress = read_progress(step.output_dir, step.settings)
-                left = progress.left(seconds)
-                parts = [str(progress), f"{clock(left)} left" if left is not None else ""]
-                print(f"{step.name}: {', '.join(filter(None, [*parts, f'{seconds:.0f} s']))}", flush=True)
-
-
-class LiveView:
-    """A table with a line for each step: state, progress bar, first and current reward, accuracy, time, time left."""
-
-    def __init__(self, steps: list, done: set[str]):
-        self.steps = steps
-        self.state = {step.name: "done" if step.name in done else "" for step in steps}
-        self.seconds: dict[str, float] = {}
-        self.live = Live(console=Console(file=sys.stdout), refresh_per_second=2, transient=True)
-
-    def __enter__(self) -> Self:
-        self.live.__enter__()
-        self.update([])
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self.live.__exit__(*error)
-        for step in self.steps:  # the live table is gone; print the steps that this call finished
-            if step.name in self.seconds and self.state[step.name] == "done":
-                print(f"{step.name}: {clock(self.seconds[step.name])}")
-
-    def say(self, text: str) -> None:
-        self.live.console.print(text, markup=False, highlight=False)
-
-    def started(self, step: Any) -> None:
-        self.state[step.name] = "running"
-
-    def finished(self, step: Any, seconds: float) -> None:
-        self.state[step.name] = "done"
-        self.seconds[step.name] = seconds
-
-    def update(self, running: list[tuple[Any, float]]) -> None:
-        self.seconds |= {step.name: seconds for step, seconds in running}
-        self.live.update(self._table())
-
-    def _table(self) -> Table:
-        heads = ("step", "", "", "at first", "reward", "accuracy", "time", "left")
-        table = Table(*heads, box=None, pad_edge=False)
-        waiting = [step for step in self.steps if not self.state[step.name]]
-        for step in self.steps:
-            state, seconds = self.state[step.name], self.seconds.get(step.name)
-            if not state:
-                continue
-            progress = read_progress(step.output_dir, step.settings) if state == "running" else Progress()
-            bar = ProgressBar(progress.total, progress.step, width=24) if progress.total else ""
-            shown = (progress.first, progress.reward, progress.accuracy)
-            figures = [f"{value:.2f}" if value is not None else "" for value in shown]
-            left = progress.left(seconds) if seconds else None
-            style = "dim" if state == "done" else ""
-            table.add_row(step.name, state, bar, *figures, clock(seconds), clock(left), style=style)
-        if waiting:
-            shown = ", ".join(step.name for step in waiting[:3])
-            table.add_row(f"{len(waiting)} to come: {shown}{', ...' if len(waiting) > 3 else ''}", style="dim")
-        return table
+                said = progress.after(seconds)
+                self.table.update(self.rows[step.name], total=progress.total, completed=progress.step, said=said)
+                if not self.live:
+                    self.say(f"{step.name}: {', '.join(filter(None, [said, f'{seconds:.0f} s']))}")
