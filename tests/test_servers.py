@@ -31,10 +31,7 @@ def test_the_command_has_the_arguments_of_the_yaml():
         (HERE | {"serve": True}, "x.yaml: serve is True; write arguments of `vllm serve`"),
         (HERE | {"serve": {}, "base_url": "http://gpu7:8000/v1"}, "a server that the pipeline starts is on this"),
         (HERE | {"serve": {}, "base_url": "http://localhost/v1"}, "as in http://localhost:8000/v1"),
-        (
-            HERE | {"serve": {}, "model": "me/other"},
-            "two servers at http://localhost:8000/v1, of me/judge and me/other",
-        ),
+        (HERE | {"serve": {}, "model": "me/two"}, "two servers at http://localhost:8000/v1, of me/judge and me/two"),
         (HERE | {"serve": {"dtype": "half"}}, "or with other arguments"),
         (HERE | {"serve": {"port": 8001}}, "serve: port: base_url says it; remove it"),
         (HERE | {"serve": {"served-model-name": "x"}}, "served_model_name: it is served as `model`"),

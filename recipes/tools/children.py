@@ -1,9 +1,11 @@
 """Starts the steps of the pipeline, each in its own process group, which ends together with the pipeline.
 
 Everything that the step started ends too, because `accelerate launch` gives each of several processes its own session.
-A step that is one process on a CPU is forked from a process that has already imported the libraries. This saves ten
-seconds in each of 28 steps. It runs this project's code as it is on disk at its start. Any other step runs its command
-as a child of such a fork.
+
+A step that is one process on a CPU is forked from a process that has already imported the libraries, with the arguments
+and environment of `accelerate launch`. This saves the ten seconds of that import in each of 28 steps; accelerate's
+public ways to launch a script all start a new interpreter. The step runs this project's code as it is on disk at its
+start. Any other step runs its command as a child of such a fork.
 """
 
 import atexit
@@ -115,8 +117,6 @@ def _end_with_pipeline() -> None:
 
 def _here(command: tuple[str, ...]) -> partial | None:
     """A callable that runs the command in this process like a new interpreter; None if it is not one CPU process."""
-    if command[0] not in ("accelerate", "python"):  # a server
-        return None
     if command[0] == "accelerate":
         from accelerate.commands import launch
         from accelerate.utils.launch import prepare_simple_launcher_cmd_env
@@ -128,9 +128,11 @@ def _here(command: tuple[str, ...]) -> partial | None:
         os.environ.update(environment)
         sys.path[0] = str(Path(sys.argv[0]).absolute().parent)
         run = partial(runpy.run_path, sys.argv[0], run_name="__main__")
-    else:  # python -m
+    elif command[0] == "python":  # with -m
         sys.argv = list(command[2:])
         run = partial(runpy.run_module, sys.argv[0], run_name="__main__", alter_sys=True)
+    else:  # a server
+        return None
     for name in [name for name in sys.modules if name.partition(".")[0] in OURS]:
         del sys.modules[name]  # the pipeline's modules, including this one
     if threads := os.environ.get("OMP_NUM_THREADS"):

@@ -65,7 +65,7 @@ def remove(path: Path) -> None:
     """Delete a replaced run. Raises ConfigError for any other folder."""
     real = Path(os.path.realpath(path))
     if real.parent.name != runs.REPLACED or path.name != real.name or not real.is_dir():
-        raise runs.ConfigError(f"--remove: {path} is no folder in a {runs.REPLACED}/; only replaced runs are removed")
+        raise runs.ConfigError(f"--remove: {path} is no replaced run, and only replaced runs are removed")
     shutil.rmtree(real)
     print(f"{path} is removed")
 
