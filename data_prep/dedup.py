@@ -7,8 +7,8 @@ import itertools
 import unicodedata
 from pathlib import Path
 
-from data_prep.decontaminate import ngrams, split
 from data_prep.rows import Row
+from data_prep.words import ngrams, split
 
 import numpy as np
 import rensa

@@ -17,9 +17,9 @@ from typing import Literal
 
 import rewards
 from data_prep import commands
-from data_prep.decontaminate import CHARACTER, LETTER, ngrams, split
 from data_prep.rows import Row
 from data_prep.sampling import Sample
+from data_prep.words import CHARACTER, LETTER, ngrams, split
 from rewards.code import passes
 from rewards.language import ENGLISH, NOT_LATIN, count_words
 from rewards.settings import Positive, Share
