@@ -499,7 +499,7 @@ def _verified(row: Row, traces: bool) -> Row:
             raise Refused(f"tests: {error}") from error
     if traces:
         graded = row["verifier"] in ("math", "choice", "gym")
-        rule = row["answer"], row["verifier"], row["question"], row["entry"]
+        rule = row["answer"], row["verifier"], row["entry"]
         if graded and not rewards.is_correct(row["completion"], *rule):
             raise Refused(f"trace: it does not answer {row['answer']!r}")
         row["verified_by"] = "rule" if graded else ""

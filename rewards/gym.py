@@ -14,10 +14,10 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from rewards.accuracy import BOX, PLACEHOLDER, STATEMENT
 from rewards.answers import matching
 from rewards.completion import parse, texts_of
 from rewards.settings import check
+from rewards.statements import BOX, PLACEHOLDER, STATEMENT
 from rewards.workers import pool
 
 MISSING = "reasoning-gym is not installed; run `.venv/bin/python -m pip install -r requirements-smol.txt`"

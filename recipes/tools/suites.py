@@ -29,8 +29,8 @@ from data_prep.sampling import Decoding, Sample, Sampler, cost, open_model
 from data_prep.sources import Refused, worked
 from recipes.tools import evaluate
 from recipes.tools.page import PAPER
-from rewards.accuracy import statements
 from rewards.settings import FILLED, Count
+from rewards.statements import statements
 
 log = logging.getLogger("suites")
 PROTOCOL = Decoding(32768, temperature=0.6, top_p=0.95)
