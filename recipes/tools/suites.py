@@ -23,10 +23,10 @@ from typing import Annotated, Any, Literal
 
 import rewards
 from data_prep import jobs, prompts, rows, runs
+from data_prep.catalogue import Refused, worked
 from data_prep.decontaminate import EvaluationSet, records
 from data_prep.rows import Row, write_parquet
 from data_prep.sampling import Decoding, Sample, Sampler, cost, open_model
-from data_prep.sources import Refused, worked
 from recipes.tools import evaluate
 from recipes.tools.page import PAPER
 from rewards.settings import FILLED, Count
