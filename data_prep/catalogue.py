@@ -14,6 +14,8 @@ from typing import Any
 import rewards
 from data_prep import rows
 
+_HUB = "https://huggingface.co/datasets"
+
 
 class Refused(ValueError):
     """A record cannot be used. The message is `kind: why`; refusals are counted by their kind."""
@@ -25,7 +27,6 @@ class Source:
     ``source_id``, ``tests`` and ``license``. ``trace(record)`` returns the text that ``generator`` wrote."""
 
     hub_id: str
-    page: str
     license: str
     rows: int
     prompt: Callable[[dict], dict[str, Any]]
@@ -33,6 +34,13 @@ class Source:
     generator: str = ""
     subset: str | None = None
     revision: str = ""
+    schema: str = ""  # where its schema was read, if this is not its own page
+
+    @property
+    def page(self) -> str:
+        """The page that shows the schema."""
+        own = f"{_HUB}/{self.hub_id}"
+        return self.schema or (f"{own}/blob/{self.revision}/README.md" if self.revision else own)
 
 
 DEFAULTS = {"answer": "", "kind": "reasoning", "domain": "math", "verifier": "none", "thinking": True}
@@ -221,76 +229,61 @@ def _thoughts_trace(record: dict) -> str:
 
 _MATH = {"verifier": "math"}
 _GENERAL = {"kind": "helpful", "domain": "general", "thinking": False}
-_HUB = "https://huggingface.co/datasets"
 R1 = "deepseek-ai/DeepSeek-R1"
 
 SOURCES = {
     # Table 4, RL prompts
     "dapo-math-17k": Source(
-        "BytedTsinghua-SIA/DAPO-Math-17k", f"{_HUB}/open-r1/DAPO-Math-17k-Processed/blob/main/create_dataset.py",
-        "apache-2.0", 1_791_700, _dapo,
+        "BytedTsinghua-SIA/DAPO-Math-17k", "apache-2.0", 1_791_700, _dapo,
+        schema=f"{_HUB}/open-r1/DAPO-Math-17k-Processed/blob/main/create_dataset.py",
     ),
     "verifiable-coding-problems-python": Source(
-        "open-r1/verifiable-coding-problems-python",
-        f"{_HUB}/open-r1/verifiable-coding-problems-python/blob/main/README.md", "unknown", 35_735, _coding,
+        "open-r1/verifiable-coding-problems-python", "unknown", 35_735, _coding,
     ),
     "sciq": Source(
-        "allenai/sciq", f"{_HUB}/allenai/sciq/blob/c7ea11f06ac799e1206befb10da77d7a34c8ce46/README.md",
-        "cc-by-nc-3.0", 11_679, _sciq, revision="c7ea11f06ac799e1206befb10da77d7a34c8ce46",
+        "allenai/sciq", "cc-by-nc-3.0", 11_679, _sciq, revision="c7ea11f06ac799e1206befb10da77d7a34c8ce46",
     ),
     "medmcqa": Source(
-        "openlifescienceai/medmcqa", "https://tensorflow.org/datasets/community_catalog/huggingface/medmcqa",
-        "apache-2.0", 182_822, _medmcqa,
+        "openlifescienceai/medmcqa", "apache-2.0", 182_822, _medmcqa,
+        schema="https://tensorflow.org/datasets/community_catalog/huggingface/medmcqa",
     ),
     "logiqa2": Source(
-        "baber/logiqa2", f"{_HUB}/baber/logiqa2/blame/9494864c996d52531e6e43d047e4cbec4b6546d3/README.md",
-        "cc-by-sa-4.0", 12_567, _logiqa, subset="logiqa2", revision="9494864c996d52531e6e43d047e4cbec4b6546d3",
+        "baber/logiqa2", "cc-by-sa-4.0", 12_567, _logiqa, subset="logiqa2",
+        revision="9494864c996d52531e6e43d047e4cbec4b6546d3",
     ),
-    "pku-saferlhf": Source(
-        "PKU-Alignment/PKU-SafeRLHF", f"{_HUB}/PKU-Alignment/PKU-SafeRLHF", "cc-by-nc-4.0", 164_000, _safety,
-    ),
+    "pku-saferlhf": Source("PKU-Alignment/PKU-SafeRLHF", "cc-by-nc-4.0", 164_000, _safety),
     # Table 4 and Table 5: prompts with traces
     "deepmath-103k": Source(
-        "zwhe99/DeepMath-103K", f"{_HUB}/zwhe99/DeepMath-103K/blob/0406dc9d807ab2bfe11423c84468a234c8be18c1/README.md",
-        "mit", 103_110, _deepmath, lambda record: record["r1_solution_1"], R1,
+        "zwhe99/DeepMath-103K", "mit", 103_110, _deepmath, lambda record: record["r1_solution_1"], R1,
         revision="0406dc9d807ab2bfe11423c84468a234c8be18c1",
     ),
     "openr1-math-220k": Source(
-        "open-r1/OpenR1-Math-220k",
-        f"{_HUB}/open-r1/OpenR1-Math-220k/blob/075afe03dbbc6e7b8bd35af1e4259957f0beb07d/README.md",
-        "apache-2.0", 93_733, _openr1, _openr1_trace, R1, "default", "075afe03dbbc6e7b8bd35af1e4259957f0beb07d",
+        "open-r1/OpenR1-Math-220k", "apache-2.0", 93_733, _openr1, _openr1_trace, R1, "default",
+        "075afe03dbbc6e7b8bd35af1e4259957f0beb07d",
     ),
     "openr1-math-220k-extended": Source(
-        "open-r1/OpenR1-Math-220k",
-        f"{_HUB}/open-r1/OpenR1-Math-220k/blob/075afe03dbbc6e7b8bd35af1e4259957f0beb07d/README.md",
-        "apache-2.0", 131_396, _openr1, _openr1_trace, R1, "extended", "075afe03dbbc6e7b8bd35af1e4259957f0beb07d",
+        "open-r1/OpenR1-Math-220k", "apache-2.0", 131_396, _openr1, _openr1_trace, R1, "extended",
+        "075afe03dbbc6e7b8bd35af1e4259957f0beb07d",
     ),
     "tulu-3": Source(
-        "allenai/tulu-3-sft-mixture",
-        f"{_HUB}/allenai/tulu-3-sft-mixture/blob/b14afda60f1bbebe55d5d2fa1e4df5042f97f8be/README.md",
-        "odc-by", 939_343, _tulu, _reply("messages"), "tulu-3-sft-mixture",
+        "allenai/tulu-3-sft-mixture", "odc-by", 939_343, _tulu, _reply("messages"), "tulu-3-sft-mixture",
         revision="b14afda60f1bbebe55d5d2fa1e4df5042f97f8be",
     ),
     # Solutions by people: they are short and lack the self-checks of a model's reasoning
-    "gsm8k": Source(
-        "openai/gsm8k", f"{_HUB}/openai/gsm8k", "mit", 7_473, _gsm8k, _gsm8k_trace, "people, for GSM8K", "main",
-    ),
+    "gsm8k": Source("openai/gsm8k", "mit", 7_473, _gsm8k, _gsm8k_trace, "people, for GSM8K", "main"),
     # Table 5, traces
     "mixture-of-thoughts-code": Source(
-        "open-r1/Mixture-of-Thoughts", f"{_HUB}/open-r1/Mixture-of-Thoughts", "unknown", 83_070, _mixture("code"),
-        _reply("messages"), R1, "code",
+        "open-r1/Mixture-of-Thoughts", "unknown", 83_070, _mixture("code"), _reply("messages"), R1, "code",
     ),
     "mixture-of-thoughts-science": Source(
-        "open-r1/Mixture-of-Thoughts", f"{_HUB}/open-r1/Mixture-of-Thoughts", "unknown", 172_514, _mixture("stem"),
-        _reply("messages"), R1, "science",
+        "open-r1/Mixture-of-Thoughts", "unknown", 172_514, _mixture("stem"), _reply("messages"), R1, "science",
     ),
     "openthoughts3": Source(
-        "open-thoughts/OpenThoughts3-1.2M", f"{_HUB}/DedeProGames/OpenThoughts3-20k/blob/main/README.md",
-        "apache-2.0", 1_200_000, _thoughts3, _reply("conversations"), "Qwen/QwQ-32B",
+        "open-thoughts/OpenThoughts3-1.2M", "apache-2.0", 1_200_000, _thoughts3, _reply("conversations"),
+        "Qwen/QwQ-32B", schema=f"{_HUB}/DedeProGames/OpenThoughts3-20k/blob/main/README.md",
     ),
     "openthoughts-114k": Source(
-        "open-thoughts/OpenThoughts-114k",
-        f"{_HUB}/open-thoughts/OpenThoughts-Unverified-173k/blob/67d3730f4fc40f80cf492c94d309007d19718c37/README.md",
-        "apache-2.0", 113_957, _thoughts, _thoughts_trace, R1, "metadata",
+        "open-thoughts/OpenThoughts-114k", "apache-2.0", 113_957, _thoughts, _thoughts_trace, R1, "metadata",
+        schema=f"{_HUB}/open-thoughts/OpenThoughts-Unverified-173k/blob/67d3730f4fc40f80cf492c94d309007d19718c37/README.md",
     ),
 }  # fmt: skip

@@ -85,29 +85,33 @@ def _calls(node: ast.AST) -> list[ast.Call]:
     return [one for one in ast.walk(node) if isinstance(one, ast.Call)]
 
 
-def same_output(expected: str, printed: str, tolerance: float = TOLERANCE) -> bool:
-    """Whether the output is as expected, compared line by line and word by word, decimals within `tolerance`."""
+def same_output(expected: str, printed: str) -> bool:
+    """Whether the output is as expected, compared line by line and word by word, decimals within `TOLERANCE`."""
     lines = [[line.split() for line in text.rstrip().split("\n")] for text in (expected, printed)]
     return [len(line) for line in lines[0]] == [len(line) for line in lines[1]] and all(
-        _same_word(one, other, tolerance)
+        _same_word(one, other)
         for left, right in zip(*lines, strict=True)
         for one, other in zip(left, right, strict=True)
     )
 
 
-def _same_word(expected: str, printed: str, tolerance: float) -> bool:
+def _same_word(expected: str, printed: str) -> bool:
     if expected == printed:
         return True
     if not (NUMBER.fullmatch(expected) and NUMBER.fullmatch(printed)) or not re.search("[.eE]", expected):
         return False
-    return math.isclose(float(expected), float(printed), rel_tol=tolerance, abs_tol=tolerance * 1e-3)
+    return _close(float(expected), float(printed))
 
 
-def _same_value(expected: Any, given: Any, tolerance: float, loose: bool = False) -> bool:
+def _close(one: float, other: float) -> bool:
+    return math.isclose(one, other, rel_tol=TOLERANCE, abs_tol=TOLERANCE * 1e-3)
+
+
+def _same_value(expected: Any, given: Any, loose: bool) -> bool:
     """Compare two values in the form of `harness.encode`, like Python's == except for floats.
 
     An expected integer matches only itself, also as a float: 2.0 equals 2, but 1000000500.0 does not equal 1000000007.
-    An expected float matches numbers within the relative `tolerance`. With `loose`, a tuple equals a list.
+    An expected float matches numbers within the relative `TOLERANCE`. With `loose`, a tuple equals a list.
     """
     if not (isinstance(given, list) and len(given) == 2 and isinstance(given[0], str)):
         return False
@@ -116,8 +120,7 @@ def _same_value(expected: Any, given: Any, tolerance: float, loose: bool = False
         one, other = (
             float.fromhex(value[1]) if value[0] == "float" else int(str(value[1]), 16) for value in (expected, given)
         )
-        close = expected[0] == "float" and math.isclose(one, other, rel_tol=tolerance, abs_tol=tolerance * 1e-3)
-        return one == other or close
+        return one == other or (expected[0] == "float" and _close(one, other))
     lists = ("list", "tuple")
     if expected[0] != given[0] and not (loose and expected[0] in lists and given[0] in lists):
         return False
@@ -127,8 +130,8 @@ def _same_value(expected: Any, given: Any, tolerance: float, loose: bool = False
         return False
     pairs = zip(expected[1], given[1], strict=True)
     if expected[0] == "dict":
-        return all(_same_value(x, y, tolerance, loose) for one, other in pairs for x, y in zip(one, other, strict=True))
-    return all(_same_value(one, other, tolerance, loose) for one, other in pairs)
+        return all(_same_value(x, y, loose) for one, other in pairs for x, y in zip(one, other, strict=True))
+    return all(_same_value(one, other, loose) for one, other in pairs)
 
 
 def share_passed(provider: Provider, program: str, tests: tuple[Test, ...], all_or_nothing: bool = True) -> float:
@@ -195,8 +198,8 @@ def _same_call(test: Test, line: str) -> bool:
     try:
         wanted, given = json.loads(test.expected), json.loads(line)
         if test.wrapped and wanted[0] == "list" and len(wanted[1]) == 1:  # [3] stands for 3
-            return any(_same_value(one, given, TOLERANCE, test.loose) for one in (wanted, wanted[1][0]))
-        return _same_value(wanted, given, TOLERANCE, test.loose)
+            return any(_same_value(one, given, test.loose) for one in (wanted, wanted[1][0]))
+        return _same_value(wanted, given, test.loose)
     except (ValueError, TypeError, IndexError, KeyError, OverflowError, RecursionError):
         return False
 
@@ -261,9 +264,9 @@ def passes(
     return 0.0 if program is None else share_passed(provider or LocalSandbox(), program, tests, all_or_nothing)
 
 
-def prints(completion: str, expected: str, provider: Provider | None = None) -> bool:
+def prints(completion: str, expected: str) -> bool:
     """Whether the program of a completion prints the expected text. Raises SandboxUnavailable like `passes`."""
-    return passes(completion, (Test(expected),), provider) == 1.0
+    return passes(completion, (Test(expected),)) == 1.0
 
 
 @dataclass(frozen=True)

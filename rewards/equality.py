@@ -34,7 +34,7 @@ from rewards.units import WRAPPED
 from rewards.workers import pool
 
 DEFAULT_TOLERANCE = Tolerance()
-MAX_GOLD, MAX_ANSWER = 2000, 2000  # characters; longer ones are compared as text
+MAX_LENGTH = 2000  # characters; longer answers are compared as text
 # Operations that belong to a question instead of an answer.
 HEAVY = re.compile(
     r"\\(?:sum|prod|i*int|oint|lim|max|min|sup|inf|gcd|lcm|bmod|pmod|mod|binom|det|lfloor|lceil|deg)(?![A-Za-z])"
@@ -49,7 +49,7 @@ MONTH = re.compile(r"(?:jan|febr)uary|march|april|may|june|july|august|(?:septem
 
 def compare(gold: str, answer: str, tolerance: Tolerance = DEFAULT_TOLERANCE) -> Verdict:
     """Whether an answer equals the gold answer, in bounded time and without an algebra system."""
-    if len(gold) > MAX_GOLD or len(answer) > MAX_ANSWER:
+    if max(len(gold), len(answer)) > MAX_LENGTH:
         return EQUAL if gold.split() == answer.split() else DIFFERENT
     wanted, given = prepare(gold), prepare(answer)
     if wanted.unit is not None and given.unit is None:
@@ -352,10 +352,7 @@ def _interval(node: Node) -> tuple[str, Node] | None:
     return (name, Node("group", (low, high), left + right)) if name is not None else None
 
 
-NOT_ASKED = "not asked"
 ALGEBRA = "rewards.algebra:verify_pair"
-
-
 ASKED_AT_ONCE = 16  # pairs; the time limit is checked after each batch
 
 
@@ -374,24 +371,22 @@ class EqualityRule:
     def decide(self, pairs: Iterable[tuple[str, str]]) -> dict[tuple[str, str], bool | None]:
         """The verdict of every pair: False if it timed out, None if math-verify was not asked."""
         verdicts: dict[tuple[str, str], bool | None] = {}
-        open_pairs = []
+        unknown: dict[tuple[str, str], tuple[str, str]] = {}
         for pair in dict.fromkeys(pairs):
             verdict = compare(*pair, self.tolerance)
             if verdict != UNKNOWN:
                 verdicts[pair] = verdict == EQUAL
             else:
-                open_pairs.append(pair)
-        asked = self._ask([(prepare(gold).text, prepare(answer).text) for gold, answer in open_pairs])
-        return verdicts | {
-            pair: None if asked[i] is NOT_ASKED else asked[i] is True for i, pair in enumerate(open_pairs)
-        }
+                unknown[pair] = prepare(pair[0]).text, prepare(pair[1]).text
+        asked = self._ask(unknown.values())
+        return verdicts | {pair: asked[key] is True if key in asked else None for pair, key in unknown.items()}
 
     def gold_error(self, gold: str) -> str | None:
         """Why a gold answer cannot be used, or None if it can. It has to be readable and equal to itself."""
         if not gold.strip():
             return "the gold answer is empty"
-        if len(gold) > MAX_GOLD:
-            return f"the gold answer has {len(gold)} characters, more than {MAX_GOLD}"
+        if len(gold) > MAX_LENGTH:
+            return f"the gold answer has {len(gold)} characters, more than {MAX_LENGTH}"
         answer = prepare(gold)
         if not answer.text:
             return "the gold answer is empty"
@@ -399,12 +394,14 @@ class EqualityRule:
             return None
         if answer.tree is not None and compare(gold, gold, self.tolerance) == EQUAL:
             return None
-        if self._ask([(answer.text, answer.text)])[0] is not True:
+        itself = answer.text, answer.text
+        if self._ask([itself]).get(itself) is not True:
             return "the gold answer cannot be parsed, or does not equal itself"
         return None
 
-    def _ask(self, pairs: list[tuple[str, str]]) -> list[bool | None | str]:
-        """The verdict of math-verify for each pair; None if it cannot parse the gold answer or timed out."""
+    def _ask(self, pairs: Iterable[tuple[str, str]]) -> dict[tuple[str, str], bool | None]:
+        """The verdict of math-verify for each pair that it was asked in time; None if it cannot parse the gold answer
+        or timed out."""
         unknown = [pair for pair in dict.fromkeys(pairs) if pair not in self._known]
         if unknown and len(self._known) > 50_000:
             self._known.clear()
@@ -416,4 +413,4 @@ class EqualityRule:
             for pair, (in_time, verdict) in zip(part, pool(ALGEBRA).map(part), strict=True):
                 self.timeouts += not in_time
                 self._known[pair] = verdict
-        return [self._known.get(pair, NOT_ASKED) for pair in pairs]
+        return {pair: self._known[pair] for pair in pairs if pair in self._known}

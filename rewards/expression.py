@@ -22,9 +22,9 @@ class Unreadable(ValueError):
 class Node:
     r"""A formula with its `kind` and its parts.
 
-    Kinds: number, constant, variable; neg, +, *, /, ^, root (radicand, degree), call, abs, !, percent, pm; list
-    (bare commas), group (brackets kept in `name`), set, union, matrix (rows of `group`), relation (`name` is the
-    operator), ratio.
+    Kinds: number, constant, variable; neg, +, *, /, ^, root (radicand, degree), call, abs, !, binom, percent, degree
+    (an angle), pm; list (bare commas), group (brackets kept in `name`), set, union, matrix (rows of `group`), ratio,
+    relation (`name` is the operator), chain (of relations).
     """
 
     kind: str
@@ -120,6 +120,11 @@ class _Reader:
             return token
         return ""
 
+    def put_back(self, kind: str, *tokens: str) -> None:
+        """Replace the token that was taken last by these, which are taken next."""
+        self.at -= 1
+        self.tokens[self.at : self.at + 1] = [(kind, token) for token in tokens]
+
     def need(self, *wanted: str) -> str:
         token = self.take(*wanted)
         if not token:
@@ -163,21 +168,19 @@ class _Reader:
         return links[0] if len(links) == 1 else Node("chain", tuple(links))
 
     def union(self) -> Node:
-        parts = [self.ratio()]
-        while self.take(r"\cup"):
-            parts.append(self.ratio())
-        return parts[0] if len(parts) == 1 else Node("union", tuple(parts))
+        return self.joined("union", r"\cup", self.ratio)
 
     def ratio(self) -> Node:
-        parts = [self.sum()]
-        while self.take(":"):
-            parts.append(self.sum())
-        return parts[0] if len(parts) == 1 else Node("ratio", tuple(parts))
+        return self.joined("ratio", ":", self.sum)
+
+    def joined(self, kind: str, separator: str, part: Callable[[], Node]) -> Node:
+        parts = [part()]
+        while self.take(separator):
+            parts.append(part())
+        return parts[0] if len(parts) == 1 else Node(kind, tuple(parts))
 
     def sum(self) -> Node:
-        sign = self.take("+", "-", r"\pm", r"\mp")
-        node = _signed(sign, self.product())
-        terms = [node]
+        terms = [_signed(self.take("+", "-", r"\pm", r"\mp"), self.product())]
         while sign := self.take("+", "-", r"\pm", r"\mp"):
             terms.append(_signed(sign, self.product()))
         return terms[0] if len(terms) == 1 else Node("+", tuple(terms))
@@ -290,15 +293,12 @@ class _Reader:
         if token == "pi":
             return Node("constant", name="pi")
         if token[:-1] in FUNCTIONS:  # cosx
-            self.at -= 1
-            self.tokens[self.at : self.at + 1] = [("word", token[:-1]), ("word", token[-1])]
+            self.put_back("word", token[:-1], token[-1])
             return self.atom()
         if len(token) > 1:
             if len(token) > 3 or not token.islower() or token in SHORT_WORDS:
                 raise Unreadable("a word")
-            # xy is a product of variables: give the other letters back
-            self.at -= 1
-            self.tokens[self.at : self.at + 1] = [("word", letter) for letter in token]
+            self.put_back("word", *token)  # xy is a product of variables
             return self.atom()
         if token in ("e", "i"):
             return Node("constant", name=token)
@@ -349,8 +349,8 @@ class _Reader:
     def argument(self) -> Node:
         """A braced group, or the single symbol after a command: `\\frac12`, `\\sqrt 2`."""
         if self.at < len(self.tokens) and self.tokens[self.at][0] == "number" and "." not in self.peek():
-            token = self.peek()
-            self.tokens[self.at : self.at + 1] = [("number", token[0]), *([("number", token[1:])] if token[1:] else [])]
+            token = self.take()
+            self.put_back("number", *filter(None, (token[0], token[1:])))
         if self.take("("):
             return self.group("(")
         return self.atom()

@@ -137,8 +137,8 @@ def _rational_root(value: Fraction, degree: Fraction) -> Fraction | None:
 
 
 def _numeric(node: Node, point: int) -> complex:
-    if node.kind in ("+", "*", "/", "^", "neg", "abs", "percent", "root", "call", "!", "binom", "degree"):
-        exact = _exact(node) if node.kind not in ("call", "degree") else None
+    if node.kind in ("+", "*", "/", "^", "neg", "abs", "percent", "root", "!", "binom"):
+        exact = _exact(node)
         if exact is not None:
             return complex(float(exact))
     match node.kind:
@@ -223,13 +223,12 @@ def _same_values(gold: Node, answer: Node, wanted: Value, given: Value, toleranc
         return DIFFERENT
     if not wanted.samples or not given.samples:
         return UNKNOWN
-    if is_constant(gold) and is_constant(answer) and (wanted.samples[0] == 0) != (wanted.exact == 0):
+    constant = is_constant(gold) and is_constant(answer)
+    if constant and any((value.samples[0] == 0) != (value.exact == 0) for value in (wanted, given)):
         return DIFFERENT  # too small for a float
-    if is_constant(gold) and is_constant(answer) and (given.samples[0] == 0) != (given.exact == 0):
-        return DIFFERENT
     gaps = [abs(one - other) for one, other in zip(wanted.samples, given.samples, strict=True)]
     sizes = [max(abs(one), abs(other)) for one, other in zip(wanted.samples, given.samples, strict=True)]
-    if decimal and is_constant(gold) and is_constant(answer):
+    if decimal and constant:
         if wanted.exact is not None and given.exact is not None and abs(wanted.exact - given.exact) >= 1:
             return DIFFERENT
         return EQUAL if _round_alike(wanted.samples[0], given.samples[0], tolerance.decimals) else DIFFERENT
