@@ -18,8 +18,8 @@ from pathlib import Path
 
 from rewards import accuracy_reward, format_reward, language_consistency, language_consistency_reward
 from rewards.accuracy import grade
+from rewards.answers import normalise
 from rewards.equality import EqualityRule, compare
-from rewards.expression import normalise
 
 from math_verify import parse, verify
 

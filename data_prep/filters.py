@@ -102,7 +102,7 @@ def is_right(row: Row, text: str) -> bool | None:
     row's ``tests`` or, without tests, by its ``answer``. Raises ValueError for unreadable tests, and
     SandboxUnavailable."""
     if row["verifier"] != "code":
-        return rewards.is_correct(text, row["answer"], row["verifier"], row["question"], row.get("entry"))
+        return rewards.is_correct(text, row["answer"], row["verifier"], row.get("entry"))
     if not row.get("tests"):
         return rewards.is_correct(text, row["answer"], "code") if row["answer"] else None
     return passes(text, rewards.parse_tests(row["tests"]), SANDBOX) == 1.0

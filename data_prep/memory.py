@@ -25,6 +25,17 @@ def keep_freed(parameters: int) -> None:
         mallopt(_MMAP_MAX, 0)  # never allocate outside the heap
 
 
+def give_back(done: int) -> None:
+    """Return the memory of freed tensors to the system after every 32 of them.
+
+    The C library may allocate tensors in one heap, which fragments: each kept tensor fills the gap of a temporary one,
+    so the next does not fit. In one of two runs this took 1,570 MB for a model of 112 MB.
+    """
+    libc = ctypes.CDLL(None)
+    if done % 32 == 0 and hasattr(libc, "malloc_trim"):  # only in glibc
+        libc.malloc_trim(0)
+
+
 def peak() -> int:
     """The most resident bytes that this process had, or a larger child.
 

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 
 from data_prep import hub, runs
 from data_prep.runs import ConfigError
-from recipes import checks, patches, sharded
+from recipes import checks, parent, patches, sharded
 from recipes.config import LoraArguments, StageArguments
-from recipes.tools import merge
+from recipes.parent import Parent, refuse_quantized
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -106,8 +106,8 @@ def load_model(kind: type, name: str, tokenizer: PreTrainedTokenizerBase, args: 
     if args.doctor:
         checks.tell(checks.of_tokenizer(tokenizer, args))
     if args.use_peft:  # a parent that cannot be merged is refused before training
-        merge.refuse_quantized(name, "load_in_4bit" if args.load_in_4bit else "use_peft")
-        merge.Parent(name)
+        refuse_quantized(name, "load_in_4bit" if args.load_in_4bit else "use_peft")
+        Parent(name)
     if args.load_in_4bit:
         from recipes import moe_qlora  # imports bitsandbytes, which is needed only here
 
@@ -146,4 +146,4 @@ def load_model(kind: type, name: str, tokenizer: PreTrainedTokenizerBase, args: 
 
 def align(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Make the model stop at the tokenizer's end token and pad with its pad token, also after it is saved."""
-    merge.align(tokenizer, model.config, getattr(model, "generation_config", None))
+    parent.align(tokenizer, model.config, getattr(model, "generation_config", None))

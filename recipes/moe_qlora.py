@@ -12,17 +12,17 @@ import os
 import re
 from pathlib import Path
 
+from data_prep import memory
 from data_prep.runs import ConfigError
 from recipes import qlora_proof
+from recipes.experts import Expert, Experts, Uneven
+from recipes.parent import Parent, expert_names, module_names, published_apart, skeleton
 from recipes.qlora_proof import ROUTED, routers
-from recipes.tools import merge
 
 import bitsandbytes as bnb
 import peft.utils.transformers_weight_conversion as peft_conversion
 import torch
-from bitsandbytes.functional import QuantState, dequantize_4bit, dequantize_blockwise
 from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
@@ -35,158 +35,13 @@ from transformers.utils.quantization_config import QuantizationMethod
 
 METHOD = "nf4_experts"
 ADAPTER, PREFIX = "adapter_model.safetensors", "base_model.model."
-MOST = 2**31 - 1  # numbers that bitsandbytes can dequantise at once
 # Attention excludes DeepSeek-V3.2's indexer, which chooses its tokens: like a router's, its choice has no gradient.
 WORDS = {"attention": r"^(?!.*\bindexer\b).*(attn|attention)", "experts": r"expert|mlp|moe|feed_forward|ffn"}
 
 
-# Experts as linear layers
-
-
-class Expert(nn.Module):
-    """One expert, whose layers have the names of the published checkpoint."""
-
-    def __init__(self, names: tuple[str, str, str], hidden: int, inner: int, apply_gate):
-        super().__init__()
-        self.names, self.apply_gate = names, apply_gate
-        for name, size in zip(names, ((hidden, inner), (hidden, inner), (inner, hidden)), strict=True):
-            self.add_module(name, nn.Linear(*size, bias=False))
-
-
-class Experts(nn.ModuleList):
-    """The routed experts of one layer, computed together: one grouped matmul for each of an expert's three layers and
-    each matrix of its adapter. `routed` counts the tokens that each expert got in training. If `watch` is set, it is
-    called with a layer's name, its output for rows in expert order, and the index at which each expert's rows end.
-    """
-
-    watch = None
-
-    def __init__(self, experts: list[Expert]):
-        super().__init__(experts)
-        self.num_experts, self.routed = len(experts), torch.zeros(len(experts), dtype=torch.long, device="cpu")
-        self.stacks: dict[str, Stack] = {}
-        self.pairs: dict[tuple[str, str, str], list[nn.Parameter]] = {}
-
-    def forward(self, hidden: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """Sum of the chosen experts' outputs. hidden: (tokens, size); chosen, weights: (tokens, experts per token)."""
-        flat = chosen.flatten()
-        order = flat.argsort(stable=True)
-        tokens = order // chosen.shape[1]
-        rows = torch.zeros(len(self), dtype=torch.long, device=flat.device).index_add_(0, flat, torch.ones_like(flat))
-        if self.training and torch.is_grad_enabled():
-            self.routed = self.routed.to(rows.device) + rows
-        gate, up, down = self[0].names
-        x, ends = hidden[tokens], rows.cumsum(0).to(torch.int32)
-        inner = self[0].apply_gate(torch.cat([self.linear(name, x, ends) for name in (gate, up)], dim=-1))
-        done = (self.linear(down, inner, ends) * weights.flatten()[order, None]).to(hidden.dtype)
-        return torch.zeros_like(hidden).index_add(0, tokens, done)
-
-    def linear(self, name: str, x: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
-        """One layer of every expert, with its adapter, on rows in expert order: (rows, inputs) -> (rows, outputs).
-        `ends`: (experts,), the end of each expert's rows. The adapter is multiplied in the base's dtype too, but its
-        weights keep theirs."""
-        stack, first, dtype = self.stack(name), getattr(self[0], name), x.dtype
-        x = x.to(stack.dtype)
-        y = Frozen.apply(x, ends, stack)
-        if isinstance(first, LoraLayer) and not first.disable_adapters:
-            for adapter in first.active_adapters:
-                a, b = (self.adapter(name, pair, adapter).to(stack.dtype) for pair in ("lora_A", "lora_B"))
-                short = -a.shape[1] % 8  # grouped matmul on GPUs needs multiples of 16 bytes
-                a, b = nn.functional.pad(a, (0, 0, 0, short)), nn.functional.pad(b, (0, short))
-                low = nn.functional.grouped_mm(x, a.transpose(1, 2), offs=ends)
-                y = y + first.scaling[adapter] * nn.functional.grouped_mm(low, b.transpose(1, 2), offs=ends)
-        if self.watch and y.requires_grad:
-            self.watch(name, y, ends)
-        return y.to(dtype)
-
-    def adapter(self, name: str, pair: str, adapter: str) -> torch.Tensor:
-        """One matrix of the adapters of all experts: (experts, outputs, inputs)."""
-        first, key = getattr(getattr(self[0], name), pair)[adapter].weight, (name, pair, adapter)
-        if key not in self.pairs or self.pairs[key][0] is not first:  # saves thousands of look-ups a token
-            self.pairs[key] = [getattr(getattr(expert, name), pair)[adapter].weight for expert in self]
-        return torch.stack(self.pairs[key])
-
-    def stack(self, name: str) -> "Stack":
-        first = getattr(self[0], name)
-        if name not in self.stacks or not self.stacks[name].holds(getattr(first, "base_layer", first)):
-            layers = [getattr(expert, name) for expert in self]  # the layers are new or have moved to another device
-            self.stacks[name] = Stack([getattr(layer, "base_layer", layer) for layer in layers])
-        return self.stacks[name]
-
-
-class Stack:
-    """The NF4 weights of one layer of all experts in one tensor. The layers' own weights become views of it."""
-
-    def __init__(self, layers: list[bnb.nn.Linear4bit]):
-        states = [layer.weight.quant_state for layer in layers]
-        one = states[0]
-        self.shape, self.dtype, self.block = (len(layers), *one.shape), layers[0].compute_dtype, one.blocksize
-        if one.shape.numel() % self.block:
-            raise ConfigError(f"load_in_4bit: an expert of {tuple(one.shape)} is no multiple of {self.block} numbers.")
-        self.packed = torch.stack([layer.weight.data for layer in layers])
-        # The scales are quantised too, in blocks that restart at every expert.
-        self.count, self.code, self.outer_block = one.absmax.numel(), one.state2.code, one.state2.blocksize
-        padding = (0, -self.count % self.outer_block)
-        self.scales = torch.stack([nn.functional.pad(state.absmax, padding) for state in states])
-        self.outer = torch.stack([state.state2.absmax for state in states])
-        self.offsets = torch.stack([state.offset for state in states])
-        for layer, packed, scales, outer in zip(layers, self.packed, self.scales, self.outer, strict=True):
-            layer.weight.data = packed
-            layer.weight.quant_state.absmax, layer.weight.quant_state.state2.absmax = scales[: self.count], outer
-
-    def holds(self, layer: bnb.nn.Linear4bit) -> bool:
-        """Whether a layer's weights are still the first ones of this stack."""
-        return layer.weight.data_ptr() == self.packed.data_ptr()
-
-    def dequantize(self) -> torch.Tensor:
-        """The weights, (experts, outputs, inputs), in the compute dtype."""
-        state = QuantState(self.outer.flatten(), code=self.code, blocksize=self.outer_block, dtype=torch.float32)
-        scales = dequantize_blockwise(self.scales.flatten(), state).view(len(self.scales), -1)[:, : self.count]
-        scales = scales + self.offsets[:, None]
-        at_once = max(1, MOST // (self.shape[1] * self.shape[2]))
-        made = []
-        for packed, scale in zip(self.packed.split(at_once), scales.split(at_once), strict=True):
-            # Dequantise as one row, because bitsandbytes 0.50's CPU kernel uses wrong scales if a row ends in a block.
-            numbers = (packed.numel() * 2,)
-            state = QuantState(scale.flatten(), numbers, None, self.block, "nf4", self.dtype)
-            made.append(dequantize_4bit(packed.flatten(), state).view(-1, *self.shape[1:]))
-        return made[0] if len(made) == 1 else torch.cat(made)
-
-
-class Frozen(torch.autograd.Function):
-    """Multiplies rows in expert order by the experts' transposed NF4 weights. These are in 16 bits only during the
-    matmul, and the backward pass dequantises them again."""
-
-    @staticmethod
-    def forward(ctx, x: torch.Tensor, ends: torch.Tensor, stack: Stack) -> torch.Tensor:
-        ctx.stack = stack
-        ctx.save_for_backward(ends)
-        return nn.functional.grouped_mm(x, stack.dequantize().transpose(1, 2), offs=ends)
-
-    @staticmethod
-    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        (ends,) = ctx.saved_tensors
-        return nn.functional.grouped_mm(gradient.contiguous(), ctx.stack.dequantize(), offs=ends), None, None
-
-
-class Uneven(bnb.nn.Linear4bit):
-    """A layer whose rows end inside a block of numbers that share a scale. On a CPU with AVX512, bitsandbytes 0.50's
-    kernel uses scales of other blocks there, so the layer is dequantised as one row. The full weight is kept for the
-    backward pass, because only small models have such layers."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if x.device.type != "cpu":
-            return super().forward(x)
-        state, dtype = self.weight.quant_state, self.compute_dtype
-        scales = dequantize_blockwise(state.absmax, state.state2) + state.offset
-        flat = QuantState(scales, (state.shape.numel(),), None, state.blocksize, state.quant_type, dtype)
-        weight = dequantize_4bit(self.weight.data.flatten(), flat).view(state.shape)
-        return nn.functional.linear(x.to(dtype), weight, None if self.bias is None else self.bias.to(dtype)).to(x.dtype)
-
-
 def unfuse(model: PreTrainedModel) -> None:
     """Replace stacked experts with `Experts` on the meta device. Raises ConfigError for experts of another form."""
-    names = merge.expert_names(model)
+    names = expert_names(model)
     for path, module in list(model.named_modules()):
         stacked = [name for name, one in module.named_parameters(recurse=False) if sum(n > 1 for n in one.shape) > 2]
         if not stacked or isinstance(module, nn.modules.conv._ConvNd):
@@ -228,7 +83,7 @@ class Quantize(Bnb4bitQuantize):
 
     def convert(self, input_dict: dict, **kwargs) -> dict:
         made = super().convert(input_dict, **kwargs)
-        merge.give_back_memory(next(self.hf_quantizer.converted))
+        memory.give_back(next(self.hf_quantizer.converted))
         return made
 
 
@@ -237,7 +92,7 @@ class Quantizer(Bnb4BitHfQuantizer):
     """bitsandbytes' 4-bit quantizer, extended to experts."""
 
     def _process_model_before_weight_loading(self, model, device_map, **kwargs):
-        self.names, self.converted = merge.expert_names(model), itertools.count(1)
+        self.names, self.converted = expert_names(model), itertools.count(1)
         unfuse(model)
         self.experts = max((len(one) for one in model.modules() if isinstance(one, Experts)), default=0)
         chosen = [name for path in routers(model) for name, _ in model.get_submodule(path).named_modules(prefix=path)]
@@ -315,7 +170,7 @@ def load(kind: type, name: str, config, dtype: torch.dtype, **settings) -> tuple
         raise ConfigError("router_aux_loss_coef: with load_in_4bit the router is frozen; remove the key, or write 0.")
     if hasattr(config, "router_aux_loss_coef"):
         config.router_aux_loss_coef = 0.0  # without this, the model's own value would be used
-    unfuse(merge.skeleton(name))  # raises errors before any weights are read
+    unfuse(skeleton(name))  # raises errors before any weights are read
     settings |= {"quantization_config": Nf4Config(dtype), "dtype": dtype}
     model, info = kind.from_pretrained(name, output_loading_info=True, **settings)
     model.quantization_method = QuantizationMethod.BITS_AND_BYTES  # the libraries need it to move the model
@@ -388,15 +243,15 @@ def save_adapter(model: PeftModel, folder: Path, parent: str) -> None:
     base. Stacked experts, and other layers named like an expert's layer, become target parameters (peft#3711).
     """
     model.save_pretrained(folder, selected_adapters=["default"])
-    source, skeleton = merge.Parent(parent), merge.skeleton(parent)
-    rename, leaves = merge.module_names(skeleton), merge.expert_names(skeleton)
+    source, unloaded = Parent(parent), skeleton(parent)
+    rename, leaves = module_names(unloaded), expert_names(unloaded)
     published = {rename(key).removesuffix(".weight"): key.removesuffix(".weight") for key in source.keys}
     tensors, modules = {}, set()
     for key, tensor in _whole(load_file(folder / ADAPTER), leaves).items():
         module, pair, rest = key.removeprefix(PREFIX).partition(".lora_")
         tensors[PREFIX + published.get(module, module) + pair + rest] = tensor
         modules |= {module} if pair else set()
-    if not merge.published_apart(skeleton):
+    if not published_apart(unloaded):
         tensors = _stack(tensors, leaves)
     save_file(tensors, folder / ADAPTER, metadata={"format": "pt"})
     config = LoraConfig.from_pretrained(folder)

@@ -1,13 +1,73 @@
 """Reads an answer once for comparison: its unit, and a tree if it is a formula or words if it is text."""
 
 import re
+import unicodedata
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 
-from rewards.expression import FUNCTIONS, SHORT_WORDS, Node, Unreadable, normalise, read
+from rewards.completion import without_invisible
+from rewards.expression import FUNCTIONS, SHORT_WORDS, Node, Unreadable, read
 from rewards.units import WRAPPED, split_unit
 
+SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿ", "0123456789+-()n")
+SPELLINGS = {
+    "-": "−–—‐‑", "*": "×·⋅∙•∗✕", "/": "÷∕⁄", "'": "′’", ".": "。٫", ",": "、", r"\sqrt ": "√", r"\pm ": "±",
+    r"\mp ": "∓", r"\pi ": "π", r"\infty ": "∞", r"\le ": "≤⩽", r"\ge ": "≥⩾", r"\ne ": "≠", r"\in ": "∈",
+    r"\cup ": "∪", r"\cap ": "∩", r"\emptyset ": "∅", r"^\circ ": "°", r"\approx ": "≈", r"\sum ": "∑",
+    r"\int ": "∫", r"\prod ": "∏", r"\mathbb{R}": "ℝ", r"\mathbb{Z}": "ℤ", r"\alpha ": "α", r"\beta ": "β",
+    r"\gamma ": "γ", r"\theta ": "θ", r"\lambda ": "λ", r"\phi ": "φ", r"\omega ": "ω", r"\mu ": "μ",
+}  # fmt: skip
+SYMBOLS = {symbol: spelling for spelling, symbols in SPELLINGS.items() for symbol in symbols}
+REPLACEMENTS = [
+    (re.compile(pattern), value)
+    for pattern, value in (
+        (r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|nolimits)(?![A-Za-z])\.?", ""),
+        (r"\\(?:bf|it|sf|tt|rm|tiny|small|normalsize|[lL]arge|LARGE|[hH]uge|bold|mathversion)(?![A-Za-z{])", ""),
+        (r"\\(?:boldsymbol|bm|pmb|mathsf|mathtt|mathcal|underline|emph|(?:text)?color ?\{\w+\}) ?(?=\{)", ""),
+        (r"\\color ?\{\w+\}|\\(?:checkmark|newline|blacksquare|square|qed)(?![A-Za-z])|✓|■", ""),
+        (r"\\operatorname\*? ?\{(\w+)\}", r"\\\1 "),
+        (r"(?<![A-Za-z\\])infinity(?![A-Za-z])", r"\\infty "),
+        (r"(?:\\(?:text|mathrm) ?\{ ?)?(?:the )?empty set(?: ?\})?", r"\\emptyset "),
+        (r"\\colon(?![A-Za-z])", ":"),
+        (r"\\(?:text|mathrm) ?\{ ?[或和与及] ?\}|[或和与及]", " or "),
+        (r"(?<=\d)!=", "! ="),
+        (r"(?<=\d) ?x ?(?=10 ?\^)", "*"),
+        (r"(?<![\d.])(\d{1,3})((?:\.\d{3}){2,})(?![\d.])", lambda whole: whole[1] + whole[2].replace(".", "")),
+        (r"(?<![A-Za-z])C_\{?(\d+)\}?\^\{?(\d+)\}?", r"\\binom{\1}{\2}"),
+        (r"(?<=\d) ?\\mu (?=[mgslLAF](?![A-Za-z]))", " μ"),
+        (r"\\(?:text|mathrm|textbf|mbox|rm)\{\s*(and|or)\s*\}", r" \1 "),
+        (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
+        (r"[\[(]?\s*\\begin\{array\}\{[lcr| ]*\}", r"\\begin{pmatrix}"),
+        (r"\\end\{array\}\s*[\])]?", r"\\end{pmatrix}"),
+        (r"\\(?:leqslant|leq|lte)(?![A-Za-z])", r"\\le "),
+        (r"\\(?:geqslant|geq|gte)(?![A-Za-z])", r"\\ge "),
+        (r"\\neq(?![A-Za-z])", r"\\ne "),
+        (r"\\lt(?![A-Za-z])", "<"),
+        (r"\\gt(?![A-Za-z])", ">"),
+        (r"\\(?:lbrace|\{)", r"\\{"),
+        (r"\\(?:rbrace|\})", r"\\}"),
+        (r"\\(?:cdot|times|ast)(?![A-Za-z])", "*"),
+        (r"\\div(?![A-Za-z])", "/"),
+        (r",\s*\\!\s*", ","),
+        (r"\\mathbb\s*([A-Z])", r"\\mathbb{\1}"),
+        (r"\\(?:thinspace|quad|qquad|enspace|hfill)(?![A-Za-z])|(?<!\\)\\[,!;: ]|~", " "),
+        (r"\{,\}", ","),
+        (r"\^\{?\\(?:circ|degree)\}?|\\degree", r"^\\circ "),
+        (r"\\%|(?<=[\d}])\s*(?:\\text\{\s*)?(?:percent(?:age)?|pct)\b(?:\s*\})?", "%"),
+        (r"\\(?:varphi)(?![A-Za-z])", r"\\phi "),
+        (r"\\(?:varnothing)(?![A-Za-z])", r"\\emptyset "),
+        (r"\*\*(?=\S)", "^"),
+        (r"(?<=\d) ?(?:e|E) ?([+-]?\d{1,4})(?![\d.A-Za-z])", r"*10^{\1}"),
+        *(
+            (rf"(?<=\d) ?(?:{word})(?![A-Za-z])", rf"*10^{{{n}}}")
+            for n, word in ((3, "thousand|千(?!米|克|瓦)"), (4, "万"), (6, "million"), (8, "亿"), (9, "billion"))
+        ),
+        (r"\\dot ?\{?(\d)\}?(\d*)\\dot ?\{?(\d)\}?", r"\\overline{\1\2\3}"),
+        (r"(?<=\d)[ _](?=\d{3}(?:[ _]\d{3})*(?:[^\d/]|$))", ""),
+        (r"(?<![\d.])(\d+) (\d+)/(\d+)(?![\d.])", r"\1\\frac{\2}{\3}"),
+    )
+]
 BOUND = re.compile(
     r"^(?:\\\{)?(?P<body>.+?)\s*(?:,|;|\\mid|\||:|\bwhere\b|\bfor\b|\bwith\b|\()\s*(?P<name>[a-z])\s*\\in\s*"
     r"(?:\\math(?:bb|bf|rm)\s*\{?)?(?P<set>[ZNRQ])\}?(?:\^?\{?[+*]\}?)?\s*(?:\\\}|\))?$"
@@ -71,6 +131,30 @@ def prepare(text: str, letter_units: bool = False) -> Answer:
     elif words is None and re.search(r"\d,\d{3}(?!\d)", normal) and ",0" not in normal:
         other = as_tree(normal, False)
     return Answer(normal, words, tree or other, other, unit, bound)
+
+
+@lru_cache(maxsize=8_192)
+def normalise(text: str) -> str:
+    """The text in a uniform spelling, without dollar signs and other math delimiters."""
+    text = without_invisible(text)
+    text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿ]+", lambda run: "^{" + run.group().translate(SUPERSCRIPTS) + "}", text)
+    text = re.sub("[¼-¾⅐-⅞]", lambda one: _vulgar(one.group()), text)
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", text)
+        text = "".join(
+            str(unicodedata.decimal(letter)) if letter.isdecimal() else SYMBOLS.get(letter, letter) for letter in text
+        )
+    text = re.sub(r"\\\[|\\\]|\\\(|\\\)|(?<!\\)\$", " ", text)
+    if "\\begin" not in text:
+        text = re.sub(r"\\\\(?=[A-Za-z{}])", r"\\", text)  # one level of escaping too many
+    for pattern, value in REPLACEMENTS:
+        text = pattern.sub(value, text)
+    return re.sub(r"\s+", " ", text).strip()
+
+
+def _vulgar(symbol: str) -> str:
+    above, below = unicodedata.normalize("NFKC", symbol).split("⁄")
+    return rf"\frac{{{above}}}{{{below}}}"
 
 
 def _matrix(rows: list[str]) -> str:

@@ -10,40 +10,31 @@ to math-verify in a worker process. `compare` decides the cases in which math-ve
 """
 
 import itertools
+import math
 import re
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from typing import Literal
 
 from rewards.answers import Answer, as_tree, prepare
-from rewards.expression import FUNCTIONS, Node, Unreadable, Value, evaluate
+from rewards.expression import FUNCTIONS, Node, Unreadable
+from rewards.scalars import (
+    DIFFERENT,
+    EQUAL,
+    UNKNOWN,
+    Tolerance,
+    Verdict,
+    evaluate,
+    has_decimal,
+    is_constant,
+    same_numbers,
+)
 from rewards.units import WRAPPED
 from rewards.workers import pool
 
-Verdict = Literal["equal", "different", "unknown"]
-EQUAL: Verdict = "equal"
-DIFFERENT: Verdict = "different"
-UNKNOWN: Verdict = "unknown"
-
-
-@dataclass(frozen=True)
-class Tolerance:
-    """How tolerant the comparison is.
-
-    Args:
-        percent: With "loose", 50% equals 50 and 0.5, as in math-verify, because data sets leave the sign out. With
-            "strict" it equals only 0.5.
-        decimals: A decimal answer equals a fraction or an irrational number if both round to the same at this many
-            places (counted from the first digit for numbers below 1): 0.333333 is 1/3, 0.333 is not. None: never.
-    """
-
-    percent: Literal["loose", "strict"] = "loose"
-    decimals: int | None = 6
-
-
-MAX_GOLD, MAX_ANSWER = 2000, 2000  # characters; longer ones are compared as text
+DEFAULT_TOLERANCE = Tolerance()
+MAX_LENGTH = 2000  # characters; longer answers are compared as text
 # Operations that belong to a question instead of an answer.
 HEAVY = re.compile(
     r"\\(?:sum|prod|i*int|oint|lim|max|min|sup|inf|gcd|lcm|bmod|pmod|mod|binom|det|lfloor|lceil|deg)(?![A-Za-z])"
@@ -56,9 +47,9 @@ FUNCTION_NAMES = frozenset("fghpqrFGHPQRSTVW")
 MONTH = re.compile(r"(?:jan|febr)uary|march|april|may|june|july|august|(?:septem|octo|novem|decem)ber")
 
 
-def compare(gold: str, answer: str, tolerance: Tolerance = Tolerance()) -> Verdict:
+def compare(gold: str, answer: str, tolerance: Tolerance = DEFAULT_TOLERANCE) -> Verdict:
     """Whether an answer equals the gold answer, in bounded time and without an algebra system."""
-    if len(gold) > MAX_GOLD or len(answer) > MAX_ANSWER:
+    if max(len(gold), len(answer)) > MAX_LENGTH:
         return EQUAL if gold.split() == answer.split() else DIFFERENT
     wanted, given = prepare(gold), prepare(answer)
     if wanted.unit is not None and given.unit is None:
@@ -91,20 +82,19 @@ def compare(gold: str, answer: str, tolerance: Tolerance = Tolerance()) -> Verdi
         others = None, others[1]
     pairs = [(wanted.tree, given.tree), *itertools.product({wanted.tree, others[0]}, {given.tree, others[1]})]
     verdicts = [_same(one, other, scale, tolerance) for one, other in dict.fromkeys(pairs) if one and other]
-    if EQUAL not in verdicts and (_calls(wanted.tree, "log") or _calls(given.tree, "log")):
+    if EQUAL not in verdicts and (wanted.tree.has(_is_log) or given.tree.has(_is_log)):
         # \log is the natural logarithm in some books and the decimal one in others
         verdicts.append(_same(_renamed(wanted.tree), _renamed(given.tree), scale, tolerance))
     return EQUAL if EQUAL in verdicts else verdicts[0]
 
 
-def _calls(node: Node, name: str) -> bool:
-    return (node.kind == "call" and node.name == name) or any(_calls(part, name) for part in node.parts)
+def _is_log(node: Node) -> bool:
+    return node.kind == "call" and node.name == "log"
 
 
 def _renamed(node: Node) -> Node:
     """A formula with every \\log to the base ten."""
-    name = "lg" if node.kind == "call" and node.name == "log" else node.name
-    return Node(node.kind, tuple(map(_renamed, node.parts)), name, node.value, node.digits)
+    return replace(node, parts=tuple(map(_renamed, node.parts)), name="lg" if _is_log(node) else node.name)
 
 
 def _minutes(text: str) -> tuple[int, str] | None:
@@ -143,30 +133,13 @@ def _compare_texts(wanted: Answer, given: Answer, scale: Fraction, tolerance: To
     opened = [re.match(r"\\\{|[(\[]", side.text) for side in (wanted, given)]
     if all(opened) and {match.group() for match in opened} == {"\\{", "("}:
         return DIFFERENT
-    sides = SIDES.split(given.text)
-    if (
-        given.tree is None
-        and len(sides) > 1
-        and wanted.tree is not None
-        and wanted.tree.kind not in ("relation", "chain")
-    ):
-        return _same(wanted.tree, as_tree(sides[-1]), scale, tolerance) if as_tree(sides[-1]) else UNKNOWN
-    sides = SIDES.split(wanted.text)
-    if (
-        wanted.tree is None
-        and len(sides) == 2
-        and given.tree is not None
-        and given.tree.kind not in ("relation", "chain")
-    ):
-        return _same(as_tree(sides[-1]), given.tree, scale, tolerance) if as_tree(sides[-1]) else UNKNOWN
-    if (
-        wanted.tree is not None
-        and given.tree is None
-        and _constant(wanted.tree)
-        and not re.search(r"\d|\\", given.text)
-    ):
-        return DIFFERENT
-    return UNKNOWN
+    for one, other, most in ((wanted, given, math.inf), (given, wanted, 2)):
+        sides = SIDES.split(other.text)
+        if other.tree is None and 1 < len(sides) <= most and one.tree is not None and _shape(one.tree) != "relation":
+            last = as_tree(sides[-1])
+            return _same(wanted.tree or last, given.tree or last, scale, tolerance) if last else UNKNOWN
+    worded = given.tree is None and not re.search(r"\d|\\", given.text)
+    return DIFFERENT if worded and wanted.tree is not None and is_constant(wanted.tree) else UNKNOWN
 
 
 def _false_equation(text: str) -> bool:
@@ -185,66 +158,64 @@ def _false_equation(text: str) -> bool:
 
 def _same(gold: Node, answer: Node, scale: Fraction, tolerance: Tolerance) -> Verdict:
     gold, answer = _expand(gold), _expand(answer)
-    if gold.kind in ("relation", "chain") or answer.kind in ("relation", "chain"):
-        return _same_relations(gold, answer, scale, tolerance)
-    gold_shape, answer_shape = _shape(gold), _shape(answer)
-    if gold_shape == "scalar" and answer_shape == "scalar":
-        return _same_numbers(gold, answer, scale, tolerance)
-    if "matrix" in (gold_shape, answer_shape):
-        if gold_shape != answer_shape:
+    match _shape(gold), _shape(answer):
+        case ("relation", _) | (_, "relation"):
+            return _same_relations(gold, answer, scale, tolerance)
+        case "scalar", "scalar":
+            return same_numbers(gold, answer, scale, tolerance)
+        case "matrix", "matrix":
+            return _all_same(gold.parts, answer.parts, scale, tolerance)
+        case ("matrix", _) | (_, "matrix"):
             return UNKNOWN
-        return _all_same(gold.parts, answer.parts, scale, tolerance)
-    if gold_shape == "scalar":
-        if answer_shape not in ("set", "list") or not answer.parts:
+        case "scalar", "set" | "list" if answer.parts:
+            verdicts = {_same(gold, part, scale, tolerance) for part in answer.parts}  # "14 or 14" equals 14
+            return verdicts.pop() if len(verdicts) == 1 else DIFFERENT
+        case "scalar", _:
             return DIFFERENT
-        verdicts = {_same(gold, part, scale, tolerance) for part in answer.parts}  # "14 or 14" equals 14
-        return verdicts.pop() if len(verdicts) == 1 else DIFFERENT
-    if answer_shape == "scalar":
-        return _same(gold.parts[0], answer, scale, tolerance) if len(gold.parts) == 1 else DIFFERENT
-    if {gold_shape, answer_shape} == {"list", "union"}:  # x < 1 or x > 2
-        intervals = [_interval(part) for node in (gold, answer) if _shape(node) == "list" for part in node.parts]
-        if None in intervals:
+        case _, "scalar":
+            return _same(gold.parts[0], answer, scale, tolerance) if len(gold.parts) == 1 else DIFFERENT
+        case ("list", "union") | ("union", "list"):  # x < 1 or x > 2
+            bounds, union = (gold, answer) if gold.kind == "list" else (answer, gold)
+            intervals = [_interval(part) for part in bounds.parts]
+            if None in intervals:
+                return DIFFERENT
+            return _some_order(tuple(interval for _, interval in intervals), union.parts, scale, tolerance)
+        case "ratio", "ratio":
+            return _same_ratios(gold, answer)
+        case "list", "list" | "group" | "set" if _names_each(gold) and not any(map(_is_relation, answer.parts)):
+            # x = 1, y = 2: bare values have to come in this order
+            return DIFFERENT if answer.kind == "set" else _all_same(gold.parts, answer.parts, scale, tolerance)
+        case ("list", "group") | ("group", "list") if (gold.name or answer.name) in ("[)", "(]"):
             return DIFFERENT
-        other = gold if gold_shape == "union" else answer
-        return _some_order(tuple(interval for _, interval in intervals), other.parts, scale, tolerance)
-    if gold_shape in ("union", "ratio") or answer_shape in ("union", "ratio"):
-        if gold_shape != answer_shape:
+        case "group", "group" if gold.name != answer.name:
             return DIFFERENT
-        if gold_shape == "union":
+        case "group", "group" | "list":
+            return _all_same(gold.parts, answer.parts, scale, tolerance)
+        case ("union", "union") | ("list" | "set", "list" | "set") | ("list", "group"):
             return _some_order(gold.parts, answer.parts, scale, tolerance)
-        return _same_ratios(gold, answer)
-    shapes = {gold_shape, answer_shape}
-    names = {part.parts[0] for part in gold.parts if part.kind == "relation" and part.name == "="}
-    if gold_shape == "list" and len(names) == len(gold.parts) and not any(p.kind == "relation" for p in answer.parts):
-        # x = 1, y = 2: bare values have to come in this order
-        return DIFFERENT if answer_shape == "set" else _all_same(gold.parts, answer.parts, scale, tolerance)
-    if shapes == {"set", "group"} and (gold.name or answer.name) in ("()", ""):
-        return DIFFERENT
-    if "group" in shapes:
-        if "list" in shapes and (gold.name or answer.name) in ("[)", "(]"):
-            return DIFFERENT
-        if "list" in shapes and "set" not in shapes:
-            ordered = _all_same(gold.parts, answer.parts, scale, tolerance)
-            return _some_order(gold.parts, answer.parts, scale, tolerance) if gold_shape == "list" else ordered
-        if gold.name != answer.name:
-            return DIFFERENT
-        return _all_same(gold.parts, answer.parts, scale, tolerance)
-    return _some_order(gold.parts, answer.parts, scale, tolerance)
+    return DIFFERENT  # a set and a group; a union or a ratio beside any other shape
 
 
 def _shape(node: Node) -> str:
+    if node.kind in ("relation", "chain"):
+        return "relation"
     return node.kind if node.kind in ("list", "group", "set", "union", "matrix", "ratio") else "scalar"
+
+
+def _is_relation(node: Node) -> bool:
+    return node.kind == "relation"
+
+
+def _names_each(node: Node) -> bool:
+    """Whether each item of a list is an equation with a left side of its own."""
+    return len({part.parts[0] for part in node.parts if _is_relation(part) and part.name == "="}) == len(node.parts)
 
 
 def _expand(node: Node) -> Node:
     """The list of the two readings of a formula with a plus-minus sign."""
-    if _shape(node) != "scalar" or not _has(node, "pm"):
+    if _shape(node) not in ("scalar", "relation") or not node.has(lambda part: part.kind == "pm"):
         return node
     return Node("list", (_choose(node, 1), _choose(node, -1)))
-
-
-def _has(node: Node, kind: str) -> bool:
-    return node.kind == kind or any(_has(part, kind) for part in node.parts)
 
 
 def _choose(node: Node, sign: int) -> Node:
@@ -253,7 +224,7 @@ def _choose(node: Node, sign: int) -> Node:
         return inner if (sign > 0) == (node.name == r"\pm") else Node("neg", (inner,))
     if not node.parts:
         return node
-    return Node(node.kind, tuple(_choose(part, sign) for part in node.parts), node.name, node.value, node.digits)
+    return replace(node, parts=tuple(_choose(part, sign) for part in node.parts))
 
 
 def _all_same(gold: tuple, answer: tuple, scale: Fraction, tolerance: Tolerance) -> Verdict:
@@ -286,33 +257,33 @@ def _same_ratios(gold: Node, answer: Node) -> Verdict:
 
 
 def _same_relations(gold: Node, answer: Node, scale: Fraction, tolerance: Tolerance) -> Verdict:
-    if answer.kind in ("relation", "chain"):
+    if _shape(answer) == "relation":
         links = answer.parts if answer.kind == "chain" else (answer,)
         if not all(_holds(link) for link in links):
             return DIFFERENT
         if all(link.name in ("=", "~") for link in links):
             value = links[-1].parts[1]
-            if links[-1].name == "~" and not _has_decimal(gold) and _constant(links[-1].parts[0]):
+            if links[-1].name == "~" and not has_decimal(gold) and is_constant(links[-1].parts[0]):
                 value = links[-1].parts[0]  # "\frac13 \approx 0.333" gives the exact number first
-            if gold.kind not in ("relation", "chain"):
+            if _shape(gold) != "relation":
                 first = _same(gold, links[0].parts[0], scale, tolerance)  # 18 = 2 * 3^2
                 return first if first == EQUAL else _same(gold, value, scale, tolerance)
             answer = links[0] if len(links) == 1 else Node("relation", (links[0].parts[0], value), "=")
     if gold.kind == "chain" and all(link.name == "=" for link in gold.parts):
         gold = Node("relation", (gold.parts[0].parts[0], gold.parts[-1].parts[1]), "=")
-    if gold.kind == "relation" and gold.name == "=" and answer.kind not in ("relation", "chain"):
+    if gold.kind == "relation" and gold.name == "=" and _shape(answer) != "relation":
         # the gold answer names its value and the answer gives it; x^2 + y^2 = 4 has no such value
-        valued = _is_name(gold.parts[0]) or all(map(_constant, gold.parts))
+        valued = _is_name(gold.parts[0]) or all(map(is_constant, gold.parts))
         return _same(gold.parts[1], answer, scale, tolerance) if valued else DIFFERENT
     if gold.kind == answer.kind == "relation" and gold.name == answer.name == "=":
         if _is_name(gold.parts[0]) and gold.parts[0] == answer.parts[0]:
             return _same(gold.parts[1], answer.parts[1], scale, tolerance)
-        if all(map(_constant, (*gold.parts, *answer.parts))):  # two true equations can differ
+        if all(map(is_constant, (*gold.parts, *answer.parts))):  # two true equations can differ
             return EQUAL if gold == answer else DIFFERENT
         if (
             gold.parts[0].kind == answer.parts[0].kind == "variable"
-            and _constant(gold.parts[1])
-            and _constant(answer.parts[1])
+            and is_constant(gold.parts[1])
+            and is_constant(answer.parts[1])
         ):
             return DIFFERENT  # x = 5 and y = 5
         return _same_equations(gold, answer)
@@ -329,28 +300,20 @@ def _is_name(node: Node) -> bool:
     return node.kind == "variable" or (node.kind in ("group", "ratio") and all(map(_is_name, node.parts)))
 
 
-def _has_decimal(node: Node) -> bool:
-    return node.digits is not None or any(map(_has_decimal, node.parts))
-
-
-def _constant(node: Node) -> bool:
-    return node.kind != "variable" and all(map(_constant, node.parts))
-
-
 def _holds(link: Node) -> bool:
     """Whether an equation between numbers is true. Any other formula passes."""
-    if link.name not in ("=", "~") or not all(map(_constant, link.parts)):
+    if link.name not in ("=", "~") or not all(map(is_constant, link.parts)):
         return True
     try:
         left, right = (evaluate(part) for part in link.parts)
     except Unreadable:
         return True
-    if left.exact is not None and right.exact is not None and link.name == "=" and not _has_decimal(link):
+    if left.exact is not None and right.exact is not None and link.name == "=" and not has_decimal(link):
         return left.exact == right.exact
     if not left.samples or not right.samples:
         return True
     gap, size = abs(left.samples[0] - right.samples[0]), max(abs(left.samples[0]), abs(right.samples[0]))
-    return gap <= size * (0.05 if link.name == "~" or _has_decimal(link) else 1e-9)
+    return gap <= size * (0.05 if link.name == "~" or has_decimal(link) else 1e-9)
 
 
 def _same_equations(gold: Node, answer: Node) -> Verdict:
@@ -379,7 +342,7 @@ def _interval(node: Node) -> tuple[str, Node] | None:
         variable, number, up = (
             (one, other, link.name[0] == "<") if one.kind == "variable" else (other, one, link.name[0] == ">")
         )
-        if not _constant(number) or (name is not None and name != variable.name):
+        if not is_constant(number) or (name is not None and name != variable.name):
             return None
         name = variable.name
         if up:
@@ -389,154 +352,7 @@ def _interval(node: Node) -> tuple[str, Node] | None:
     return (name, Node("group", (low, high), left + right)) if name is not None else None
 
 
-def _same_numbers(gold: Node, answer: Node, scale: Fraction, tolerance: Tolerance) -> Verdict:
-    if _infinite(gold) or _infinite(answer):
-        return EQUAL if _infinite(gold) == _infinite(answer) else DIFFERENT
-    percents = gold.kind == "percent", answer.kind == "percent"
-    if tolerance.percent == "loose" and percents[0] != percents[1]:
-        bare = _same_numbers(
-            gold.parts[0] if percents[0] else gold, answer.parts[0] if percents[1] else answer, scale, tolerance
-        )
-        if bare == EQUAL:
-            return EQUAL
-    try:
-        wanted, given = evaluate(gold), evaluate(answer)
-    except Unreadable as error:
-        if _constant(gold) and _constant(answer):  # too large to evaluate, and algebra systems are wrong there too
-            return EQUAL if gold == answer and "undefined" not in str(error) else DIFFERENT
-        return UNKNOWN
-    if scale != 1:
-        exact = given.exact * scale if given.exact is not None else None
-        given = Value(exact, tuple(sample * float(scale) for sample in given.samples))
-    verdict = _same_values(gold, answer, wanted, given, tolerance)
-    return DIFFERENT if verdict == EQUAL and _constant(gold) and _restates(gold, answer) else verdict
-
-
-def _infinite(node: Node) -> int:
-    if node.kind == "neg":
-        return -_infinite(node.parts[0])
-    return 1 if node.kind == "constant" and node.name == "infty" else 0
-
-
-def _same_values(gold: Node, answer: Node, wanted: Value, given: Value, tolerance: Tolerance) -> Verdict:
-    if wanted.exact is not None and wanted.exact == given.exact:
-        return EQUAL
-    decimal = _has_decimal(gold) or _has_decimal(answer)
-    if wanted.exact is not None and given.exact is not None and not decimal:
-        return DIFFERENT
-    if not wanted.samples or not given.samples:
-        return UNKNOWN
-    if _constant(gold) and _constant(answer) and (wanted.samples[0] == 0) != (wanted.exact == 0):
-        return DIFFERENT  # too small for a float
-    if _constant(gold) and _constant(answer) and (given.samples[0] == 0) != (given.exact == 0):
-        return DIFFERENT
-    gaps = [abs(one - other) for one, other in zip(wanted.samples, given.samples, strict=True)]
-    sizes = [max(abs(one), abs(other)) for one, other in zip(wanted.samples, given.samples, strict=True)]
-    if decimal and _constant(gold) and _constant(answer):
-        if wanted.exact is not None and given.exact is not None and abs(wanted.exact - given.exact) >= 1:
-            return DIFFERENT
-        return EQUAL if _round_alike(wanted.samples[0], given.samples[0], tolerance.decimals) else DIFFERENT
-    if all(gap <= 1e-10 * size for gap, size in zip(gaps, sizes, strict=True)):
-        return EQUAL
-    if max(sizes[:2]) < 1e-9 or any(1e-10 * size < gap <= 1e-7 * size for gap, size in zip(gaps, sizes, strict=True)):
-        return UNKNOWN
-    # a difference only at a negative number may come from another branch: \\ln x^2 against 2 \\ln x
-    return DIFFERENT if any(gap > 1e-7 * size for gap, size in zip(gaps[:2], sizes[:2], strict=True)) else UNKNOWN
-
-
-def _round_alike(wanted: complex, given: complex, decimals: int | None) -> bool:
-    if decimals is None:
-        return False
-    pairs = ((wanted.real, given.real), (wanted.imag, given.imag))
-    size = abs(wanted)
-    if size == 0 or abs(given) == 0:
-        return wanted == given
-    places = decimals
-    while size < 0.1 and places < 300:
-        size *= 10
-        places += 1
-    return all(round(one, places) == round(other, places) for one, other in pairs)
-
-
-def _restates(gold: Node, answer: Node) -> bool:
-    """Whether a numeric answer leaves arithmetic undone that the gold answer has done."""
-    undone, allowed = _undone(answer), _undone(gold)
-    try:
-        wanted, given = evaluate(gold), evaluate(answer)
-    except Unreadable:
-        return bool(undone - allowed)
-    if wanted.exact is not None and given.exact is None and not (allowed or _mentions_i(answer) or _has_decimal(gold)):
-        return True
-    if wanted.exact is not None and wanted.exact.denominator == 1 and _has_quotient(answer) and not _has_quotient(gold):
-        undone = undone | {"/"}
-    return bool(undone - allowed)
-
-
-def _mentions_i(node: Node) -> bool:
-    return (node.kind == "constant" and node.name == "i") or any(map(_mentions_i, node.parts))
-
-
-def _has_quotient(node: Node) -> bool:
-    return node.kind == "/" or (node.kind in ("neg", "percent") and _has_quotient(node.parts[0]))
-
-
-def _undone(node: Node) -> frozenset[str]:
-    """The operations in a formula that act on rational numbers only and could have been carried out.
-
-    A fraction of integers, a mixed number and a number in scientific notation count as numbers. So does a power of a
-    million or more.
-    """
-    found = frozenset().union(*map(_undone, node.parts)) if node.parts else frozenset()
-    if node.kind == "call" and _constant(node):
-        return found | {"ln" if node.name in ("log", "lg") else node.name}
-    if node.kind in ("!", "binom", "abs"):
-        return found | ({node.kind} if _constant(node) else frozenset())
-    numbers = [part for part in node.parts if _rational(part) is not None]
-    if node.kind == "neg" and numbers and (_rational(node.parts[0]) <= 0 or node.parts[0].kind == "neg"):
-        return found | {"neg"}
-    if node.kind == "+" and len(numbers) > 1 and node.name != "mixed":
-        return found | {"+"}
-    if node.kind == "*" and len(numbers) > 1 and not _scientific(node):
-        return found | {"*"}
-    if node.kind == "/" and len(numbers) == 2 and not all(_whole(part) for part in node.parts):
-        return found | {"/"}
-    if node.kind == "^" and len(numbers) == 2:
-        value = _rational(node)
-        if value is None:
-            return found
-        large = value and max(abs(value.numerator), value.denominator) >= 10**6
-        return found if large or (node.parts[0].value or 0) == 10 else found | {"^"}
-    if node.kind == "root" and _rational(node) is not None:
-        return found | {"root"}
-    return found
-
-
-def _rational(node: Node) -> Fraction | None:
-    try:
-        return evaluate(node).exact
-    except Unreadable:
-        return None
-
-
-def _whole(node: Node) -> bool:
-    return (
-        (node.kind == "neg" and _whole(node.parts[0]))
-        or (node.kind == "number" and node.value is not None and node.value.denominator == 1 and node.digits is None)
-        or node.kind in ("^", "root")
-    )
-
-
-def _scientific(node: Node) -> bool:
-    if len(node.parts) != 2 or node.parts[0].kind != "number":
-        return False
-    power = node.parts[1]
-    return power.kind == "^" and power.parts[0].value == 10
-
-
-NOT_ASKED = "not asked"
 ALGEBRA = "rewards.algebra:verify_pair"
-
-
 ASKED_AT_ONCE = 16  # pairs; the time limit is checked after each batch
 
 
@@ -555,24 +371,22 @@ class EqualityRule:
     def decide(self, pairs: Iterable[tuple[str, str]]) -> dict[tuple[str, str], bool | None]:
         """The verdict of every pair: False if it timed out, None if math-verify was not asked."""
         verdicts: dict[tuple[str, str], bool | None] = {}
-        open_pairs = []
+        unknown: dict[tuple[str, str], tuple[str, str]] = {}
         for pair in dict.fromkeys(pairs):
             verdict = compare(*pair, self.tolerance)
             if verdict != UNKNOWN:
                 verdicts[pair] = verdict == EQUAL
             else:
-                open_pairs.append(pair)
-        asked = self._ask([(prepare(gold).text, prepare(answer).text) for gold, answer in open_pairs])
-        return verdicts | {
-            pair: None if asked[i] is NOT_ASKED else asked[i] is True for i, pair in enumerate(open_pairs)
-        }
+                unknown[pair] = prepare(pair[0]).text, prepare(pair[1]).text
+        asked = self._ask(unknown.values())
+        return verdicts | {pair: asked[key] is True if key in asked else None for pair, key in unknown.items()}
 
     def gold_error(self, gold: str) -> str | None:
         """Why a gold answer cannot be used, or None if it can. It has to be readable and equal to itself."""
         if not gold.strip():
             return "the gold answer is empty"
-        if len(gold) > MAX_GOLD:
-            return f"the gold answer has {len(gold)} characters, more than {MAX_GOLD}"
+        if len(gold) > MAX_LENGTH:
+            return f"the gold answer has {len(gold)} characters, more than {MAX_LENGTH}"
         answer = prepare(gold)
         if not answer.text:
             return "the gold answer is empty"
@@ -580,12 +394,14 @@ class EqualityRule:
             return None
         if answer.tree is not None and compare(gold, gold, self.tolerance) == EQUAL:
             return None
-        if self._ask([(answer.text, answer.text)])[0] is not True:
+        itself = answer.text, answer.text
+        if self._ask([itself]).get(itself) is not True:
             return "the gold answer cannot be parsed, or does not equal itself"
         return None
 
-    def _ask(self, pairs: list[tuple[str, str]]) -> list[bool | None | str]:
-        """The verdict of math-verify for each pair; None if it cannot parse the gold answer or timed out."""
+    def _ask(self, pairs: Iterable[tuple[str, str]]) -> dict[tuple[str, str], bool | None]:
+        """The verdict of math-verify for each pair that it was asked in time; None if it cannot parse the gold answer
+        or timed out."""
         unknown = [pair for pair in dict.fromkeys(pairs) if pair not in self._known]
         if unknown and len(self._known) > 50_000:
             self._known.clear()
@@ -597,4 +413,4 @@ class EqualityRule:
             for pair, (in_time, verdict) in zip(part, pool(ALGEBRA).map(part), strict=True):
                 self.timeouts += not in_time
                 self._known[pair] = verdict
-        return [self._known.get(pair, NOT_ASKED) for pair in pairs]
+        return {pair: self._known[pair] for pair in pairs if pair in self._known}

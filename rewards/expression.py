@@ -2,20 +2,14 @@ r"""A bounded parser of mathematical answers: numbers, formulas, tuples, sets, i
 
 It uses no algebra system and no `eval`. Length, depth and the size of numbers are bounded, so it is safe for any
 model's output. It raises `Unreadable` for other input, and `rewards.equality` then asks math-verify.
-
-`normalise` unifies the spellings of a formula (unicode, spacing, `\dfrac12`, thousands separators). `read` returns a
-tree of `Node`, and `evaluate` returns its value: exact if it is rational, else numeric.
 """
 
 import cmath
-import math
 import re
-import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
-
-from rewards.completion import without_invisible
 
 MAX_CHARACTERS, MAX_TOKENS, MAX_DEPTH, MAX_BITS = 600, 300, 30, 4096
 
@@ -24,97 +18,13 @@ class Unreadable(ValueError):
     """The text is not understood by this parser, or exceeds its bounds."""
 
 
-SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿ", "0123456789+-()n")
-SPELLINGS = {
-    "-": "−–—‐‑", "*": "×·⋅∙•∗✕", "/": "÷∕⁄", "'": "′’", ".": "。٫", ",": "、", r"\sqrt ": "√", r"\pm ": "±",
-    r"\mp ": "∓", r"\pi ": "π", r"\infty ": "∞", r"\le ": "≤⩽", r"\ge ": "≥⩾", r"\ne ": "≠", r"\in ": "∈",
-    r"\cup ": "∪", r"\cap ": "∩", r"\emptyset ": "∅", r"^\circ ": "°", r"\approx ": "≈", r"\sum ": "∑",
-    r"\int ": "∫", r"\prod ": "∏", r"\mathbb{R}": "ℝ", r"\mathbb{Z}": "ℤ", r"\alpha ": "α", r"\beta ": "β",
-    r"\gamma ": "γ", r"\theta ": "θ", r"\lambda ": "λ", r"\phi ": "φ", r"\omega ": "ω", r"\mu ": "μ",
-}  # fmt: skip
-SYMBOLS = {symbol: spelling for spelling, symbols in SPELLINGS.items() for symbol in symbols}
-REPLACEMENTS = [
-    (re.compile(pattern), value)
-    for pattern, value in (
-        (r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|nolimits)(?![A-Za-z])\.?", ""),
-        (r"\\(?:bf|it|sf|tt|rm|tiny|small|normalsize|[lL]arge|LARGE|[hH]uge|bold|mathversion)(?![A-Za-z{])", ""),
-        (r"\\(?:boldsymbol|bm|pmb|mathsf|mathtt|mathcal|underline|emph|(?:text)?color ?\{\w+\}) ?(?=\{)", ""),
-        (r"\\color ?\{\w+\}|\\(?:checkmark|newline|blacksquare|square|qed)(?![A-Za-z])|✓|■", ""),
-        (r"\\operatorname\*? ?\{(\w+)\}", r"\\\1 "),
-        (r"(?<![A-Za-z\\])infinity(?![A-Za-z])", r"\\infty "),
-        (r"(?:\\(?:text|mathrm) ?\{ ?)?(?:the )?empty set(?: ?\})?", r"\\emptyset "),
-        (r"\\colon(?![A-Za-z])", ":"),
-        (r"\\(?:text|mathrm) ?\{ ?[或和与及] ?\}|[或和与及]", " or "),
-        (r"(?<=\d)!=", "! ="),
-        (r"(?<=\d) ?x ?(?=10 ?\^)", "*"),
-        (r"(?<![\d.])(\d{1,3})((?:\.\d{3}){2,})(?![\d.])", lambda whole: whole[1] + whole[2].replace(".", "")),
-        (r"(?<![A-Za-z])C_\{?(\d+)\}?\^\{?(\d+)\}?", r"\\binom{\1}{\2}"),
-        (r"(?<=\d) ?\\mu (?=[mgslLAF](?![A-Za-z]))", " μ"),
-        (r"\\(?:text|mathrm|textbf|mbox|rm)\{\s*(and|or)\s*\}", r" \1 "),
-        (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
-        (r"[\[(]?\s*\\begin\{array\}\{[lcr| ]*\}", r"\\begin{pmatrix}"),
-        (r"\\end\{array\}\s*[\])]?", r"\\end{pmatrix}"),
-        (r"\\(?:leqslant|leq|lte)(?![A-Za-z])", r"\\le "),
-        (r"\\(?:geqslant|geq|gte)(?![A-Za-z])", r"\\ge "),
-        (r"\\neq(?![A-Za-z])", r"\\ne "),
-        (r"\\lt(?![A-Za-z])", "<"),
-        (r"\\gt(?![A-Za-z])", ">"),
-        (r"\\(?:lbrace|\{)", r"\\{"),
-        (r"\\(?:rbrace|\})", r"\\}"),
-        (r"\\(?:cdot|times|ast)(?![A-Za-z])", "*"),
-        (r"\\div(?![A-Za-z])", "/"),
-        (r",\s*\\!\s*", ","),
-        (r"\\mathbb\s*([A-Z])", r"\\mathbb{\1}"),
-        (r"\\(?:thinspace|quad|qquad|enspace|hfill)(?![A-Za-z])|(?<!\\)\\[,!;: ]|~", " "),
-        (r"\{,\}", ","),
-        (r"\^\{?\\(?:circ|degree)\}?|\\degree", r"^\\circ "),
-        (r"\\%|(?<=[\d}])\s*(?:\\text\{\s*)?(?:percent(?:age)?|pct)\b(?:\s*\})?", "%"),
-        (r"\\(?:varphi)(?![A-Za-z])", r"\\phi "),
-        (r"\\(?:varnothing)(?![A-Za-z])", r"\\emptyset "),
-        (r"\*\*(?=\S)", "^"),
-        (r"(?<=\d) ?(?:e|E) ?([+-]?\d{1,4})(?![\d.A-Za-z])", r"*10^{\1}"),
-        *(
-            (rf"(?<=\d) ?(?:{word})(?![A-Za-z])", rf"*10^{{{n}}}")
-            for n, word in ((3, "thousand|千(?!米|克|瓦)"), (4, "万"), (6, "million"), (8, "亿"), (9, "billion"))
-        ),
-        (r"\\dot ?\{?(\d)\}?(\d*)\\dot ?\{?(\d)\}?", r"\\overline{\1\2\3}"),
-        (r"(?<=\d)[ _](?=\d{3}(?:[ _]\d{3})*(?:[^\d/]|$))", ""),
-        (r"(?<![\d.])(\d+) (\d+)/(\d+)(?![\d.])", r"\1\\frac{\2}{\3}"),
-    )
-]
-
-
-@lru_cache(maxsize=8_192)
-def normalise(text: str) -> str:
-    """The text in a uniform spelling, without dollar signs and other math delimiters."""
-    text = without_invisible(text)
-    text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿ]+", lambda run: "^{" + run.group().translate(SUPERSCRIPTS) + "}", text)
-    text = re.sub("[¼-¾⅐-⅞]", lambda one: _vulgar(one.group()), text)
-    if not text.isascii():
-        text = unicodedata.normalize("NFKC", text)
-        text = "".join(
-            str(unicodedata.decimal(letter)) if letter.isdecimal() else SYMBOLS.get(letter, letter) for letter in text
-        )
-    text = re.sub(r"\\\[|\\\]|\\\(|\\\)|(?<!\\)\$", " ", text)
-    if "\\begin" not in text:
-        text = re.sub(r"\\\\(?=[A-Za-z{}])", r"\\", text)  # one level of escaping too many
-    for pattern, value in REPLACEMENTS:
-        text = pattern.sub(value, text)
-    return re.sub(r"\s+", " ", text).strip()
-
-
-def _vulgar(symbol: str) -> str:
-    above, below = unicodedata.normalize("NFKC", symbol).split("⁄")
-    return rf"\frac{{{above}}}{{{below}}}"
-
-
 @dataclass(frozen=True)
 class Node:
     r"""A formula with its `kind` and its parts.
 
-    Kinds: number, constant, variable; neg, +, *, /, ^, root (radicand, degree), call, abs, !, percent, pm; list
-    (bare commas), group (brackets kept in `name`), set, union, matrix (rows of `group`), relation (`name` is the
-    operator), ratio.
+    Kinds: number, constant, variable; neg, +, *, /, ^, root (radicand, degree), call, abs, !, binom, percent, degree
+    (an angle), pm; list (bare commas), group (brackets kept in `name`), set, union, matrix (rows of `group`), ratio,
+    relation (`name` is the operator), chain (of relations).
     """
 
     kind: str
@@ -123,6 +33,15 @@ class Node:
     value: Fraction | None = None
     digits: int | None = None
     """Digits after the decimal point of a number that was written as a decimal."""
+
+    def has(self, test: Callable[["Node"], bool]) -> bool:
+        """Whether the formula or a part of it, at any depth, passes the test."""
+        if test(self):
+            return True
+        for part in self.parts:  # noqa: SIM110 (three times as fast as `any`)
+            if part.has(test):
+                return True
+        return False
 
 
 TOKEN = re.compile(
@@ -201,11 +120,21 @@ class _Reader:
             return token
         return ""
 
+    def put_back(self, kind: str, *tokens: str) -> None:
+        """Replace the token that was taken last by these, which are taken next."""
+        self.at -= 1
+        self.tokens[self.at : self.at + 1] = [(kind, token) for token in tokens]
+
     def need(self, *wanted: str) -> str:
         token = self.take(*wanted)
         if not token:
             raise Unreadable(f"{' or '.join(wanted)} expected")
         return token
+
+    def enter(self) -> None:
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise Unreadable("too deep")
 
     def all(self) -> Node:
         node = self.items()
@@ -215,9 +144,7 @@ class _Reader:
 
     def items(self) -> Node:
         """relation (, | and | or relation)*; with semicolons, a list of such lists."""
-        self.depth += 1
-        if self.depth > MAX_DEPTH:
-            raise Unreadable("too deep")
+        self.enter()
         rows = [[self.relation()]]
         while separator := self.take(",", ";", "and", "or"):
             self.take("and", "or")
@@ -241,21 +168,19 @@ class _Reader:
         return links[0] if len(links) == 1 else Node("chain", tuple(links))
 
     def union(self) -> Node:
-        parts = [self.ratio()]
-        while self.take(r"\cup"):
-            parts.append(self.ratio())
-        return parts[0] if len(parts) == 1 else Node("union", tuple(parts))
+        return self.joined("union", r"\cup", self.ratio)
 
     def ratio(self) -> Node:
-        parts = [self.sum()]
-        while self.take(":"):
-            parts.append(self.sum())
-        return parts[0] if len(parts) == 1 else Node("ratio", tuple(parts))
+        return self.joined("ratio", ":", self.sum)
+
+    def joined(self, kind: str, separator: str, part: Callable[[], Node]) -> Node:
+        parts = [part()]
+        while self.take(separator):
+            parts.append(part())
+        return parts[0] if len(parts) == 1 else Node(kind, tuple(parts))
 
     def sum(self) -> Node:
-        sign = self.take("+", "-", r"\pm", r"\mp")
-        node = _signed(sign, self.product())
-        terms = [node]
+        terms = [_signed(self.take("+", "-", r"\pm", r"\mp"), self.product())]
         while sign := self.take("+", "-", r"\pm", r"\mp"):
             terms.append(_signed(sign, self.product()))
         return terms[0] if len(terms) == 1 else Node("+", tuple(terms))
@@ -307,9 +232,7 @@ class _Reader:
         sign = self.take("-", "+")
         node = self.atom()
         if self.peek() == "^":
-            self.depth += 1
-            if self.depth > MAX_DEPTH:
-                raise Unreadable("too deep")
+            self.enter()
             self.take("^")
             node = Node("^", (node, self.exponent()))
             self.depth -= 1
@@ -370,15 +293,12 @@ class _Reader:
         if token == "pi":
             return Node("constant", name="pi")
         if token[:-1] in FUNCTIONS:  # cosx
-            self.at -= 1
-            self.tokens[self.at : self.at + 1] = [("word", token[:-1]), ("word", token[-1])]
+            self.put_back("word", token[:-1], token[-1])
             return self.atom()
         if len(token) > 1:
             if len(token) > 3 or not token.islower() or token in SHORT_WORDS:
                 raise Unreadable("a word")
-            # xy is a product of variables: give the other letters back
-            self.at -= 1
-            self.tokens[self.at : self.at + 1] = [("word", letter) for letter in token]
+            self.put_back("word", *token)  # xy is a product of variables
             return self.atom()
         if token in ("e", "i"):
             return Node("constant", name=token)
@@ -429,8 +349,8 @@ class _Reader:
     def argument(self) -> Node:
         """A braced group, or the single symbol after a command: `\\frac12`, `\\sqrt 2`."""
         if self.at < len(self.tokens) and self.tokens[self.at][0] == "number" and "." not in self.peek():
-            token = self.peek()
-            self.tokens[self.at : self.at + 1] = [("number", token[0]), *([("number", token[1:])] if token[1:] else [])]
+            token = self.take()
+            self.put_back("number", *filter(None, (token[0], token[1:])))
         if self.take("("):
             return self.group("(")
         return self.atom()
@@ -451,9 +371,7 @@ class _Reader:
         return Node("^", (node, exponent)) if exponent is not None else node
 
     def product_without_call(self) -> Node:
-        self.depth += 1
-        if self.depth > MAX_DEPTH:
-            raise Unreadable("too deep")
+        self.enter()
         node = self.power()
         while self.starts_factor() and self.peek().lstrip("\\") not in FUNCTIONS and self.peek() not in ("(",):
             node = _times(node, self.power())
@@ -498,148 +416,3 @@ def _times(left: Node, right: Node) -> Node:
 
 def _is_integer(node: Node) -> bool:
     return node.kind == "number" and node.digits is None
-
-
-@dataclass(frozen=True)
-class Value:
-    """A number. `exact` is set if it is rational; `samples` has its value for each choice of the variables."""
-
-    exact: Fraction | None
-    samples: tuple[complex, ...]
-
-
-# Number of values that a variable is tried with. They depend on its name, and one is negative.
-POINTS = 3
-
-
-def _sample(name: str, point: int) -> complex:
-    seed = sum(ord(letter) * 31**place for place, letter in enumerate(name[:8])) % 997
-    return complex(((seed * 0.6180339887 + point * 0.7548776662) % 1) * 1.7 + 0.31) * (-1 if point == 2 else 1)
-
-
-@lru_cache(maxsize=8_192)
-def evaluate(node: Node) -> Value:
-    """The value of a scalar formula.
-
-    Raises:
-        Unreadable: The formula is not a scalar, is undefined (1/0), or exceeds the bounds on numbers.
-    """
-    try:
-        exact = _exact(node)
-        if exact is not None:
-            return Value(exact, (complex(float(exact)),) * POINTS if abs(exact) < 10**300 else ())
-        samples = tuple(_numeric(node, point) for point in range(POINTS))
-    except ZeroDivisionError as error:
-        raise Unreadable("undefined") from error
-    except (OverflowError, ValueError, TypeError) as error:
-        raise Unreadable(str(error)) from error
-    if any(cmath.isnan(sample) for sample in samples):
-        raise Unreadable("undefined")
-    return Value(None, samples)
-
-
-def _bounded(value: Fraction) -> Fraction:
-    if value.numerator.bit_length() + value.denominator.bit_length() > MAX_BITS:
-        raise Unreadable("too large a number")
-    return value
-
-
-def _exact(node: Node) -> Fraction | None:
-    """The rational value of a formula, or None if its form is not rational."""
-    if node.kind == "number":
-        return node.value
-    if node.kind in ("variable", "constant", "call", "degree", "pm"):
-        return None
-    values = [_exact(part) for part in node.parts]
-    if any(value is None for value in values):
-        return None
-    first, *rest = values
-    match node.kind:
-        case "neg":
-            return -first
-        case "+":
-            if node.name == "mixed" and first < 0:
-                return first - rest[0]
-            return _bounded(sum(values, Fraction(0)))
-        case "*":
-            return _bounded(math.prod(values, start=Fraction(1)))
-        case "/":
-            return _bounded(first / rest[0])
-        case "percent":
-            return first / 100
-        case "abs":
-            return abs(first)
-        case "^":
-            power = rest[0]
-            if power.denominator != 1:
-                return None
-            size = first.numerator.bit_length() + first.denominator.bit_length()
-            if abs(power) * size > MAX_BITS and first not in (0, 1, -1):
-                raise Unreadable("too large a number")
-            return first ** int(power)
-        case "root":
-            return _rational_root(first, rest[0])
-        case "!":
-            if first.denominator != 1 or not 0 <= first <= 170:
-                raise Unreadable("too large a factorial")
-            return Fraction(math.factorial(int(first)))
-        case "binom":
-            if any(value.denominator != 1 or not 0 <= value <= 1000 for value in values):
-                raise Unreadable("too large a binomial")
-            return Fraction(math.comb(int(first), int(rest[0])))
-    raise Unreadable(node.kind)
-
-
-def _rational_root(value: Fraction, degree: Fraction) -> Fraction | None:
-    if degree.denominator != 1 or not 2 <= degree <= 64 or (value < 0 and degree % 2 == 0):
-        return None
-    sign, value, n = (-1 if value < 0 else 1), abs(value), int(degree)
-    parts = []
-    for whole in (value.numerator, value.denominator):
-        guess = math.isqrt(whole) if n == 2 else round(whole ** (1 / n)) if whole.bit_length() < 1000 else 0
-        if guess**n != whole:
-            return None
-        parts.append(guess)
-    return sign * Fraction(*parts)
-
-
-def _numeric(node: Node, point: int) -> complex:
-    if node.kind in ("+", "*", "/", "^", "neg", "abs", "percent", "root", "call", "!", "binom", "degree"):
-        exact = _exact(node) if node.kind not in ("call", "degree") else None
-        if exact is not None:
-            return complex(float(exact))
-    match node.kind:
-        case "number":
-            return complex(float(node.value))
-        case "constant":
-            if node.name == "infty":
-                return complex(math.inf)
-            return {"pi": complex(math.pi), "e": complex(math.e), "i": 1j}[node.name]
-        case "variable":
-            return _sample(node.name, point)
-    parts = [_numeric(part, point) for part in node.parts]
-    match node.kind:
-        case "neg":
-            return -parts[0]
-        case "+":
-            return sum(parts)
-        case "*":
-            return math.prod(parts)
-        case "/":
-            return parts[0] / parts[1]
-        case "^":
-            return parts[0] ** parts[1]
-        case "abs":
-            return complex(abs(parts[0]))
-        case "percent":
-            return parts[0] / 100
-        case "root":
-            if parts[0].imag == 0 and parts[0].real < 0 and parts[1].real % 2 == 1:
-                return -((-parts[0]) ** (1 / parts[1]))
-            return parts[0] ** (1 / parts[1])
-        case "call":
-            angle = node.parts[0].kind == "degree" and node.name in ("sin", "cos", "tan", "cot", "sec", "csc")
-            return FUNCTIONS[node.name](parts[0] * math.pi / 180 if angle else parts[0])
-        case "degree":
-            return parts[0]
-    raise Unreadable(node.kind)

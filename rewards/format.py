@@ -24,7 +24,7 @@ def is_well_formed(text: str, style: Style = "r1_zero", thinking: bool = True, p
     `<think>`, so the completion must not open it again.
     """
     if style not in STYLES:
-        raise ValueError(f"style {style!r}: write one of {', '.join(STYLES)}")
+        raise ValueError(f"style {style!r} is not known; write one of {', '.join(STYLES)}")
     if prefilled and thinking:
         text = THINK[0] + text
     wanted = THINK * thinking + ANSWER * (thinking and style == "r1_zero")

@@ -14,23 +14,23 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from rewards.accuracy import BOX, PLACEHOLDER, STATEMENT
 from rewards.answers import matching
 from rewards.completion import parse, texts_of
 from rewards.settings import check
+from rewards.statements import BOX, PLACEHOLDER, STATEMENT
 from rewards.workers import pool
 
 MISSING = "reasoning-gym is not installed; run `.venv/bin/python -m pip install -r requirements-smol.txt`"
 REFUSED = {
     "arc_agi": "half of its questions are the evaluation set of ARC-AGI",
-    "boxnet": "it has no solution that its scorer could be checked with",
-    "coin_flip": "its scorer takes the answer 0 for every probability below 1",
+    "boxnet": "it has no solution to check its scorer with",
+    "coin_flip": "its scorer accepts the answer 0 for every probability below 1",
     "composite": "it only mixes other tasks; name those",
-    "game_of_life_halting": "its scorer takes every text for a right answer",
+    "game_of_life_halting": "its scorer accepts every text",
     "gsm_symbolic": "its questions are made from GSM8K's test, which is reported",
-    "propositional_logic": "its scorer takes a premise that is copied from the question",
-    "puzzle24": "its scorer takes any four numbers for those of the question",
-    "rush_hour": "it has no solution that its scorer could be checked with",
+    "propositional_logic": "its scorer accepts a premise that is copied from the question",
+    "puzzle24": "its scorer accepts any four numbers",
+    "rush_hour": "it has no solution to check its scorer with",
 }
 FENCED = re.compile(r"^[ \t]*(```|~~~)[^\n`]*\n(.*?)\n?^[ \t]*\1[ \t]*$", re.M | re.S)
 AROUND = re.compile(
@@ -119,8 +119,8 @@ def gold_error(answer: str, entry: str | None) -> str | None:
     """Why the gold answer of an entry cannot be used, or None if it can. Raises like `score`."""
     found = score([(answer, answer, entry or "")])[0]
     if found is None:
-        return "its `entry` is no task of reasoning-gym that is known and not refused"
-    return None if found == 1.0 else f"its scorer does not take the gold answer {answer!r:.60} for right"
+        return "its `entry` does not name a task of reasoning-gym that can be used"
+    return None if found == 1.0 else f"its scorer does not accept the gold answer {answer!r:.60}"
 
 
 def is_right(completion: str, answer: str, entry: str | None) -> bool | None:

@@ -95,7 +95,7 @@ def language_consistency(text: str, language: str) -> float:
 def count_words(text: str, language: str) -> tuple[int, int]:
     """(words in `language`, all words) of a text."""
     if language not in LANGUAGES:
-        raise ValueError(f"language {language!r} is not known: write one of {', '.join(LANGUAGES)}")
+        raise ValueError(f"language {language!r} is not known; write one of {', '.join(LANGUAGES)}")
     target = total = 0
     windows: dict[tuple[str, ...], list[list[str]]] = {}
     short: dict[tuple[str, ...], list[str]] = {}  # short sentences are read together

@@ -86,12 +86,12 @@ class _RewardModel:
         if self._loaded is None:
             if not self.model:
                 name = self.__name__
-                raise ValueError(f"{name}: say which reward model: reward_kwargs: {{{name}: {{model: <folder>}}}}")
+                raise ValueError(f"{name} has no reward model; write reward_kwargs: {{{name}: {{model: <folder>}}}}")
             import torch
             from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
             if not Path(self.model).exists() and self.model.count("/") != 1:
-                raise FileNotFoundError(f"{self.kind} reward: no reward model at {self.model!r}: train it first")
+                raise FileNotFoundError(f"{self.kind} reward: {self.model!r} does not exist; train it first")
             tokenizer = AutoTokenizer.from_pretrained(self.model, truncation_side="left")
             if tokenizer.pad_token is None:
                 tokenizer.pad_token = tokenizer.eos_token

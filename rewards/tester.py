@@ -91,7 +91,7 @@ def _plain(value):
         return f"{type(value).__name__}([{inside}])"
     if isinstance(value, _Anything):
         raise TypeError("an answer that is not known yet")
-    raise _Unsendable(f"a {type(value).__name__} cannot be handed to the program")
+    raise _Unsendable(f"a {type(value).__name__} cannot be passed to the program")
 
 
 class _Program:
@@ -117,7 +117,7 @@ class _Program:
             return _Anything()
         line = waiting.pop(0)
         if line is None:
-            raise _Failed("the program gave no value")
+            raise _Failed("the program returned no value")
         if line[0] == "raised":
             kinds = [getattr(builtins, str(name), None) for name in line[1]]
             kinds = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Exception)]

@@ -78,7 +78,7 @@ def _agrees(question: str, reference: str, answer: str) -> bool:
     """Whether a reply agrees with the reference, which is so if it scores at least 2 of 3 points."""
     if question in general.BY_QUESTION:
         return general.helpful_score(question, rewards.parse(answer).summary) >= 2
-    return rewards.is_correct(answer, reference, "math", question=question) is True
+    return rewards.is_correct(answer, reference) is True
 
 
 def _verdict(difference: int, wrong: bool) -> str:

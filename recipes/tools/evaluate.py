@@ -23,9 +23,9 @@ from data_prep.sampling import Decoding, LocalModel, Sample, load_model
 from data_prep.world import general
 from recipes.tools.metrics import majority_vote, mean_and_stderr, pass_at_k
 from rewards import gold_error, gym, is_well_formed, parse
-from rewards.accuracy import chosen, statements, unstated
 from rewards.language import count_words
 from rewards.settings import FILLED, Count, NotNegative, Positive, Range
+from rewards.statements import chosen, statements, unstated
 
 log = logging.getLogger("evaluate")
 

@@ -6,7 +6,6 @@ The result gets the tokenizer beside the adapter, if there is one, and its end t
 rewritten in --dtype: a parent in FP8, such as the published DeepSeek-V3, becomes a checkpoint that can be trained.
 """
 
-import ctypes
 import hashlib
 import json
 import logging
@@ -19,32 +18,25 @@ from pathlib import Path
 from types import EllipsisType
 from typing import NamedTuple
 
-from data_prep import commands, hub, runs
+from data_prep import commands, memory, runs
 from data_prep.runs import ConfigError
+from recipes.parent import Parent, align, expert_names, module_names, skeleton
 
 import torch
-from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     GenerationConfig,
-    PreTrainedConfig,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 logger = logging.getLogger(__name__)
 PROGRESS = "merge.json"
 EXPERT = re.compile(r"(.*\bexperts)\.(\d+)\.(\w+)")
-SCALES = "_scale_inv"  # suffix of an FP8 weight's block scales
-KEPT = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]  # weights, configs, tokenizers and their templates
 # Initialisations of an adapter that do not change the parent's weights.
 PLAIN = ("none", "true", "false", "gaussian", "eva", "orthogonal", "mica")
 # Keys of adapters that are more than the product of two matrices.
@@ -52,125 +44,6 @@ UNREAD = (
     "use_dora", "fan_in_fan_out", "lora_bias", "alora_invocation_tokens", "use_qalora", "use_bdlora", "arrow_config",
     "kasa_config", "monteclora_config", "layer_replication",
 )  # fmt: skip
-
-
-def give_back_memory(done: int) -> None:
-    """Return the memory of freed tensors to the system after every 32 of them.
-
-    The C library may allocate tensors in one heap, which fragments: each kept tensor fills the gap of a temporary one,
-    so the next does not fit. In one of two runs this took 1,570 MB for a model of 112 MB.
-    """
-    libc = ctypes.CDLL(None)
-    if done % 32 == 0 and hasattr(libc, "malloc_trim"):  # only in glibc
-        libc.malloc_trim(0)
-
-
-# Names
-
-
-def skeleton(name: str | Path) -> PreTrainedModel:
-    """The parent's architecture without weights."""
-    config = AutoConfig.from_pretrained(str(name))
-    config.quantization_config = None
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
-
-
-def published_apart(model: PreTrainedModel) -> dict[str, list[str]]:
-    """The published names of an expert's layers, by the stacked parameter that transformers creates from them; empty if
-    the family publishes stacked experts."""
-    found = {}
-    for one in get_model_conversion_mapping(model):
-        if isinstance(one, WeightConverter) and "experts.*." in one.source_patterns[0]:
-            parameter = one.target_patterns[0].rpartition(".")[2]
-            found[parameter] = [pattern.split(".")[-2] for pattern in one.source_patterns]
-    return found
-
-
-def expert_names(model: PreTrainedModel) -> tuple[str, str, str]:
-    """The published names of an expert's layers: gate, up and down."""
-    found = {"gate_up_proj": ["gate_proj", "up_proj"], "down_proj": ["down_proj"]} | published_apart(model)
-    return (*found["gate_up_proj"], *found["down_proj"])
-
-
-def module_names(model: PreTrainedModel) -> Callable[[str], str]:
-    """A function from a name in a checkpoint to the name in the model. Experts stay separate or stacked."""
-    renamings = [one for one in get_model_conversion_mapping(model) if isinstance(one, WeightRenaming)]
-    known = model.state_dict()
-    return lambda key: rename_source_key(key, renamings, [], model.base_model_prefix, known)[0]
-
-
-# The two sides of the sum
-
-
-def refuse_quantized(name: str | Path, key: str) -> None:
-    """Raises ConfigError if a checkpoint does not hold its weights in 16 or 32 bits."""
-    held = getattr(AutoConfig.from_pretrained(str(name)), "quantization_config", None) or {}
-    held = held if isinstance(held, dict) else held.to_dict()
-    method = held.get("quant_method")
-    if method == "fp8" and held.get("weight_block_size"):
-        raise ConfigError(
-            f"{key}: {name} is in FP8. Convert it once, with the memory of one of its files, and start from the "
-            f"result: python -m recipes.tools.merge --parent {name} --output {Path(name).name}-bf16"
-        )
-    if method:
-        raise ConfigError(f"{key}: {name} is quantised already ({method}); name the 16-bit checkpoint it was made of.")
-
-
-class Parent:
-    """A checkpoint on disk: the file of each tensor, and each tensor in 16 or 32 bits."""
-
-    def __init__(self, name: str | Path):
-        self.folder = Path(name)
-        if not self.folder.is_dir():
-            self.folder = Path(hub.find(str(name), lambda: snapshot_download(str(name), allow_patterns=KEPT)))
-        config = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
-        self.fp8 = config.get("quantization_config") or {}
-        if self.fp8.get("quant_method", "fp8") != "fp8":
-            raise ConfigError(f"{name}: quantised by {self.fp8['quant_method']}; merge into the 16-bit checkpoint.")
-        if self.fp8 and len(self.fp8.get("weight_block_size") or ()) != 2:
-            raise ConfigError(f"{name}: in FP8 without weight_block_size; only blocks, as DeepSeek's, can be read.")
-        self.dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
-        self.index = self.folder / SAFE_WEIGHTS_INDEX_NAME
-        if (self.folder / SAFE_WEIGHTS_NAME).is_file():  # like transformers, ignores an index beside it
-            with safe_open(self.folder / SAFE_WEIGHTS_NAME, "pt") as file:
-                self.file_of, self.index = dict.fromkeys(file.keys(), SAFE_WEIGHTS_NAME), None
-        elif self.index.is_file():
-            self.file_of = json.loads(self.index.read_text(encoding="utf-8"))["weight_map"]
-        else:
-            raise ConfigError(f"{name}: no {SAFE_WEIGHTS_NAME} and no {SAFE_WEIGHTS_INDEX_NAME}; save it so first.")
-        if lost := sorted({file for file in self.file_of.values() if not (self.folder / file).is_file()}):
-            raise ConfigError(f"{name}: {', '.join(lost[:3])} of its index is not there; copy the checkpoint again.")
-        self.keys = [key for key in self.file_of if not (self.fp8 and key.endswith(SCALES))]
-        self.untied: dict[str, str] = {}  # tensors to write separately, with the tensor that each is tied to
-        self._open = lru_cache(maxsize=2)(lambda file: safe_open(self.folder / file, "pt"))
-
-    def files(self) -> list[str]:
-        return sorted({self.file_of[key] for key in self.keys})
-
-    def untie(self, key: str, tied_to: str) -> None:
-        """Store a tied tensor separately."""
-        self.untied[key], self.file_of[key] = tied_to, self.file_of[tied_to]
-        self.keys.append(key)
-
-    def is_scaled(self, key: str) -> bool:
-        return key + SCALES in self.file_of
-
-    def shape(self, key: str) -> list[int]:
-        return self._open(self.file_of[key]).get_slice(self.untied.get(key, key)).get_shape()
-
-    def read(self, key: str) -> torch.Tensor:
-        """The tensor as stored. FP8 is multiplied by its block scales and returned in float32."""
-        key = self.untied.get(key, key)
-        tensor = self._open(self.file_of[key]).get_tensor(key)
-        if not self.is_scaled(key):
-            if tensor.is_floating_point() and tensor.itemsize == 1:
-                raise ConfigError(f"{self.folder}: {key} is in FP8, but there is no {key}{SCALES} to multiply it with.")
-            return tensor
-        scales = self._open(self.file_of[key + SCALES]).get_tensor(key + SCALES).float()
-        rows, columns = self.fp8["weight_block_size"]
-        scales = scales.repeat_interleave(rows, -2)[..., : tensor.shape[-2], :].repeat_interleave(columns, -1)
-        return tensor.float() * scales[..., : tensor.shape[-1]]
 
 
 class LowRankChange(NamedTuple):
@@ -190,14 +63,14 @@ class Adapter:
         self.file = Path(folder) / "adapter_model.safetensors"
         path = Path(folder) / "adapter_config.json"
         if not path.is_file():
-            raise ConfigError(f"{folder}: holds no LoRA adapter (there is no {path.name}); name the folder of one")
+            raise ConfigError(f"{folder} holds no LoRA adapter (there is no {path.name}); name the folder of one")
         self.config = json.loads(path.read_text(encoding="utf-8"))
         odd = [key for key in UNREAD if self.config.get(key)]
         odd += ["bias"] if self.config.get("bias", "none") != "none" else []
         odd += ["init_lora_weights"] if str(self.config.get("init_lora_weights")).lower() not in PLAIN else []
         odd += ["peft_type"] if self.config["peft_type"] != "LORA" else []
         if odd:
-            raise ConfigError(f"{folder}: not a plain LoRA adapter ({', '.join(odd)}); merge it with PEFT.")
+            raise ConfigError(f"{folder} is not a plain LoRA adapter ({', '.join(odd)}); merge it with PEFT.")
         self.leaves, rename = expert_names(model), module_names(model)
         self.transposed = any(getattr(module, "is_transposed", False) for module in model.modules())
         self.tensors = safe_open(self.file, "pt")
@@ -212,7 +85,7 @@ class Adapter:
                 if not module.endswith(".base_layer.weight"):  # the frozen head, which PEFT saves beside its own pair
                     self.whole[module] = key
             elif not pair.startswith("B."):
-                raise ConfigError(f"{folder}: {key} is of no linear layer; merge it with PEFT.")
+                raise ConfigError(f"{folder}: {key} does not belong to a linear layer; merge it with PEFT.")
 
     def parts(self, name: str, shape: list[int]) -> list[LowRankChange]:
         """The changes of the parent's tensor that the model calls `name`."""
@@ -243,7 +116,7 @@ class Adapter:
         for name, key in self.whole.items():
             if name in plan and self.tensors.get_slice(key).get_shape() != source.shape(name):
                 raise ConfigError(
-                    f"{self.file.parent}: {key} is of another size than {name} of {source.folder}. Name the checkpoint "
+                    f"{self.file.parent}: {key} has another shape than {name} of {source.folder}. Name the checkpoint "
                     "that it was trained on."
                 )
         for key, parts in plan.items():
@@ -293,20 +166,6 @@ class Adapter:
         return self.config[key]
 
 
-# The merge
-
-
-def align(tokenizer: PreTrainedTokenizerBase, *configs: PreTrainedConfig | GenerationConfig | None) -> None:
-    """Make a model with these configs also stop at the tokenizer's end token, and pad with its pad token. Tokens that
-    the tokenizer does not have stay unchanged."""
-    for config in filter(None, configs):
-        for key in ("eos_token_id", "pad_token_id", "bos_token_id"):
-            held, own = getattr(config, key, None), getattr(tokenizer, key)
-            several = isinstance(held, list) and len(held) > 1
-            if own is not None and own not in (held if several else [held]):
-                setattr(config, key, own)
-
-
 def merge(
     parent: str | Path, adapter: str | Path | None, output: str | Path, dtype: str = "bfloat16", **settings
 ) -> None:
@@ -321,7 +180,7 @@ def merge(
     model = skeleton(source.folder)
     added = Adapter(adapter, model) if adapter else None
     if output.resolve() == source.folder.resolve():
-        raise ConfigError(f"{output}: is the parent itself; name another output.")
+        raise ConfigError(f"{output} is the parent itself; name another output.")
     plan = _plan(source, added, module_names(model), model.all_tied_weights_keys)
     _begin(source, added, output, dtype)
     for name in source.files():
@@ -330,7 +189,7 @@ def merge(
             keys = [key for key in plan if source.file_of[key] == name]
             for done, key in enumerate(commands.progress(keys, f"merging {name}", unit="tensor"), 1):
                 tensors[key] = _sum(source, added, key, plan[key], dtype)
-                give_back_memory(done)
+                memory.give_back(done)
             if added and name == source.files()[-1]:
                 tensors |= added.read_whole(dtype)
             partial = output / f"{name}.partial"
@@ -370,7 +229,7 @@ def _plan(
             f"such as {min(left)}. Name the checkpoint that it was trained on."
         )
     if strange := added.whole.keys() - plan.keys() - {"score.weight", "lm_head.weight"}:
-        raise ConfigError(f"{added.file.parent}: {min(strange)} is of no linear layer; merge it with PEFT.")
+        raise ConfigError(f"{added.file.parent}: {min(strange)} does not belong to a linear layer; merge it with PEFT.")
     added.check(plan, source)
     replaced = set(added.whole) | ({"lm_head.weight"} if scores else set())
     return {key: parts for key, parts in plan.items() if key not in replaced}

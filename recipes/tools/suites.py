@@ -23,14 +23,14 @@ from typing import Annotated, Any, Literal
 
 import rewards
 from data_prep import jobs, prompts, rows, runs
+from data_prep.catalogue import Refused, worked
 from data_prep.decontaminate import EvaluationSet, records
 from data_prep.rows import Row, write_parquet
 from data_prep.sampling import Decoding, Sample, Sampler, cost, open_model
-from data_prep.sources import Refused, worked
 from recipes.tools import evaluate
 from recipes.tools.page import PAPER
-from rewards.accuracy import statements
 from rewards.settings import FILLED, Count
+from rewards.statements import statements
 
 log = logging.getLogger("suites")
 PROTOCOL = Decoding(32768, temperature=0.6, top_p=0.95)

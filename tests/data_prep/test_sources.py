@@ -10,7 +10,8 @@ from pathlib import Path
 
 import rewards
 from data_prep import mixture, rows, sources
-from data_prep.sources import SOURCES, Rejection, Sources, Wanted
+from data_prep.catalogue import SOURCES
+from data_prep.sources import Rejection, Sources, Wanted
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -391,7 +392,7 @@ def test_a_source_without_a_usable_record_ends_the_job(run_job, tmp_path, caplog
         ([{"name": "sciqq"}], "source 'sciqq' is not known; write rows or one of"),
         ([{"name": "rows"}], "has no `local`"),
         ([{"name": "sciq"}], "sciq has no traces"),
-        ([{"name": "tulu-3"}, {"name": "tulu-3", "limit": 3}], "tulu-3 is there twice"),
+        ([{"name": "tulu-3"}, {"name": "tulu-3", "limit": 3}], "tulu-3 is listed twice"),
         ([{"name": "tulu-3", "local": "nowhere"}], "nowhere: no such file or folder; a Hub id is owner/name"),
     ],
 )

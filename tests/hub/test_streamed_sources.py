@@ -61,7 +61,7 @@ def test_a_benchmark_is_read_by_id_and_subset(hub: Hub, client: Callable) -> Non
 
 
 def pinned(name: str) -> tuple[str, str]:
-    from data_prep.sources import SOURCES
+    from data_prep.catalogue import SOURCES
 
     return SOURCES[name].hub_id, SOURCES[name].revision
 

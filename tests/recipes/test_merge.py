@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from data_prep.runs import ConfigError
+from recipes.parent import KEPT, align, refuse_quantized
 from recipes.tools import merge as module
 from recipes.tools.merge import merge
 
@@ -118,9 +119,9 @@ def test_ties_that_a_nested_config_says_are_untied(names, tmp_path):
 
 def test_a_list_of_end_tokens_stays_where_the_tokenizer_s_is_among_them():
     config = GenerationConfig(eos_token_id=[1, 7], pad_token_id=0)
-    module.align(SimpleNamespace(eos_token_id=1, pad_token_id=None, bos_token_id=2), config, None)
+    align(SimpleNamespace(eos_token_id=1, pad_token_id=None, bos_token_id=2), config, None)
     assert (config.eos_token_id, config.pad_token_id, config.bos_token_id) == ([1, 7], 0, 2)
-    module.align(SimpleNamespace(eos_token_id=3, pad_token_id=4, bos_token_id=None), config)
+    align(SimpleNamespace(eos_token_id=3, pad_token_id=4, bos_token_id=None), config)
     assert (config.eos_token_id, config.pad_token_id, config.bos_token_id) == (3, 4, 2)
 
 
@@ -257,18 +258,18 @@ def test_what_does_not_fit_is_refused(tmp_path):
         merge(parent, parent, tmp_path / "merged")
     with pytest.raises(ConfigError, match="not a plain LoRA adapter .use_dora."):
         merge(parent, adapter(parent, tmp_path / "dora", ["q_proj"], use_dora=True), tmp_path / "merged")
-    with pytest.raises(ConfigError, match=r"embed_tokens.lora_embedding_A is of no linear layer"):
+    with pytest.raises(ConfigError, match=r"embed_tokens.lora_embedding_A does not belong to a linear layer"):
         merge(parent, adapter(parent, tmp_path / "words", ["q_proj", "embed_tokens"]), tmp_path / "merged")
     with pytest.raises(ConfigError, match=r"not a plain LoRA adapter .init_lora_weights."):  # it changes the parent too
         merge(parent, adapter(parent, tmp_path / "pissa", ["o_proj"], init_lora_weights="pissa"), tmp_path / "merged")
-    with pytest.raises(ConfigError, match=r"trainable_tokens_delta is of no linear layer"):
+    with pytest.raises(ConfigError, match=r"trainable_tokens_delta does not belong to a linear layer"):
         merge(
             parent, adapter(parent, tmp_path / "tokens", ["q_proj"], trainable_token_indices=[3]), tmp_path / "merged"
         )
     with pytest.raises(ConfigError, match=r"not a plain LoRA adapter .bias."):
         merge(parent, adapter(parent, tmp_path / "bias", ["q_proj"], bias="all"), tmp_path / "merged")
     more = moe.write(tmp_path / "more", "qwen3_moe", vocab=330)
-    with pytest.raises(ConfigError, match=r"embed_tokens.weight is of another size than model.embed_tokens.weight"):
+    with pytest.raises(ConfigError, match=r"embed_tokens.weight has another shape than model.embed_tokens.weight"):
         saved = adapter(more, tmp_path / "of_more", ["q_proj"], modules_to_save=["embed_tokens"])
         merge(parent, saved, tmp_path / "merged")
     wide = moe.write(tmp_path / "wide", "qwen3_moe", hidden_size=128)
@@ -298,10 +299,10 @@ def test_fp8_of_another_form_is_refused(tmp_path):
         with pytest.raises(ConfigError, match=said):
             merge(parent, None, tmp_path / "merged")
     with pytest.raises(ConfigError, match="is in FP8. Convert it once"):
-        module.refuse_quantized(parent, "load_in_4bit")
+        refuse_quantized(parent, "load_in_4bit")
     (parent / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "fp8"}}))
     with pytest.raises(ConfigError, match=r"is quantised already \(fp8\)"):
-        module.refuse_quantized(parent, "load_in_4bit")
+        refuse_quantized(parent, "load_in_4bit")
 
 
 def test_one_file_goes_before_an_index_as_in_transformers_and_a_lost_file_is_named(sharded, tmp_path):
@@ -309,7 +310,7 @@ def test_one_file_goes_before_an_index_as_in_transformers_and_a_lost_file_is_nam
     before = logits(parent)
     lost = sorted(parent.glob("model-*.safetensors"))[1]
     lost.rename(tmp_path / "elsewhere")
-    with pytest.raises(ConfigError, match=f"{lost.name} of its index is not there"):
+    with pytest.raises(ConfigError, match=f"lacks {lost.name}, which its index lists"):
         merge(parent, folder, tmp_path / "merged")
     save_file(
         load_file(tmp_path / "one_file/model.safetensors"), parent / "model.safetensors", metadata={"format": "pt"}
@@ -320,13 +321,6 @@ def test_one_file_goes_before_an_index_as_in_transformers_and_a_lost_file_is_nam
 
 
 def test_a_parent_of_the_hub_comes_with_all_of_its_tokenizer():
-    names = [
-        "model.safetensors",
-        "config.json",
-        "tokenizer.model",
-        "merges.txt",
-        "chat_template.jinja",
-        "x.bin",
-        "a.gguf",
-    ]
-    assert list(filter_repo_objects(names, allow_patterns=module.KEPT)) == names[:5]
+    names = ["model.safetensors", "config.json", "tokenizer.model", "merges.txt", "chat_template.jinja"]
+    names += ["x.bin", "a.gguf"]
+    assert list(filter_repo_objects(names, allow_patterns=KEPT)) == names[:5]

@@ -4,8 +4,10 @@ from pathlib import Path
 
 from rewards import AccuracyReward, gold_error, is_correct
 from rewards.accuracy import grade
+from rewards.answers import normalise
 from rewards.equality import EqualityRule, Tolerance, compare
-from rewards.expression import MAX_CHARACTERS, Unreadable, evaluate, normalise, read
+from rewards.expression import MAX_CHARACTERS, Unreadable, read
+from rewards.scalars import evaluate
 
 import pytest
 from hypothesis import HealthCheck, given, settings

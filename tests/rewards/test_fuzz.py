@@ -4,10 +4,11 @@ import random
 import time
 
 from rewards import format_reward, gold_error, is_well_formed, language_consistency, parse
-from rewards.accuracy import chosen, grade, statements, unstated
+from rewards.accuracy import grade
 from rewards.code import program_of
 from rewards.equality import EqualityRule, compare
 from rewards.judge import refusal
+from rewards.statements import chosen, statements, unstated
 
 import pytest
 from cases import DIFFERENT, EQUIVALENT, pairs
