@@ -55,10 +55,6 @@ class HubError(RuntimeError):
     """An upload to the Hub or a download from it failed. The message says what failed and why."""
 
 
-class _Incomplete(OSError):
-    """A download ended without an error, but files are missing."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Repository:
     """A repository of the Hub: `id` is owner/name. A new repository is private unless `private` is false."""
@@ -196,7 +192,7 @@ def read_back(repository: Repository, sha: str, files: Collection[str], cache: P
             allow_patterns=[glob.escape(path) for path in files],
         )
         if lost := [path for path in files if not (Path(folder) / path).is_file()]:
-            raise _Incomplete(f"{', '.join(lost)} did not arrive")
+            raise ConnectionError(f"{', '.join(lost)} did not arrive")  # the client has returned what its cache had
         return Path(folder)
 
     return _patiently(attempt, "the download")
@@ -277,7 +273,7 @@ def _judge(error: BaseException) -> tuple[bool, str, float]:
     if isinstance(error, OfflineModeIsEnabled):
         return False, "HF_HUB_OFFLINE is set; remove it from the environment to push", 0.0
     for one in _chain(error):
-        if isinstance(one, httpx2.TransportError | LocalEntryNotFoundError | _Incomplete | ConnectionError):
+        if isinstance(one, httpx2.TransportError | LocalEntryNotFoundError | ConnectionError):
             return True, f"{type(one).__name__}: {str(one).strip().splitlines()[0] if str(one).strip() else ''}", 0.0
         if isinstance(one, json.JSONDecodeError) or "Consistency check failed" in str(one):
             return True, "the Hub's answer cannot be read", 0.0
