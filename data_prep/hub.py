@@ -8,18 +8,17 @@ The token is read only from the environment variable HF_TOKEN. A file that conta
 """
 
 import dataclasses
-import hashlib
-import io
+import glob
 import json
 import logging
 import os
-import re
 import time
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import BinaryIO, Literal, TypeVar
 
 from data_prep.runs import HUB_ID, ConfigError
+from rewards import retry
 
 import httpx2
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, snapshot_download
@@ -32,6 +31,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import get_session, parse_ratelimit_headers
+from huggingface_hub.utils.sha import git_hash
 
 log = logging.getLogger(__name__)
 Files = dict[str, Path | bytes]  # path in the repository -> local path, or content
@@ -43,7 +43,6 @@ REACHING, REACHING_S = 3, 4.0  # attempts at the first request, and the connecti
 REACHED_S = 10.0
 silent: list[str] = []  # why the Hub could not be reached; empty if it never failed
 FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 120.0  # each wait is twice the last; a push gives up after about six minutes
-PASSING = {408, 409, 412, 425, 429}  # statuses that are retried, as 5xx are
 MEANING = {
     401: "the Hub does not know the token in HF_TOKEN",
     403: "the token in HF_TOKEN may not do this",
@@ -54,10 +53,6 @@ UNREACHED = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.ProxyError)
 
 class HubError(RuntimeError):
     """An upload to the Hub or a download from it failed. The message says what failed and why."""
-
-
-class _Incomplete(OSError):
-    """A download ended without an error, but files are missing."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,8 +106,8 @@ def require_write(repository: Repository) -> None:
     has no write access or the Hub cannot be reached."""
     api, named = HfApi(token=token()), {"repo_id": repository.id, "repo_type": repository.kind}
     try:
-        _first(lambda: api.create_repo(**named, private=repository.private, exist_ok=True), "making the repository")
-        _patiently(lambda: api.auth_check(**named, write=True), "asking for write access")
+        _first(lambda: api.create_repo(**named, private=repository.private, exist_ok=True), "creating the repository")
+        _patiently(lambda: api.auth_check(**named, write=True), "the check of write access")
     except HubError as error:
         raise ConfigError(f"{repository.id}: {error}") from error
 
@@ -131,7 +126,7 @@ def files_of(repository: Repository, branch: str = "main") -> dict[str, RepoFile
             return {}
 
     try:
-        return _first(listing, "looking at what is there")
+        return _first(listing, "listing the files")
     except HubError as error:
         if isinstance(error.__cause__, RepositoryNotFoundError):
             return None
@@ -139,13 +134,14 @@ def files_of(repository: Repository, branch: str = "main") -> dict[str, RepoFile
 
 
 def additions(files: Files) -> Additions:
-    """The files as additions, each read once for its checksum. Raises HubError for a file that contains the token."""
+    """The files as additions with their checksums. Raises HubError for a file that contains the token."""
     secret = os.environ.get("HF_TOKEN", "").strip().encode()
-    for path, content in files.items():
-        if secret and _contains(content, secret):
-            raise HubError(f"{path} contains the token of HF_TOKEN; it is not pushed")
-    sources = {path: content if isinstance(content, bytes) else str(content) for path, content in files.items()}
-    return {path: CommitOperationAdd(path, source) for path, source in sources.items()}
+    found = {path: CommitOperationAdd(path, content) for path, content in files.items()}
+    for path, addition in found.items():
+        with addition.as_file() as file:
+            if secret and _contains(file, secret):
+                raise HubError(f"{path} contains the token of HF_TOKEN; it is not pushed")
+    return found
 
 
 def push(
@@ -165,20 +161,21 @@ def push(
             api.create_branch(**named, branch=branch, revision=first)
         head = api.repo_info(**named, revision=branch).sha
         there = _listing(api, repository, head)
+        # `create_commit` skips unchanged files too, but a second attempt would send what a lost answer has committed.
         missing = [addition for path, addition in added.items() if not same(addition, there.get(path))]
         stale = [CommitOperationDelete(path) for path in delete if path in there]
         if not missing + stale:
             return head
-        log.info("%s: pushing %d of %d files", repository.id, len(missing), len(added))
+        log.info("%s: %d of %d files are pushed now", repository.id, len(missing), len(added))
         done = api.create_commit(
             **named, operations=[*missing, *stale], commit_message=message, revision=branch, parent_commit=head
         )
         return done.oid
 
-    sha = _patiently(attempt, "pushing")
-    there = _patiently(lambda: _listing(api, repository, sha), "looking at what was pushed")
+    sha = _patiently(attempt, "the push")
+    there = _patiently(lambda: _listing(api, repository, sha), "listing the pushed files")
     if wrong := [path for path, addition in added.items() if not same(addition, there.get(path))]:
-        raise HubError(f"{repository.id} at {sha}: not as on disk: {', '.join(wrong)}")
+        raise HubError(f"{repository.id} at {sha}: these files differ from those on disk: {', '.join(wrong)}")
     return sha
 
 
@@ -192,13 +189,13 @@ def read_back(repository: Repository, sha: str, files: Collection[str], cache: P
             revision=sha,
             token=token(),
             cache_dir=cache,
-            allow_patterns=[re.sub(r"([\[*?])", r"[\1]", path) for path in files],
+            allow_patterns=[glob.escape(path) for path in files],
         )
         if lost := [path for path in files if not (Path(folder) / path).is_file()]:
-            raise _Incomplete(f"{', '.join(lost)} did not arrive")
+            raise ConnectionError(f"{', '.join(lost)} did not arrive")  # the client has returned what its cache had
         return Path(folder)
 
-    return _patiently(attempt, "reading back")
+    return _patiently(attempt, "the download")
 
 
 def stated_license(kind: Literal["model", "dataset"], name: str) -> str:
@@ -221,20 +218,15 @@ def same(addition: CommitOperationAdd, there: RepoFile | None) -> bool:
     if there.lfs:
         return there.lfs.sha256 == addition.upload_info.sha256.hex()
     with addition.as_file() as file:
-        return there.blob_id == hashlib.sha1(b"blob %d\0" % there.size + file.read()).hexdigest()
+        return there.blob_id == git_hash(file.read())
 
 
-def _open(content: Path | bytes) -> io.BufferedIOBase:
-    return io.BytesIO(content) if isinstance(content, bytes) else content.open("rb")
-
-
-def _contains(content: Path | bytes, secret: bytes) -> bool:
-    with _open(content) as file:
-        end = b""
-        while block := file.read(1 << 20):
-            if secret in end + block:
-                return True
-            end = block[-len(secret) :]
+def _contains(file: BinaryIO, secret: bytes) -> bool:
+    end = b""
+    while block := file.read(1 << 20):
+        if secret in end + block:
+            return True
+        end = block[-len(secret) :]
     return False
 
 
@@ -243,8 +235,8 @@ def _contains(content: Path | bytes, secret: bytes) -> bool:
 
 def _patiently(work: Callable[[], T], what: str, reached: bool = True) -> T:
     """Return the result of `work`. Temporary errors are retried with growing waits, or with those that the Hub asks
-    for. Raises HubError for a permanent error and after the last attempt, which is the third if there was no connection
-    and the Hub has not been reached before."""
+    for; the client retries only transfers and listings by itself. Raises HubError for a permanent error and after the
+    last attempt, which is the third if there was no connection and the Hub has not been reached before."""
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return work()
@@ -254,8 +246,8 @@ def _patiently(work: Callable[[], T], what: str, reached: bool = True) -> T:
             if not passing or attempt == (REACHING if unreached else ATTEMPTS):
                 where = f"{constants.ENDPOINT} cannot be reached, " if unreached else ""
                 raise HubError(f"{what} failed{f' {attempt} times' if passing else ''}: {where}{reason}") from error
-            wait = max(asked, min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** (attempt - 1)))
-            log.warning("%s: %s; again in %.0f s", what, reason, wait)
+            wait = retry.wait_s(attempt, FIRST_WAIT_S, asked, LONGEST_WAIT_S, spread=0)
+            log.warning("%s failed (%s). It is tried again in %.0f s.", what, reason, wait)
             time.sleep(wait)
     raise AssertionError("unreachable")
 
@@ -272,19 +264,19 @@ def _judge(error: BaseException) -> tuple[bool, str, float]:
     for one in _chain(error):
         if isinstance(one, HfHubHTTPError) and one.response is not None:
             status, headers = one.response.status_code, one.response.headers
-            after = headers.get("Retry-After", "")
             limit = parse_ratelimit_headers(headers)
-            asked = float(after) if after.isdigit() else limit.reset_in_seconds if status == 429 and limit else 0.0
+            asked = retry.asked_s(headers) or (limit.reset_in_seconds if status == 429 and limit else 0.0)
             said = str(error) if status == 400 else one.server_message or str(one).strip().splitlines()[0]
             reason = f"{MEANING[status]} ({status}: {said})" if status in MEANING else f"{status}: {said}"
-            return status in PASSING or status >= 500, reason, asked
+            moved = status == 412  # the branch has a newer commit than the one that a push started from
+            return retry.is_passing(status) or moved, reason, asked
     if isinstance(error, OfflineModeIsEnabled):
-        return False, "HF_HUB_OFFLINE is set; take it out of the environment to push", 0.0
+        return False, "HF_HUB_OFFLINE is set; remove it from the environment to push", 0.0
     for one in _chain(error):
-        if isinstance(one, httpx2.TransportError | LocalEntryNotFoundError | _Incomplete | ConnectionError):
+        if isinstance(one, httpx2.TransportError | LocalEntryNotFoundError | ConnectionError):
             return True, f"{type(one).__name__}: {str(one).strip().splitlines()[0] if str(one).strip() else ''}", 0.0
         if isinstance(one, json.JSONDecodeError) or "Consistency check failed" in str(one):
-            return True, "an answer that cannot be read", 0.0
+            return True, "the Hub's answer cannot be read", 0.0
     return False, f"{type(error).__name__}: {error}", 0.0
 
 

@@ -137,7 +137,7 @@ def plan(
         log.warning("%s: what is there and would be replaced is not known: %s", where, error)
         there, new = {}, "to push"
     if there is None and not arguments.dry_run:
-        raise HubError(f"{repository.id} is not there any more (404)")
+        raise HubError(f"{repository.id} does not exist any more (404)")
     there = there or {}
     others = sorted(there.keys() - files.keys() - {".gitattributes"})
     if repository.kind == "model":
@@ -164,14 +164,14 @@ def send(one: Plan) -> None:
         return
     asked = [part for part in ("", "adapter") if is_model(folder / part)] if repository.kind == "model" else []
     if asked and (reason := too_large(folder)):
-        log.info("%s: compared by its checksums, and not asked a question: %s", repository.id, reason)
+        log.info("%s is compared by its checksums, and not asked a question: %s", repository.id, reason)
         asked = []
     said = {part: answer(folder / part) for part in asked}
     sha = push(repository, added, f"{folder.name}, with its card", delete=stale)
     with tempfile.TemporaryDirectory(dir=folder / SCRATCH) as scratch:
         back = read_back(repository, sha, added, Path(scratch)) if asked else folder
         if said != {part: answer(back / part) for part in said}:
-            raise HubError(f"{repository.id} at {sha}: the model that came back answers otherwise than the one here")
+            raise HubError(f"{repository.id} at {sha}: the downloaded model answers differently from the one on disk")
     write_json(folder / "hub.json", {"id": repository.id, "kind": repository.kind, "revision": sha})
     log.info("%s is on the Hub as %s, revision %s", folder, repository.id, sha)
 
@@ -225,7 +225,7 @@ def on_the_hub(path: Path) -> bytes:
     if there := pushed(base):
         config |= {"base_model_name_or_path": there["id"], "revision": there["revision"]}
     elif not config.get("revision"):
-        raise ConfigError(f"{path}: no `revision` of {base}; write the commit of it that the adapter was trained on")
+        raise ConfigError(f"{path} has no `revision`; write the commit of {base} that the adapter was trained on")
     return json.dumps(config, indent=2).encode()
 
 
@@ -262,7 +262,7 @@ def card_of_data(folder: Path, card: Path | None, scratch: Path) -> Files:
         cards.build(cards.Card(output_dir="", data=str(folder), title=cards.title(folder)), card, files=paths)
     if card is not None:
         if not (card / "README.md").is_file():
-            raise ConfigError(f"--card {card}: holds no README.md; run python -m data_prep.cards first")
+            raise ConfigError(f"--card {card} holds no README.md; run python -m data_prep.cards first")
         return {name: (card / name).read_bytes() for name in ("README.md", "stats.json") if (card / name).is_file()}
     return {"README.md": run_cards.record_card(folder, files, configurations(files)).encode()}
 
@@ -295,7 +295,7 @@ def stale_of_data(folder: Path, files: Files, others: list[str], whole: Path) ->
     groups, cache, name = configurations(files), str(whole.with_name("cache")), ""
     try:
         if groups and sorted(found := get_dataset_config_names(str(whole))) != sorted(groups):
-            raise ConfigError(f"it has {', '.join(found)}, and the files here make {', '.join(groups)}")
+            raise ConfigError(f"it names {', '.join(found)}, and the files make {', '.join(groups)}")
         for name in groups:
             loaded = load_dataset_builder(str(whole), name, cache_dir=cache).config.data_files
             paths = {os.path.relpath(path, whole.resolve()) for split in loaded.values() for path in split}

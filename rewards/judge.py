@@ -15,6 +15,7 @@ import unicodedata
 from dataclasses import dataclass, field
 from typing import Any
 
+from rewards import retry
 from rewards.completion import parse, prompt_text, texts_of, without_invisible
 from rewards.settings import Count, Positive, Seconds, check
 
@@ -129,7 +130,7 @@ class JudgeReward:
         model: The judge's name on that server.
         api_key_variable: The environment variable that holds the key, never the key itself.
         concurrency: Maximum number of concurrent calls.
-        retries: Number of further attempts, after 0.5, 1, 2 ... seconds.
+        retries: Number of further attempts, after about 0.5, 1, 2 ... seconds (`rewards.retry`).
 
     Metrics: `judge/refused`, `judge/outage`: shares of the rows.
     """
@@ -181,7 +182,7 @@ class JudgeReward:
             return []
         if not self.base_url or not self.model:
             raise ValueError(
-                "judge_reward: say which judge: reward_kwargs: {judge_reward: {base_url: ..., model: ...}}"
+                "judge_reward has no judge; write reward_kwargs: {judge_reward: {base_url: ..., model: ...}}"
             )
         import httpx
 
@@ -201,10 +202,10 @@ class JudgeReward:
     async def _ask(self, client: Any, gate: asyncio.Semaphore, item: tuple[str, str, str]) -> bool | None:
         import httpx
 
-        text, reason = judge_prompt(*item), ""
+        text, reason, asked = judge_prompt(*item), "", 0.0
         for attempt in range(self.retries + 1):
             if attempt:
-                await asyncio.sleep(0.5 * 2 ** (attempt - 1))
+                await asyncio.sleep(retry.wait_s(attempt, 0.5, asked))
             request = {
                 "model": self.model,
                 "messages": [{"role": "user", "content": text}],
@@ -215,6 +216,7 @@ class JudgeReward:
             try:
                 async with gate:
                     reply = await client.post(f"{self.base_url.rstrip('/')}/chat/completions", json=request)
+                asked = retry.asked_s(reply.headers)
                 if reply.status_code == 200:
                     content = reply.json()["choices"][0]["message"]["content"] or ""
                     verdict = read_verdict(content)
@@ -223,7 +225,7 @@ class JudgeReward:
                     reason = f"no verdict in {content[-200:]!r}"
                 else:
                     reason = f"{reply.status_code} {reply.text[:200]}"
-                    if reply.status_code not in (408, 409, 429) and reply.status_code < 500:
+                    if not retry.is_passing(reply.status_code):
                         break
             except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
                 reason = f"{type(error).__name__}: {error}"

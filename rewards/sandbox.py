@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from rewards import retry
 from rewards.settings import Count, Positive, Seconds, check
 
 JAIL = Path(__file__).with_name("jail.py")
@@ -133,8 +134,8 @@ class LocalSandbox:
         state = json.loads(report) if report.endswith("\n") else {}
         if "missing" in state:
             raise SandboxRefused(
-                f"this machine cannot shut a program in; it lacks: {state['missing']}. Use another machine or a server:"
-                " code_reward with piston_url"
+                f"this machine cannot isolate a program, because it lacks {state['missing']}. Use another machine, or "
+                "a server: set `piston_url` of code_reward"
             )
         if "layers" not in state:
             raise SandboxUnavailable(f"the sandbox did not start: {state.get('error') or err[-500:] or 'no report'}")
@@ -192,7 +193,7 @@ class PistonSandbox:
     Args:
         url: URL of the server, such as "http://localhost:2000".
         seconds, memory_mb: Wall-clock and memory limits of a run. The server refuses values above its own limits.
-        retries: Number of further attempts, after 1, 2, 4 ... seconds, if the server does not answer or is busy.
+        retries: Number of further attempts, after about 1, 2, 4 ... seconds, if the server does not answer or is busy.
     """
 
     url: str
@@ -215,12 +216,13 @@ class PistonSandbox:
             "run_timeout": int(self.seconds * 1000),
             "run_memory_limit": self.memory_mb << 20,
         }
-        reason = ""
+        reason, asked = "", 0.0
         for attempt in range(self.retries + 1):
             if attempt:
-                time.sleep(2 ** (attempt - 1))
+                time.sleep(retry.wait_s(attempt, 1.0, asked))
             try:
                 reply = httpx.post(f"{self.url.rstrip('/')}/api/v2/execute", json=request, timeout=self.seconds + 30)
+                asked = retry.asked_s(reply.headers)
                 if reply.status_code == 200 and (ran := reply.json()["run"]).get("status") != "XX":
                     killed = ran.get("signal") == "SIGKILL" or ran.get("status") in ("TO", "OL", "EL")
                     stopped = ("output" if ran.get("status") in ("OL", "EL") else "time") if killed else None
@@ -229,8 +231,8 @@ class PistonSandbox:
                 reason = f"{reply.status_code} {reply.text[:200]}"
                 if reply.status_code == 413 and len(program) > len(stdin):
                     return Outcome("", "the program is too large for the server", -1, "output", ("piston",))
-                if reply.status_code not in (408, 429) and 400 <= reply.status_code < 500:
-                    raise SandboxRefused(f"the Piston server at {self.url} refuses to run programs so: {reason}")
+                if reply.status_code >= 400 and not retry.is_passing(reply.status_code):
+                    raise SandboxRefused(f"the Piston server at {self.url} refuses such a request: {reason}")
             except (httpx.HTTPError, ValueError, KeyError) as error:
                 reason = f"{type(error).__name__}: {error}"
         raise SandboxUnavailable(f"the Piston server at {self.url} did not run the program: {reason}")

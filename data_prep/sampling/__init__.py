@@ -1,10 +1,10 @@
 """Completions of prompts: by transformers in this process, by vLLM in this process, or by an OpenAI-compatible server.
 
 All have one method, ``sample(prompts, n, ...) -> list[list[Sample]]``. A prompt is a string (sent unchanged) or a list
-of chat messages (rendered by the checkpoint's chat template). Finished samples are stored under ``store`` by a key, the
-hash of prompt, model, revision, decoding, seed and index. They are reused after a kill, and after any change that does
-not affect their keys (a larger n, more prompts, another threshold). A kill loses at most the batch or the requests in
-flight.
+of chat messages (rendered by the checkpoint's chat template). Finished samples are stored in the folder ``store``
+(`store.Store`) by a key, the hash of prompt, model, revision, decoding, seed and index. They are reused after a kill,
+and after any change that does not affect their keys (a larger n, more prompts, another threshold). A kill loses at most
+the batch or the requests in flight.
 """
 
 from __future__ import annotations

@@ -3,32 +3,29 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import sys
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from data_prep import commands, memory
-from data_prep.rows import read_parquet, write_parquet
-from data_prep.runs import write_json
 from data_prep.sampling.samples import Decoding, Prompt, Sample, TooManyRefused, key_of, may_refuse
-
-import pyarrow.parquet as pq
+from data_prep.sampling.store import Store
 
 log = logging.getLogger(__name__)
 
 
 class Batched(ABC):
-    """A checkpoint in this process, which samples in fixed batches; each batch is a file of the store.
+    """A checkpoint in this process, which samples in batches; each batch is stored as a whole.
 
-    The prompts are sorted by length, repeated n times, and cut into batches of ``batch_size`` sequences. Samples that
-    are in the store are left out. The list of the others is written first (``*.plan.json``), so that a restart cuts the
-    same batches and ends with the same bytes.
+    The prompts are sorted by length and repeated n times. Samples that are in the store are left out, and the others
+    are cut into batches of ``batch_size`` sequences. A restart therefore cuts the batches that are left as before, and
+    ends with the same samples.
     """
 
     identity: str  # of the weights; stored samples are valid for these only
@@ -44,7 +41,7 @@ class Batched(ABC):
     def sample(
         self, prompts: list[Prompt], n: int, decoding: Decoding, seed: int, store: Path | None = None
     ) -> list[list[Sample]]:
-        """n samples of each prompt, in the order of the prompts. Finished batches are files in ``store``. Prompts that
+        """n samples of each prompt, in the order of the prompts. Finished batches are kept in ``store``. Prompts that
         are too long are refused. Raises TooManyRefused before any work if there are too many of them."""
         started = time.monotonic()
         tokens = [self._tokenize(prompt) for prompt in prompts]
@@ -72,19 +69,20 @@ class Batched(ABC):
             prompt = key_of(tokens[i])
             keys.append(key_of([common, prompt, times[prompt]]))
             times[prompt] += 1
-        found = _stored(store, set(keys))
-        batches = self._plan(keys, set(found), store)
-        for number, batch in commands.progress(batches, "sampling", unit="batch"):
-            if all(keys[at] in found for at in batch):
-                continue
-            own = number if isinstance(number, int) else keys[batch[0]]
-            samples = self._generate(
-                [tokens[sequences[at]] for at in batch], decoding, int(key_of([seed, own])[:8], 16)
-            )
-            records = [{"key": keys[at]} | asdict(sample) for at, sample in zip(batch, samples, strict=True)]
-            if store:
-                write_parquet(store / f"{key_of([record['key'] for record in records])}.parquet", records)
-            found |= {keys[at]: sample for at, sample in zip(batch, samples, strict=True)}
+        with closing(Store(store)) as stored:
+            found = stored.get(keys)
+            missing = [at for at, key in enumerate(keys) if key not in found]
+            batches = [missing[at : at + self.batch_size] for at in range(0, len(missing), self.batch_size)]
+            fresh = stored.began_empty(key_of([self.batch_size, *keys]), found)
+            for batch in commands.progress(batches, "sampling", unit="batch"):
+                # A batch's number, or its first key if other batches of these prompts may have had that number: no two
+                # batches may share random draws.
+                own = batch[0] // self.batch_size if fresh else keys[batch[0]]
+                inputs = [tokens[sequences[at]] for at in batch]
+                samples = self._generate(inputs, decoding, int(key_of([seed, own])[:8], 16))
+                drawn = {keys[at]: sample for at, sample in zip(batch, samples, strict=True)}
+                stored.put(drawn)
+                found |= drawn
         results: list[list[Sample]] = [[] for _ in prompts]
         for i in refused:
             why = f"with max_tokens it makes {len(tokens[i]) + decoding.max_tokens} tokens, not {self.limit}"
@@ -92,28 +90,8 @@ class Batched(ABC):
         for i, key in zip(sequences, keys, strict=True):
             results[i].append(found[key])
         made = sum(sample.completion_tokens for group in results for sample in group)
-        log.info("%d samples of %d tokens in %.0f s", len(sequences), made, time.monotonic() - started)
+        log.info("%d samples of %d tokens took %.0f s", len(sequences), made, time.monotonic() - started)
         return results
-
-    def _plan(self, keys: list[str], known: set[str], store: Path | None) -> list[tuple[int | None, list[int]]]:
-        """The batches to draw, as (number, places in keys). If the store had none of the keys, a batch is seeded by its
-        number, else (number None) by its first key, so that no two batches share random draws."""
-        path = store / f"{key_of([self.batch_size, *keys])}.plan.json" if store else None
-        if path and path.exists():
-            plan = json.loads(path.read_text(encoding="utf-8"))
-        else:
-            plan = {"fresh": not known, "places": [at for at, key in enumerate(keys) if key not in known]}
-            if path and plan["places"]:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_json(path, plan)
-        later = set(range(len(keys))) - set(plan["places"])  # were stored; their files may be corrupt now
-        broken = [at for at in sorted(later) if keys[at] not in known]
-        cut = [
-            part[at : at + self.batch_size]
-            for part in (plan["places"], broken)
-            for at in range(0, len(part), self.batch_size)
-        ]
-        return [(number if plan["fresh"] else None, batch) for number, batch in enumerate(cut)]
 
     def _tokenize(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str):
@@ -221,19 +199,3 @@ def _identity(checkpoint: str | Path, revision: str | None) -> str:
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
-
-
-def _stored(store: Path | None, keys: set[str]) -> dict[str, Sample]:
-    """The samples of a store that have these keys. An unreadable file is logged, and its batch is drawn again."""
-    found: dict[str, Sample] = {}
-    for path in sorted(store.glob("*.parquet")) if store else []:
-        try:
-            if "key" in pq.read_schema(path).names and not keys.isdisjoint(
-                pq.read_table(path, columns=["key"])["key"].to_pylist()
-            ):
-                for record in read_parquet(path):
-                    if (key := record.pop("key")) in keys:
-                        found[key] = Sample(**record)
-        except (ValueError, OSError, TypeError) as error:
-            log.warning("sampling that batch again: %s: %s", path, error)
-    return found

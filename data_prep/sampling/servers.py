@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
-import random
-import sqlite3
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -20,12 +17,13 @@ import rewards
 from data_prep import commands
 from data_prep.runs import Stopped
 from data_prep.sampling.samples import NEUTRAL, Decoding, Prompt, Sample, TooManyRefused, key_of, may_refuse
+from data_prep.sampling.store import Store
+from rewards import retry
 from rewards.settings import Count, NotNegative, Positive, Seconds, Share, check
 
 import httpx
 
 log = logging.getLogger(__name__)
-TRANSIENT = (408, 409, 425, 429)  # statuses that are retried, as 5xx are
 FOR_ALL = (401, 402, 404, 405, 407)  # statuses that concern all requests: a wrong key, bill or path
 
 
@@ -60,14 +58,14 @@ class ServerSettings:
     def __post_init__(self) -> None:
         check(self)
         if self.api_key_variable and not os.environ.get(self.api_key_variable):
-            raise ValueError(f"the environment variable {self.api_key_variable} is not set; {self.base_url} wants it")
+            raise ValueError(f"the environment variable {self.api_key_variable} is not set; {self.base_url} needs it")
 
 
 class Server:
-    """Requests each sample separately (seed + sample index), ``concurrency`` at a time. Answers are stored in
-    ``store``/requests.sqlite by the hash of the request. `TRANSIENT`, 5xx, lost connections, timeouts and unreadable
-    answers are retried and counted in ``faults`` by kind; each wait is twice the last (or what Retry-After says).
-    Refusals are stored as well and not requested again, unless there were too many."""
+    """Requests each sample separately (seed + sample index), ``concurrency`` at a time. Answers are stored by the hash
+    of the request. Statuses that may pass (`rewards.retry`), lost connections, timeouts and unreadable answers are
+    retried and counted in ``faults`` by kind. Refusals are stored as well and not requested again, unless there were
+    too many."""
 
     def __init__(self, settings: ServerSettings):
         self.settings = settings
@@ -80,19 +78,16 @@ class Server:
         self, prompts: list[Prompt], n: int, decoding: Decoding, seed: int, store: Path | None = None
     ) -> list[list[Sample]]:
         """As Batched.sample. Raises ServerError after the last attempt; answers received so far stay in ``store``."""
-        with closing(_open(store)) as answers:
+        with closing(Store(store)) as stored:
             try:
-                samples = asyncio.run(self._ask_all(prompts, n, decoding, seed, answers))
-            except* Stopped as group:
+                samples = asyncio.run(self._ask_all(prompts, n, decoding, seed, stored))
+            except* (Stopped, OSError) as group:
                 if group.subgroup(TooManyRefused):
-                    with answers:  # the server may have other settings next time
-                        answers.execute("delete from answers where json_extract(sample, '$.finish') = 'refused'")
+                    stored.forget_refused()  # the server may have other settings next time
                 raise group.exceptions[0] from None
-            except* sqlite3.OperationalError as group:
-                raise OSError(f"{store}: {group.exceptions[0]}") from None  # a full disk
             finally:
                 if self.faults:
-                    log.warning("%s: tried again after %s", self.settings.base_url, dict(self.faults))
+                    log.warning("%s: requests were tried again after %s", self.settings.base_url, dict(self.faults))
         return [samples[at * n : (at + 1) * n] for at in range(len(prompts))]
 
     def _payload(self, prompt: Prompt, decoding: Decoding, seed: int) -> dict:
@@ -103,7 +98,7 @@ class Server:
         return (NEUTRAL if self.settings.extensions else {}) | payload
 
     async def _ask_all(
-        self, prompts: list[Prompt], n: int, decoding: Decoding, seed: int, answers: sqlite3.Connection
+        self, prompts: list[Prompt], n: int, decoding: Decoding, seed: int, stored: Store
     ) -> list[Sample]:
         samples: list[Sample | None] = [None] * (len(prompts) * n)
         refused, may = 0, may_refuse(self.settings.max_refused, len(prompts)) * n
@@ -116,19 +111,17 @@ class Server:
                 payload = self._payload(prompts[index // n], decoding, seed + index % n)
                 revision = self.settings.revision
                 key = key_of([payload, revision] if revision else payload)
-                found = answers.execute("select sample from answers where request = ?", (key,)).fetchone()
-                sample = Sample(**json.loads(found[0])) if found else await self._ask_or_fail(client, payload, index)
+                found = stored.get([key])
+                sample = found.get(key) or await self._ask_or_fail(client, payload, index)
                 if not found and sample.finish != "failed":
-                    with answers:
-                        values = (key, json.dumps(asdict(sample)))
-                        answers.execute("insert or replace into answers values (?, ?)", values)
+                    stored.put({key: sample})
                 if sample.finish == "refused":
                     refused += 1
                     if refused > may:
                         raise TooManyRefused(
                             f"{self.settings.base_url} refused {refused} of {len(samples)} requests, more than "
                             f"`max_refused: {self.settings.max_refused:g}` allows, the last one with {sample.why}. "
-                            "Mend what it refuses, or write a larger `max_refused` beside `base_url` to drop it"
+                            "Change these requests, or write a larger `max_refused` beside `base_url` to drop them"
                         )
                 samples[index] = sample
                 progress.update()
@@ -158,18 +151,16 @@ class Server:
 
     async def _ask(self, client: httpx.AsyncClient, payload: dict) -> Sample:
         url = self.settings.base_url.rstrip("/") + ("/completions" if "prompt" in payload else "/chat/completions")
-        wait, trouble = self.settings.first_wait_s, ""
+        trouble, asked = "", 0.0
         for attempt in range(self.settings.attempts):
             if attempt:
-                await asyncio.sleep(wait * random.uniform(0.8, 1.2))  # many clients must not retry at once
-                wait *= 2
+                await asyncio.sleep(retry.wait_s(attempt, self.settings.first_wait_s, asked))
             try:
                 response = await client.post(url, json=payload)
-                if response.status_code in TRANSIENT or response.status_code >= 500:
+                asked = retry.asked_s(response.headers)
+                if retry.is_passing(response.status_code):
                     trouble = f"status {response.status_code}"
                     self.faults[trouble] += 1
-                    after = response.headers.get("retry-after", "")
-                    wait = max(wait, float(after)) if after.isdigit() else wait
                     continue
                 if response.is_error:
                     hint = ""
@@ -201,30 +192,6 @@ def _said(message: dict) -> str:
     return rewards.text_of(
         message | {"reasoning_content": message.get("reasoning_content") or message.get("reasoning")}
     )
-
-
-def _open(store: Path | None) -> sqlite3.Connection:
-    """Open the answers of a store. A file that is not a database is moved aside and logged."""
-    if store is None:
-        return _prepared(sqlite3.connect(":memory:"))
-    store.mkdir(parents=True, exist_ok=True)
-    path = store / "requests.sqlite"
-    try:
-        return _prepared(sqlite3.connect(path))
-    except sqlite3.OperationalError as error:
-        raise OSError(f"{path}: {error}") from None  # a full disk, or another process with the same store
-    except sqlite3.DatabaseError as error:
-        log.warning("%s: %s; it is put aside as requests.broken, and its requests are made again", path, error)
-        path.replace(store / "requests.broken")
-        return _prepared(sqlite3.connect(path))
-
-
-def _prepared(answers: sqlite3.Connection) -> sqlite3.Connection:
-    answers.execute("pragma locking_mode = exclusive")  # for one process only; so it also works on shared file systems
-    answers.execute("pragma journal_mode = wal")
-    answers.execute("pragma synchronous = normal")  # a kill loses nothing; a power cut may lose the last answers
-    answers.execute("create table if not exists answers (request text primary key, sample text)")
-    return answers
 
 
 @contextmanager

@@ -1,5 +1,9 @@
 """A random Qwen3 of a few thousand parameters and the rows that the data jobs' tests share."""
 
+import json
+import sqlite3
+from contextlib import closing
+
 import pytest
 import yaml
 
@@ -42,6 +46,18 @@ def run_job(tmp_path, monkeypatch):
         return {} if "--dry-run" in flags else runs.read(values["output_dir"])
 
     return run
+
+
+@pytest.fixture
+def stored():
+    """Reads a store of samples: (number, key, sample) in the order in which they were stored."""
+
+    def read(folder):
+        with closing(sqlite3.connect(folder / "requests.sqlite")) as file:
+            rows = file.execute("select rowid, * from answers order by rowid").fetchall()
+        return [(number, key, json.loads(sample)) for number, key, sample in rows]
+
+    return read
 
 
 @pytest.fixture

@@ -147,7 +147,7 @@ def test_programs_are_graded_by_their_tests(run_job, scripted, row, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_the_same_command_ends_with_the_same_bytes(checkpoint, row, tmp_path, monkeypatch):
+def test_killed_at_any_moment_the_same_command_ends_with_the_same_bytes(checkpoint, row, stored, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     half = [{"verifier": "judge"} if i % 2 else {} for i in range(30)]
     rows.write_rows(tmp_path / "prompts.parquet", [row(id=f"q{i}", prompt=f"{i}?", **half[i]) for i in range(30)])
@@ -160,35 +160,36 @@ def test_killed_at_any_moment_the_same_command_ends_with_the_same_bytes(checkpoi
     command = [sys.executable, "-m", "data_prep.rejection_sampling", *flags]
     killed = subprocess.Popen(command, cwd=tmp_path / "killed", stderr=subprocess.DEVNULL)
     samples = tmp_path / "killed/out/test/job/samples"
-    while len(list(samples.glob("*.parquet"))) < 5:
+    log = samples / "requests.sqlite-wal"  # grows by two pages a batch; no other process may read the store meanwhile
+    while not log.exists() or log.stat().st_size < 100_000:
         assert killed.poll() is None
         time.sleep(0.01)
     killed.send_signal(signal.SIGKILL)
     killed.wait()
-    before = {path: path.read_bytes() for path in samples.glob("*.parquet")}
-    assert 5 <= len(before) < 30
+    before = stored(samples)
+    assert 5 * 4 <= len(before) < 30 * 4
     assert not (samples.parent / "run.json").exists()
     torch.set_num_threads(1)
     for folder in ("killed", "whole"):
         monkeypatch.chdir(tmp_path / folder)
         assert jobs.run(RejectionSampling, rejection_sampling.load, rejection_sampling.build, flags) == 0
-    assert all(path.read_bytes() == content for path, content in before.items())
-    assert len(list(samples.glob("*.parquet"))) == 30
+    assert stored(samples)[: len(before)] == before
+    assert len(stored(samples)) == 30 * 4
     ends = [(tmp_path / folder / "out/test/job/train.parquet").read_bytes() for folder in ("killed", "whole")]
     assert ends[0] == ends[1]
     assert runs.read(samples.parent)["tries"] == 2
 
 
-def test_a_changed_threshold_throws_no_sample_away(checkpoint, row, run_job, tmp_path, caplog):
+def test_a_changed_threshold_throws_no_sample_away(checkpoint, row, stored, run_job, tmp_path, caplog):
     rows.write_rows(tmp_path / "prompts.parquet", [row(id=f"q{i}", prompt=f"{i}?", verifier="none") for i in range(9)])
     values = settings(checkpoint=str(checkpoint), n=4, keep=4, decoding={"max_tokens": 24})
     first = run_job(rejection_sampling, RejectionSampling, values | {"filters": {"steps": ["empty"]}})
     folder = tmp_path / "out/test/rejection_sampling/samples"
-    stamps = {path: path.stat().st_mtime_ns for path in folder.rglob("*.parquet")}
+    before = stored(folder)
     again = values | {"filters": {"steps": ["empty", "repetitive"], "repetition_ngram": 1, "min_distinct_ngrams": 1.0}}
     second = run_job(rejection_sampling, RejectionSampling, again, "--redo")
     assert second["rows"] < first["rows"]
-    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.parquet")} == stamps
+    assert stored(folder) == before
 
 
 @pytest.mark.slow

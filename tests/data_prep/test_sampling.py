@@ -2,6 +2,7 @@
 
 import json
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -25,6 +26,7 @@ from data_prep.sampling import (
     samples,
     servers,
 )
+from data_prep.sampling.store import Store
 
 import pytest
 import torch
@@ -39,30 +41,51 @@ def model(checkpoint):
     return LocalModel(checkpoint, batch_size=8)
 
 
-def test_batches_do_not_depend_on_what_was_done_before(model, tmp_path):
+@pytest.fixture
+def drawn(model, monkeypatch):
+    """The prompts that ``model`` has completed."""
+    found, generate = [], model._generate
+    monkeypatch.setattr(model, "_generate", lambda inputs, *rest: found.extend(inputs) or generate(inputs, *rest))
+    return found
+
+
+def test_a_seed_gives_the_same_samples_and_a_damaged_store_is_put_aside(model, tmp_path, caplog):
     whole = model.sample(PROMPTS, 4, DECODING, seed=1, store=tmp_path)
-    files = sorted(tmp_path.glob("*.parquet"))
-    assert len(files) == 3  # 20 sequences in batches of 8
-    stamps = {path: path.stat().st_mtime_ns for path in files}
-    files[1].unlink()
-    assert model.sample(PROMPTS, 4, DECODING, seed=1, store=tmp_path) == whole
-    assert [p for p in files if p.stat().st_mtime_ns != stamps[p]] == [files[1]]
     assert model.sample(PROMPTS, 4, DECODING, seed=1) == whole
     assert model.sample(PROMPTS, 4, DECODING, seed=2) != whole
-
-
-def test_a_broken_batch_file_is_sampled_again(model, tmp_path):
-    whole = model.sample(PROMPTS, 4, DECODING, seed=1, store=tmp_path)
-    victim = sorted(tmp_path.glob("*.parquet"))[0]
-    victim.write_bytes(victim.read_bytes()[:100])
+    path = tmp_path / "requests.sqlite"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     assert model.sample(PROMPTS, 4, DECODING, seed=1, store=tmp_path) == whole
+    assert "put aside as requests.broken" in caplog.text and "malformed" in caplog.text
 
 
-def test_more_samples_and_more_prompts_find_what_is_there(model, tmp_path, monkeypatch):
+def test_what_earlier_versions_stored_is_not_sampled_again(model, tmp_path, stored, drawn, caplog):
+    """They had a Parquet file for each batch, a list of the batches, and for servers a database of one table."""
+    whole = model.sample(PROMPTS, 4, DECODING, seed=1, store=tmp_path / "new")
+    records = [{"key": key} | sample for _, key, sample in stored(tmp_path / "new")]
+    rows.write_parquet(tmp_path / "old/a.parquet", records[8:16])
+    (tmp_path / "old/b.parquet").write_bytes(b"torn")  # the first batch; the third was not drawn
+    name = samples.key_of([8, *(record["key"] for record in records)])
+    runs.write_json(tmp_path / f"old/{name}.plan.json", {"fresh": True, "places": list(range(20))})
+    drawn.clear()
+    for _ in range(2):
+        assert model.sample(PROMPTS, 4, DECODING, seed=1, store=tmp_path / "old") == whole
+        assert len(drawn) == 8 + 4
+    assert caplog.text.count("old/b.parquet is sampled again") == 1
+
+    request = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "model": "m", "prompt": "x", "max_tokens": 12}
+    key = samples.key_of(request | {"temperature": 1.0, "top_p": 1.0, "seed": 5})
+    answer = {"text": "\u4e2d", "finish": "stop", "prompt_tokens": 3, "completion_tokens": 5, "why": ""}
+    with closing(sqlite3.connect(tmp_path / "requests.sqlite")) as file, file:
+        file.execute("create table answers (request text primary key, sample text)")
+        file.execute("insert into answers values (?, ?)", (key, json.dumps(answer)))
+    asked = Server(ServerSettings("http://127.0.0.1:9/v1", "m", attempts=1))
+    assert asked.sample(["x"], 1, DECODING, seed=5, store=tmp_path) == [[sampling.Sample(**answer)]]
+
+
+def test_more_samples_and_more_prompts_find_what_is_there(model, tmp_path, stored, drawn):
     first = model.sample(PROMPTS[:3], 2, DECODING, seed=1, store=tmp_path)
-    drawn = []
-    generate = model._generate
-    monkeypatch.setattr(model, "_generate", lambda inputs, *rest: drawn.extend(inputs) or generate(inputs, *rest))
+    drawn.clear()
     more = model.sample(PROMPTS, 4, DECODING, seed=1, store=tmp_path)
     assert [group[:2] for group in more[:3]] == first
     assert len(drawn) == 20 - 6
@@ -72,8 +95,7 @@ def test_more_samples_and_more_prompts_find_what_is_there(model, tmp_path, monke
     assert len(drawn) == 14
     assert model.sample(PROMPTS, 4, Decoding(max_tokens=12, temperature=0.9), seed=1, store=tmp_path) != more
     assert len(drawn) == 14 + 20
-    keys = [key for path in tmp_path.glob("*.parquet") for key in rows.read_parquet(path)]
-    assert len(keys) == len({record["key"] for record in keys}) == 40  # none is stored twice
+    assert len(stored(tmp_path)) == 40
 
 
 def test_equal_prompts_get_samples_of_their_own(model):
@@ -81,8 +103,7 @@ def test_equal_prompts_get_samples_of_their_own(model):
     assert one != two
 
 
-def test_a_plan_is_kept_when_a_kill_comes_between(model, tmp_path, monkeypatch):
-    """The batches of a second, larger wish are cut once, whatever of it has been drawn when it is asked again."""
+def test_a_kill_changes_no_batch_of_a_later_larger_list(model, tmp_path, stored, monkeypatch):
     model.sample(PROMPTS[:3], 2, DECODING, seed=1, store=tmp_path / "whole")
     whole = model.sample(PROMPTS, 4, DECODING, seed=1, store=tmp_path / "whole")
     model.sample(PROMPTS[:3], 2, DECODING, seed=1, store=tmp_path / "killed")
@@ -98,13 +119,12 @@ def test_a_plan_is_kept_when_a_kill_comes_between(model, tmp_path, monkeypatch):
         patch.setattr(model, "_generate", die_in_the_second_batch)
         model.sample(PROMPTS, 4, DECODING, seed=1, store=tmp_path / "killed")
     assert model.sample(PROMPTS, 4, DECODING, seed=1, store=tmp_path / "killed") == whole
-    files = [{path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("whole", "killed")]
-    assert files[0] == files[1]
+    assert stored(tmp_path / "killed") == stored(tmp_path / "whole")
 
 
 def test_vllm_is_asked_for_token_ids_and_read_as_its_interface_says(checkpoint, tmp_path, monkeypatch):
     """vLLM itself needs a GPU: here its module has the same classes, and the tiny checkpoint's samples behind them."""
-    local, made = LocalModel(checkpoint), []
+    local, made, batches = LocalModel(checkpoint), [], []
 
     class SamplingParams:
         def __init__(self, max_tokens, temperature, top_p, top_k, seed):
@@ -119,6 +139,7 @@ def test_vllm_is_asked_for_token_ids_and_read_as_its_interface_says(checkpoint, 
             return local.tokenizer
 
         def generate(self, prompts, sampling_params, use_tqdm):
+            batches.append(len(prompts))
             for prompt, params in zip(prompts, sampling_params, strict=True):
                 tokens = prompt["prompt_token_ids"]
                 (sample,) = local._generate([tokens], params.decoding, params.seed)
@@ -134,7 +155,7 @@ def test_vllm_is_asked_for_token_ids_and_read_as_its_interface_says(checkpoint, 
         samples = engine.sample(PROMPTS, 4, DECODING, seed=1, store=tmp_path)
         assert engine.sample(PROMPTS, 4, DECODING, seed=1, store=tmp_path) == samples
     assert made == [(str(checkpoint), "abc", {"tensor_parallel_size": 2})]
-    assert len(list(tmp_path.glob("*.parquet"))) == 3
+    assert batches == [8, 8, 4]
     assert len({sample.text for group in samples for sample in group}) > 10
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(ValueError, match="needs vllm"), open_model(str(checkpoint), sampler):
@@ -333,11 +354,16 @@ def test_another_revision_is_asked_again_and_a_broken_store_is_put_aside(tmp_pat
 @pytest.mark.slow
 def test_a_store_that_another_process_has_is_named(tmp_path):
     with (
-        closing(servers._open(tmp_path)) as held,
+        closing(Store(tmp_path)),
         pytest.raises(OSError, match=r"requests.sqlite: database is locked"),
     ):
-        held.execute("insert into answers values ('a', 'b')")
         Server(ServerSettings("http://127.0.0.1:9/v1", "m")).sample(["x"], 1, DECODING, seed=5, store=tmp_path)
+
+
+def test_a_full_disk_is_named(tmp_path):
+    with closing(Store(tmp_path)) as store, pytest.raises(OSError, match="requests.sqlite: database or disk is full"):
+        store.file.execute("pragma max_page_count = 9")
+        store.put({"a": sampling.Sample("x" * 100_000, "stop", 1, 1)})
 
 
 def test_a_reasoning_that_the_server_splits_off_is_put_back():
