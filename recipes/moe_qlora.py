@@ -3,7 +3,7 @@
 Transformers 5 holds a layer's experts in two stacked tensors. Its `load_in_4bit` silently leaves them, over 90% of the
 model, in 16 bits. Here every expert becomes three linear layers before loading, so bitsandbytes quantises each tensor
 as it is read (QLoRA, arXiv 2305.14314: NF4, double quantisation) and PEFT adapts it like any other layer. `qlora_proof`
-verifies the result before training and in its first steps.
+verifies the result before training, and `checks.gradients` in its first steps.
 """
 
 import inspect
@@ -55,11 +55,7 @@ class Expert(nn.Module):
 
 class Experts(nn.ModuleList):
     """The routed experts of one layer, computed together: one grouped matmul for each of an expert's three layers and
-    each matrix of its adapter. `routed` counts the tokens that each expert got in training. If `watch` is set, it is
-    called with a layer's name, its output for rows in expert order, and the index at which each expert's rows end.
-    """
-
-    watch = None
+    each matrix of its adapter. `routed` counts the tokens that each expert got in training."""
 
     def __init__(self, experts: list[Expert]):
         super().__init__(experts)
@@ -95,8 +91,6 @@ class Experts(nn.ModuleList):
                 a, b = nn.functional.pad(a, (0, 0, 0, short)), nn.functional.pad(b, (0, short))
                 low = nn.functional.grouped_mm(x, a.transpose(1, 2), offs=ends)
                 y = y + first.scaling[adapter] * nn.functional.grouped_mm(low, b.transpose(1, 2), offs=ends)
-        if self.watch and y.requires_grad:
-            self.watch(name, y, ends)
         return y.to(dtype)
 
     def adapter(self, name: str, pair: str, adapter: str) -> torch.Tensor:
@@ -447,11 +441,10 @@ def _stack(tensors: dict[str, torch.Tensor], leaves: tuple[str, str, str]) -> di
 # Before the first step
 
 
-def begin(trainer, figures: dict) -> None:
-    """Check the model just before training, and add a check of its first steps. `figures` are written to run.json."""
+def begin(trainer) -> None:
+    """Check the model just before training."""
     for parameter in trainer.model.parameters():
         if parameter.requires_grad:
             # TRL casts them to bf16, where most updates at the paper's learning rates are rounded away.
             parameter.data = parameter.data.float()
     qlora_proof.check(trainer.accelerator.unwrap_model(trainer.model))
-    trainer.add_callback(qlora_proof.GradientCheck(figures))
