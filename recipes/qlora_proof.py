@@ -88,14 +88,20 @@ def check(model: nn.Module) -> None:
     logger.info("\n".join(lines))
     for (kind, dtype), row in rows.items():
         if kind in ("routed experts", "shared experts") and dtype != "nf4":
-            raise ConfigError(f"load_in_4bit: {row['tensors']} tensors of {kind} are {dtype}, not NF4.")
+            raise ConfigError(
+                f"load_in_4bit: {row['tensors']} tensors of {kind} are {dtype}, not NF4, and take several times the "
+                "memory. Write load_in_4bit: false for this model."
+            )
         if "router" in kind and row["trained"]:
-            raise ConfigError("load_in_4bit: a router is trainable; it must stay frozen.")
+            raise ConfigError("load_in_4bit: a router is trainable, but it must stay frozen. Leave its adapter out.")
     if not any(row["trained"] for (kind, _), row in rows.items() if kind.startswith("LoRA")):
-        raise ConfigError("load_in_4bit: nothing is trainable; the adapter found no layer.")
+        raise ConfigError("load_in_4bit: nothing is trainable. Write lora_target_modules that name linear layers.")
     many = expert_counts(model.config)
     if many and ("routed experts", "nf4") not in rows:
-        raise ConfigError(f"load_in_4bit: by {', '.join(many)} this is a mixture of experts, but none were found.")
+        raise ConfigError(
+            f"load_in_4bit: by its {', '.join(many)} this is a mixture of experts, but none of them is in NF4. Write "
+            "load_in_4bit: false for this model."
+        )
 
 
 def routed(model: nn.Module) -> list[list[int]]:

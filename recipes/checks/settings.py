@@ -16,7 +16,7 @@ import torch
 from transformers import AutoConfig
 
 NO_GPU = Finding(
-    "No GPU is visible, so everything would run on the CPU. Write use_cpu: true, or train on a GPU.", False
+    "No GPU is visible, so that everything would run on the CPU. Write use_cpu: true, or train on a GPU.", False
 )
 
 
@@ -30,7 +30,7 @@ def versions() -> Iterator[Finding]:
         except importlib.metadata.PackageNotFoundError:
             here = "missing"
         if here.partition("+")[0] != version:
-            other.append(f"{name} {here} for {version}")
+            other.append(f"{name} {here} instead of {version}")
     if other:
         yield Finding(
             f"The installed versions are not those of requirements.txt: {', '.join(other)}. This project was not "

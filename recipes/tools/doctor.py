@@ -43,7 +43,7 @@ def of_step(step: steps.Step) -> Iterator[Finding | str]:
     try:
         publishing.read(step.settings, str(step.config)).check("model", args.models)
     except SystemExit:
-        yield Finding("It cannot be pushed (see above). Mend that now, or write push_to_hub: false.")
+        yield Finding("The result cannot be pushed (see above). Correct that now, or write push_to_hub: false.")
     if shape is None:
         yield f"{name or 'its model'} is not here yet: its tokenizer, rows and rewards are checked once it is"
         return

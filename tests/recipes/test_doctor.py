@@ -330,7 +330,7 @@ def test_bfloat16_is_for_cpus_that_have_it(able, run_stage, caplog, monkeypatch)
 
 def test_other_versions_than_the_pins_are_named(monkeypatch):
     monkeypatch.setattr("importlib.metadata.version", lambda name: "0.1")
-    assert "trl 0.1 for " in str(next(checks.settings.versions()))
+    assert "trl 0.1 instead of " in str(next(checks.settings.versions()))
 
 
 def test_random_numbers_come_as_if_it_had_not_been_there():

@@ -478,7 +478,7 @@ def test_a_config_within_the_config_tells_of_experts_too():
 
 def test_a_mixture_whose_experts_were_not_found_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(moe_qlora, "unfuse", lambda model: None)
-    with pytest.raises(ConfigError, match=r"by num_\w*experts.* this is a mixture of experts, but none were found"):
+    with pytest.raises(ConfigError, match=r"its num_\w*experts.* is a mixture of experts, but none of them is in NF4"):
         qlora_proof.check(qlora(moe.write(tmp_path / "base", "qwen3_moe"), ["attention"]))
 
 
