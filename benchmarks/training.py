@@ -12,6 +12,7 @@ process. The figures are medians over the turns; a ratio is the median of each t
 
 import argparse
 import contextlib
+import functools
 import logging
 import random
 import tempfile
@@ -25,7 +26,7 @@ from types import SimpleNamespace
 
 from benchmarks.plan import CPU, write_base
 from data_prep import prompts
-from recipes import checks, data, grpo, loading, training, watch
+from recipes import checks, data, grpo, loading, training
 from recipes.config import LoraArguments, PolicyArguments, RLArguments
 from recipes.trl_configs import GRPOConfig, SFTConfig
 
@@ -223,13 +224,13 @@ def seconds(work: Callable[[], object]) -> float:
 def start(name: str, side: Side, rows: list[dict]) -> str:
     """The time of the checks before the first step."""
     trainer, args, tokenizer = side.trainer, side.args, side.trainer.processing_class
-    found = {"versions, settings": seconds(lambda: list(checks.of_start(args, trainer.args, {}, offline=True)))}
-    found["tokenizer"] = seconds(lambda: list(checks.of_tokenizer(tokenizer, args)))
-    if name != "GRPO":
-        found[f"{len(rows)} rows"] = seconds(lambda: list(checks.of_completions(rows, tokenizer)))
-    found["data, rewards, weights"] = seconds(lambda: list(checks.of_trainer(trainer, args)))
+    subject = {"args": args, "config": trainer.args, "environment": {}, "trainer": trainer, "tokenizer": tokenizer}
+    subject |= {"shape": checks.shape_of(args.model_name_or_path, offline=True), "rows": rows}
+    moments = ["start", "tokenizer", "SFT rows", "trainer"]
     if name == "GRPO":
-        found["a sample"] = seconds(lambda: list(watch.sample(trainer)))
+        subject |= {"rows": list(trainer.train_dataset), "reward_funcs": trainer.reward_funcs}
+        moments = ["start", "tokenizer", "RL rows", "trainer", "first step"]
+    found = {one: seconds(functools.partial(list, checks.look(one, **subject))) for one in moments}
     parts = ", ".join(f"{what} {spent:.2f}" for what, spent in found.items())
     return f"checks before the first step, {name}: {sum(found.values()):.2f} CPU s ({parts})"
 

@@ -85,7 +85,7 @@ def keep_short(run: "Run", rows: Dataset, lengths: np.ndarray | list[int], limit
     """The rows whose length in tokens is within the limit that `key` sets. run.json counts the others."""
     short = np.flatnonzero(np.asarray(lengths) <= (np.inf if limit is None else limit))
     if run.args.doctor:
-        checks.tell(checks.of_lengths(lengths, limit, key))
+        checks.tell("lengths", lengths=lengths, limit=limit, key=key)
     run.figures |= {"rows": len(short), "rows_too_long": len(rows) - len(short)}
     if len(short) < len(rows):
         logger.info("%d of %d rows are longer than %s: %s; left out", len(rows) - len(short), len(rows), key, limit)
@@ -138,7 +138,7 @@ def load_sft_rows(run: "Run", tokenizer: PreTrainedTokenizerBase) -> Dataset:
             raise ConfigError(f"{cache / content} is damaged ({error}); delete it: it is made again") from error
     _refuse_double(rows, source)
     if args.doctor:
-        checks.tell(checks.of_completions(rows, tokenizer))
+        checks.tell("SFT rows", rows=rows, tokenizer=tokenizer)
     return keep_short(run, tokenized.with_format(None), lengths, *checks.limit(run, config.max_length, "max_length"))
 
 

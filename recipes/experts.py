@@ -23,11 +23,7 @@ class Expert(nn.Module):
 
 class Experts(nn.ModuleList):
     """The routed experts of one layer, computed together: one grouped matmul for each of an expert's three layers and
-    each matrix of its adapter. `routed` counts the tokens that each expert got in training. If `watch` is set, it is
-    called with a layer's name, its output for rows in expert order, and the index at which each expert's rows end.
-    """
-
-    watch = None
+    each matrix of its adapter. `routed` counts the tokens that each expert got in training."""
 
     def __init__(self, experts: list[Expert]):
         super().__init__(experts)
@@ -63,8 +59,6 @@ class Experts(nn.ModuleList):
                 a, b = nn.functional.pad(a, (0, 0, 0, short)), nn.functional.pad(b, (0, short))
                 low = nn.functional.grouped_mm(x, a.transpose(1, 2), offs=ends)
                 y = y + first.scaling[adapter] * nn.functional.grouped_mm(low, b.transpose(1, 2), offs=ends)
-        if self.watch and y.requires_grad:
-            self.watch(name, y, ends)
         return y.to(dtype)
 
     def adapter(self, name: str, pair: str, adapter: str) -> torch.Tensor:

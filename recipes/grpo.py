@@ -189,6 +189,9 @@ def make_trainer(run: Run, model: PreTrainedModel, tokenizer: PreTrainedTokenize
     if config.use_vllm:
         engine.refuse_unmerged(model)
     funcs = [checks.guarded(name, reward) for name, reward in zip(args.reward_funcs, funcs, strict=True)]
+    if args.doctor:
+        subject = {"rows": list(rows), "reward_funcs": funcs, "tokenizer": tokenizer}
+        checks.tell("RL rows", args=args, config=config, **subject)
     trainer = GRPOTrainer(model, reward_funcs=funcs, args=config, train_dataset=rows, processing_class=tokenizer)
     config.sync_ref_model = refresh
     if config.use_vllm:

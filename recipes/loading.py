@@ -104,7 +104,7 @@ def load_model(kind: type, name: str, tokenizer: PreTrainedTokenizerBase, args: 
     """The model of class `kind` with the weights to train: all, an adapter, or an adapter on 4-bit weights."""
     settings |= weights(args)
     if args.doctor:
-        checks.tell(checks.of_tokenizer(tokenizer, args))
+        checks.tell("tokenizer", tokenizer=tokenizer, args=args)
     if args.use_peft:  # a parent that cannot be merged is refused before training
         refuse_quantized(name, "load_in_4bit" if args.load_in_4bit else "use_peft")
         Parent(name)
@@ -115,7 +115,7 @@ def load_model(kind: type, name: str, tokenizer: PreTrainedTokenizerBase, args: 
     else:
         model, info = kind.from_pretrained(name, output_loading_info=True, **settings)
     if args.doctor or args.load_in_4bit:  # in 4 bits a missing router would be random and frozen
-        checks.tell(checks.of_loading(info, model, tokenizer, args.use_peft))
+        checks.tell("weights", info=info, model=model, tokenizer=tokenizer, frozen=args.use_peft)
     sharded.share_buffers(model)
     align(model, tokenizer)
     if config.use_cpu:

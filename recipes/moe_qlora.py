@@ -3,7 +3,7 @@
 Transformers 5 holds a layer's experts in two stacked tensors. Its `load_in_4bit` silently leaves them, over 90% of the
 model, in 16 bits. Here every expert becomes three linear layers before loading, so bitsandbytes quantises each tensor
 as it is read (QLoRA, arXiv 2305.14314: NF4, double quantisation) and PEFT adapts it like any other layer. `qlora_proof`
-verifies the result before training and in its first steps.
+verifies the result before training, and `checks.gradients` in its first steps.
 """
 
 import inspect
@@ -302,11 +302,10 @@ def _stack(tensors: dict[str, torch.Tensor], leaves: tuple[str, str, str]) -> di
 # Before the first step
 
 
-def begin(trainer, figures: dict) -> None:
-    """Check the model just before training, and add a check of its first steps. `figures` are written to run.json."""
+def begin(trainer) -> None:
+    """Check the model just before training."""
     for parameter in trainer.model.parameters():
         if parameter.requires_grad:
             # TRL casts them to bf16, where most updates at the paper's learning rates are rounded away.
             parameter.data = parameter.data.float()
     qlora_proof.check(trainer.accelerator.unwrap_model(trainer.model))
-    trainer.add_callback(qlora_proof.GradientCheck(figures))

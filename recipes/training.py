@@ -16,6 +16,7 @@ from typing import Any
 from data_prep import commands, memory, publishing, runs
 from data_prep.configs import ConfigError
 from recipes import checkpoints, checks, loading, patches, qlora_proof, sharded, watch
+from recipes.checks.gradients import GradientCheck
 from recipes.commandline import given
 from recipes.config import StageArguments, world_size
 from recipes.tools import merge
@@ -168,6 +169,9 @@ def callbacks(trainer, args: StageArguments, budget: int | None = None) -> list[
     config = trainer.args
     exact = checkpoints.ExactSaves(math.lcm(config.rollout_window, max(1, int(config.logging_steps))))
     found = [_Tokens(trainer, budget), exact, _Log(Path(config.output_dir) / "log.jsonl")]
+    strict = getattr(args, "load_in_4bit", False)
+    if strict or (args.doctor and not trainer.is_deepspeed_enabled):
+        found.append(GradientCheck(trainer, strict))
     return [*found, watch.Watch(trainer, args)] if args.doctor else found
 
 
@@ -189,7 +193,7 @@ def start(args: StageArguments, config) -> "Run":
     if name := getattr(args, "model_name_or_path", None):
         loading.require_checkpoint(name)  # before a library asks the Hub for it
     if args.doctor:
-        checks.tell(checks.of_start(args, config, os.environ))
+        checks.tell("start", args=args, config=config, environment=os.environ, shape=checks.shape_of(name))
     if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
         patches.spare_host_memory()
     if config.distributed_state.is_main_process:
@@ -254,12 +258,11 @@ class Run:
         for callback in callbacks(trainer, self.args, budget):
             trainer.add_callback(callback)
         if self.args.doctor:
-            with watch.same_random_numbers():
-                checks.tell(checks.of_trainer(trainer, self.args))
+            checks.tell("trainer", trainer=trainer, args=self.args)
         if getattr(self.args, "load_in_4bit", False):
             from recipes import moe_qlora
 
-            moe_qlora.begin(trainer, self.figures)
+            moe_qlora.begin(trainer)
         with trainer.accelerator.main_process_first():
             self.take()
             folder.mkdir(parents=True, exist_ok=True)
@@ -267,6 +270,8 @@ class Run:
         if checkpoint:
             logger.info("going on from %s", checkpoint)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if getattr(self.args, "load_in_4bit", False):
+            self.figures |= qlora_proof.unused_experts(trainer.model)
         if commit := getattr(trainer.model.config, "_commit_hash", None):  # if the parent came from the Hub
             self.figures["parent_revision"] = commit
         save(trainer, self.args)

@@ -1,49 +1,70 @@
-"""Checks of a stage before it trains: settings, tokenizer, rows, rewards, weights.
+"""The doctor's checks: what would waste a run, found at the first moment at which it can be known.
 
-`recipes.training` runs each check where its subject is loaded. `python -m recipes.tools.doctor` checks all stages of a
-scale at once. A `Finding` states in whole sentences what is wrong, why it matters and what to write. A finding that
-would certainly waste the run stops it.
+A check is a function that yields a `Finding` for each fault. `CHECKS` lists all of them by their moments. A stage calls
+`tell` where a moment's subject is loaded. `python -m recipes.tools.doctor` calls `look` for what can be loaded without
+weights. To add a check, write the function and name it at its moment. Its parameters are any of the names in the
+comment there. An error that a library or our own settings raise by themselves needs no check.
+
+While a stage trains, two callbacks log red flags: `checks.gradients` in the first steps, and `recipes.watch` until the
+end.
 """
 
-from collections.abc import Iterator, Mapping
+import inspect
+from collections.abc import Iterator
 from typing import Any
 
-from recipes.checks.finding import Finding, spread, tell
-from recipes.checks.model import of_loading, of_model
+from data_prep.runs import ConfigError
+from recipes.checks import model, rows, settings, template
+from recipes.checks.finding import Finding, same_random_numbers, warn
 from recipes.checks.reward_functions import RewardError, guarded, line_of, of_rewards
-from recipes.checks.rows import of_completions, of_lengths, of_questions, of_trained
-from recipes.checks.settings import NO_GPU, launched, limit, of_room, of_settings, of_sharding, shape_of, versions
-from recipes.checks.template import faithful, of_tokenizer, opening
+from recipes.checks.sample import of_sample
+from recipes.checks.settings import NO_GPU, launched, limit, shape_of
+from recipes.checks.template import faithful, opening
 
 __all__ = [
-    "NO_GPU", "Finding", "RewardError", "faithful", "guarded", "launched", "limit", "line_of", "of_completions",
-    "of_lengths", "of_loading", "of_questions", "of_rewards", "of_sharding", "of_start", "of_tokenizer", "of_trainer",
-    "opening", "shape_of", "spread", "tell", "versions",
+    "CHECKS", "NO_GPU", "Finding", "RewardError", "faithful", "guarded", "launched", "limit", "line_of", "look",
+    "opening", "shape_of", "tell", "warn",
 ]  # fmt: skip
-STEPS_ERRORS = (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
+CHECKS = {
+    # Before anything is loaded: args, config, environment, and shape, the model's config or None.
+    "start": (
+        settings.versions,
+        settings.of_device,
+        settings.of_learning,
+        settings.of_rewarding,
+        settings.of_sharding,
+        settings.of_room,
+    ),
+    # The tokenizer is loaded: tokenizer, args.
+    "tokenizer": (template.of_tokens, template.of_template),
+    # The weights are read: info of from_pretrained, model, tokenizer, and whether the embeddings are frozen.
+    "weights": (model.of_loading, model.of_the_end_token),
+    # Rows of fine-tuning are loaded: rows, tokenizer.
+    "SFT rows": (rows.of_completions,),
+    # Rows are counted in tokens: lengths, limit, key.
+    "lengths": (rows.of_lengths,),
+    # Rows of reinforcement learning and their rewards are loaded: rows, reward_funcs, tokenizer, args, config.
+    "RL rows": (rows.of_rollouts, rows.of_questions, of_rewards),
+    # The trainer is ready: trainer, args.
+    "trainer": (model.of_weights, model.of_experts, rows.of_trained),
+    # The first step of reinforcement learning is about to begin: trainer.
+    "first step": (of_sample,),
+}
 
 
-def of_start(args: Any, config: Any, environment: Mapping[str, str], offline: bool = False) -> Iterator[Finding]:
-    """The checks before anything is loaded."""
-    yield from versions()
-    yield from of_settings(args, config)
-    shape = shape_of(getattr(args, "model_name_or_path", None), offline)
-    yield from of_sharding(args, shape, environment)
-    yield from of_room(args, config, shape)
+def look(moment: str, **subject: Any) -> Iterator[Finding]:
+    """All findings of a moment. `subject` has the names that `CHECKS` gives for it."""
+    for check in CHECKS[moment]:
+        yield from check(**{name: subject[name] for name in inspect.signature(check).parameters})
 
 
-def of_trainer(trainer: Any, args: Any) -> Iterator[Finding]:
-    """The checks after everything is loaded."""
-    tokenizer = trainer.processing_class
-    yield from of_model(trainer, args)
-    if hasattr(args, "reward_funcs"):
-        rows, need = list(trainer.train_dataset), trainer.args.generation_batch_size // trainer.args.num_generations
-        if len(rows) < need:
-            yield Finding(
-                f"There are {len(rows)} rows, and a rollout takes {need} (generation_batch_size / num_generations). "
-                "TRL would train no step and say that it is done. Write a smaller generation_batch_size."
-            )
-        yield from of_questions(rows, trainer.reward_funcs)
-        yield from of_rewards(trainer.reward_funcs, rows, tokenizer, args, trainer.args)
-    else:
-        yield from of_trained(trainer, tokenizer)
+def tell(moment: str, **subject: Any) -> None:
+    """Log the findings of a moment that are only warnings. Raises ConfigError with all others. The run's random numbers
+    stay what they would be without the checks."""
+    with same_random_numbers():
+        findings = list(look(moment, **subject))
+    for finding in findings:
+        if not finding.stops:
+            warn(f"doctor: {finding}")
+    if stops := [str(finding) for finding in findings if finding.stops]:
+        raise ConfigError("\n".join([*stops, "(The key doctor: false leaves this check out.)"]))

@@ -1,13 +1,16 @@
-"""The findings of checks, and how a stage reports them."""
+"""A finding, and what checks share."""
 
+import contextlib
 import logging
 import math
 import os
+import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from data_prep.runs import ConfigError
+import numpy
+import torch
 
 logger = logging.getLogger("recipes.checks")
 CHECKED = 64  # completions, sequences or pairs that are checked
@@ -16,7 +19,8 @@ MAX_UNPARSEABLE = 0.01  # share of gold answers; other faults of rows are report
 
 @dataclass(frozen=True)
 class Finding:
-    """A finding that `stops` would certainly waste the run. Any other may be intended."""
+    """Whole sentences: what is wrong, why it matters and what to write. A finding that `stops` would certainly waste
+    the run. Any other may be intended."""
 
     message: str
     stops: bool = True
@@ -25,14 +29,21 @@ class Finding:
         return self.message
 
 
-def tell(found: Iterator[Finding]) -> None:
-    """Log the findings that are only warnings. Raises ConfigError with all others."""
-    findings = list(found)
-    for finding in findings:
-        if not finding.stops and os.environ.get("RANK", "0") == "0":
-            logger.warning("doctor: %s", finding)
-    if stops := [str(finding) for finding in findings if finding.stops]:
-        raise ConfigError("\n".join([*stops, "(The key doctor: false leaves this check out.)"]))
+def warn(text: str) -> None:
+    """Log a warning, in the first process only."""
+    if os.environ.get("RANK", "0") == "0":
+        logger.warning("%s", text)
+
+
+@contextlib.contextmanager
+def same_random_numbers() -> Iterator[None]:
+    """Restores the random generators of Python, NumPy and torch, on the CPU and on the GPU that this process uses, at
+    the end of the block."""
+    states = random.getstate(), numpy.random.get_state()
+    with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_initialized() else []):
+        yield
+    random.setstate(states[0])
+    numpy.random.set_state(states[1])
 
 
 def spread(rows: Any, count: int) -> list:

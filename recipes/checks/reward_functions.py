@@ -127,80 +127,85 @@ def is_ours(reward: Callable) -> bool:
     return kind.__module__.partition(".")[0] == "rewards"
 
 
-def of_rewards(
-    reward_funcs: list[Callable], rows: list[Row], tokenizer: PreTrainedTokenizerBase, args: Any, config: Any
-) -> Iterator[Finding]:
-    """Checks rewards on correct, incorrect and empty completions, as the tokenizer decodes them. If no row has a gold
-    answer, custom rewards are checked on empty completions."""
+def _known(rows: list[Row], tokenizer: PreTrainedTokenizerBase, style: str) -> tuple[list[Row], dict, bool]:
+    """(some rows with a gold answer; correct, wrong and empty completions of them, by kind; whether their prompt opens
+    the reasoning)."""
     usable = [row for row in rows if row.get("kind", "reasoning") == "reasoning"]
     usable = [row for row in usable if (row.get("answer") or row.get("solution")) and row.get("verifier") != "judge"]
     usable = [row for row in usable if row.get("verifier") != "code" or "\n[" not in f"\n{row['answer']}"]
     programs = [row for row in usable if row.get("verifier") == "code"]
     few = spread([row for row in usable if row.get("verifier") != "code"], SOLVED) + programs[:1]
-    any_row, kinds, hint = spread(rows, SOLVED), {}, ""
-    if few:
-        if opening(tokenizer, few[0]["prompt"]).rstrip().endswith(THINK[0]):
-            hint = f"; the prompt ends in {THINK[0]}, so for rewards with a key `prefilled` that key: true"
-        right = [solved(row, args.completion_style) for row in few]
-        right = [decoded(tokenizer, text.removeprefix(THINK[0]) if hint else text) for text in right]
-        wrong = []
-        for row, text in zip(few, right, strict=True):
-            golds = (one["answer"] for one in few if one.get("answer") not in (row.get("answer"), None))
-            gold = gold_of(row.get("answer") or row["solution"]).strip("$")
-            wrong.append(text.replace(gold, f"not {next(golds, '-123454321')}"))
-        kinds = {"right": right, "wrong": wrong, "empty": [""] * len(few)}
+    if not few:
+        return [], {}, False
+    opened = opening(tokenizer, few[0]["prompt"]).rstrip().endswith(THINK[0])
+    right = [solved(row, style) for row in few]
+    right = [decoded(tokenizer, text.removeprefix(THINK[0]) if opened else text) for text in right]
+    wrong = []
+    for row, text in zip(few, right, strict=True):
+        golds = (one["answer"] for one in few if one.get("answer") not in (row.get("answer"), None))
+        gold = gold_of(row.get("answer") or row["solution"]).strip("$")
+        wrong.append(text.replace(gold, f"not {next(golds, '-123454321')}"))
+    return few, {"right": right, "wrong": wrong, "empty": [""] * len(few)}, opened
+
+
+def of_rewards(
+    reward_funcs: list[Callable], rows: list[Row], tokenizer: PreTrainedTokenizerBase, args: Any, config: Any
+) -> Iterator[Finding]:
+    """Checks rewards on correct, wrong and empty completions, as the tokenizer decodes them. If no row has a gold
+    answer, custom rewards are checked on empty completions."""
+    few, kinds, opened = _known(rows, tokenizer, args.completion_style)
+    any_row, total = spread(rows, SOLVED), dict.fromkeys(kinds, 0.0)
     weights = config.reward_weights or [1.0] * len(reward_funcs)
-    total, numbers, unasked = dict.fromkeys(kinds, 0.0), False, False
+    answered = False  # a reward has given a number, or could not be asked
     for name, given, weight in zip(args.reward_funcs, reward_funcs, weights, strict=True):
         reward = getattr(given, "guards", given)
         if getattr(reward, "kind", None) in ("helpful", "harmless"):
-            unasked = True
+            answered = True
             continue  # a model, which is not loaded for this check
         ask, ours = functools.partial(_scores, guarded(name, reward), tokenizer=tokenizer), is_ours(reward)
         try:
             found = {kind: ask(few, texts) for kind, texts in kinds.items()}
             others = [] if ours else ask(any_row, [""] * len(any_row))
         except RewardError as error:
-            text = str(error).replace(" fails at ", " fails on known completions at ", 1)
             yield Finding(
-                f"{text}. The first rollout would end the run. Write a reward that works with the columns of the rows: "
-                f"{', '.join(any_row[0])}."
+                f"On known completions {error}. The first rollout would end the run. Write a reward that works with "
+                f"the columns of the rows: {', '.join(any_row[0])}."
             )
-            unasked = True
+            answered = True
             continue
-        given_any = any(one is not None for scores in (*found.values(), others) for one in scores)
-        numbers |= given_any
-        if not ours and not given_any:
-            message = f"{name} returns None for every completion, so that it rewards nothing. Return numbers."
-            yield Finding(message)
+        has_number = any(one is not None for scores in (*found.values(), others) for one in scores)
+        answered |= has_number
+        if not ours and not has_number:
+            yield Finding(f"{name} returns None for every completion, so that it rewards nothing. Return numbers.")
         if not few:
             continue
         means = {kind: sum(filter(None, scores)) / len(few) for kind, scores in found.items()}
         total = {kind: total[kind] + weight * means[kind] for kind in total}
         shown = ", ".join(f"{kind} {mean:.2f}" for kind, mean in means.items())
         rule = isinstance(reward, rewards.AccuracyReward | rewards.CodeReward | rewards.GymReward)
-        asked = [s for s in found["right"] if s is not None] if rule else found["right"]
         form = isinstance(reward, rewards.FormatReward)
+        asked = [one for one in found["right"] if one is not None] if rule else found["right"]
         if (rule or form) and asked and (asked.count(1.0) < 0.9 * len(asked) or any(found["empty"])):
+            hint = f" The prompt ends in {THINK[0]}, so write prefilled: true for rewards with a key `prefilled`."
             yield Finding(
-                f"{name} on known completions gives {shown}, such as {asked[0]} for {right[0]!r}. A right answer would "
-                "be paid nothing, whatever is learnt. Write completion_style and reward_kwargs that fit the "
-                f"prompt{hint}."
+                f"{name} on known completions gives {shown}, such as {asked[0]} for {kinds['right'][0]!r}. A correct "
+                "completion has to get 1 and an empty one 0, or the policy cannot learn from this reward. Write "
+                f"completion_style and reward_kwargs that fit the prompt.{hint if opened else ''}"
             )
         elif rule and any(found["wrong"]):
             yield Finding(
-                f"{name} pays wrong answers: on known completions it gives {shown}. Write golds that tell answers "
-                "apart."
+                f"{name} rewards wrong answers: on known completions it gives {shown}. Write gold answers that differ "
+                "from each other."
             )
-    if few and not (numbers or unasked):
+    if few and not answered:
         yield Finding(
             f"{', '.join(args.reward_funcs)}: no reward here concerns any of the rows, so that nothing is rewarded. "
-            "Add a reward for their `verifier`."
+            "Add a reward for the `verifier` of the rows."
         )
     if any(total.values()) and not total["right"] > max(total["wrong"], total["empty"]):
         shown = ", ".join(f"{kind} {value:.2f}" for kind, value in total.items())
         yield Finding(
-            f"The rewards together do not tell right from wrong: {shown}. Something else would be learnt. Add "
-            "accuracy_reward, unless that is meant.",
+            f"The rewards together do not tell right from wrong: {shown}. The model would learn something else. Add "
+            "accuracy_reward, unless you want that.",
             stops=False,
         )

@@ -34,7 +34,7 @@ def of_lengths(lengths: Sequence[int], limit: int | None, key: str) -> Iterator[
         write = f"Write {key}: {lengths.max()}" if key.isidentifier() else "Write a smaller max_completion_length"
         yield Finding(
             f"{over:.0%} of the rows are longer than {key}: {limit} (the longest has {lengths.max()} tokens). They are "
-            f"left out, and they are the hardest. {write}, or take other rows.",
+            f"left out, and the longest are usually the hardest. {write}, or take other rows.",
             stops=False,
         )
 
@@ -44,8 +44,18 @@ def _many(rows: list[Row], faults: Callable[[Row], str | None], advice: str, sto
     found = [(row, fault) for row in rows if (fault := faults(row))]
     if len(found) > MAX_UNPARSEABLE * len(rows):
         row, fault = found[0]
-        where = f"{len(found)} of {len(rows)} rows have a fault. Of {row.get('id', row)!s:.60} it is this"
-        yield Finding(f"{where}: {fault}. {advice}", stops)
+        example = f"row {row.get('id', row)!s:.60}: {fault}"
+        yield Finding(f"{len(found)} of {len(rows)} rows have a fault. For example {example}. {advice}", stops)
+
+
+def of_rollouts(rows: list[Row], config: Any) -> Iterator[Finding]:
+    """Checks that the rows suffice for one rollout."""
+    need = config.generation_batch_size // config.num_generations
+    if len(rows) < need:
+        yield Finding(
+            f"There are {len(rows)} rows, and a rollout takes {need} (generation_batch_size / num_generations). TRL "
+            "would train no step and end without an error. Write a smaller generation_batch_size."
+        )
 
 
 def of_questions(rows: list[Row], reward_funcs: list[Callable]) -> Iterator[Finding]:
@@ -58,13 +68,11 @@ def of_questions(rows: list[Row], reward_funcs: list[Callable]) -> Iterator[Find
     def no_gold(row: Row) -> str | None:
         rule, gold = row.get("verifier", "math"), next((row[key] for key in ("answer", "solution") if row.get(key)), "")
         if rule == "math" and gold.strip().lower() in NO_ANSWER:
-            return f"the gold {gold!r} stands for no answer"
+            return f"its gold answer {gold!r} stands for no answer"
         if rule == "math" and len(gold_of(gold).split()) > 30:
-            return "its gold is a whole solution without a boxed answer"
+            return "its gold answer is a whole solution without a boxed answer"
         if rule == "gym" and not own and not any(isinstance(one, rewards.GymReward) for one in reward_funcs):
             return "only GymReward grades a row with the verifier 'gym'"
-        if rule == "gym" and not gym.installed():
-            return gym.MISSING
         if rule in ("math", "choice", "gym"):
             return rewards.gold_error(gold, rule, row.get("entry"))
         if rule == "code":
@@ -81,20 +89,18 @@ def of_questions(rows: list[Row], reward_funcs: list[Callable]) -> Iterator[Find
         known = own or kind == "reasoning" or kind in [getattr(one, "kind", None) for one in reward_funcs]
         return None if known else f"no reward is for rows of kind {kind!r}"
 
-    advice = "Such a row teaches nothing. Write golds that rewards.gold_error takes, and leave the other rows out."
+    advice = "Such a row teaches nothing. Write gold answers that rewards.gold_error accepts, or leave these rows out."
     yield from _many(spread(reasoning, GOLDS), no_gold, advice, stops=True)
-    advice = "The stage puts questions into its own template, so that their markup would stand there twice. "
+    advice = "The stage puts questions into its own template, so that this markup would be there twice. "
     yield from _many(spread(rows, GOLDS), no_question, advice + "Write bare questions into the column `prompt`.")
-    advice = (
-        "The completions of its group would all get the same reward. Add a reward for the kind, as HelpfulnessReward."
-    )
+    advice = "All completions of such a row get the same reward. Add a reward for the kind, such as HelpfulnessReward."
     yield from _many(spread(rows, GOLDS), no_reward, advice)
     golds = {str(row.get("answer") or row.get("solution")) for row in reasoning}
     asked, ids = ({str(row.get(key)) for row in rows} for key in ("prompt", "id"))
-    for what, count in (("golds", golds), ("prompts", asked)):
-        if len(ids) >= 20 and len(count) <= (1 if what == "golds" else len(ids) // 2):
+    for what, found, few in (("gold answers", golds, 1), ("prompts", asked, len(ids) // 2)):
+        if len(ids) >= 20 and len(found) <= few:
             yield Finding(
-                f"The {len(ids)} rows have {len(count)} different {what}, so that there is little to learn. Look at "
+                f"The {len(ids)} rows have {len(found)} different {what}, so that there is little to learn. Look at "
                 "that column of the file.",
                 stops=False,
             )
@@ -115,25 +121,28 @@ def of_completions(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> I
 
     def wrong(row: Row) -> str | None:
         right = rewards.is_correct(row["completion"], row["answer"], row["verifier"], entry=row.get("entry"))
-        return "its answer is not its gold" if right is False else None
+        return "its answer is not its gold answer" if right is False else None
 
-    advice = "The model would learn to stop short, or not to reason. Take whole traces; these may have met max_tokens."
+    advice = "The model would learn to stop too early, or not to reason. Take complete traces; sampling may have cut "
+    advice += "these off at its limit of tokens."
     yield from _many(few, cut_off, advice)
-    advice = "The template sets such tokens, and a second one ends a turn amid an answer. Remove them from the rows."
+    advice = "The template adds such tokens, and a second one ends a turn within an answer. Remove them from the rows."
     yield from _many(few, marked, advice)
     rules = ("math", "choice", "gym") if gym.installed() else ("math", "choice")
     ruled = spread([row for row in few if row["verifier"] in rules], CHECKED)
     if sum(wrong(row) is not None for row in ruled) > 0.2 * len(ruled):
-        advice = "Wrong answers are learnt like right ones. Look whether the completions are those of these prompts."
+        advice = "Wrong answers are learnt like right ones. Check that each completion belongs to its prompt."
         yield from _many(ruled, wrong, advice)
     if len(rows) >= 20 and len({row["completion"] for row in few}) <= 0.01 * len(few) + 1:
         message = "The completions are all the same, so that nothing else is learnt. Look at the column `completion`."
         yield Finding(message, stops=False)
 
 
-def of_trained(trainer: Any, tokenizer: PreTrainedTokenizerBase) -> Iterator[Finding]:
-    """Checks a trainer's data set: the tokens with a loss, the pairs and the labels."""
-    data = trainer.train_dataset
+def of_trained(trainer: Any, args: Any) -> Iterator[Finding]:
+    """Checks the data set of a trainer that samples nothing: the tokens with a loss, the pairs and the labels."""
+    if hasattr(args, "reward_funcs"):
+        return
+    data, tokenizer = trainer.train_dataset, trainer.processing_class
     rows, columns = spread(data, CHECKED), data.column_names
     if isinstance(trainer, trl.SFTTrainer):
         text = trainer.args.packing and trainer.args.packing_strategy == "wrapped"  # plain text, no conversations
@@ -141,7 +150,7 @@ def of_trained(trainer: Any, tokenizer: PreTrainedTokenizerBase) -> Iterator[Fin
         if not (any(ended) if text else all(ended)):
             yield Finding(
                 f"{ended.count(False)} of {len(ended)} sequences have no loss on the end token, so that the model "
-                "would never stop. Use a chat template that ends in it, and rows that are not cut off."
+                "would never stop. Use a chat template that ends in this token, and rows that are not cut off."
             )
         if not trainer.args.packing and all(row["labels"][0] != -100 for row in rows):
             message = "The prompts are trained too, so that the model learns to ask. Write completion_only_loss: true."
@@ -152,6 +161,6 @@ def of_trained(trainer: Any, tokenizer: PreTrainedTokenizerBase) -> Iterator[Fin
         same = [tokenizer.decode(row["chosen_ids"]) for row in rows if row["chosen_ids"] == row["rejected_ids"]]
         if len(same) > MAX_UNPARSEABLE * len(rows):
             yield Finding(
-                f"{len(same)} of {len(rows)} pairs are of two alike, such as {same[0]!r:.60}. They have no gradient. "
-                "Write pairs of two different summaries."
+                f"In {len(same)} of {len(rows)} pairs both summaries are the same, such as {same[0]!r:.60}. These have "
+                "no gradient. Write pairs of two different summaries."
             )

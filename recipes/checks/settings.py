@@ -11,13 +11,12 @@ from data_prep import runs
 from data_prep.sampling import positions
 from recipes import qlora_proof, sharded
 from recipes.checks.finding import Finding
-from recipes.muon import product_dtype
 
 import torch
 from transformers import AutoConfig
 
 NO_GPU = Finding(
-    "No GPU is visible, so everything would run on the CPU. Write use_cpu: true, or train on a GPU.", False
+    "No GPU is visible, so that everything would run on the CPU. Write use_cpu: true, or train on a GPU.", False
 )
 
 
@@ -31,13 +30,73 @@ def versions() -> Iterator[Finding]:
         except importlib.metadata.PackageNotFoundError:
             here = "missing"
         if here.partition("+")[0] != version:
-            other.append(f"{name} {here} for {version}")
+            other.append(f"{name} {here} instead of {version}")
     if other:
         yield Finding(
             f"The installed versions are not those of requirements.txt: {', '.join(other)}. This project was not "
             "tested with them. Run pip install -r requirements.txt.",
             stops=False,
         )
+
+
+def of_device(config: Any) -> Iterator[Finding]:
+    """Checks whether this machine has what the settings ask for."""
+    if not config.use_cpu and not torch.cuda.is_available():
+        yield NO_GPU
+    if config.use_cpu and config.bf16 and not torch.cpu.get_capabilities().get("avx512_bf16", False):
+        yield Finding(
+            "bf16 is on, but this CPU has no bfloat16 matrix multiplication, so each takes tens of times as long. "
+            "Write bf16: false.",
+            stops=False,
+        )
+
+
+def of_learning(args: Any, config: Any) -> Iterator[Finding]:
+    """Checks for valid values with which nothing can be learned."""
+    if not 0 < config.learning_rate < 1:
+        yield Finding(
+            f"With learning_rate: {config.learning_rate} the model learns nothing, or loses what it knows. Leave the "
+            "key out for the paper's value."
+        )
+    if config.max_steps <= 0 and config.num_train_epochs <= 0:
+        yield Finding("max_steps and num_train_epochs are 0, so that no step is trained. Write a positive number.")
+    if getattr(config, "packing", False) and config.packing_strategy == "wrapped" and hasattr(args, "use_peft"):
+        yield Finding(
+            "packing_strategy: wrapped cuts conversations anywhere and lets one attend to the next, so that answers "
+            "are learnt without their questions. Write packing_strategy: bfd."
+        )
+
+
+def of_rewarding(args: Any, config: Any) -> Iterator[Finding]:
+    """Checks for valid values with which reinforcement learning has nothing to learn from."""
+    if not hasattr(args, "reward_funcs"):
+        return
+    weights, number = config.reward_weights, len(args.reward_funcs)
+    if not number or (weights and (len(weights) != number or not any(weights) or not all(map(math.isfinite, weights)))):
+        yield Finding(
+            f"reward_weights: {weights} does not fit reward_funcs: {args.reward_funcs}. Without one finite weight for "
+            "each reward, or with weights of 0 only, nothing is rewarded. Write one weight for each reward, or leave "
+            "reward_weights out."
+        )
+    if config.temperature < 0.1 or config.top_k == 1 or not 0.1 < config.top_p <= 1:
+        yield Finding(
+            f"With temperature: {config.temperature}, top_k: {config.top_k} and top_p: {config.top_p} the completions "
+            "of a group come out alike, so that no advantage is left. Write temperature: 1.0, and leave the others out."
+        )
+    if config.use_transformers_continuous_batching and config.bf16:
+        yield Finding(
+            "With use_transformers_continuous_batching and bf16, TRL casts the weights to bfloat16 for good, where "
+            "small updates are rounded away. Write false for one of them."
+        )
+    for name, kwargs in (args.reward_kwargs or {}).items():
+        folder = Path(str(kwargs.get("model", "")))
+        if (folder / "config.json").is_file():
+            kind = AutoConfig.from_pretrained(folder)
+            if kind.num_labels != 1 or not any("SequenceClass" in one for one in kind.architectures or []):
+                yield Finding(
+                    f"reward_kwargs: {name}: {folder} is no reward model ({kind.architectures}). Its head would be new "
+                    "and its scores random. Name a folder that recipes/reward_models.py has made."
+                )
 
 
 def launched(path: Path) -> dict[str, str]:
@@ -69,9 +128,9 @@ def of_sharding(args: Any, shape: Any, environment: Mapping[str, str]) -> Iterat
         )
     elif shape is not None and zero3 and not leaves and qlora_proof.expert_counts(shape):
         yield Finding(
-            f"The model is a mixture of experts ({shape.model_type}), and ZeRO-3 has no leaf modules. Processes wait "
-            "for each other for ever where their tokens chose different experts. Write deepspeed_moe_layer_cls_names: "
-            "<class of its MoE block> in the accelerate config."
+            f"The model is a mixture of experts ({shape.model_type}), and ZeRO-3 has no leaf modules. Processes would "
+            "wait for each other for ever as soon as their tokens choose different experts. Write "
+            "deepspeed_moe_layer_cls_names: <class of its MoE block> in the accelerate config."
         )
     any_zero = str(zero.get("stage", environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "0"))) != "0"
     if not (any_zero or fsdp) and args.dtype == "bfloat16" and not getattr(args, "use_peft", False):
@@ -82,58 +141,19 @@ def of_sharding(args: Any, shape: Any, environment: Mapping[str, str]) -> Iterat
         )
 
 
-def of_settings(args: Any, config: Any) -> Iterator[Finding]:
-    """Checks for valid values with which nothing can be learned."""
-    if not config.use_cpu and not torch.cuda.is_available():
-        yield NO_GPU
-    if config.use_cpu and config.bf16 and product_dtype(torch.device("cpu")) != torch.bfloat16:
+def of_room(args: Any, config: Any, shape: Any) -> Iterator[Finding]:
+    """Checks that prompts and completions of reinforcement learning fit the model's maximum length."""
+    room = _room(args, shape)
+    if not room or not hasattr(args, "reward_funcs"):
+        return
+    prompt, completion = args.max_prompt_length or 1, config.max_completion_length or 0
+    if prompt + completion > room:
+        asked = f"max_prompt_length: {prompt} and " if args.max_prompt_length else ""
         yield Finding(
-            "bf16 is on, but this CPU has no bfloat16 matrix multiplication, so each takes tens of times as long. "
-            "Write bf16: false.",
-            stops=False,
+            f"There is no room in a model of {room} positions for {asked}max_completion_length: {completion}. The "
+            "model has never seen a token beyond its positions. Write shorter lengths, or "
+            f"max_position_embeddings: {prompt + completion} for a model that is to learn them."
         )
-    if not 0 < config.learning_rate < 1:
-        yield Finding(
-            f"With learning_rate: {config.learning_rate} the model learns nothing, or loses what it knows. Leave the "
-            "key out for the paper's value."
-        )
-    if config.max_steps <= 0 and config.num_train_epochs <= 0:
-        yield Finding("max_steps and num_train_epochs are 0, so no step would be trained. Write a positive number.")
-    if getattr(config, "packing", False) and config.packing_strategy == "wrapped" and hasattr(args, "use_peft"):
-        yield Finding(
-            "packing_strategy: wrapped for conversations cuts them anywhere and lets one attend to the next. Write "
-            "packing_strategy: bfd."
-        )
-    if hasattr(args, "reward_funcs"):
-        yield from _of_rl_settings(args, config)
-
-
-def _of_rl_settings(args: Any, config: Any) -> Iterator[Finding]:
-    weights, number = config.reward_weights, len(args.reward_funcs)
-    if not number or (weights and (len(weights) != number or not any(weights) or not all(map(math.isfinite, weights)))):
-        yield Finding(
-            f"reward_weights: {weights} does not fit reward_funcs: {args.reward_funcs}: without one weight a reward, "
-            "not all of them 0, nothing is rewarded. Write one weight for each reward, or leave reward_weights out."
-        )
-    if config.temperature < 0.1 or config.top_k == 1 or not 0.1 < config.top_p <= 1:
-        yield Finding(
-            f"With temperature: {config.temperature}, top_k: {config.top_k} and top_p: {config.top_p} the completions "
-            "of a group come out alike, so that no advantage is left. Write temperature: 1.0."
-        )
-    if config.use_transformers_continuous_batching and config.bf16:
-        yield Finding(
-            "With use_transformers_continuous_batching and bf16, TRL casts the weights to bfloat16 for good, where "
-            "small updates are rounded away. Write false for one of them."
-        )
-    for name, kwargs in (args.reward_kwargs or {}).items():
-        folder = Path(str(kwargs.get("model", "")))
-        if (folder / "config.json").is_file():
-            kind = AutoConfig.from_pretrained(folder)
-            if kind.num_labels != 1 or not any("SequenceClass" in one for one in kind.architectures or []):
-                yield Finding(
-                    f"reward_kwargs: {name}: {folder} is no reward model ({kind.architectures}). Its head would be new "
-                    "and its scores random. Name a folder that recipes/reward_models.py made."
-                )
 
 
 def limit(run: Any, most: int | None, key: str) -> tuple[int | None, str]:
@@ -154,26 +174,6 @@ def limit(run: Any, most: int | None, key: str) -> tuple[int | None, str]:
 def _room(args: Any, shape: Any) -> int | None:
     """Maximum tokens of a stage's model: its key `max_position_embeddings`, or the value in the checkpoint's config."""
     return getattr(args, "max_position_embeddings", None) or (shape and positions(shape))
-
-
-def of_room(args: Any, config: Any, shape: Any) -> Iterator[Finding]:
-    """Checks that prompts and completions of reinforcement learning fit the model's maximum length."""
-    room = _room(args, shape)
-    if not room or not hasattr(args, "reward_funcs"):
-        return
-    prompt, completion = args.max_prompt_length or 1, config.max_completion_length or 0
-    if prompt + completion > room:
-        asked = f"max_prompt_length: {prompt} and " if args.max_prompt_length else ""
-        yield Finding(
-            f"There is no room in a model of {room} positions for {asked}max_completion_length: {completion}; it has "
-            "never seen a token beyond them. Write shorter lengths, or "
-            f"max_position_embeddings: {prompt + completion} for a model that is to learn them."
-        )
-    if config.use_vllm and (config.vllm_max_model_length or 0) > room:
-        yield Finding(
-            f"vllm_max_model_length: {config.vllm_max_model_length} is too long for a model of {room} positions; vLLM "
-            f"would refuse it once the weights are loaded. Write vllm_max_model_length: {room}."
-        )
 
 
 def shape_of(name: str | None, offline: bool = False) -> Any:

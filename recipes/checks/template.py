@@ -16,7 +16,8 @@ def faithful(tokenizer: PreTrainedTokenizerBase, messages: list[dict], name: Any
     if said not in text:  # DeepSeek's and Qwen's templates drop reasoning
         raise ConfigError(
             f"{name or tokenizer.name_or_path}: its chat template changes completions, so that they would not be "
-            f"trained as they are: {said[:60]!r} became {text[-60:]!r}. Give it a template that leaves them alone."
+            f"trained as they are: {said[:60]!r} became {text[-60:]!r}. Give the tokenizer a template that leaves them "
+            "alone, as recipes/chat_template.jinja."
         )
     return text
 
@@ -37,22 +38,27 @@ def decoded(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
     return tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"], skip_special_tokens=True)
 
 
-def of_tokenizer(tokenizer: PreTrainedTokenizerBase, args: Any) -> Iterator[Finding]:
-    """Checks that trained and sampled sequences end, are padded, and keep their tags."""
-    end, pad, samples = tokenizer.eos_token, tokenizer.pad_token, hasattr(args, "reward_funcs")
+def of_tokens(tokenizer: PreTrainedTokenizerBase, args: Any) -> Iterator[Finding]:
+    """Checks that sequences can end and be padded, and that their tags survive."""
+    end, pad = tokenizer.eos_token, tokenizer.pad_token
     if None in (end, pad) or tokenizer.pad_token_id == tokenizer.eos_token_id:
         yield Finding(
-            f"{tokenizer.name_or_path}: the pad token is {pad!r} and the end token {end!r}. Padding has no loss, so "
-            "that the end token has none where they are the same, and the model would never learn to stop. Write two "
+            f"{tokenizer.name_or_path}: the pad token is {pad!r} and the end token is {end!r}. Padding has no loss. If "
+            "both are the same token, the end has no loss either, and the model never learns to stop. Write two "
             "different tokens into tokenizer_config.json: pad_token and eos_token.",
-            stops=not samples,  # GRPO masks after the first end token
+            stops=not hasattr(args, "reward_funcs"),  # GRPO masks after the first end token
         )
     lost = [tag for tag in (*THINK, *ANSWER) if tag not in decoded(tokenizer, f"2 {tag} 3")]
     if lost:
         yield Finding(
             f"The tags {', '.join(lost)} do not survive decoding. Rewards read completions without special tokens, so "
-            "that no format would be right. Add them to the tokenizer as plain tokens: special=False."
+            "that no format would be right. Add the tags to the tokenizer as plain tokens, with special=False."
         )
+
+
+def of_template(tokenizer: PreTrainedTokenizerBase, args: Any) -> Iterator[Finding]:
+    """Checks that what is trained in the chat template is what is sampled, and that it ends in the end token."""
+    end = tokenizer.eos_token
     if getattr(args, "completion_style", "think") != "think" or not hasattr(args, "use_peft"):
         return
     if not tokenizer.chat_template:
@@ -67,14 +73,14 @@ def of_tokenizer(tokenizer: PreTrainedTokenizerBase, args: Any) -> Iterator[Find
         yield Finding(
             f"The chat template ends an answer with {after!r}, but the end token is {end!r}. Generation would wait "
             "for a token that is not trained, and every completion would run to its limit. Write the template's own "
-            "into tokenizer_config.json: eos_token."
+            "end token into tokenizer_config.json: eos_token."
         )
-    if not samples:
+    if not hasattr(args, "reward_funcs"):
         whole = f"{THINK[0]}2 + 3 = 5{THINK[1]}\n{said}"
         text, start = faithful(tokenizer, _turns(asked, whole)), opening(tokenizer, _turns(asked))
         if not text.startswith(start + THINK[0]):
             yield Finding(
-                f"The prompt ends in {start[-30:]!r}, which a conversation does not go on from: {THINK[0]} is in the "
-                "prompt, or twice in the text. So what is trained is not what is sampled. Use a chat template that "
-                "puts nothing before the completion."
+                f"The prompt ends in {start[-30:]!r}, but a whole conversation does not go on from there: {THINK[0]} "
+                "is in the prompt, or it is twice in the text. So what is trained is not what is sampled. Use a chat "
+                "template that puts nothing before the completion."
             )

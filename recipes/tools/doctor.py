@@ -1,14 +1,13 @@
 """What is wrong with a scale before it trains: `python -m recipes.tools.doctor --scale S [--stage X]`, without weights.
 
-Each stage runs these checks and more (`recipes.checks`) at its start, when everything is loaded, unless its YAML says
-`doctor: false`. `recipes.watch` watches the training itself.
+`recipes.checks` lists the checks. Each stage runs them at its start, unless its YAML says `doctor: false`.
 """
 
 import contextlib
 import io
 import logging
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +16,7 @@ from data_prep.runs import ConfigError
 from recipes import checks, config, data, grpo, loading
 from recipes.checks import Finding
 from recipes.tools import check, needs, plan, servers, steps
+from rewards.gym import GymMissing
 
 import psutil
 import torch
@@ -25,7 +25,8 @@ from huggingface_hub.errors import StrictDataclassError
 
 
 def of_step(step: steps.Step) -> Iterator[Finding | str]:
-    """All findings for one YAML. Raises ConfigError if its stage, its job or the pipeline refuses it."""
+    """All findings for one YAML, without weights. A str names what could not be checked yet. Raises ConfigError if the
+    YAML's stage, its job or the pipeline refuses it."""
     servers.needed(step.settings, str(step.config))
     if not step.trains:
         check.check(step.target, *step.files)
@@ -33,28 +34,24 @@ def of_step(step: steps.Step) -> Iterator[Finding | str]:
     start = Path(step.command[step.command.index("--config_file") + 1])
     no_gpu = not step.settings.get("use_cpu") and not torch.cuda.is_available()
     with config.planned(runs.load_config(start).get("num_processes", 1)):
-        settings = check.check(step.target, *step.files, elsewhere=no_gpu)
+        args, trainer = check.check(step.target, *step.files, elsewhere=no_gpu)
     if no_gpu:
         yield checks.NO_GPU
-    yield from examine(settings, step.settings, step.config, checks.launched(start))
-
-
-def examine(settings: tuple, raw: Mapping, path: Path, environment: Mapping[str, str]) -> Iterator[Finding | str]:
-    """All findings for a training stage without its weights. A str names what could not be checked yet."""
-    args, trainer = settings
-    yield from checks.of_start(args, trainer, environment, offline=True)
+    name = getattr(args, "model_name_or_path", None)
+    shape, subject = checks.shape_of(name, offline=True), {"args": args, "config": trainer}
+    yield from checks.look("start", environment=checks.launched(start), shape=shape, **subject)
     try:
-        publishing.read(raw, str(path)).check("model", args.models)
+        publishing.read(step.settings, str(step.config)).check("model", args.models)
     except SystemExit:
-        yield Finding("It cannot be pushed (see above). Mend that now, or write push_to_hub: false.")
-    name, run = getattr(args, "model_name_or_path", None), SimpleNamespace(args=args, config=trainer, figures={})
-    if not name or checks.shape_of(name, offline=True) is None:
-        yield f"{name or 'its model'} is not here yet: its tokenizer, rows and rewards are looked at once it is"
+        yield Finding("The result cannot be pushed (see above). Correct that now, or write push_to_hub: false.")
+    if shape is None:
+        yield f"{name or 'its model'} is not here yet: its tokenizer, rows and rewards are checked once it is"
         return
     tokenizer = loading.load_tokenizer(name, getattr(args, "completion_style", "think") == "think", args.use_peft)
-    yield from checks.of_tokenizer(tokenizer, args)
+    yield from checks.look("tokenizer", tokenizer=tokenizer, **subject)
     if not hasattr(args, "dataset"):
         return
+    run = SimpleNamespace(**subject, figures={})
     try:
         if not hasattr(args, "reward_funcs"):
             data.load_sft_rows(run, tokenizer)
@@ -64,8 +61,7 @@ def examine(settings: tuple, raw: Mapping, path: Path, environment: Mapping[str,
         missing = isinstance(error.__cause__, FileNotFoundError)
         yield f"{error.__cause__}" if missing else Finding(str(error))
         return
-    yield from checks.of_questions(rows, funcs)
-    yield from checks.of_rewards(funcs, rows, tokenizer, args, trainer)
+    yield from checks.look("RL rows", rows=rows, reward_funcs=funcs, tokenizer=tokenizer, **subject)
 
 
 def of_plan(todo: list[steps.Step]) -> Iterator[tuple[str, Finding]]:
@@ -75,7 +71,7 @@ def of_plan(todo: list[steps.Step]) -> Iterator[tuple[str, Finding]]:
         room = psutil.virtual_memory().total if stage.cpu else gpu
         if room and not needs.fits(stage, room):
             peak, there = needs.memory(stage, room).peak / needs.GB, room / needs.GB
-            text = f"It takes {peak:.1f} GB, and there are {there:.1f}, so that it would be killed."
+            text = f"It takes {peak:.1f} GB, and there are {there:.1f} GB, so that it would be killed."
             yield stage.name, Finding(f"{text} Write {plan.change(stage, room)}.")
 
 
@@ -105,7 +101,7 @@ def main(argv: list[str]) -> int:
         try:
             notes = list(of_step(step))
             notes += [too_big[step.name]] if step.name in too_big else []
-        except (ConfigError, runs.MissingRunError, yaml.YAMLError) as error:
+        except (ConfigError, GymMissing, runs.MissingRunError, yaml.YAMLError) as error:
             notes = [Finding(str(error))]
         for note in notes:
             if str(note) not in said:  # versions and hardware are reported once

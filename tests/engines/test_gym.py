@@ -114,9 +114,8 @@ def test_the_rules_of_rows_know_the_verifier() -> None:
     assert filters.incorrect(filters.Candidate(sft, right), filters.Thresholds()) is None
     assert filters.incorrect(filters.Candidate(sft, wrong), filters.Thresholds()) is not None
     assert gym_reward(completions=[right], answer=["1"], entry=[""], verifier=["math"]) == [None]
-    finding = list(checks.of_questions([row] * 3, [gym_reward]))
-    assert not any(one.stops for one in finding)
-    assert "only GymReward grades" in str(list(checks.of_questions([row] * 3, [])))
+    assert not any(one.stops for one in checks.rows.of_questions([row] * 3, [gym_reward]))
+    assert "only GymReward grades" in str(list(checks.rows.of_questions([row] * 3, [])))
 
 
 def test_the_job_writes_splits_that_share_no_question(tmp_path, monkeypatch) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from data_prep import rows
 from data_prep.rows import read_parquet
-from recipes import checks, watch
+from recipes import checks
 from recipes.tools import doctor
 
 import moe
@@ -92,7 +92,7 @@ def pairs(same: bool = False, label=lambda n: n % 2, without: str = ""):
     return plant
 
 
-NO_COLUMN = r"fails on known completions at \S+accuracy_rewards\.py:\d+: TypeError: .*'solution'"
+NO_COLUMN = r"On known completions \S+ fails at \S+accuracy_rewards\.py:\d+: TypeError: .*'solution'"
 
 
 def reward(body: str, name: str = "reward"):
@@ -120,6 +120,7 @@ def without(column: str):
     return lambda: change_rows(ASKED, lambda n, row: {key: row[key] for key in row if key != column})
 
 
+ERRORS = (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 QUANTISED = TUNING | {"load_in_4bit": True}
 HUB = {"push_to_hub": True, "hub_model_id": "me/x"}
 OWN = RL | {"reward_funcs": ["planted.reward"]}
@@ -140,7 +141,7 @@ FAULTS = {
     "golds that stand for none": (ZERO, RL, row_fault(ASKED, 4, answer="notfound"), "stands for no answer"),
     "golds that are prose": (ZERO, RL, row_fault(ASKED, answer="we add the two " * 20), "whole solution"),
     "no rule for the rows": (ZERO, RL, row_fault(ASKED, verifier="none"), "no reward here grades"),
-    "one gold for all": (ZERO, RL, row_fault(ASKED, answer="7"), "1 different golds"),
+    "one gold for all": (ZERO, RL, row_fault(ASKED, answer="7"), "1 different gold answers"),
     "one prompt for all": (ZERO, RL, row_fault(ASKED, prompt="Solve it."), "1 different prompts"),
     "prompts in a template": (ZERO, RL, row_fault(ASKED, prompt="<|user|>2 + 3?<|assistant|><think>"), "prompt holds"),
     "rows no reward is for": (ZERO, RL, row_fault(ASKED, 3, kind="helpful"), "no reward is for"),
@@ -158,7 +159,7 @@ FAULTS = {
     "end tokens in the text": (SFT_1, TUNING, completions(lambda n, c: c + "<|end|>"), r"holds '<\|end\|>'"),
     "answers of other questions": (SFT_1, TUNING, shuffled_answers, "its answer is not its gold"),
     "one completion for all": (SFT_1, TUNING, completions(lambda n, c: "<think>a</think>b"), "all the same"),
-    "pairs of two alike": ("reward_models", SCORER, pairs(same=True), "pairs are of two alike"),
+    "pairs of two alike": ("reward_models", SCORER, pairs(same=True), "both summaries are the same"),
     "labels all the same": ("reward_models", SCORER, pairs(label=lambda n: 1), "all labels are the same"),
     "pairs without a column": ("reward_models", SCORER, pairs(without="rejected"), "has no rejected"),
     # checkpoints
@@ -190,12 +191,12 @@ FAULTS = {
     "a batch that cannot be": (ZERO, RL | {"per_device_train_batch_size": 3}, None, "divisor of 8"),
     "room for no answer": (ZERO, RL | {"max_completion_length": 2}, None, "cut off at max_completion_length: 2"),
     "another style": (ZERO, RL | STYLE, None, "format_reward on known"),
-    "rewards of weight 0": (ZERO, RL | {"reward_weights": [0.0, 0.0, 0.0]}, None, "without one weight a reward"),
-    "a weight too few": (ZERO, RL | {"reward_weights": [1.0]}, None, "without one weight a reward"),
+    "rewards of weight 0": (ZERO, RL | {"reward_weights": [0.0, 0.0, 0.0]}, None, "Without one finite weight"),
+    "a weight too few": (ZERO, RL | {"reward_weights": [1.0]}, None, "Without one finite weight"),
     "a rate of 0": (SFT_1, TUNING | {"learning_rate": 0.0}, None, "learning_rate: 0"),
     "greedy groups": (ZERO, RL | {"temperature": 1e-3}, None, "come out alike"),
     "bfloat16 weights": (SFT_1, TUNING | {"dtype": "bfloat16"}, None, "smaller than bfloat16 can add"),
-    "wrapped conversations": (SFT_1, TUNING | {"packing": True, "packing_strategy": "wrapped"}, None, "wrapped for"),
+    "wrapped conversations": (SFT_1, TUNING | {"packing": True, "packing_strategy": "wrapped"}, None, "wrapped cuts"),
     "prompts with a loss": (SFT_1, TUNING | {"completion_only_loss": False}, None, "prompts are trained too"),
     "an adapter of nothing": ("distill", TUNING | LORA | {"lora_target_modules": ["atention"]}, None, "lora_target"),
     "an adapter of the embeddings": (
@@ -247,7 +248,7 @@ def test_a_planted_fault_is_found(name, run_stage, caplog, capfd, monkeypatch):
     ended = None
     try:
         run_stage(script, settings)
-    except (SystemExit, *checks.STEPS_ERRORS) as error:  # it may well fail after it was told
+    except (SystemExit, *ERRORS) as error:  # it may well fail after it was told
         ended = error
     text = caplog.text + capfd.readouterr().err
     assert re.search(said, text), (text, ended)
@@ -265,9 +266,8 @@ def test_a_planted_fault_is_found(name, run_stage, caplog, capfd, monkeypatch):
 def test_nothing_is_found_where_nothing_is_wrong(script, settings, run_stage, caplog):
     run_stage(script, settings)
     told = [text for text in caplog.messages if text.startswith(("doctor:", "red flag"))]
-    assert [
-        text for text in told if "of a sample's completions are cut" not in text
-    ] == []  # this base has learned nothing
+    # This base has learned nothing.
+    assert not [text for text in told if "of a sample's completions are cut" not in text]
 
 
 def test_switched_off_it_changes_no_number(run_stage):
@@ -330,14 +330,14 @@ def test_bfloat16_is_for_cpus_that_have_it(able, run_stage, caplog, monkeypatch)
 
 def test_other_versions_than_the_pins_are_named(monkeypatch):
     monkeypatch.setattr("importlib.metadata.version", lambda name: "0.1")
-    assert "trl 0.1 for " in str(next(checks.versions()))
+    assert "trl 0.1 instead of " in str(next(checks.settings.versions()))
 
 
 def test_random_numbers_come_as_if_it_had_not_been_there():
     torch.manual_seed(1)
     first = torch.rand(3)
     torch.manual_seed(1)
-    with watch.same_random_numbers():
+    with checks.finding.same_random_numbers():
         torch.rand(100)
     assert torch.rand(3).equal(first)
 

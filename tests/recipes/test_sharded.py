@@ -113,4 +113,4 @@ def test_no_shipped_combination_is_refused(path):
     args = SimpleNamespace(load_in_4bit=False, use_peft=False, dtype="float32")
     vars(args).update({key: value for key, value in settings.items() if key in vars(args)})
     launched = checks.launched(ROOT / settings["accelerate_config"])
-    assert [one for one in checks.of_sharding(args, None, launched) if one.stops] == []
+    assert [one for one in checks.settings.of_sharding(args, None, launched) if one.stops] == []
