@@ -68,7 +68,7 @@ class ColdStart(jobs.Job):
 
     def __post_init__(self) -> None:
         if not self.ways:
-            raise ValueError("no way to cold-start data; write `r1_zero:`, `few_shot:` or `direct:`")
+            raise ValueError("no source of cold-start data is set; write `r1_zero:`, `few_shot:` or `direct:`")
         if (self.rewriter is None) != (self.rewriting is None):
             raise ValueError("`rewriter` and `rewriting` go together; write both or neither")
 
@@ -102,7 +102,8 @@ def load(config: ColdStart) -> dict[str, list[rows.Row]]:
             left = [row for row in order if row["domain"] == domain]
             if len(left) < count:
                 raise ValueError(
-                    f"`{name}: prompts`: {count} of {domain} wanted, {config.prompts} has {len(left)} left"
+                    f"`{name}: prompts`: {count} prompts of {domain} are wanted, "
+                    f"but {config.prompts} has {len(left)} left"
                 )
             loaded[name] += left[: min(count, config.limit or count)]
         taken = {row["id"] for row in loaded[name]}
@@ -111,8 +112,8 @@ def load(config: ColdStart) -> dict[str, list[rows.Row]]:
     if ungraded and not config.rewriter:
         row = ungraded[0]
         raise ValueError(
-            f"{config.prompts}: the prompt {row['id']} has the verifier `{row['verifier']}`, and so no answer to state "
-            "in a summary; write `rewriter:` and `rewriting:`, or leave such prompts out"
+            f"{config.prompts}: the prompt {row['id']} has the verifier `{row['verifier']}`, so there is no answer "
+            "to state in a summary; write `rewriter:` and `rewriting:`, or leave such prompts out"
         )
     missing = sorted({row["language"] for row in loaded.get("few_shot", [])} - config.examples.keys())
     if missing:
@@ -253,7 +254,7 @@ def read_decisions(path: str | Path, asked: list[rows.Row]) -> list[dict[str, st
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 ({error}); save it as `CSV UTF-8`") from error
     except csv.Error as error:
-        raise ValueError(f"{path}, record {len(records) + 1}: no CSV ({error})") from error
+        raise ValueError(f"{path}, record {len(records) + 1}: not valid CSV ({error})") from error
     return records
 
 

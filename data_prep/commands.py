@@ -96,7 +96,7 @@ def run(main: Callable[[list[str]], int | None], argv: list[str] | None = None) 
         log.error("error: %s", error)
         return 1
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted; the same command goes on from here\n")
+        sys.stderr.write("interrupted; the same command resumes from here\n")
         return 130
 
 

@@ -38,7 +38,7 @@ class Distillation(rejection_sampling.Selection):
         if wrong and taught:
             raise ValueError(f"`mode: teacher` needs {', '.join(wrong)}; write it")
         if wrong:
-            raise ValueError(f"`mode: mixture` asks no teacher; remove {', '.join(wrong)}")
+            raise ValueError(f"`mode: mixture` has no teacher; remove {', '.join(wrong)}")
 
     def size(self, rows_of: Callable[[str], int]) -> jobs.Size:
         made = rows_of(self.mixture)

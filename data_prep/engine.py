@@ -115,7 +115,9 @@ def run(steps: list[PipelineStep], tasks: int, folder: Path, settings: Executor)
     if undone:
         numbers = ", ".join(map(str, undone[:5])) + (", ..." if len(undone) > 5 else "")
         why = f": {cause}" if cause else ""
-        raise EngineError(f"{len(undone)} of {tasks} tasks are undone ({numbers}){why}; see {folder}/logs") from cause
+        raise EngineError(
+            f"{len(undone)} of {tasks} tasks did not finish ({numbers}){why}; see {folder}/logs"
+        ) from cause
     if cause:
         raise cause
 
@@ -137,7 +139,7 @@ class _Local(LocalPipelineExecutor):
             try:
                 list(commands.progress(pool.map(self._run_for_rank, ranks), "working", len(ranks), "task"))
             except BrokenProcessPool as error:
-                why = "a worker was killed, for want of memory perhaps; the same command goes on"
+                why = "a worker was killed, perhaps because memory ran out; the same command resumes"
                 raise EngineError(why) from error
 
     def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1) -> None:
@@ -213,7 +215,7 @@ def _submitted(record: Path, said: str) -> str:
     )  # sites may add their own lines
     if not found:
         raise EngineError(
-            f"sbatch said {said!r}, which names no job; look at `squeue --me` before you start this again"
+            f"sbatch printed {said!r}, which names no job; look at `squeue --me` before you start this again"
         )
     with whole_file(record) as file:
         file.write(found[1].encode())
@@ -224,7 +226,7 @@ def _is_in_queue(job: str) -> bool | None:
     """Whether squeue lists the job; None if squeue failed."""
     queue = subprocess.run(["squeue", "--noheader", "--job", job], capture_output=True, text=True)
     if queue.returncode and "Invalid job id" not in queue.stderr:  # its message for a job that ended minutes ago
-        log.warning("squeue has failed, and is asked again: %s", queue.stderr.strip() or f"status {queue.returncode}")
+        log.warning("squeue has failed and is called again: %s", queue.stderr.strip() or f"status {queue.returncode}")
         return None
     return bool(queue.stdout.strip())
 

@@ -67,7 +67,9 @@ def hold(folder: Path) -> str | None:
             break
         except OSError as error:
             if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-                log.warning("%s cannot be locked (%s): start nothing else there meanwhile", folder, error)
+                log.warning(
+                    "%s cannot be locked (%s), so do not start another process that writes there", folder, error
+                )
                 break
             if error.errno not in (errno.EACCES, errno.EAGAIN):
                 raise

@@ -50,13 +50,18 @@ class General(jobs.Job):
 
     def __post_init__(self) -> None:
         if not self.n + self.written:
-            raise ValueError("`n` and `written` are 0, so that nobody answers; write at least 1 for one of them")
+            raise ValueError(
+                "`n` and `written` are both 0, so there would be no answers; write at least 1 for one of them"
+            )
         if unknown := ", ".join(set(self.tasks) - set(prompts.TASKS)):
             raise ValueError(f"`tasks`: {unknown} is not known; write shares of {', '.join(prompts.TASKS)}")
         if self.tasks and not (
             min(self.tasks.values()) >= 0 < sum(self.tasks.values()) and self.judge_thinking and self.count
         ):
-            raise ValueError("`tasks`: the judge tells them; write `judge_thinking: true`, `count`, and their shares")
+            raise ValueError(
+                "`tasks`: the judge decides the task of each prompt; write `judge_thinking: true`, `count`, and their "
+                "shares"
+            )
 
     def size(self, rows_of: Callable[[str], int]) -> jobs.Size:
         asked = self.count or rows_of(self.prompts)
@@ -131,7 +136,9 @@ def judged(config: General, output_dir: Path, asked: list[rows.Row]) -> tuple[li
     verdicts = [prompts.read_thinking(samples[0].text) for samples in said]
     kinds = [prompts.read_task(samples[0].text) or "other" for samples in said]
     wanted, undecided = verdicts.count(True), verdicts.count(None)
-    log.info("the judge wants reasoning for %d of %d prompts, and says nothing of %d", wanted, len(asked), undecided)
+    log.info(
+        "the judge wants reasoning for %d of %d prompts, and gives no verdict on %d", wanted, len(asked), undecided
+    )
     found = [row if said is None else row | {"thinking": said} for row, said in zip(asked, verdicts, strict=True)]
     return found, dict(zip((row["question"] for row in asked), kinds, strict=True)), undecided
 

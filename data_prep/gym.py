@@ -94,7 +94,7 @@ def settings(task: Task) -> dict[str, Any]:
     try:
         _dataset(task.name, found, 0, 1)
     except Exception as error:  # the library raises AssertionError and many others
-        raise ValueError(f"{where}: settings {found} cannot be: {error or type(error).__name__}") from error
+        raise ValueError(f"{where}: the task refuses the settings {found}: {error or type(error).__name__}") from error
     return found
 
 
@@ -129,7 +129,9 @@ def build(config: Gym, output_dir: Path, tasks: list[Task], evaluation_items: de
             wanted = min(wanted, config.limit or wanted)
             made = drawn(task, f"{number}-{split}", wanted, first, seen, items, counts[number])
             if len(made) < wanted:
-                log.warning("%s: %d rows short of %d for %s", task.name, wanted - len(made), wanted, split)
+                log.warning(
+                    "%s: %d of %d rows are missing in the split %s", task.name, wanted - len(made), wanted, split
+                )
             counts[number][split] += len(made)
             found += made
         if found:

@@ -134,7 +134,7 @@ def run(
                     figures = build(config, output_dir, **loaded)
             # a full disk, a dead server, no rows left, a machine without a sandbox
             except (OSError, runs.Stopped, SandboxRefused, SandboxUnavailable) as error:
-                raise runs.Stopped(f"{error}; what is done is kept, the same command goes on") from error
+                raise runs.Stopped(f"{error}; what is done is kept, and the same command resumes from it") from error
             count = figures.get("rows")  # a mapping if there are several files
             log.info("built %s%s", output_dir, f", {count:,} rows" if isinstance(count, int) else "")
             return {"config": dataclasses.asdict(config), "seed": config.seed, **figures}

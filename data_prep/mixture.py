@@ -189,7 +189,9 @@ def select(config: Mixture, kept: Path, dropped: Path, wanted: dict[str, int], s
     for at in causes["duplicate_id"]:
         source, number = shards.place(_sources(config), int(columns[shards.ORDER][at]))
         if source in strict:
-            raise engine.EngineError(f"{source}, row {number}, column 'id': an earlier row of `sources` has the same")
+            raise engine.EngineError(
+                f"{source}, row {number}, column 'id': an earlier row of `sources` has the same id"
+            )
     leave_out("duplicate", dedup.occurrence(of_left("_row")) > 0)
     if config.per_prompt:
         leave_out("per_prompt", dedup.occurrence(of_left("_prompt")) >= config.per_prompt)

@@ -56,7 +56,9 @@ class Preferences(jobs.Job):
 
     def __post_init__(self) -> None:
         if self.queries < 2 or self.queries % 2:
-            raise ValueError(f"`queries` is {self.queries}; write an even number: half are asked with sides swapped")
+            raise ValueError(
+                f"`queries` is {self.queries}; write an even number, because half of the queries swap the sides"
+            )
 
     def size(self, rows_of: Callable[[str], int]) -> jobs.Size:
         helpful, harmless = (self.count or rows_of(file) for file in (self.helpful, self.harmless))

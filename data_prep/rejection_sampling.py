@@ -64,7 +64,7 @@ def load(config: RejectionSampling) -> dict[str, list[rows.Row]]:
     reasoning = [row for row in rows.load_rows(config.prompts) if row["kind"] == "reasoning"]
     chosen = jobs.choose(reasoning, config.limit or config.count, config.seed)
     if not chosen:
-        raise ValueError(f"{config.prompts}: no row has the kind `reasoning`, and only such are sampled")
+        raise ValueError(f"{config.prompts}: no row has the kind `reasoning`, and only these are sampled")
     if not config.judge and (judged := sum(row["verifier"] == "judge" for row in chosen)):
         raise ValueError(f"{judged} prompts of {config.prompts} have the verifier `judge`; write `judge: ...`")
     return {"prompts": chosen}

@@ -142,9 +142,9 @@ class Review:
         record = self.now(id) | {name: text.replace("\r\n", "\n").strip() for name, text in edited.items()}
         record |= {"decision": decision, "reviewer": reviewer.strip(), "reason": reason.strip()}
         if not record["reviewer"]:
-            raise ValueError("Write your name above: a decision is somebody's.")
+            raise ValueError("Write your name above. It is recorded with each decision.")
         if decision == "reject" and not record["reason"]:
-            raise ValueError("Say why: rejected rows have a reason.")
+            raise ValueError("Write the reason for the rejection.")
         if fault := cold_start.review_fault(record, self.rows):
             raise ValueError(f"Not saved: {fault}.")
         if record != self.now(id):  # equal if a button was clicked twice

@@ -118,7 +118,7 @@ def validate(rows: list[Row], where: str, sft: bool = False) -> None:
         if found:
             raise ValueError(f"{where}, row {number}, {found}")
         if row["id"] in seen:
-            raise ValueError(f"{where}, row {number}, column 'id': {row['id']!r} is also row {seen[row['id']]}'s")
+            raise ValueError(f"{where}, row {number}, column 'id': row {seen[row['id']]} has {row['id']!r}, too")
         seen[row["id"]] = number
 
 
@@ -204,7 +204,7 @@ def read_parquet(path: str | Path, without: tuple[str, ...] = ()) -> list[Row]:
         return [record for file in files for record in pq.read_table(file, columns=columns).to_pylist()]
     except (pa.ArrowInvalid, OSError) as error:
         raise ValueError(
-            f"{path}: not a readable Parquet file ({error}); write it anew, or delete it and run its stage again"
+            f"{path}: not a readable Parquet file ({error}); write it again, or delete it and run its stage again"
         ) from error
 
 

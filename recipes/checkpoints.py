@@ -31,7 +31,7 @@ def latest(output_dir: Path) -> Path | None:
     found = complete(output_dir)
     for path in Path(output_dir).glob("checkpoint-*"):
         if path not in found:
-            logger.info("%s is half-written; deleted", path)
+            logger.info("%s was not written to its end, and is deleted", path)
             shutil.rmtree(path)
     return found[-1] if found else None
 

@@ -257,7 +257,7 @@ def launch(stage: Callable[..., None], *settings: type) -> None:
                 raise
             raise Stopped(
                 f"the disk is full ({error}). Free some space and run the same command again: "
-                "training goes on from its last checkpoint."
+                "training resumes from its last checkpoint."
             ) from error
 
     if status := commands.run(main):

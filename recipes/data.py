@@ -88,7 +88,9 @@ def keep_short(run: "Run", rows: Dataset, lengths: np.ndarray | list[int], limit
         checks.tell("lengths", lengths=lengths, limit=limit, key=key)
     run.figures |= {"rows": len(short), "rows_too_long": len(rows) - len(short)}
     if len(short) < len(rows):
-        logger.info("%d of %d rows are longer than %s: %s; left out", len(rows) - len(short), len(rows), key, limit)
+        logger.info(
+            "%d of %d rows are longer than %s: %s, and are left out", len(rows) - len(short), len(rows), key, limit
+        )
     if not len(short):
         told = f"all of its {len(rows)} rows are longer than {key}: {limit}; raise it, or write shorter rows."
         raise ConfigError(f"{run.args.dataset}: {told}")
@@ -223,5 +225,5 @@ def _refuse_double(rows: Dataset, source: str) -> None:
         seen: dict[str, int] = {}
         for number, id in enumerate(ids.to_pylist()):
             if id in seen:
-                raise ConfigError(f"dataset: {source}, row {number}, column 'id': {id!r} is also row {seen[id]}'s")
+                raise ConfigError(f"dataset: {source}, row {number}, column 'id': row {seen[id]} has {id!r}, too")
             seen[id] = number

@@ -55,7 +55,9 @@ def load_rewards(args: RLArguments) -> list[Callable]:
     for kwargs in settings.values():
         kwargs.pop("serve", None)  # read by the pipeline, which starts a judge
     if unused := sorted(settings.keys() - set(args.reward_funcs)):
-        raise ConfigError(f"reward_kwargs: {', '.join(unused)} not among reward_funcs: {', '.join(args.reward_funcs)}.")
+        raise ConfigError(
+            f"reward_kwargs: {', '.join(unused)} is not among reward_funcs: {', '.join(args.reward_funcs)}."
+        )
     found = [_reward(name, settings.get(name, {}), args.completion_style) for name in args.reward_funcs]
     for name, reward in zip(args.reward_funcs, found, strict=True):
         if not callable(reward):

@@ -76,7 +76,7 @@ def train(run: training.Run, name: str, kind: type, rows: Dataset) -> None:
     )
     left = len(trainer.train_dataset), len(trainer.eval_dataset)
     if sum(left) < count:
-        logger.info("%d of %d rows are longer than %s: %s; left out", count - sum(left), count, key, most)
+        logger.info("%d of %d rows are longer than %s: %s, and are left out", count - sum(left), count, key, most)
     if not all(left):
         raise ConfigError(f"{name}_dataset: {sum(left)} of its {count} rows are within {key}: {most}; raise it.")
     run.figures[f"{name}_rows_too_long"] = count - sum(left)

@@ -186,7 +186,7 @@ def start(args: StageArguments, config) -> "Run":
     config.push_to_hub = False  # the trainers' own push loses runs and uploads a pickle of all settings
     run.hold(Path(sys.argv[0]), redo="--redo" in sys.argv)
     if run.state == "done":
-        logger.info("%s is done already; --redo runs it anew", run.output_dir)
+        logger.info("%s is done already; --redo runs it again", run.output_dir)
         run.publish()
         raise SystemExit(0)
     sharded.refuse_fsdp_1()  # also with `doctor: false`
@@ -268,7 +268,7 @@ class Run:
             folder.mkdir(parents=True, exist_ok=True)
             checkpoint = checkpoints.latest(folder)
         if checkpoint:
-            logger.info("going on from %s", checkpoint)
+            logger.info("resuming from %s", checkpoint)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if getattr(self.args, "load_in_4bit", False):
             self.figures |= qlora_proof.unused_experts(trainer.model)
@@ -302,7 +302,7 @@ class Run:
             folder = self.output_dir / name
             (folder / "README.md").write_text(run_cards.model_card(folder, self.output_dir), encoding="utf-8")
         made = " and ".join(str(self.output_dir / name) for name in self.models)
-        logger.info("made %s; README.md in it says how it is asked", made)
+        logger.info("the model is in %s; its README.md shows how to prompt it", made)
         later = steps.after(self.where, self.output_dir)
         if todo := [step for step in later if not step.evaluates]:
             logger.info("next: %s", shlex.join(todo[0].command))

@@ -166,7 +166,7 @@ def test_any_folder_is_measured_on_the_held_out_problems_and_on_rows_of_ones_own
     assert "world" not in record["config"]
     with pytest.raises(SystemExit):
         measure("--checkpoint", "outputs/mine")
-    assert "no run.json says how it was taught; write `--style think`" in capsys.readouterr().err
+    assert "no run.json names its style; write `--style think`" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

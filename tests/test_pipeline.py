@@ -314,7 +314,7 @@ def test_ctrl_c_ends_the_children_too(toy: Toy) -> None:
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=20)
     assert process.returncode == 130
-    assert "interrupted; the same command goes on from here" in output
+    assert "interrupted; the same command resumes from here" in output
     wait_until(lambda: not children_in(toy.folder), "a child outlived the pipeline")
 
 

@@ -102,7 +102,7 @@ def named(settings: Settings, checkpoint: str, style: str | None, where: str) ->
         style = taught(Path(checkpoint))
     if not style:
         raise runs.ConfigError(
-            f"{checkpoint}: no run.json says how it was taught; write `--style think`, which asks it through its chat "
+            f"{checkpoint}: no run.json names its style; write `--style think`, which prompts it through its chat "
             "template, or `--style r1_zero`, for the paper's template as plain text, as a base model is asked"
         )
     return runs.slug(checkpoint), Checkpoint(checkpoint, style)

@@ -97,7 +97,7 @@ class Child:
         raise PipelineError(
             f"{self.step.name} {wrong}. The end of {self.step.log}:\n{children.end_of(text)}To run it alone:\n"
             f"  {shlex.join(self.step.command)}\n"
-            "What is finished stays, and so does what this step has saved: the same command goes on from there."
+            "What is finished stays, and so does what this step has saved: the same command resumes from there."
         )
 
 

@@ -67,7 +67,7 @@ def remove(path: Path) -> None:
     if real.parent.name != runs.REPLACED or path.name != real.name or not real.is_dir():
         raise runs.ConfigError(f"--remove: {path} is no replaced run, and only replaced runs are removed")
     shutil.rmtree(real)
-    print(f"{path} is removed")
+    print(f"{path} is deleted")
 
 
 def main(argv: list[str]) -> None:

@@ -189,7 +189,7 @@ class Servers:
                 self.keep([one for one in self.running if one != service])
                 raise ServeError(
                     f"the server of {service.model} at {service.base_url} ended with exit status {process.exitcode}."
-                    f"{_end(log)}What is finished stays; the same command goes on from there."
+                    f"{_end(log)}What is finished stays; the same command resumes from there."
                 )
 
     def keep(self, services: list[Service]) -> None:

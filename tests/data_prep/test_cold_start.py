@@ -147,7 +147,7 @@ def test_a_wrong_edit_is_refused_by_file_record_and_reason(built, capsys):
         ("a.csv", b"id,question\nr1-0,x\n", "record 1: no `reasoning`"),
         ("a.csv", b"id,question,reasoning,summary,findings,decision\n1,2,3\n", "`summary` is None; write text"),
         ("a.csv", b"id,question,reasoning,summary,findings,decision\n1,2,3,4,5,6,7\n", "more cells than id, question"),
-        ("a.csv", b'id,question,reasoning,summary,findings,decision\n"1"2,3\n', "record 1: no CSV"),
+        ("a.csv", b'id,question,reasoning,summary,findings,decision\n"1"2,3\n', "record 1: not valid CSV"),
         ("a.csv", b"id,question,reasoning,summary,findings,decision\n\xb5,2,3,4,5,6\n", "not UTF-8"),
     ],
 )
@@ -215,9 +215,12 @@ def test_too_few_prompts_and_missing_examples_are_errors_before_any_work(built, 
     for changes, told in (
         (
             {"direct": settings()["direct"] | {"prompts": {"math": 99}}},
-            "99 of math wanted, prompts.parquet has 80 left",
+            "99 prompts of math are wanted, but prompts.parquet has 80 left",
         ),
-        ({"direct": settings()["direct"] | {"prompts": {"code": 1}}}, "1 of code wanted, prompts.parquet has 0 left"),
+        (
+            {"direct": settings()["direct"] | {"prompts": {"code": 1}}},
+            "1 prompts of code are wanted, but prompts.parquet has 0 left",
+        ),
         ({"examples": {"en": []}}, "write `zh:"),
     ):
         with pytest.raises(SystemExit):

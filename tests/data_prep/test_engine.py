@@ -169,7 +169,7 @@ def test_an_array_has_ended_when_squeue_has_said_so_twice_and_sacct_does_not_den
     ],
 )
 def test_what_an_array_has_left_undone_is_told_and_submitted_again(queue, squeue, sacct):
-    with pytest.raises(EngineError, match=r"4 of 4 tasks are undone"):
+    with pytest.raises(EngineError, match=r"4 of 4 tasks did not finish"):
         queue(squeue, sacct)
     assert queue([HERE, "done"]) == 2
 
@@ -198,7 +198,7 @@ def test_a_jobs_number_is_found_among_what_a_site_says(queue, tmp_path, monkeypa
 
 def test_what_sbatch_refuses_is_told(queue, tmp_path):
     (tmp_path / "bin/sbatch").write_text("#!/bin/bash\nexit 1\n")
-    with pytest.raises(EngineError, match=r"4 of 4 tasks are undone .*sbatch.* returned non-zero exit status 1"):
+    with pytest.raises(EngineError, match=r"4 of 4 tasks did not finish .*sbatch.* returned non-zero exit status 1"):
         queue([])
 
 
@@ -229,7 +229,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(local):
     found = subprocess.run(["bash", "-c", command], env=os.environ | path, capture_output=True, text=True)
     assert found.returncode == 1
     assert "File too large" in found.stderr.splitlines()[-1]
-    assert found.stderr.splitlines()[-1].endswith("what is done is kept, the same command goes on")
+    assert found.stderr.splitlines()[-1].endswith("what is done is kept, and the same command resumes from it")
     command = [sys.executable, "-m", "data_prep.mixture", "--config", "full.yaml"]
     assert (
         made(subprocess.Popen(command, env=os.environ | path, stderr=subprocess.PIPE, text=True), "out/test/full")
@@ -256,13 +256,13 @@ class Odd(PipelineStep):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_failed_task_is_named_with_its_cause_and_its_log(tmp_path, workers):
-    with pytest.raises(EngineError, match=r"tasks are undone .*: the second is odd; see .*read/logs"):
+    with pytest.raises(EngineError, match=r"tasks did not finish .*: the second is odd; see .*read/logs"):
         engine.run([Odd()], 4, tmp_path / "read", Executor(workers=workers))
     assert "the second is odd" in (tmp_path / "read/logs/task_00002.log").read_text()
 
 
 def test_finished_tasks_are_not_done_again(tmp_path):
-    with pytest.raises(EngineError, match=r"2 of 4 tasks are undone \(2, 3\)"):
+    with pytest.raises(EngineError, match=r"2 of 4 tasks did not finish \(2, 3\)"):
         engine.run([Odd()], 4, tmp_path / "read", Executor(workers=1))
     before = (tmp_path / "read/stats/00001.json").stat().st_mtime_ns
     with pytest.raises(EngineError):
@@ -281,7 +281,7 @@ def test_a_killed_worker_ends_the_job_instead_of_hanging_it(tmp_path):
         [sys.executable, "-c", code], cwd=tmp_path, env=os.environ | path, capture_output=True, text=True, timeout=120
     )
     assert found.returncode == 1
-    assert "was killed, for want of memory perhaps; the same command goes on" in found.stderr
+    assert "was killed, perhaps because memory ran out; the same command resumes" in found.stderr
 
 
 @pytest.mark.parametrize(

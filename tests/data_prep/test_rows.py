@@ -36,7 +36,7 @@ def test_a_missing_column_and_a_repeated_id_are_named(row):
     del without["license"]
     with pytest.raises(ValueError, match=r"row 0, column 'license': missing"):
         rows.validate([without], "x")
-    with pytest.raises(ValueError, match=r"row 1, column 'id': 'q0' is also row 0's"):
+    with pytest.raises(ValueError, match=r"row 1, column 'id': row 0 has 'q0', too"):
         rows.validate([row(), row()], "x")
     with pytest.raises(ValueError, match=r"column 'completion': missing"):
         rows.validate([row()], "x", sft=True)

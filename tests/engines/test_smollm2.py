@@ -103,5 +103,5 @@ def test_the_folder_has_the_numbers_of_the_blocks_and_says_what_they_are(tmp_pat
     said = [{"role": "user", "content": "the"}]
     assert tokenizer.apply_chat_template(said, tokenize=False) == "<|im_start|>user\nthe<|im_end|>"
     assert tokenizer("the")["input_ids"] == [TOKENS.index("th"), TOKENS.index("e")]
-    with pytest.raises(ConfigError, match="is there already"):
+    with pytest.raises(ConfigError, match="exists already"):
         smollm2.write(output)

@@ -71,7 +71,7 @@ def test_rows_are_tokenized_once_for_each_content_and_template(here):
     ("change", "said"),
     [
         ({"completion": None}, r"sft.parquet, row 7, column 'completion': None is NoneType, must be str"),
-        ({"id": "3"}, r"sft.parquet, row 7, column 'id': '3' is also row 3's"),
+        ({"id": "3"}, r"sft.parquet, row 7, column 'id': row 3 has '3', too"),
         ({"language": "de"}, r"sft.parquet, row 7, column 'language': 'de' is not one of en, zh"),
     ],
     ids=str,

@@ -61,7 +61,7 @@ def test_a_crash_changes_nothing(kind, run_stage, crash_at, caplog, capfd):
     crash_at(None)
     caplog.set_level("INFO")
     resumed = run_stage(script, settings, name="resumed")
-    assert "going on from outputs/t/resumed/checkpoint-" in caplog.text
+    assert "resuming from outputs/t/resumed/checkpoint-" in caplog.text
     assert "missing keys" not in caplog.text + capfd.readouterr().err
     assert_same(straight, resumed)
     assert record_of(resumed)["tries"] == 2

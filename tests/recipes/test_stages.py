@@ -426,4 +426,4 @@ def test_a_disk_that_fills_up_is_said(caplog):
     with pytest.raises(SystemExit) as ended:
         launch(stage)
     assert ended.value.code == 1
-    assert "goes on from its last checkpoint" in caplog.text
+    assert "resumes from its last checkpoint" in caplog.text
