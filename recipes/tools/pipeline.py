@@ -351,7 +351,7 @@ def conclude(steps: list[Step], choice: Choice) -> None:
         print(f"{len(choice.older)} runs were made by older code, and stay: {made}")
         print("To run them and what was made from them again: make r1 ARGS=--redo-code")
     if any(step.evaluates for step in steps):
-        report.main(["--scale", str(steps[0].output_dir.parent)])
+        report.main(["--scale", str(steps[0].output_dir.parent), "--configs", str(steps[0].config.parent)])
     for last in [step.output_dir for step in steps if step.name == "all_scenarios_rl"]:
         if (last / "run.json").exists():
             print(f"R1 is in {last}; the README.md there says how to prompt it. To push it:")
