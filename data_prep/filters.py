@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import rewards
-from data_prep import commands
 from data_prep.rows import Row
+from data_prep.runs import commands
 from data_prep.sampling import Sample
 from data_prep.words import CHARACTER, LETTER, ngrams, split
 from rewards.code import passes

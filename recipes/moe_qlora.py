@@ -12,8 +12,7 @@ import os
 import re
 from pathlib import Path
 
-from data_prep import memory
-from data_prep.runs import ConfigError
+from data_prep.runs import ConfigError, memory
 from recipes import qlora_proof
 from recipes.experts import Expert, Experts, Uneven
 from recipes.parent import Parent, expert_names, module_names, published_apart, skeleton

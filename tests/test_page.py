@@ -9,8 +9,9 @@ from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
-from data_prep import commands, prompts, runs
+from data_prep import prompts, runs
 from data_prep.rows import write_parquet
+from data_prep.runs import commands
 from recipes.tools import folders, page, pictures, report
 
 import browser

@@ -6,7 +6,8 @@ import shlex
 import subprocess
 from pathlib import Path
 
-from data_prep import commands, runs
+from data_prep import runs
+from data_prep.runs import commands
 from recipes import commandline
 from recipes.tools import check, pipeline, plan
 from recipes.tools.steps import load_steps

@@ -18,8 +18,8 @@ from pathlib import Path
 from types import EllipsisType
 from typing import NamedTuple
 
-from data_prep import commands, memory, runs
-from data_prep.runs import ConfigError
+from data_prep import runs
+from data_prep.runs import ConfigError, commands, memory
 from recipes.parent import Parent, align, expert_names, module_names, skeleton
 
 import torch

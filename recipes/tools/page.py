@@ -13,7 +13,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from data_prep import commands, runs
+from data_prep import runs
+from data_prep.runs import commands
 from recipes.tools import folders, paper, pictures
 from recipes.tools.evaluate import GROUP, WALKTHROUGH
 from recipes.tools.folders import RunFolder, shorten

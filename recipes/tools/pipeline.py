@@ -23,7 +23,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from data_prep import commands, files, memory, runs
+from data_prep import runs
+from data_prep.runs import commands, files, memory
 from recipes.tools import children, report, servers
 from recipes.tools.steps import Step, dependents, is_pushed, load_steps, require_names, scale_folder
 from recipes.tools.view import View

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep import commands, runs
+from data_prep import runs
+from data_prep.runs import commands
 from recipes.tools import curves, folders, page, paper
 from recipes.tools.metrics import majority_vote, mean_and_stderr, paired_difference, win_rate
 from rewards.completion import INVISIBLE

@@ -16,7 +16,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from data_prep import commands, runs
+from data_prep import runs
+from data_prep.runs import commands
 from recipes.tools import report
 from recipes.tools.steps import scale_folder
 

@@ -13,7 +13,7 @@ from contextlib import closing, contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from data_prep import decode, rows, runs, sampling
+from data_prep import rows, runs, sampling
 from data_prep.rl_prompts import PassRate
 from data_prep.sampling import (
     Decoding,
@@ -22,6 +22,7 @@ from data_prep.sampling import (
     Server,
     ServerError,
     ServerSettings,
+    decode,
     open_model,
     samples,
     servers,

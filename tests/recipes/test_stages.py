@@ -11,8 +11,9 @@ from types import SimpleNamespace
 
 import recipes
 import rewards
-from data_prep import decode, rows, runs
+from data_prep import rows, runs
 from data_prep.rows import read_parquet
+from data_prep.sampling import decode
 from recipes import all_scenarios_rl, grpo, reference, scorers
 from recipes.commandline import launch
 from recipes.tools.merge import merge
@@ -221,7 +222,7 @@ def test_the_end_says_what_was_made_and_what_comes_next(run_stage, here, caplog)
     card = (folder / "README.md").read_text()
     assert f"pipeline(\"text-generation\", '{folder}')" in card and "reinforcement learning by GRPO" in card
     made, then, ways = caplog.messages[-3:]
-    assert made.startswith(f"made {folder};")
+    assert made.startswith(f"the model is in {folder};")
     assert then.startswith("next: accelerate launch ") and then.endswith("cold_start_sft.yaml")
     assert f"--checkpoint {folder}" in ways and f"python -m data_prep.push {folder}" in ways
 

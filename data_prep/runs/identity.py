@@ -20,12 +20,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from data_prep.files import write_json
+from data_prep.runs.files import write_json
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("rewards", "data_prep", "recipes")
 OUTPUTS = "outputs/"
-# Keys of any YAML that say where a finished run is published; see data_prep.publishing.
+# Keys of any YAML that say where a finished run is published; see data_prep.runs.publishing.
 PUBLISHING = ("push_to_hub", "hub_model_id", "hub_private_repo", "hub_strategy")
 # Keys that decide where a run works and what it logs, but not its result.
 IGNORED = ("output_dir", "script", "executor", "doctor", "logging_dir", "dataset_num_proc", *PUBLISHING)

@@ -6,9 +6,9 @@
 - `run.json` is written last, by one rename. It records what was run, with which inputs and code. A folder without it is
   unfinished.
 
-A run is identified by its settings and inputs (`data_prep.identity`). One process at a time works in a folder. Trained
-files are never deleted or overwritten: a run with other settings or inputs stays, and `--redo` moves its folder to
-`replaced/` beside it. Nothing here imports torch, so that checks of what is left to do are fast.
+A run is identified by its settings and inputs (`identity`). One process at a time works in a folder. Trained files are
+never deleted or overwritten: a run with other settings or inputs stays, and `--redo` moves its folder to `replaced/`
+beside it. Nothing here imports torch, so that checks of what is left to do are fast.
 """
 
 import dataclasses
@@ -24,11 +24,11 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from data_prep import files, identity, memory
-from data_prep.configs import ConfigError, load_config, settings
-from data_prep.files import whole_file, write_json
-from data_prep.identity import OUTPUTS, PUBLISHING, ROOT, Identity
-from data_prep.publishing import Publishing
+from data_prep.runs import files, identity, memory
+from data_prep.runs.configs import ConfigError, load_config, settings
+from data_prep.runs.files import whole_file, write_json
+from data_prep.runs.identity import OUTPUTS, PUBLISHING, ROOT, Identity
+from data_prep.runs.publishing import Publishing
 
 __all__ = [
     "OUTPUTS",
