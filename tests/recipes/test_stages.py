@@ -14,7 +14,7 @@ import rewards
 from data_prep import rows, runs
 from data_prep.rows import read_parquet
 from data_prep.sampling import decode
-from recipes import all_scenarios_rl, grpo, reference, scorers
+from recipes import all_scenarios_rl, cold_start_sft, grpo, reference, scorers
 from recipes.commandline import launch
 from recipes.tools.merge import merge
 
@@ -420,11 +420,14 @@ def test_the_disk_must_hold_what_will_be_written_and_no_more(run_stage, refuses,
         run_stage("cold_start_sft", SFT | {"max_steps": 1} | settings, name=name)
 
 
-def test_a_disk_that_fills_up_is_said(caplog):
-    def stage():
+def test_a_disk_that_fills_up_is_said(caplog, monkeypatch):
+    words = "--model_name_or_path m --dataset d --output_dir o --use_cpu --bf16 false"
+    monkeypatch.setattr(sys, "argv", ["stage.py", *words.split()])
+
+    def stage(args, config):
         raise OSError(errno.ENOSPC, "No space left on device", "model.safetensors")
 
     with pytest.raises(SystemExit) as ended:
-        launch(stage)
+        launch(stage, *cold_start_sft.SETTINGS)
     assert ended.value.code == 1
     assert "resumes from its last checkpoint" in caplog.text
