@@ -1,9 +1,10 @@
 """Worker processes that are killed at their time limit, replaced and counted.
 
 A thread cannot be stopped, `signal.alarm` works only in the main thread and cannot interrupt a long C call, and
-`concurrent.futures` cannot end one of its workers. So each worker is a separate process, started without a fork of this
-one (CUDA, threads). It receives lines of JSON, and its parent kills it when a task is late. A worker without a parent
-ends at the end of its input, or at a CPU time limit that the kernel enforces.
+`concurrent.futures` cannot end one of its workers. So each worker is a separate process. It is not forked from this
+process, because forks do not go well with CUDA and threads. It receives lines of JSON, and its parent kills it when a
+task is late. A worker whose parent is gone ends at the end of its input, or at a CPU time limit that the kernel
+enforces.
 """
 
 import atexit
@@ -44,7 +45,7 @@ class _Worker:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env=environment,
-            start_new_session=True,  # a Ctrl-C in the terminal is the parent's to handle
+            start_new_session=True,  # only the parent handles a Ctrl-C in the terminal
         )
         self.buffer = bytearray()
         self.tasks = 0
@@ -87,8 +88,8 @@ class WorkerPool:
     Args:
         target: "package.module:function" with one argument. The argument and the result are sent as JSON.
         workers: Number of processes, which start when they are first needed.
-        seconds: Limit of a call. After one `map` has lost `patience` seconds to late calls, the remaining calls get a
-            tenth of it, so a batch of hostile answers cannot stall a training step.
+        seconds: Limit of a call. After one `map` has lost `patience` seconds to late calls, the limit of its remaining
+            calls is a tenth of `seconds`, so a batch of hostile answers cannot stall a training step.
     """
 
     target: str
@@ -213,7 +214,7 @@ def serve(function: Callable[[Any], Any]) -> None:
             result = function(task)
         except (MemoryError, RecursionError):
             result = None
-        # getrusage's maximum would include the parent's, here that of a whole trainer.
+        # The maximum of getrusage would include the memory of the parent, which here is a whole trainer.
         _answer(answers, {"result": result, "rss_mb": own.memory_info().rss >> 20})
 
 

@@ -74,8 +74,8 @@ class RunFolder:
 
 
 class Scale(NamedTuple):
-    """The runs of a scale: stages and data jobs by the names of their folders, and what measures checkpoints by the
-    names of the checkpoints."""
+    """The runs of a scale. Stages and data jobs have the names of their folders as keys. Evaluations have the names of
+    the checkpoints that they measure, and suites the names of their folders without `suites_`."""
 
     stages: dict[str, RunFolder]
     evaluations: dict[str, RunFolder]
@@ -105,7 +105,7 @@ def read_scale(scale_dir: Path, configs: Path | None = None) -> Scale:
 
 
 def read_run(folder: Path, step: Step | None = None) -> RunFolder:
-    """Read the existing files of a run. What they do not record is read from its step."""
+    """Read the existing files of a run. What they do not record is taken from the settings of its `step`."""
     try:
         record = runs.read(folder)
     except runs.MissingRunError:
@@ -136,8 +136,9 @@ def _kind(folder: Path, step: Step | None) -> str:
 
 
 def arrows(stages: dict[str, RunFolder]) -> list[tuple[str, str]]:
-    """(input, reader) for each run that another reads, without those that follow from others: almost every stage reads
-    the prompts that the first stage read. The checkpoint that a stage starts from is always among them."""
+    """(input, reader) for each run that another run reads. If another input of the reader depends on an input, its
+    pair is left out, because almost every stage reads the first stage's prompts. The pair of a stage and the checkpoint
+    that it starts from is never left out."""
     reads = {name: [one for one in stage.reads if one in stages] for name, stage in stages.items()}
     before = {name: set(inputs) for name, inputs in reads.items()}  # its direct and indirect inputs
     for _ in stages:
@@ -172,9 +173,9 @@ def evenly(items: Sequence[Any], count: int) -> list[Any]:
 
 
 def choose(rl: Sequence[RunFolder], evaluations: Iterable[RunFolder]) -> list[dict[str, Any]]:
-    """At most MOST completions, with a fair share of each stage: one whole group at evenly spaced training steps, in
-    rotation over the groups of a step, and one sample of each held-out prompt. `right` is None if there is no correct
-    answer."""
+    """At most MOST completions, with a fair share of each stage. RL stages give one group at each of several evenly
+    spaced steps, in rotation over the groups of a step. Evaluations give one sample of each chosen held-out prompt.
+    `right` is None if there is no correct answer."""
     tested = [stage for stage in evaluations if stage.record]
     share = MOST // max(3 * len(rl) + len(tested), 1)
     found: list[dict[str, Any]] = []
@@ -227,8 +228,8 @@ def _shown(stage: str, asked: str, said: str, language: str, scores: dict[str, A
 
 
 def embedded(completions: list[dict[str, Any]], room: int) -> str:
-    """JSON for a script element of at most `room` bytes. Long texts lose their middle, then half of the completions is
-    dropped until it fits."""
+    """JSON for a script element of at most `room` bytes. Until it fits, first long texts lose their middle, and then
+    half of the completions are dropped at a time."""
     longest = 1 << 20
     while True:
         texts = ("question", "reasoning", "text")
