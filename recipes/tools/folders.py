@@ -29,7 +29,7 @@ TRAINED = {GRPOConfig: "rl", SFTConfig: "sft", RewardConfig: "reward_models"}  #
 class RunFolder:
     """The current state of a run's folder. `record` is its run.json, or None while the run is not finished; `log` has
     the rows of log.jsonl. `reads` names the runs of the same scale that it reads, and `parent` the one whose checkpoint
-    it trains or measures ("" if there is none). `kind` is "rl", "sft", "reward_models", "base" or "data"."""
+    it trains or measures ("" if there is none). `kind` is "rl", "sft", "reward_models", "other", "base" or "data"."""
 
     name: str
     folder: Path
@@ -132,7 +132,7 @@ def _kind(folder: Path, step: Step | None) -> str:
     arguments, trainer = module.SETTINGS
     if "model_name_or_path" not in arguments.__dataclass_fields__:
         return "base"  # it starts from random weights
-    return next(kind for trained, kind in TRAINED.items() if issubclass(trainer, trained))
+    return next((kind for trained, kind in TRAINED.items() if issubclass(trainer, trained)), "other")
 
 
 def arrows(stages: dict[str, RunFolder]) -> list[tuple[str, str]]:
