@@ -86,7 +86,7 @@ class WorkerPool:
     """Calls a function in worker processes, with a time limit for each call.
 
     Args:
-        target: "package.module:function" with one argument. The argument and the result are sent as JSON.
+        target: "package.module:function". The function has one argument. Argument and result are sent as JSON.
         workers: Number of processes, which start when they are first needed.
         seconds: Limit of a call. After one `map` has lost `patience` seconds to late calls, the limit of its remaining
             calls is a tenth of `seconds`, so a batch of hostile answers cannot stall a training step.
@@ -102,7 +102,7 @@ class WorkerPool:
     _pid: int = field(default_factory=os.getpid, init=False, repr=False)
 
     def map(self, tasks: Sequence[Any]) -> list[tuple[bool, Any]]:
-        """(whether it was in time, result) of every task, in order. Concurrent threads take turns."""
+        """Return (whether it was in time, result) for every task, in order. Concurrent threads take turns."""
         if self._pid != os.getpid():  # a forked child must not use its parent's pipes
             self._pool, self._lock, self._pid = [], threading.Lock(), os.getpid()
         if not tasks:
@@ -128,7 +128,7 @@ class WorkerPool:
                         seconds = self.seconds if lost < self.patience else self.seconds / 10
                         try:
                             worker.send(number, tasks[number], seconds)
-                        except OSError:  # it died between two tasks: its end of file is handled below
+                        except OSError:  # the worker died between two tasks; the end of its output is handled below
                             waiting.append(number)
                             worker.task = None
                             break
@@ -182,7 +182,7 @@ _POOLS_LOCK = threading.Lock()
 
 
 def pool(target: str) -> WorkerPool:
-    """The one pool of this process for a function; its workers end with the process."""
+    """The one pool that this process has for a function. Its workers end with the process."""
     with _POOLS_LOCK:
         if target not in _POOLS:
             _POOLS[target] = WorkerPool(target)
@@ -197,7 +197,7 @@ def serve(function: Callable[[Any], Any]) -> None:
     hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
     own = psutil.Process()
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # keep what libraries print out of the answers
+    os.dup2(2, 1)  # whatever libraries print goes to stderr, and not among the answers
     _answer(answers, "ready")
     while True:
         if not select.select([sys.stdin], [], [], 5.0)[0]:
