@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -355,7 +356,7 @@ def children_in(folder: Path) -> list[str]:
 
 
 def test_the_view_shows_the_mean_reward_of_ten_steps_beside_that_of_the_first_ten(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setattr(view, "Console", partial(view.Console, width=120, height=40))
     monkeypatch.setenv("TERM", "xterm")
     rows = [{"step": n, "max_steps": 100, "reward": 1.0 if n <= 10 else 1.5, "loss": 0.0} for n in range(1, 26)]
     log = tmp_path / "log.jsonl"

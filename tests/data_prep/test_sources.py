@@ -437,8 +437,8 @@ def test_killed_in_a_source_the_same_command_ends_with_the_same_bytes(tmp_path):
     """Whatever stands in the folder under its own name is whole; what was being written is written again."""
     names = ("deepmath-103k", "openthoughts-114k", "tulu-3")
     for name in names:
-        if name == "tulu-3":
-            records = [RECORDS[name][0] | {"id": f"t{i}"} for i in range(3000)]
+        if name == "tulu-3":  # many, so that a late kill still comes before its end
+            records = [RECORDS[name][0] | {"id": f"t{i}"} for i in range(12000)]
         else:
             records = [RECORDS[name][0]] * 3000
         store(tmp_path / f"{name}.parquet", *records)

@@ -187,7 +187,7 @@ FAULTS = {
     "a policy for a reward model": ("all_scenarios_rl", SCORED, None, "is no reward model"),
     # YAMLs
     "a renamed key": (SFT_1, TUNING | {"max_seq_length": 99}, None, "unknown key `max_seq_length`"),
-    "a group of none": (ZERO, RL | {"num_generations": 0}, None, "num_generations is 0; write at least 1"),
+    "a group of none": (ZERO, RL | {"num_generations": 0}, None, "`num_generations` is 0; write at least 1"),
     "a batch that cannot be": (ZERO, RL | {"per_device_train_batch_size": 3}, None, "divisor of 8"),
     "room for no answer": (ZERO, RL | {"max_completion_length": 2}, None, "cut off at max_completion_length: 2"),
     "another style": (ZERO, RL | STYLE, None, "format_reward on known"),
