@@ -111,7 +111,7 @@ def load_model(kind: type, name: str, tokenizer: PreTrainedTokenizerBase, args: 
     if args.load_in_4bit:
         from recipes import moe_qlora  # imports bitsandbytes, which is needed only here
 
-        model, info = moe_qlora.load(kind, name, config, **settings)
+        model, info = moe_qlora.load(kind, name, config, processes=args.expert_parallel, **settings)
     else:
         model, info = kind.from_pretrained(name, output_loading_info=True, **settings)
     if args.doctor or args.load_in_4bit:  # in 4 bits a missing router would be random and frozen

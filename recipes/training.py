@@ -15,7 +15,7 @@ from typing import Any
 
 from data_prep import commands, memory, publishing, runs
 from data_prep.configs import ConfigError
-from recipes import checkpoints, checks, loading, patches, qlora_proof, sharded, watch
+from recipes import checkpoints, checks, expert_parallel, loading, patches, qlora_proof, sharded, watch
 from recipes.checks.gradients import GradientCheck
 from recipes.commandline import given
 from recipes.config import StageArguments, world_size
@@ -59,10 +59,12 @@ class Resumable:
             self._local_tokens += mask.sum()
 
     def save_more(self, checkpoint: Path) -> None:
-        """Write the additional files of this trainer's checkpoint."""
+        """Write the additional files of this trainer's checkpoint. Every process calls it."""
+        expert_parallel.save(self, checkpoint)
 
     def restore_more(self, checkpoint: Path) -> None:
         """Read back what `save_more` wrote."""
+        expert_parallel.restore(self, checkpoint)
 
     def _save_checkpoint(self, model, trial):
         # Older checkpoints may be deleted only after the new one is complete, so TRL's own rotation is disabled here.
@@ -400,6 +402,7 @@ def save(trainer, args: StageArguments) -> None:
     model, folder = trainer.accelerator.unwrap_model(trainer.model), Path(trainer.args.output_dir)
     loading.align(model, trainer.processing_class)
     adapter = sharded.gather(model, ".default.")  # called by all processes; empty without LoRA
+    experts = expert_parallel.gather(model)
     if not is_peft_model(model):
         sharded.save(model, folder, trainer.args.should_save)
     elif trainer.args.should_save:
@@ -407,7 +410,7 @@ def save(trainer, args: StageArguments) -> None:
         if args.load_in_4bit:
             from recipes import moe_qlora
 
-            moe_qlora.save_adapter(model, folder / "adapter", args.model_name_or_path)
+            moe_qlora.save_adapter(model, folder / "adapter", args.model_name_or_path, experts)
         else:
             model.save_pretrained(folder / "adapter", selected_adapters=["default"], state_dict=adapter)
         trainer.processing_class.save_pretrained(folder / "adapter")
