@@ -106,7 +106,7 @@ def load_model(kind: type, name: str, tokenizer: PreTrainedTokenizerBase, args: 
     if args.doctor:
         checks.tell("tokenizer", tokenizer=tokenizer, args=args)
     if args.use_peft:  # a parent that cannot be merged is refused before training
-        refuse_quantized(name, "load_in_4bit" if args.load_in_4bit else "use_peft")
+        refuse_quantized(name, "load_in_4bit" if args.load_in_4bit else "use_peft", but_fp8=args.load_in_4bit)
         Parent(name)
     if args.load_in_4bit:
         from recipes import moe_qlora  # imports bitsandbytes, which is needed only here

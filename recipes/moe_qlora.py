@@ -12,12 +12,13 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from data_prep import memory
 from data_prep.runs import ConfigError
 from recipes import expert_parallel, qlora_proof
 from recipes.experts import Expert, Experts, Uneven
-from recipes.parent import Parent, expert_names, module_names, published_apart, skeleton
+from recipes.parent import SCALES, Parent, expert_names, module_names, published_apart, skeleton
 from recipes.qlora_proof import ROUTED, routers
 
 import bitsandbytes as bnb
@@ -26,7 +27,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import BitsAndBytesConfig, PreTrainedModel
+from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedModel
 from transformers.core_model_loading import ConversionOps, MergeModulelist, WeightConverter
 from transformers.integrations.bitsandbytes import Bnb4bitQuantize
 from transformers.quantizers.auto import register_quantizer
@@ -85,9 +86,19 @@ class Split(ConversionOps):
 
 
 class Quantize(Bnb4bitQuantize):
-    """bitsandbytes' quantisation, which returns the freed memory of 16-bit tensors to the system."""
+    """bitsandbytes' quantisation, also of FP8 in blocks, which returns the freed memory of 16-bit tensors to the
+    system."""
 
-    def convert(self, input_dict: dict, **kwargs) -> dict:
+    def convert(self, input_dict: dict, source_patterns: list[str], **kwargs) -> dict:
+        (key, *_), source = source_patterns, self.hf_quantizer.source
+        if key in self.hf_quantizer.scaled:  # FP8's numbers, unscaled, are exact in 16 bits
+            ((name, value),) = input_dict.items()
+            value = value[0] if isinstance(value, list) else value
+            scales = source.scales(key, value.shape).to(value.device)
+            input_dict = {name: (value.float() * scales).to(value.dtype)}
+            self.hf_quantizer.scaled.remove(key)
+        elif source.fp8 and key in source.file_of:
+            source.read(key)  # raises ConfigError for FP8 whose scales are missing
         made = super().convert(input_dict, **kwargs)
         memory.give_back(next(self.hf_quantizer.converted))
         return made
@@ -97,14 +108,18 @@ class Quantize(Bnb4bitQuantize):
 class Quantizer(Bnb4BitHfQuantizer):
     """bitsandbytes' 4-bit quantizer, extended to experts."""
 
-    def _process_model_before_weight_loading(self, model, device_map, **kwargs):
+    def _process_model_before_weight_loading(self, model, device_map, checkpoint_files=(), **kwargs):
         self.names, self.converted = expert_names(model), itertools.count(1)
+        self.source = Parent(Path(checkpoint_files[0]).parent)
+        self.scaled = {key for key in self.source.keys if self.source.is_scaled(key)}  # and not read yet
         processes = self.quantization_config.processes
         unfuse(model, processes)
         count = max((one.num_experts for one in model.modules() if isinstance(one, Experts)), default=0)
         self.held = expert_parallel.held(count, processes)
-        if others := sorted(set(range(count)) - set(self.held)):  # skipped without being read
-            model._keys_to_ignore_on_load_unexpected.add(rf"\.experts\.({'|'.join(map(str, others))})\.")
+        skipped = model._keys_to_ignore_on_load_unexpected  # without being read
+        skipped.add(re.escape(SCALES) + "$")
+        if others := sorted(set(range(count)) - set(self.held)):
+            skipped.add(rf"\.experts\.({'|'.join(map(str, others))})\.")
         chosen = [name for path in routers(model) for name, _ in model.get_submodule(path).named_modules(prefix=path)]
         kept = get_keys_to_not_convert(model) + chosen
         self.quantization_config.llm_int8_skip_modules = [re.escape(name) + "$" for name in kept]
@@ -126,6 +141,12 @@ class Quantizer(Bnb4BitHfQuantizer):
 
     def _process_model_after_weight_loading(self, model, **kwargs):
         model = super()._process_model_after_weight_loading(model, **kwargs)
+        skipped = re.compile("|".join(model._keys_to_ignore_on_load_unexpected))
+        if left := [key for key in self.scaled if not skipped.search(key)]:
+            raise ConfigError(
+                f"model_name_or_path: {left[0]} is in FP8, but is not held in 4 bits as one matrix. Convert the "
+                f"checkpoint once: python -m recipes.tools.merge --parent {self.source.folder} --output BF16_FOLDER"
+            )
         for name, module in model.named_modules():
             if isinstance(module, bnb.nn.Linear4bit):
                 if getattr(module.weight, "quant_state", None) is None:
@@ -186,6 +207,10 @@ def load(
     if hasattr(config, "router_aux_loss_coef"):
         config.router_aux_loss_coef = 0.0  # without this, the model's own value would be used
     unfuse(skeleton(name), processes)  # raises errors before any weights are read
+    if Parent(name).fp8:  # which is read here: transformers would hold it in FP8
+        shape, settings = AutoConfig.from_pretrained(name, return_unused_kwargs=True, **settings)
+        del shape.quantization_config
+        settings["config"] = shape
     settings |= {"quantization_config": Nf4Config(dtype, processes), "dtype": dtype}
     model, info = kind.from_pretrained(name, output_loading_info=True, **settings)
     model.quantization_method = QuantizationMethod.BITS_AND_BYTES  # the libraries need it to move the model
@@ -258,7 +283,9 @@ def _is(name: str, target: str) -> bool:
     return name == target or name.endswith(f".{target}")
 
 
-def save_adapter(model: PeftModel, folder: Path, parent: str, experts: Mapping[str, torch.Tensor] | None = None) -> None:
+def save_adapter(
+    model: PeftModel, folder: Path, parent: str, experts: Mapping[str, torch.Tensor] = MappingProxyType({})
+) -> None:
     """Save the adapter under the published checkpoint's names, with a config that lets plain PEFT load it on the 16-bit
     base. Stacked experts, and other layers named like an expert's layer, become target parameters (peft#3711).
     `experts`: what `expert_parallel.gather` has found.
@@ -268,7 +295,7 @@ def save_adapter(model: PeftModel, folder: Path, parent: str, experts: Mapping[s
     rename, leaves = module_names(unloaded), expert_names(unloaded)
     published = {rename(key).removesuffix(".weight"): key.removesuffix(".weight") for key in source.keys}
     tensors, modules = {}, set()
-    for key, tensor in _whole(load_file(folder / ADAPTER) | (experts or {}), leaves).items():
+    for key, tensor in _whole(load_file(folder / ADAPTER) | experts, leaves).items():
         module, pair, rest = key.removeprefix(PREFIX).partition(".lora_")
         tensors[PREFIX + published.get(module, module) + pair + rest] = tensor
         modules |= {module} if pair else set()

@@ -63,12 +63,15 @@ def module_names(model: PreTrainedModel) -> Callable[[str], str]:
     return lambda key: rename_source_key(key, renamings, [], model.base_model_prefix, known)[0]
 
 
-def refuse_quantized(name: str | Path, key: str) -> None:
-    """Raises ConfigError if a checkpoint does not hold its weights in 16 or 32 bits."""
+def refuse_quantized(name: str | Path, key: str, but_fp8: bool = False) -> None:
+    """Raises ConfigError if a checkpoint does not hold its weights in 16 or 32 bits. `but_fp8`: FP8 in blocks is read,
+    too."""
     held = getattr(AutoConfig.from_pretrained(str(name)), "quantization_config", None) or {}
     held = held if isinstance(held, dict) else held.to_dict()
     method = held.get("quant_method")
     if method == "fp8" and held.get("weight_block_size"):
+        if but_fp8:
+            return
         raise ConfigError(
             f"{key}: {name} is in FP8. Convert it once, with the memory of one of its files, and start from the "
             f"result: python -m recipes.tools.merge --parent {name} --output {Path(name).name}-bf16"
@@ -133,10 +136,14 @@ class Parent:
             if tensor.is_floating_point() and tensor.itemsize == 1:
                 raise ConfigError(f"{self.folder}: {key} is in FP8, but there is no {key}{SCALES} to multiply it with.")
             return tensor
+        return tensor.float() * self.scales(key, tensor.shape)
+
+    def scales(self, key: str, shape: torch.Size) -> torch.Tensor:
+        """What each number of an FP8 tensor of this shape is multiplied by, in float32."""
         scales = self._open(self.file_of[key + SCALES]).get_tensor(key + SCALES).float()
         rows, columns = self.fp8["weight_block_size"]
-        scales = scales.repeat_interleave(rows, -2)[..., : tensor.shape[-2], :].repeat_interleave(columns, -1)
-        return tensor.float() * scales[..., : tensor.shape[-1]]
+        scales = scales.repeat_interleave(rows, -2)[..., : shape[-2], :].repeat_interleave(columns, -1)
+        return scales[..., : shape[-1]]
 
 
 def align(tokenizer: PreTrainedTokenizerBase, *configs: PreTrainedConfig | GenerationConfig | None) -> None:

@@ -373,10 +373,11 @@ def steps_for_budget(trainer: SFTTrainer, budget: int) -> int:
 def require_disk(trainer) -> None:
     """Raises ConfigError if the disk cannot hold the checkpoints of this run (only those of the adapter with LoRA) and
     its final plain model."""
-    sizes = {True: 0, False: 0}
-    for parameter in trainer.model.parameters():
+    sizes, own = {True: 0, False: 0}, expert_parallel.owned(trainer.model)
+    for name, parameter in trainer.model.named_parameters():
         state = getattr(parameter, "quant_state", None)  # 4 bits here, 16 bits in the final model
-        sizes[parameter.requires_grad] += 2 * state.shape.numel() if state else sharded.nbytes(parameter)
+        size = 2 * state.shape.numel() if state else sharded.nbytes(parameter)
+        sizes[parameter.requires_grad] += size * (world_size() if name in own else 1)
     trained, left = sizes[True], sum(sizes.values())
     weights = trained if is_peft_model(trainer.model) else left
     has_reference = getattr(trainer, "ref_model", None) is not None or "ref" in getattr(

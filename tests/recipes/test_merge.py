@@ -217,28 +217,12 @@ def test_files_of_any_name_are_written_anew_by_another_merge(tmp_path):
 
 @pytest.mark.slow
 def test_fp8_as_deepseek_publishes_it_becomes_16_bits_by_the_command(tmp_path):
-    """Blocks of 32 x 32 with a scale each, and edges that fill none; the scales lie in another file."""
     parent = moe.write(tmp_path / "base", "deepseek_v3", dtype="bfloat16", intermediate_size=112)
-    small, scales, wanted = {}, {}, {}
-    for key, tensor in load_file(parent / "model.safetensors").items():
-        if key.endswith("e_score_correction_bias"):
-            tensor = torch.rand(8)  # published in float32, among FP8 and bfloat16
-        small[key] = wanted[key] = tensor
-        if "_proj" in key:
-            rows, columns = (-(-size // 32) for size in tensor.shape)
-            scale = torch.rand(rows, columns) + 0.5
-            spread = scale.repeat_interleave(32, 0)[: tensor.shape[0]].repeat_interleave(32, 1)[:, : tensor.shape[1]]
-            small[key], scales[f"{key}_scale_inv"] = tensor.to(torch.float8_e4m3fn), scale
-            wanted[key] = (small[key].float() * spread).bfloat16()
-    (parent / "model.safetensors").unlink()
-    for name, content in (("model-00001-of-00002.safetensors", small), ("model-00002-of-00002.safetensors", scales)):
-        save_file(content, parent / name, metadata={"format": "pt"})
-    weight_map = dict.fromkeys(small, "model-00001-of-00002.safetensors")
-    weight_map |= dict.fromkeys(scales, "model-00002-of-00002.safetensors")
-    (parent / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-    config = json.loads((parent / "config.json").read_text())
-    held = {"quant_method": "fp8", "weight_block_size": [32, 32], "fmt": "e4m3", "activation_scheme": "dynamic"}
-    (parent / "config.json").write_text(json.dumps(config | {"quantization_config": held}))
+    held = load_file(parent / "model.safetensors")
+    key = next(key for key in held if key.endswith("e_score_correction_bias"))
+    held[key] = torch.rand(8)  # published in float32, among FP8 and bfloat16
+    save_file(held, parent / "model.safetensors", metadata={"format": "pt"})
+    wanted = moe.to_fp8(parent)
     command = [sys.executable, "-m", "recipes.tools.merge", "--parent", parent, "--output", tmp_path / "bf16"]
     subprocess.run(command, check=True, capture_output=True, cwd=Path(module.__file__).parents[2])
     assert tensors(tmp_path / "bf16").keys() == wanted.keys()
