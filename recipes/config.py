@@ -77,7 +77,7 @@ class LoraArguments(StageArguments):
         },
     )
     expert_parallel: Positive = field(
-        default=1, metadata={"help": "Processes that share the experts of each layer, with load_in_4bit: 1 or all."}
+        default=1, metadata={"help": "Processes that share the experts of each layer, with load_in_4bit: all, or 1."}
     )
 
     def __post_init__(self):
@@ -86,11 +86,6 @@ class LoraArguments(StageArguments):
         super().__post_init__()
         if self.expert_parallel > 1 and not self.load_in_4bit:
             raise ConfigError("expert_parallel: only experts in 4 bits are shared; write load_in_4bit: true.")
-        if self.expert_parallel not in (1, world_size()):
-            raise ConfigError(
-                f"expert_parallel: {self.expert_parallel} processes are to share the experts, but there are "
-                f"{world_size()}. Start {self.expert_parallel}, or write expert_parallel: {world_size()}."
-            )
 
 
 @dataclass

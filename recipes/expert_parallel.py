@@ -14,9 +14,21 @@ from data_prep.runs import ConfigError
 from recipes import qlora_proof
 
 import torch
-from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file, save_file
 from torch import distributed, nn
+from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME
+
+
+def fault(processes: int, started: int, ddp: bool = True) -> str:
+    """Why `processes` cannot share experts if `started` ones are there and `ddp` spreads them; "" if they can."""
+    if processes not in (1, started):
+        return (
+            f"expert_parallel: {processes} processes are to share the experts, but there are {started}. Start "
+            f"{processes}, or write expert_parallel: {started}."
+        )
+    if processes > 1 and not ddp:
+        return "expert_parallel: DeepSpeed would average the adapters of different experts. Use DDP."
+    return ""
 
 
 def held(count: int, processes: int) -> range:
@@ -168,7 +180,7 @@ def save(trainer, checkpoint: Path) -> None:
     if not (own := owned(trainer.model)):
         return
     if others := gather(trainer.model):
-        file = checkpoint / SAFETENSORS_WEIGHTS_NAME
+        file = checkpoint / ADAPTER_SAFE_WEIGHTS_NAME
         save_file(load_file(file) | others, file, metadata={"format": "pt"})
     checkpoint.mkdir(parents=True, exist_ok=True)
     state = trainer.optimizer.state

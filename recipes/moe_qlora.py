@@ -17,6 +17,7 @@ from types import MappingProxyType
 from data_prep import memory
 from data_prep.runs import ConfigError
 from recipes import expert_parallel, qlora_proof
+from recipes.config import world_size
 from recipes.experts import Expert, Experts, Uneven
 from recipes.parent import SCALES, Parent, expert_names, module_names, published_apart, skeleton
 from recipes.qlora_proof import ROUTED, routers
@@ -193,8 +194,8 @@ def load(
     the model cannot be trained this way.
     """
     deepspeed = getattr(config, "deepspeed_plugin", None)
-    if processes > 1 and deepspeed is not None:
-        raise ConfigError("expert_parallel: DeepSpeed would average the adapters of different experts. Use DDP.")
+    if fault := expert_parallel.fault(processes, world_size(), deepspeed is None):
+        raise ConfigError(fault)
     if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" or getattr(deepspeed, "zero_stage", 0) == 3:
         raise ConfigError(f"load_in_4bit: {qlora_proof.NOT_SHARDED}. Use DDP or ZeRO-2.")
     if getattr(config, "use_vllm", False):
@@ -206,7 +207,9 @@ def load(
         raise ConfigError("router_aux_loss_coef: with load_in_4bit the router is frozen; remove the key, or write 0.")
     if hasattr(config, "router_aux_loss_coef"):
         config.router_aux_loss_coef = 0.0  # without this, the model's own value would be used
-    unfuse(skeleton(name), processes)  # raises errors before any weights are read
+    unfuse(empty := skeleton(name), processes)  # raises errors before any weights are read
+    if processes > 1 and not qlora_proof.experts(empty):
+        raise ConfigError(f"expert_parallel: {name} has no experts to share. Write expert_parallel: 1.")
     if Parent(name).fp8:  # which is read here: transformers would hold it in FP8
         shape, settings = AutoConfig.from_pretrained(name, return_unused_kwargs=True, **settings)
         del shape.quantization_config

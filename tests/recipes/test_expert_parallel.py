@@ -144,7 +144,8 @@ def test_settings_that_cannot_be_are_refused(script, settings, said, refuses):
     assert said in refuses(script, settings)
 
 
-def test_experts_that_cannot_be_shared_evenly_are_refused(tmp_path):
+def test_experts_that_cannot_be_shared_evenly_are_refused(tmp_path, monkeypatch):
     parent = moe.write(tmp_path / "base", "qwen3_moe", num_experts=7)
+    monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="2 processes cannot share the 7 experts of a layer evenly"):
         moe_qlora.load(AutoModelForCausalLM, str(parent), SimpleNamespace(), torch.float32, processes=2)
