@@ -133,7 +133,7 @@ def average(gradient: torch.Tensor, processes: int) -> torch.Tensor:
 
 def begin(trainer) -> None:
     """Keep the experts' parameters out of DDP, which would average them over different experts, and clip with the norm
-    over all processes. Raises ConfigError if DDP has nothing to train."""
+    over all processes. Raises ConfigError if DDP has nothing to train, or for fp16."""
     model = trainer.model
     if not (own := owned(model)):
         return
@@ -142,6 +142,8 @@ def begin(trainer) -> None:
             "lora_target_modules: with expert_parallel, DDP needs an adapter beside those of the routed experts. Add "
             "attention."
         )
+    if trainer.args.fp16:
+        raise ConfigError("fp16: with expert_parallel, gradients are not scaled. Write bf16: true.")
     model._ddp_params_and_buffers_to_ignore = list(own)
     trainer.accelerator.clip_grad_norm_ = partial(_clip, set(own.values()))
 
@@ -182,19 +184,20 @@ def save(trainer, checkpoint: Path) -> None:
     if others := gather(trainer.model):
         file = checkpoint / ADAPTER_SAFE_WEIGHTS_NAME
         save_file(load_file(file) | others, file, metadata={"format": "pt"})
-    checkpoint.mkdir(parents=True, exist_ok=True)
-    state = trainer.optimizer.state
-    torch.save({name: state[one] for name, one in own.items() if one in state}, _file(checkpoint))
+    if not trainer.args.save_only_model:
+        checkpoint.mkdir(parents=True, exist_ok=True)
+        torch.save({name: trainer.optimizer.state[one] for name, one in own.items()}, _file(checkpoint))
 
 
 def restore(trainer, checkpoint: Path) -> None:
     """Read back the optimizer's part of `save`. The adapter has been loaded, and the main process's optimizer."""
-    if not (own := owned(trainer.model)):
+    own = owned(trainer.model)
+    if not own or trainer.args.save_only_model:
         return
-    state = trainer.optimizer.state
     for name, kept in torch.load(_file(checkpoint), map_location="cpu", weights_only=True).items():
+        state = trainer.optimizer.state[own[name]]
         for key, value in kept.items():
-            state[own[name]][key].copy_(value)
+            state[key] = value.to(state[key].device) if isinstance(value, torch.Tensor) else value
 
 
 def _file(checkpoint: Path) -> Path:

@@ -95,8 +95,8 @@ class Quantize(Bnb4bitQuantize):
         if key in self.hf_quantizer.scaled:  # FP8's numbers, unscaled, are exact in 16 bits
             ((name, value),) = input_dict.items()
             value = value[0] if isinstance(value, list) else value
-            scales = source.scales(key, value.shape).to(value.device)
-            input_dict = {name: (value.float() * scales).to(value.dtype)}
+            value = (value.float() * source.scales(key, value.shape, value.device)).to(value.dtype)
+            input_dict = {name: value}
             self.hf_quantizer.scaled.remove(key)
         elif source.fp8 and key in source.file_of:
             source.read(key)  # raises ConfigError for FP8 whose scales are missing

@@ -138,12 +138,27 @@ class Parent:
             return tensor
         return tensor.float() * self.scales(key, tensor.shape)
 
-    def scales(self, key: str, shape: torch.Size) -> torch.Tensor:
+    def scales(self, key: str, shape: torch.Size, device: torch.device | str = "cpu") -> torch.Tensor:
         """What each number of an FP8 tensor of this shape is multiplied by, in float32."""
-        scales = self._open(self.file_of[key + SCALES]).get_tensor(key + SCALES).float()
+        scales = self._open(self.file_of[key + SCALES]).get_tensor(key + SCALES).float().to(device)
         rows, columns = self.fp8["weight_block_size"]
         scales = scales.repeat_interleave(rows, -2)[..., : shape[-2], :].repeat_interleave(columns, -1)
         return scales[..., : shape[-1]]
+
+    def stored(self, key: str) -> dict[str, torch.Tensor]:
+        """An FP8 tensor and its block scales as they are, by their names."""
+        return {name: self._open(self.file_of[name]).get_tensor(name) for name in (key, key + SCALES)}
+
+    def in_blocks(self, key: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+        """A matrix in FP8 and its block scales, by the names of `key`: the largest number of a block becomes FP8's."""
+        if tensor.ndim != 2:
+            raise ConfigError(f"{self.folder}: {key} is not one matrix, and cannot be written in FP8 blocks.")
+        (rows, columns), (height, width), kind = self.fp8["weight_block_size"], tensor.shape, torch.float8_e4m3fn
+        padded = torch.nn.functional.pad(tensor.float(), (0, -width % columns, 0, -height % rows))
+        blocks = padded.view(padded.shape[0] // rows, rows, -1, columns)
+        scales = blocks.abs().amax((1, 3)).clamp(min=torch.finfo(torch.float32).tiny) / torch.finfo(kind).max
+        numbers = (blocks / scales[:, None, :, None]).view(padded.shape)[:height, :width]
+        return {key: numbers.to(kind), key + SCALES: scales}
 
 
 def align(tokenizer: PreTrainedTokenizerBase, *configs: PreTrainedConfig | GenerationConfig | None) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from data_prep.runs import ConfigError
-from recipes.parent import KEPT, align, refuse_quantized
+from recipes.parent import KEPT, Parent, align, refuse_quantized
 from recipes.tools import merge as module
 from recipes.tools.merge import merge
 
@@ -228,6 +228,25 @@ def test_fp8_as_deepseek_publishes_it_becomes_16_bits_by_the_command(tmp_path):
     assert tensors(tmp_path / "bf16").keys() == wanted.keys()
     assert all(tensor.equal(wanted[key]) for key, tensor in tensors(tmp_path / "bf16").items())
     assert logits(tmp_path / "bf16").isfinite().all()
+
+
+def test_a_merge_into_fp8_stays_in_its_blocks(tmp_path):
+    """What the adapter changes is that of a merge into float32, rounded to three bits. What it does not keeps its
+    bytes."""
+    parent = moe.write(tmp_path / "base", "deepseek_v3", dtype="bfloat16", intermediate_size=112)
+    added = adapter(parent, tmp_path / "adapter", ["o_proj"])
+    moe.to_fp8(parent)
+    merge(parent, added, tmp_path / "fp8", dtype="float8")
+    merge(parent, added, tmp_path / "float32", dtype="float32")
+    before, after, exact = (tensors(folder) for folder in (parent, tmp_path / "fp8", tmp_path / "float32"))
+    assert after.keys() == before.keys()
+    changed = {key for key in before if not before[key].view(torch.uint8).equal(after[key].view(torch.uint8))}
+    keys = [f"model.layers.{layer}.self_attn.o_proj.weight" for layer in range(2)]
+    assert changed == {*keys, *(f"{key}_scale_inv" for key in keys)}
+    for key in keys:
+        assert torch.allclose(Parent(tmp_path / "fp8").read(key), exact[key], rtol=1 / 16, atol=1e-3)
+    with pytest.raises(ConfigError, match="is not in FP8, so that its blocks are not known"):
+        merge(tmp_path / "float32", added, tmp_path / "no", dtype="float8")
 
 
 def test_what_does_not_fit_is_refused(tmp_path):
