@@ -125,6 +125,11 @@ def owned(model: nn.Module) -> dict[str, nn.Parameter]:
     }
 
 
+def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that only this process trains."""
+    return {name: one for name, one in owned(model).items() if one.requires_grad}
+
+
 def average(gradient: torch.Tensor, processes: int) -> torch.Tensor:
     """The gradient of an expert's adapter as DDP scales all others. Here the rows of all processes have been added up
     already, each with the gradient of its own process's loss; DDP takes the mean over the processes."""
@@ -145,7 +150,8 @@ def begin(trainer) -> None:
     if trainer.args.fp16:
         raise ConfigError("fp16: with expert_parallel, gradients are not scaled. Write bf16: true.")
     model._ddp_params_and_buffers_to_ignore = list(own)
-    trainer.accelerator.clip_grad_norm_ = partial(_clip, set(own.values()))
+    if trained := set(_trained(model).values()):
+        trainer.accelerator.clip_grad_norm_ = partial(_clip, trained)
 
 
 def _clip(own: set[nn.Parameter], parameters: Iterable[nn.Parameter], max_norm: float, **_) -> torch.Tensor:
@@ -179,7 +185,7 @@ def gather(model: nn.Module) -> dict[str, torch.Tensor]:
 def save(trainer, checkpoint: Path) -> None:
     """Add the experts of all processes to the checkpoint's adapter, which has those of the main process, and write what
     the optimizer of each process knows of its own."""
-    if not (own := owned(trainer.model)):
+    if not (own := _trained(trainer.model)):
         return
     if others := gather(trainer.model):
         file = checkpoint / ADAPTER_SAFE_WEIGHTS_NAME
@@ -191,7 +197,7 @@ def save(trainer, checkpoint: Path) -> None:
 
 def restore(trainer, checkpoint: Path) -> None:
     """Read back the optimizer's part of `save`. The adapter has been loaded, and the main process's optimizer."""
-    own = owned(trainer.model)
+    own = _trained(trainer.model)
     if not own or trainer.args.save_only_model:
         return
     for name, kept in torch.load(_file(checkpoint), map_location="cpu", weights_only=True).items():

@@ -23,7 +23,7 @@ from test_moe_qlora import QLORA, base, logits, preferences
 from transformers import AutoModelForCausalLM
 
 ROOT = Path(recipes.__file__).parents[1]
-STEPS = SFT | QLORA | {"max_steps": 3, "save_steps": 2, "dtype": "float32"}
+STEPS = SFT | QLORA | {"max_steps": 3, "save_steps": 1, "dtype": "float32"}
 # Runs the jobs of tests/engines/stage.py, and ends the second process in the third step of the run `dies`.
 SCRIPT = f"""
 import os, runpy, signal, sys
@@ -122,10 +122,13 @@ def test_four_processes_share_a_stacked_checkpoint(run_stage):
     AutoModelForCausalLM.from_pretrained(settings["model_name_or_path"]).save_pretrained(
         settings["model_name_or_path"], save_original_format=False
     )
-    one = run_stage("cold_start_sft", settings, name="one")
-    done = together([job("cold_start_sft", settings | {"expert_parallel": 4}, "four")], processes=4)
+    cases = {"all": settings, "attention": settings | {"lora_target_modules": ["attention"]}}
+    one = {name: run_stage("cold_start_sft", case, name=f"one_{name}") for name, case in cases.items()}
+    jobs = [job("cold_start_sft", case | {"expert_parallel": 4}, f"four_{name}") for name, case in cases.items()]
+    done = together(jobs, processes=4)
     assert done.returncode == 0, done.stderr[-6000:]
-    assert_alike(one, Path("outputs/t/four"))
+    for name, folder in one.items():
+        assert_alike(folder, Path(f"outputs/t/four_{name}"))
 
 
 @pytest.mark.parametrize(
