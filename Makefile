@@ -52,7 +52,7 @@ bench: $(STAMP)  ## the benchmarks, one after the other; NAME=rewards ARGS="--co
 engines: $(ENGINES)  ## each way of spreading weights by two processes, and vLLM, on the CPU; needs g++
 	OMP_NUM_THREADS=1 .venv-engines/bin/python -m pytest -n $(WORKERS) tests/engines $(ARGS)
 
-COMMANDS = $(shell grep -l '^if __name__' data_prep/*.py data_prep/*/__main__.py recipes/*.py recipes/tools/*.py)
+COMMANDS = $(shell grep -l '^if __name__' data_prep/*.py data_prep/*/*.py recipes/*.py recipes/tools/*.py)
 
 help:  ## this list
 	@sed -nE 's/^([a-z0-9]+):[^#]*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16

@@ -11,8 +11,7 @@ import argparse
 import time
 from statistics import median
 
-from data_prep import decode
-from data_prep.sampling import Decoding
+from data_prep.sampling import Decoding, decode
 
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig

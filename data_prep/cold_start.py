@@ -8,7 +8,7 @@ sampled text itself is the reasoning, and the summary states the answer.
 
 `review.csv` and `review.jsonl` hold the same list for the reviewer. Open one with `python -m data_prep.review`, or edit
 one by hand: write accept or reject as the decision, and correct reasoning and summary where needed. Then set `review`
-to the page's decisions or to the edited file, and run the same command again.
+to the file of decisions that the page wrote, or to the edited file, and run the same command again.
 """
 
 from __future__ import annotations
@@ -237,7 +237,7 @@ def read_decisions(path: str | Path, asked: list[rows.Row]) -> list[dict[str, st
 
     Raises ValueError, with the file, the record (from 1) and the reason, for a broken line, a missing column, an
     unknown or repeated id, a changed question, and an accepted completion that is not in our form or does not give the
-    right answer. Only the decision and the solution may be changed.
+    right answer. Only reasoning, summary and decision may be changed.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such review file")

@@ -27,8 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from data_prep import commands
-from data_prep.runs import EngineError, whole_file
+from data_prep.runs import EngineError, commands, whole_file
 from rewards.settings import Count, Range, check
 
 from datatrove.data import Document

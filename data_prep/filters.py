@@ -1,8 +1,8 @@
 """Filters that a sampled completion must pass to become training data (paper v2, B.3.2 and B.3.3).
 
-Each filter is a function of a candidate and the thresholds that returns None (keep) or the reason to drop it. A dropped
-candidate is counted once, under the first filter that it fails. The paper names mixed languages, long paragraphs, code
-blocks and repetition, but states no thresholds; ours are defaults that a YAML may change.
+Each filter is a function of a candidate and the thresholds. It returns the reason to drop the candidate, or None to
+keep it. A dropped candidate is counted once, under the first filter that it fails. The paper names mixed languages,
+long paragraphs, code blocks and repetition, but states no thresholds; ours are defaults that a YAML may change.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import rewards
-from data_prep import commands
 from data_prep.rows import Row
+from data_prep.runs import commands
 from data_prep.sampling import Sample
 from data_prep.words import CHARACTER, LETTER, ngrams, split
 from rewards.code import passes
@@ -29,16 +29,16 @@ import numpy as np
 WORD = re.compile(r"[a-z0-9]+|[^\W\da-z_]", re.IGNORECASE)  # a Latin word, a number, or one character of another script
 ASCII_WORDS = bytes(ord(chr(code).lower()) if chr(code).isalnum() and code < 128 else ord(" ") for code in range(256))
 SANDBOX = rewards.LocalSandbox()
-LONG = 2_000  # characters; for longer reasoning, the language is estimated first
-WINDOW, FEW = 12, 2  # words; chosen: almost half of an English text's words are among the commonest
+LONG = 2_000  # characters; for longer reasoning, the language is estimated before it is counted
+WINDOW, FEW = 12, 2  # words; chosen: in English, almost half of the words are among the commonest ones
 NOT_CHINESE = re.compile("[\u0e00-\u11ff\u3040-\u30ff\uac00-\ud7af]")  # other scripts without spaces, and Korean
 FENCE = re.compile(r"^\s*(```|~~~)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """``style`` is one that ``rewards.is_well_formed`` knows ("r1_zero", "think"), or "plain" for a base model's page,
-    which has no tags. ``steps`` are the filters to apply. Lengths are in characters."""
+    """``style`` is a style of ``rewards.is_well_formed`` ("r1_zero", "think"), or "plain" for a base model's page,
+    which has no tags. ``steps`` are the names of the filters to apply. Lengths are in characters."""
 
     style: Literal["think", "r1_zero", "plain"] = "think"
     steps: list[str] = field(default_factory=lambda: [check.__name__ for check in FILTERS])
@@ -56,14 +56,15 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A completion for a row, written by ``generator``. ``finish`` and ``why`` are as in data_prep.sampling.Sample."""
+    """A completion for a row. ``generator`` is the model that wrote it. ``finish`` and ``why`` are as in
+    data_prep.sampling.Sample."""
 
     row: Row
     text: str
     finish: str = "stop"
     completion_tokens: int = 0
     generator: str = ""
-    before: Candidate | None = None  # the candidate that a rewriter made it from
+    before: Candidate | None = None  # the candidate from which a rewriter made this one
     why: str = ""
 
     @classmethod
@@ -76,7 +77,7 @@ class Candidate:
 
 
 def unanswered(candidate: Candidate, thresholds: Thresholds) -> str | None:
-    """Drop refused and failed candidates, which have no text. It is applied whatever the steps are."""
+    """Drop refused and failed candidates, which have no text. It is always applied, whatever ``steps`` says."""
     return candidate.why or "no answer" if candidate.finish in ("refused", "failed") else None
 
 
@@ -98,9 +99,9 @@ def malformed(candidate: Candidate, thresholds: Thresholds) -> str | None:
 
 
 def is_right(row: Row, text: str) -> bool | None:
-    """Whether a completion is correct according to rules, or None if no rule can decide. A program is checked by the
-    row's ``tests`` or, without tests, by its ``answer``. Raises ValueError for unreadable tests, and
-    SandboxUnavailable."""
+    """Whether a completion is correct by rule, or None if no rule can decide. A program is checked by the row's
+    ``tests``, or by its ``answer`` if it has no tests. Raises ValueError for unreadable tests, and SandboxUnavailable.
+    """
     if row["verifier"] != "code":
         return rewards.is_correct(text, row["answer"], row["verifier"], row.get("entry"))
     if not row.get("tests"):
@@ -120,8 +121,8 @@ def incorrect(candidate: Candidate, thresholds: Thresholds) -> str | None:
 
 
 def mixed_language(candidate: Candidate, thresholds: Thresholds) -> str | None:
-    """Check the language of the reasoning. Without reasoning, the whole text is checked, except in general answers,
-    which may quote."""
+    """Drop candidates with mixed languages in the reasoning. If there is no reasoning, the whole text is checked. A
+    general answer without reasoning passes, because it may quote other languages."""
     reasoning = candidate.reasoning
     if reasoning is None:
         if candidate.row["kind"] != "reasoning":
@@ -137,9 +138,9 @@ def mixed_language(candidate: Candidate, thresholds: Thresholds) -> str | None:
 
 
 def _estimate(text: str, language: str) -> float:
-    """Estimate ``rewards.language_consistency`` in a fifth of its time. Chinese: the share of Chinese characters among
-    characters and words. English: only windows of words with fewer of the commonest words than any English text are
-    checked by the language model."""
+    """Estimate ``rewards.language_consistency`` in a fifth of its time. For Chinese, this is the share of Chinese
+    characters among characters and words. For English, ``count_words`` reads only windows of words that have fewer of
+    the commonest words than any English text."""
     words = split(text)
     names = (words.kinds == LETTER) & (words.ends - words.starts > 1)
     count = np.count_nonzero(names)
@@ -162,7 +163,7 @@ def _estimate(text: str, language: str) -> float:
 
 @functools.cache
 def _common() -> np.ndarray:
-    """Sorted hashes of the commonest English words. They are not computed at import because that takes 0.1 seconds."""
+    """Hashes of the commonest English words, sorted. They are not computed at import because that takes 0.1 seconds."""
     return np.sort(np.concatenate([split(word).hashes for word in sorted(ENGLISH)]))
 
 
@@ -186,7 +187,7 @@ def repetitive(candidate: Candidate, thresholds: Thresholds) -> str | None:
 
 
 def _words(text: str) -> list[str] | list[bytes]:
-    """The matches of `WORD`; five times as fast for ASCII text."""
+    """The matches of `WORD`. For ASCII text, this is five times as fast as the pattern."""
     return text.encode().translate(ASCII_WORDS).split() if text.isascii() else WORD.findall(text.lower())
 
 
@@ -205,13 +206,13 @@ def first_failure(candidate: Candidate, thresholds: Thresholds) -> tuple[str, st
 
 
 def row_failure(thresholds: Thresholds, row: Row) -> tuple[str, str] | None:
-    """``first_failure`` for an SFT row, whose optional ``finish`` column says how its completion ended."""
+    """Apply ``first_failure`` to an SFT row. Its optional column ``finish`` says how its completion ended."""
     return first_failure(Candidate(row, row["completion"].strip(), row.get("finish") or "stop"), thresholds)
 
 
 @dataclass
 class Funnel:
-    """Counts of the candidates that came in, that each step dropped (in the order of the steps), and that are left."""
+    """Counts of the candidates that came in, that each step dropped (in the order of the steps), and that were kept."""
 
     steps: Iterable[str] = tuple(check.__name__ for check in FILTERS)
     seen: int = 0
@@ -227,7 +228,8 @@ class Funnel:
         self.example.setdefault(step, f"{row['id']}: {why}")
 
     def passing(self, groups: list[list[Candidate]], thresholds: Thresholds) -> list[list[Candidate]]:
-        """The candidates of each group that pass all filters; all are counted. Threads help as programs may be run."""
+        """The candidates of each group that pass all filters. All candidates are counted. Filters may run programs, so
+        they run in threads."""
         candidates = [candidate for group in groups for candidate in group]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             found = pool.map(lambda candidate: first_failure(candidate, thresholds), candidates)

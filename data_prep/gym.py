@@ -20,8 +20,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from data_prep import commands, decontaminate, dedup, jobs, rows, runs
+from data_prep import decontaminate, dedup, jobs, rows, runs
 from data_prep.rows import Row
+from data_prep.runs import commands
 from rewards import gym
 from rewards.settings import FILLED, Count
 

@@ -21,8 +21,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
-from data_prep import commands, engine, publishing, runs
+from data_prep import engine, runs
 from data_prep.rows import Row
+from data_prep.runs import commands, publishing
 from rewards.sandbox import SandboxRefused, SandboxUnavailable
 from rewards.settings import Count, Positive
 

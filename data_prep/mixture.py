@@ -29,17 +29,17 @@ log = logging.getLogger(__name__)
 TABLE_5 = {"math": 395_285, "code": 211_129, "stem": 10_124, "logic": 10_395, "general": 177_812}  # paper v2
 DOMAINS = list(TABLE_5)
 SPEED = 8 * 2**20  # bytes of text per second and worker, with all filters; see benchmarks/data_prep.py
-KEY = "_key"  # column of a row's place in the shuffled order
+KEY = "_key"  # the column with a row's place in the shuffled order
 EXAMPLES = 10  # near duplicates that run.json shows
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mixture(jobs.Job):
     """``sources``: Parquet or JSONL files of SFT rows. ``total``: the size of the mixture if no domain falls short.
-    Invalid rows of runs (``outputs/...``) are an error; those of other files are dropped and listed. ``per_prompt``
-    rows are kept of each prompt (0: all distinct ones). A prompt is dropped with all its rows if its MinHash similarity
-    to an earlier kept prompt is at least ``near_duplicates``, as in 0.8 (0: no search). ``tasks``: 0 makes one task for
-    every 128 MB of text."""
+    Invalid rows in a run's files (``outputs/...``) are an error; those in other files are dropped and listed. At most
+    ``per_prompt`` different rows of each prompt are kept (0: all). A prompt is dropped with all its rows if its MinHash
+    similarity to an earlier kept prompt is at least ``near_duplicates``, such as 0.8 (0: no search). ``tasks``: the
+    number of tasks (0: one for every 128 MB of text)."""
 
     sources: list[str]
     total: Positive
@@ -74,7 +74,7 @@ def quotas(total: int) -> dict[str, int]:
 
 
 def plan(config: Mixture, parts: list[shards.Part], evaluation_items: decontaminate.Index) -> list[str]:
-    """Lines on what is read, made and needed."""
+    """The lines of the plan: what the job reads, what it makes, and what it needs."""
     files_of = {source: set(shards.files(source)) for source in config.sources}
     lines = [
         f"{source}: {shards.described([part for part in parts if part.path in files_of[source]])}"
@@ -170,8 +170,9 @@ def licence(row: rows.Row) -> tuple[str, str] | None:
 
 
 def select(config: Mixture, kept: Path, dropped: Path, wanted: dict[str, int], strict: set[str]) -> dict[str, object]:
-    """Mark the rows of the mixture in a ``.npy`` beside each run, list all dropped rows in ``dropped``, and return the
-    figures. Of rows with equal id, content or prompt, the first in the order of the sources is kept."""
+    """Mark the rows of the mixture in a ``.npy`` beside each sorted file of ``kept`` (a "run" in `data_prep.shards`),
+    list all dropped rows in ``dropped``, and return the figures. Of rows with the same id or content, the first in the
+    order of the sources is kept, and of rows with the same prompt the first ``per_prompt``."""
     columns, lengths = shards.index(kept, [shards.ORDER, KEY, "_id", "_prompt", "_row", "_domain"])
     order = np.argsort(columns[shards.ORDER])
     left = np.ones(len(order), bool)
@@ -248,8 +249,8 @@ def _figures(kept, dropped, config, wanted, available, left, columns, causes, le
 
 
 def _near(kept: Path, lengths: list[int], pairs: np.ndarray) -> dict[str, Any]:
-    """Figures and examples by which a person can judge the threshold. ``pairs`` are the rows of (dropped prompt, the
-    kept prompt that it nearly repeats)."""
+    """Figures and examples by which a person can judge the threshold. Each of ``pairs`` has the number of a dropped
+    prompt's row and that of the kept prompt which it nearly repeats."""
     found = _cells(kept, lengths, pairs[:EXAMPLES].reshape(-1), "id", "prompt")
     shown = {at: {"id": id, "prompt": prompt[:300]} for at, (id, prompt) in found.items()}
     largest = 1 + int(np.bincount(pairs[:, 1]).max()) if len(pairs) else 0
@@ -258,7 +259,7 @@ def _near(kept: Path, lengths: list[int], pairs: np.ndarray) -> dict[str, Any]:
 
 
 def _cells(kept: Path, lengths: list[int], wanted: np.ndarray, *names: str) -> dict[int, tuple]:
-    """The cells of the ``wanted`` rows, by the rows' numbers among all runs."""
+    """The cells of the ``wanted`` rows, by the rows' numbers over all sorted files of ``kept``."""
     found: dict[int, tuple] = {}
     starts = np.cumsum([0, *lengths])
     for path, start, end in zip(shards.runs_in(kept), starts, starts[1:], strict=False):
@@ -270,7 +271,8 @@ def _cells(kept: Path, lengths: list[int], wanted: np.ndarray, *names: str) -> d
 
 
 def _dropped_lines(kept, sources, columns, causes, lengths) -> Iterator[bytes]:
-    """Yield the lines of rows dropped by the tasks, then by the choice, each in the order of the sources."""
+    """Yield a line for each dropped row: first the rows that the tasks dropped, then those that `select` dropped. Both
+    are in the order of the sources."""
     for path in sorted(kept.glob("*.jsonl")):
         with path.open("rb") as file:
             yield from file

@@ -23,7 +23,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_prep import commands, memory
 from data_prep.hub import (
     Additions,
     Files,
@@ -36,8 +35,8 @@ from data_prep.hub import (
     require_write,
     same,
 )
-from data_prep.publishing import pushed
-from data_prep.runs import ConfigError, Stopped, advice, write_json
+from data_prep.runs import ConfigError, Stopped, advice, commands, memory, write_json
+from data_prep.runs.publishing import pushed
 
 log = logging.getLogger("data_prep.push")
 MODEL_FILES = (".safetensors", ".json", ".jsonl", ".jinja", ".txt", ".model", ".py")
@@ -61,7 +60,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--hub-model-id", required=True, metavar="OWNER/NAME", help="of a model or of a data set")
     parser.add_argument("--public", action="store_true", help="make the repository public, if it has to be made")
     parser.add_argument("--checkpoints", action="store_true", help="each checkpoint-N too, as a branch of that name")
-    parser.add_argument("--card", type=Path, help="folder with the README.md and stats.json of data_prep.cards")
+    parser.add_argument("--card", type=Path, help="folder with the README.md and stats.json of data_prep.hub.cards")
     parser.add_argument(
         "--delete-stale", action="store_true", help="delete files there that would be loaded with or instead of these"
     )
@@ -230,7 +229,7 @@ def on_the_hub(path: Path) -> bytes:
 
 
 def card_of_model(folder: Path, repository: Repository) -> Files:
-    from data_prep import run_cards
+    from data_prep.hub import run_cards
 
     run = folder if (folder / "run.json").is_file() else folder.parent
     picture = run_cards.curves(folder)
@@ -250,7 +249,7 @@ def data_files(folder: Path) -> Files:
 
 def card_of_data(folder: Path, card: Path | None, scratch: Path) -> Files:
     """README.md (``card``, or made here), and stats.json if the rows follow the contract."""
-    from data_prep import cards, run_cards
+    from data_prep.hub import cards, run_cards
     from data_prep.rows import COLUMNS, configurations
 
     import pyarrow.parquet as pq
@@ -262,7 +261,7 @@ def card_of_data(folder: Path, card: Path | None, scratch: Path) -> Files:
         cards.build(cards.Card(output_dir="", data=str(folder), title=cards.title(folder)), card, files=paths)
     if card is not None:
         if not (card / "README.md").is_file():
-            raise ConfigError(f"--card {card} holds no README.md; run python -m data_prep.cards first")
+            raise ConfigError(f"--card {card} holds no README.md; run python -m data_prep.hub.cards first")
         return {name: (card / name).read_bytes() for name in ("README.md", "stats.json") if (card / name).is_file()}
     return {"README.md": run_cards.record_card(folder, files, configurations(files)).encode()}
 
@@ -335,7 +334,7 @@ def too_large(folder: Path) -> str:
 
 def answer(folder: Path) -> Any:
     """A model's answer to one question: its greedy continuation, or its score."""
-    from data_prep.run_cards import QUESTION
+    from data_prep.hub.run_cards import QUESTION
 
     import torch
     from peft import AutoPeftModelForCausalLM, AutoPeftModelForSequenceClassification

@@ -1,7 +1,7 @@
 """Rejection sampling: the reasoning part of the 800k (paper v2, B.3.3; v1, 2.3.3).
 
-The checkpoint of the first reasoning RL answers each prompt several times. Rules decide which answers are correct, and
-a generative judge decides where rules cannot. Answers that mix languages, ramble, repeat themselves or put code blocks
+The checkpoint of reasoning RL (Dev2) answers each prompt several times. Rules decide which answers are correct, and a
+generative judge decides where rules cannot. Answers that mix languages, ramble, repeat themselves or put code blocks
 into their reasoning are dropped, and the best k per prompt are kept. run.json holds the funnel. With ``tasks``, the
 prompts are divided among processes or nodes (``executor``), and each task writes its rows to a file of its own.
 """
@@ -123,8 +123,8 @@ def _nothing(output_dir: Path, funnel: dict[str, Any]) -> rows.NoRowsError:
 
 
 def _share(config: Selection, output_dir: Path, load: Callable, rank: int, tasks: int) -> None:
-    """Process a task's share of the prompts: every ``tasks``th, from the ``rank``th on. All files have the same
-    columns, even one without rows."""
+    """Process a task's share of the prompts: every ``tasks``th prompt, from number ``rank`` on. A file without rows has
+    the same columns as the others."""
     asked = load(config)["prompts"]
     more = ["completion", "generator"] + ["tests"] * any(row.get("tests") for row in asked)
     schema = pa.schema([*shards.CONTRACT, *((name, pa.string()) for name in more)])
@@ -168,8 +168,11 @@ def sample_and_select(
 def judge(
     groups: list[list[Candidate]], settings: ServerSettings | None, seed: int, store: Path, funnel: Funnel
 ) -> list[list[Candidate]]:
-    """Drop completions that the judge finds incorrect against the reference or gives no verdict on, and those that the
-    judge reward would not show to it. Only rows with verifier "judge" are judged."""
+    """Ask the judge about the completions of the rows with verifier "judge", and keep those that it finds correct.
+
+    A completion is dropped if the judge finds that it does not match the reference, or gives no verdict. It is also
+    dropped, without asking, if `rewards.judge` refuses to show its text to a judge.
+    """
     asked, questions, dropped = [], [], set()
     for candidate in (c for group in groups for c in group if c.row["verifier"] == "judge"):
         shown = correctness.shown(candidate.text)
@@ -194,7 +197,8 @@ def judge(
 
 
 def best(group: list[Candidate], keep: int, funnel: Funnel) -> list[Candidate]:
-    """The ``keep`` best distinct candidates. chosen: the purest language first, then the shorter, then the earlier."""
+    """The ``keep`` best distinct candidates. The order is our choice: the purest language first, then the shorter, then
+    the earlier one."""
     distinct = {candidate.text: candidate for candidate in reversed(group)}
     for candidate in group:
         if distinct[candidate.text] is not candidate:

@@ -21,8 +21,9 @@ from pathlib import Path
 from urllib.parse import quote
 
 import rewards
-from data_prep import cold_start, commands, rows, runs
+from data_prep import cold_start, rows, runs
 from data_prep.filters import FILTERS, Candidate, is_right
+from data_prep.runs import commands
 from rewards.completion import INVISIBLE
 
 log = logging.getLogger(__name__)

@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import rewards
-from data_prep import commands, engine, jobs, rows, shards
+from data_prep import engine, jobs, rows, shards
 from data_prep.catalogue import DEFAULTS, SOURCES, Refused, Source, question_and_answer, turn_texts
 from data_prep.rows import Row
-from data_prep.runs import advice, whole_file, write_json
+from data_prep.runs import advice, commands, whole_file, write_json
 from rewards.settings import Count
 
 import pyarrow as pa

@@ -2,7 +2,8 @@
 
 A word is a run of letters, a number, an operator, or one character of a script that is written without spaces. Case,
 spacing, punctuation, the width of characters and LaTeX's spacing are ignored. All words of a text are hashed at once
-with numpy: a word's hash is a polynomial over a prefix sum, an n-gram's hash a linear combination of its words' hashes.
+with numpy: a word's hash is made from the difference of two prefix sums of a polynomial, and an n-gram's hash is
+a linear combination of its words' hashes.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 PIECE = 1 << 19  # characters hashed at once
-SEPARATOR = "\x1e"  # between the texts of a row; no item contains this word
+SEPARATOR = "\x1e"  # between the texts of a row; no item of an evaluation set contains it, so no match spans two texts
 GAP, LETTER, DIGIT, OPERATOR, CHARACTER, INVISIBLE, COMMAND = range(7)
 OPERATORS = set("+-*/=<>^")
 SAME = {"\u2212": "-", "\u00d7": "*", "\u00b7": "*", "\u22c5": "*", "\u2219": "*", "\u00f7": "/", "\u2215": "/"}
@@ -47,7 +48,7 @@ def split(text: str) -> Words:
 
 
 def normal(text: str) -> str:
-    """Join accents to their letters, which the table of code points cannot do."""
+    """The text with accents joined to their letters. The table of code points cannot do this."""
     return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 

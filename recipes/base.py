@@ -1,8 +1,8 @@
 """The base checkpoint of a CPU scale: a tokenizer and a small Qwen3, or Qwen3-MoE, pre-trained on a generated corpus.
 
-Other scales use a Hub model instead (the paper uses DeepSeek-V3-Base). The student's base uses this script with another
-YAML, whose key `tokenizer` names the first base's tokenizer. With the key `checkpoint` nothing is trained. A checkpoint
-from the same settings is used instead.
+All scales but `cpu` and `cpu-moe` use a Hub model instead (the paper uses DeepSeek-V3-Base). The student's base uses
+this script with another YAML. Its key `tokenizer` names the first base, whose tokenizer is used again. With the key
+`checkpoint`, nothing is trained: the stage copies a checkpoint that the same settings made.
 """
 
 from dataclasses import dataclass, field

@@ -20,9 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import rewards
-from data_prep import commands, publishing
-from data_prep.configs import ConfigError, load_config, require_known, typed
-from data_prep.runs import Stopped
+from data_prep.runs import Stopped, commands, publishing
+from data_prep.runs.configs import ConfigError, load_config, require_known, typed
 from recipes import trl_keys
 from recipes.config import GENERATION, GRPOConfig, world_size
 
@@ -240,14 +239,14 @@ def parse(arguments: type, trainer: type, argv: list[str] | None = None) -> tupl
         raise ConfigError(f"{where}: {error}") from None
 
 
-def launch(stage: Callable[..., None], *settings: type) -> None:
+def launch(stage: Callable[..., None], arguments: type, trainer: type) -> None:
     """Run a stage's `main` with what `parse` reads into its classes of settings, and end the process like every command
-    (`data_prep.commands`)."""
+    (`data_prep.runs.commands`)."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 
     def main(_: list[str]) -> None:
         try:
-            stage(*(parse(*settings) if settings else ()))
+            stage(*parse(arguments, trainer))
         except Exception as error:
             _leave_for_launcher(error)
             if isinstance(error, RuntimeError) and "to be installed" in str(error):  # transformers' wording

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import rewards
-from data_prep.configs import ConfigError
+from data_prep.runs.configs import ConfigError
 from rewards.settings import Count, Positive, check
 
 GENERATION = ("transformers", "vllm_colocate", "vllm_server")

@@ -15,9 +15,9 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_prep import hub, identity
+from data_prep import hub
 from data_prep.rows import CHATS, COLUMNS, Row, fault, load_rows, local_files, read_parquet
-from data_prep.runs import ConfigError
+from data_prep.runs import ConfigError, identity
 from recipes import checks
 from recipes.config import PolicyArguments
 

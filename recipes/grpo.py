@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import rewards
-from data_prep import decode, prompts
+from data_prep import prompts
 from data_prep.runs import ConfigError
-from data_prep.sampling import Decoding
+from data_prep.sampling import Decoding, decode
 from recipes import checks, engine, reference, sharded
 from recipes.config import RLArguments, make_reward
 from recipes.data import as_messages, keep_short, read_rows

@@ -14,8 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from data_prep import memory
-from data_prep.runs import ConfigError
+from data_prep.runs import ConfigError, memory
 from recipes import expert_parallel, qlora_proof
 from recipes.config import world_size
 from recipes.experts import Expert, Experts, Uneven

@@ -13,8 +13,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_prep import commands, memory, publishing, runs
-from data_prep.configs import ConfigError
+from data_prep import runs
+from data_prep.runs import commands, memory, publishing
+from data_prep.runs.configs import ConfigError
 from recipes import checkpoints, checks, expert_parallel, loading, patches, qlora_proof, sharded, watch
 from recipes.checks.gradients import GradientCheck
 from recipes.commandline import given
@@ -297,7 +298,7 @@ class Run:
 
     def tell(self) -> None:
         """Write each model's card, and log the result and the next steps."""
-        from data_prep import run_cards  # slow to import
+        from data_prep.hub import run_cards  # slow to import
         from recipes.tools import steps
 
         for name in self.models:

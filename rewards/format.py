@@ -19,16 +19,17 @@ def is_well_formed(text: str, style: Style = "r1_zero", thinking: bool = True, p
     """Whether a completion has the form of its style, in time linear in its length.
 
     `r1_zero`: `<think> ... </think> <answer> ... </answer>`; `think`: `<think> ... </think> ...`. Each tag appears
-    once, in this order. No body is empty, and there is no text outside the tags except the summary. White space is
-    free. With `thinking=False`, both styles ask for a text without tags. With `prefilled=True`, the prompt ends in
-    `<think>`, so the completion must not open it again.
+    once, in this order. No body is empty, and there is no text outside the tags except the summary. White space around
+    the tags does not matter. With `thinking=False`, both styles ask for a text without tags. With `prefilled=True`, the
+    prompt ends in `<think>`, so the completion must not open it again. The filters of the data jobs and the evaluation
+    use this function too, so a change of it also changes what they keep and count.
     """
     if style not in STYLES:
         raise ValueError(f"style {style!r} is not known; write one of {', '.join(STYLES)}")
     if prefilled and thinking:
         text = THINK[0] + text
     wanted = THINK * thinking + ANSWER * (thinking and style == "r1_zero")
-    if [tag.group() for tag in TAG.finditer(text)] != [*wanted]:  # a tag in another case is an extra tag
+    if [tag.group() for tag in TAG.finditer(text)] != [*wanted]:  # a tag in another case, such as <THINK>, is refused
         return False
     parts = TAG.split(text)
     if not thinking:
@@ -52,8 +53,8 @@ def _has_text(body: str) -> bool:
 class FormatReward:
     """Returns 1.0 if a completion has the form of its style (`is_well_formed`), else 0.0.
 
-    Rows whose column `thinking` is False ask for plain text. Prompts that end in `<think>` open the reasoning, as
-    `prefilled` does.
+    Rows whose column `thinking` is False ask for plain text. If a prompt ends in `<think>`, its completion must not
+    open the reasoning again. `prefilled=True` states this for all prompts.
     """
 
     style: Style = "r1_zero"

@@ -1,9 +1,10 @@
 """Worker processes that are killed at their time limit, replaced and counted.
 
 A thread cannot be stopped, `signal.alarm` works only in the main thread and cannot interrupt a long C call, and
-`concurrent.futures` cannot end one of its workers. So each worker is a separate process, started without a fork of this
-one (CUDA, threads). It receives lines of JSON, and its parent kills it when a task is late. A worker without a parent
-ends at the end of its input, or at a CPU time limit that the kernel enforces.
+`concurrent.futures` cannot end one of its workers. So each worker is a separate process. It is not forked from this
+process, because forks do not go well with CUDA and threads. It receives lines of JSON, and its parent kills it when a
+task is late. A worker whose parent is gone ends at the end of its input, or at a CPU time limit that the kernel
+enforces.
 """
 
 import atexit
@@ -44,7 +45,7 @@ class _Worker:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env=environment,
-            start_new_session=True,  # a Ctrl-C in the terminal is the parent's to handle
+            start_new_session=True,  # only the parent handles a Ctrl-C in the terminal
         )
         self.buffer = bytearray()
         self.tasks = 0
@@ -85,10 +86,10 @@ class WorkerPool:
     """Calls a function in worker processes, with a time limit for each call.
 
     Args:
-        target: "package.module:function" with one argument. The argument and the result are sent as JSON.
+        target: "package.module:function". The function has one argument. Argument and result are sent as JSON.
         workers: Number of processes, which start when they are first needed.
-        seconds: Limit of a call. After one `map` has lost `patience` seconds to late calls, the remaining calls get a
-            tenth of it, so a batch of hostile answers cannot stall a training step.
+        seconds: Limit of a call. After one `map` has lost `patience` seconds to late calls, the limit of its remaining
+            calls is a tenth of `seconds`, so a batch of hostile answers cannot stall a training step.
     """
 
     target: str
@@ -101,7 +102,7 @@ class WorkerPool:
     _pid: int = field(default_factory=os.getpid, init=False, repr=False)
 
     def map(self, tasks: Sequence[Any]) -> list[tuple[bool, Any]]:
-        """(whether it was in time, result) of every task, in order. Concurrent threads take turns."""
+        """Return (whether it was in time, result) for every task, in order. Concurrent threads take turns."""
         if self._pid != os.getpid():  # a forked child must not use its parent's pipes
             self._pool, self._lock, self._pid = [], threading.Lock(), os.getpid()
         if not tasks:
@@ -127,7 +128,7 @@ class WorkerPool:
                         seconds = self.seconds if lost < self.patience else self.seconds / 10
                         try:
                             worker.send(number, tasks[number], seconds)
-                        except OSError:  # it died between two tasks: its end of file is handled below
+                        except OSError:  # the worker died between two tasks; the end of its output is handled below
                             waiting.append(number)
                             worker.task = None
                             break
@@ -181,7 +182,7 @@ _POOLS_LOCK = threading.Lock()
 
 
 def pool(target: str) -> WorkerPool:
-    """The one pool of this process for a function; its workers end with the process."""
+    """The one pool that this process has for a function. Its workers end with the process."""
     with _POOLS_LOCK:
         if target not in _POOLS:
             _POOLS[target] = WorkerPool(target)
@@ -196,7 +197,7 @@ def serve(function: Callable[[Any], Any]) -> None:
     hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
     own = psutil.Process()
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # keep what libraries print out of the answers
+    os.dup2(2, 1)  # whatever libraries print goes to stderr, and not among the answers
     _answer(answers, "ready")
     while True:
         if not select.select([sys.stdin], [], [], 5.0)[0]:
@@ -213,7 +214,7 @@ def serve(function: Callable[[Any], Any]) -> None:
             result = function(task)
         except (MemoryError, RecursionError):
             result = None
-        # getrusage's maximum would include the parent's, here that of a whole trainer.
+        # The maximum of getrusage would include the memory of the parent, which here is a whole trainer.
         _answer(answers, {"result": result, "rss_mb": own.memory_info().rss >> 20})
 
 

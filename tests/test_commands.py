@@ -146,10 +146,14 @@ def test_help_and_what_is_wrong_are_said_before_anything_slow_is_imported(stage,
 def test_a_module_says_so_before_anything_slow_is_imported(words):
     command = [sys.executable, "-X", "importtime", "-m", *words.split()]
     said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stderr
-    assert "data_prep.commands" in said and not re.search(rf"\| +({'|'.join(SLOW)})$", said, re.MULTILINE)
+    assert "data_prep.runs.commands" in said and not re.search(rf"\| +({'|'.join(SLOW)})$", said, re.MULTILINE)
 
 
-LOOP = "import time; from data_prep import commands; [time.sleep(0.3) for _ in commands.progress(range(6), 'counting')]"
+LOOP = """
+import time
+from data_prep.runs.commands import progress
+[time.sleep(0.3) for _ in progress(range(6), 'counting')]
+"""
 LIBRARYS = "import data_prep; from tqdm import tqdm; [None for _ in tqdm(range(9), desc='a library')]"
 
 

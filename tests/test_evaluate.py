@@ -7,8 +7,9 @@ import sys
 import time
 from pathlib import Path
 
-from data_prep import commands, runs
+from data_prep import runs
 from data_prep.rows import write_rows
+from data_prep.runs import commands
 from data_prep.sampling import Sample
 from recipes.tools import evaluate
 

@@ -3,13 +3,15 @@ things; and in a real browser."""
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
-from data_prep import commands, prompts, runs
+from data_prep import prompts, runs
 from data_prep.rows import write_parquet
+from data_prep.runs import commands
 from recipes.tools import folders, page, pictures, report
 
 import browser
@@ -53,13 +55,9 @@ def write_rl(folder: Path, steps: int, max_steps: int, said: str = HOSTILE, size
 def write_evaluation(scale: Path, name: str, answer: str, group: list[str]) -> None:
     folder = scale / f"evaluate_{name}"
     runs.begin(folder, runs.identify(Path(__file__), {}))
-    usual = {"sample": 0, "language": "en", "correct": True, "reasoning_consistency": 1.0, "helpful_score": None}
-    usual |= {
-        "answer": "3",
-        "safe": None,
-        "question": f"Which one? {HOSTILE}",
-        "completion": f"<think>{HOSTILE}</think> 3",
-    }
+    usual = {"sample": 0, "language": "en", "correct": True, "reasoning_consistency": 1.0}
+    usual |= {"helpful_score": None, "safe": None}
+    usual |= {"answer": "3", "question": f"Which one? {HOSTILE}", "completion": f"<think>{HOSTILE}</think> 3"}
     records = [usual | {"set": "reasoning", "id": f"p{number}"} for number in range(8)]
     records.append(usual | {"set": "walkthrough", "id": "walkthrough", "completion": answer})
     group = [
@@ -91,7 +89,13 @@ def scale(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path.write_bytes(path.read_bytes()[:-20])
     runs.begin(folder / "sft_stage_2", runs.identify(Path(__file__), {}))
     (folder / "all_scenarios_rl" / "completions").mkdir(parents=True)
-    assert report.main(["--scale", str(folder)]) == 0
+    configs = shutil.copytree(runs.ROOT / "recipes/configs/cpu-moe", folder.parent / "configs")
+    new = {"script": "recipes/distill.py", "output_dir": "outputs/cpu-moe/final_polish"}
+    new |= {"model_name_or_path": "outputs/cpu-moe/all_scenarios_rl", "dataset": "outputs/cpu-moe/world/rows.parquet"}
+    (configs / "final_polish.yaml").write_text(json.dumps(new))
+    with (configs / "evaluate.yaml").open("a") as file:
+        file.write("  polished: {path: outputs/cpu-moe/final_polish, style: think}\n")
+    assert report.main(["--scale", str(folder), "--configs", str(configs)]) == 0
     return folder
 
 
@@ -142,6 +146,8 @@ def test_it_says_what_is_there_and_what_is_not_yet(html: str) -> None:
     assert "1,234 prompts make up the largest cluster of near duplicates dropped since this one stays" in text
     assert "R1: RL Nothing is logged yet." in text
     assert "Reward models Nothing of it is there yet." in text
+    # a stage that the paper does not have
+    assert '<b class="green">final polish</b>' in html and "final polish from R1: RL" in text and "polished" in html
 
 
 def test_completions_keep_what_they_can_be_filtered_by(html: str) -> None:
@@ -273,7 +279,7 @@ def test_it_fits_a_phone_and_follows_the_dark(chrome: browser.Chromium, scale: P
     shown = chrome.open((scale / "report" / "index.html").as_uri(), width=390, height=844, dark=dark)
     assert shown.evaluate("document.documentElement.scrollWidth") == 390
     assert shown.evaluate("document.querySelector('.narrow').offsetWidth > 300")
-    for element in ("body", ".narrow svg text"):
+    for element in ("body", "figure svg text"):
         style = f"getComputedStyle(document.querySelector('{element}'))"
         paper, ink = (
             sum(map(int, re.findall(r"\d+", shown.evaluate(colour))[:3]))
@@ -295,5 +301,5 @@ def test_tables_fit_a_laptop_and_the_map_can_be_read_on_a_phone(chrome: browser.
     tables = "[...document.querySelectorAll('.scroll')]"
     assert shown.evaluate(f"{tables}.every(one => one.scrollWidth <= one.clientWidth)")
     shown.resize(390, 844)
-    letters = "[...document.querySelectorAll('.narrow svg text')].map(one => one.getBoundingClientRect().height)"
+    letters = "[...document.querySelectorAll('.narrow *')].map(one => parseFloat(getComputedStyle(one).fontSize))"
     assert shown.evaluate(f"Math.min(...{letters})") > 12

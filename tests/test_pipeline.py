@@ -66,7 +66,7 @@ if __name__ == "__main__":
 '''
 DRIVER = """
 import sys
-from data_prep import commands
+from data_prep.runs import commands
 from recipes.tools import pipeline
 sys.exit(commands.run(pipeline.main, ["--scale", "./tiny", *sys.argv[1:]]))
 """

@@ -10,6 +10,7 @@ from recipes.tools import report
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from rich.console import Console
 
 
@@ -34,7 +35,7 @@ def record(set_name: str, id: str, **values) -> dict:
 
 @pytest.fixture
 def scale(tmp_path: Path) -> Path:
-    folder = tmp_path / "outputs" / "toy"
+    folder = tmp_path / "outputs" / "cpu"
     write_evaluation(folder, "base", [0, 0, 0, 1], **{"format_rate": 0.6, "pass@16": 0.9})
     write_evaluation(folder, "r1_zero", [1, 1, 0, 1], format_rate=0.95)
     write_evaluation(folder, "sft_stage_2", [1, 1, 0, 1], [1, 1, 2, 3], format_rate=0.99, helpful_score=1.75)
@@ -53,14 +54,16 @@ def test_results_have_every_checkpoint_and_null_where_a_figure_makes_no_sense(sc
     sessions = [{"seconds": 60.0, "peak_rss_gb": 1.5}, {"seconds": 30.5, "peak_rss_gb": 2.5}]
     (scale / "report" / "sessions.json").write_text(json.dumps(sessions))
     results = build(scale)
-    assert list(results["checkpoints"]) == list(report.CHECKPOINTS)
+    listed = yaml.safe_load((runs.ROOT / "recipes/configs/cpu/evaluate.yaml").read_text())["checkpoints"]
+    assert list(results["ablations"]) == ["reasoning_rl_no_language"]
+    assert list(results["checkpoints"]) == [name for name in listed if name not in results["ablations"]]
     wanted = {
         "pass@1", "pass@1_stderr", "pass@16", "cons@16", "format_rate", "language_consistency",
         "mean_completion_tokens", "n_problems", "k", "helpful_score", "helpful_win_rate", "safe_rate",
         "refusals_of_harmless",
     }  # fmt: skip
     assert all(wanted <= figures.keys() for figures in results["checkpoints"].values())
-    assert (results["scale"], results["seed"], results["wall_seconds"], results["peak_rss_gb"]) == ("toy", 5, 90.5, 2.5)
+    assert (results["scale"], results["seed"], results["wall_seconds"], results["peak_rss_gb"]) == ("cpu", 5, 90.5, 2.5)
     assert results["checkpoints"]["base"]["safe_rate"] is None
     assert results["checkpoints"]["student_rl"]["pass@1"] is None
     assert results["base_pass@16_exceeds_r1_zero_pass@1"] is True

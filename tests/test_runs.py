@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import data_prep.files
-import data_prep.identity
 import data_prep.runs
+import data_prep.runs.files
+import data_prep.runs.identity
 from data_prep import runs
 from rewards.settings import Count
 
@@ -273,7 +273,7 @@ def test_code_counts_through_imports_also_inside_functions() -> None:
     one = version()
     SCRIPT.write_text("def f():\n    from recipes.tools.metrics import pass_at_k\n")
     assert version() != one  # the script itself
-    names = {path.name for path in data_prep.identity.closure_of_ours(SCRIPT)}
+    names = {path.name for path in data_prep.runs.identity.closure_of_ours(SCRIPT)}
     assert {"script.py", "metrics.py", "equality.py"} <= names and "training.py" not in names
 
 
@@ -334,7 +334,7 @@ def test_a_folder_behind_a_link_is_one_folder() -> None:
     Path("disk").mkdir()
     FOLDER.rename("disk/b")
     FOLDER.symlink_to(Path("disk/b").absolute())
-    assert data_prep.files.lock_of(FOLDER) == data_prep.files.lock_of(Path("disk/b"))
+    assert data_prep.runs.files.lock_of(FOLDER) == data_prep.runs.files.lock_of(Path("disk/b"))
     assert runs.begin(FOLDER, identity({"rate": 2}), redo=True) == "fresh"
     assert FOLDER.is_symlink() and Path("disk/b/begun.json").is_file()
     assert next(Path("disk/replaced").glob("b-*/run.json"))
@@ -477,12 +477,12 @@ def test_a_second_start_says_who_works_there(monkeypatch: pytest.MonkeyPatch) ->
         command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(runs.ROOT)}
     ) as first:
         assert first.stdout.readline() == "fresh\n"
-        assert data_prep.files.is_held(FOLDER)
-        monkeypatch.setattr(data_prep.files, "PATIENCE", 1)
+        assert data_prep.runs.files.is_held(FOLDER)
+        monkeypatch.setattr(data_prep.runs.files, "PATIENCE", 1)
         with pytest.raises(runs.Busy, match=rf"in use by process {first.pid} on .* since .*recipes/r1_zero.py"):
             runs.begin(FOLDER, identity())
         first.kill()
-    assert not data_prep.files.is_held(FOLDER)
+    assert not data_prep.runs.files.is_held(FOLDER)
     assert runs.begin(FOLDER, identity()) == "resume"
 
 

@@ -1,7 +1,6 @@
 """What a step's settings say of servers; tests/engines/test_serving.py starts and stops real ones."""
 
-from data_prep import identity
-from data_prep.runs import ConfigError
+from data_prep.runs import ConfigError, identity
 from data_prep.sampling import NEUTRAL, Decoding, Server, ServerSettings
 from recipes import grpo
 from recipes.config import RLArguments

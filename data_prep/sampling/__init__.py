@@ -1,7 +1,7 @@
 """Completions of prompts: by transformers in this process, by vLLM in this process, or by an OpenAI-compatible server.
 
-All have one method, ``sample(prompts, n, ...) -> list[list[Sample]]``. A prompt is a string (sent unchanged) or a list
-of chat messages (rendered by the checkpoint's chat template). Finished samples are stored in the folder ``store``
+All three have one method, ``sample(prompts, n, ...) -> list[list[Sample]]``. A prompt is a string (sent unchanged) or a
+list of chat messages (rendered by the checkpoint's chat template). Finished samples are stored in the folder ``store``
 (`store.Store`) by a key, the hash of prompt, model, revision, decoding, seed and index. They are reused after a kill,
 and after any change that does not affect their keys (a larger n, more prompts, another threshold). A kill loses at most
 the batch or the requests in flight.
@@ -32,9 +32,10 @@ T = TypeVar("T")
 class Sampler:
     """How a job samples its checkpoint. ``kind``: "transformers" or "vllm" sample in this process. "server" samples the
     model of ``server``; the job's ``checkpoint`` is then only the generator's name in the rows. ``batch_size``:
-    sequences per stored batch. ``max_refused``: the share of prompts that may be too long. They are dropped, and a
-    larger share ends the job. ``revision``: the commit of a Hub checkpoint. ``dtype``: of the weights in transformers
-    ("": float32 on a CPU, the checkpoint's own on a GPU). ``vllm``: arguments of `vllm.LLM`."""
+    sequences per stored batch. ``max_refused``: the share of prompts that may be too long. These prompts are dropped.
+    If a larger share is too long, the job ends. ``revision``: the commit of a Hub checkpoint. ``dtype``: the type of
+    the weights if transformers samples ("": float32 on a CPU, the checkpoint's own on a GPU). ``vllm``: arguments of
+    `vllm.LLM`."""
 
     kind: Literal["transformers", "vllm", "server"] = "transformers"
     batch_size: Positive = 256
@@ -63,7 +64,8 @@ Model = Batched | Server
 
 
 def cost(asked: int, n: int, decoding: Decoding, by: str, sampler: Sampler | None = None) -> str:
-    """A line of a plan. It gives bounds, because speed and length depend on the model; a stored token is four bytes."""
+    """A line of a plan. It gives upper bounds, because speed and length depend on the model. A stored token takes four
+    bytes."""
     tokens = asked * n * decoding.max_tokens
     how = f" ({sampler.kind})" if sampler else ""
     return (

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from data_prep import commands, memory
+from data_prep.runs import commands, memory
 from data_prep.sampling.samples import Decoding, Prompt, Sample, TooManyRefused, key_of, may_refuse
 from data_prep.sampling.store import Store
 
@@ -131,7 +131,7 @@ class LocalModel(Batched):
         self.pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else min(self.ends)
 
     def _generate(self, inputs: list[list[int]], decoding: Decoding, seed: int) -> list[Sample]:
-        from data_prep import decode
+        from data_prep.sampling import decode
 
         completions = decode.complete(self.model, inputs, self.pad, self.ends, decoding, seed)
         texts = self.tokenizer.batch_decode(completions, skip_special_tokens=True)

@@ -14,8 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import rewards
-from data_prep import commands
-from data_prep.runs import Stopped
+from data_prep.runs import Stopped, commands
 from data_prep.sampling.samples import NEUTRAL, Decoding, Prompt, Sample, TooManyRefused, key_of, may_refuse
 from data_prep.sampling.store import Store
 from rewards import retry

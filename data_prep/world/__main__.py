@@ -7,7 +7,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep import commands, jobs, rows
+from data_prep import jobs, rows
+from data_prep.runs import commands
 from data_prep.world import corpus, general
 from data_prep.world.problems import KINDS, SPLITS, problem_stream
 from rewards.settings import Count, Positive

@@ -1,9 +1,10 @@
-"""The toy world's judge, rewriter and writer, which are an OpenAI-compatible server on loopback, as real ones would be.
+"""The toy world's judge, rewriter and writer. All three are one OpenAI-compatible server on loopback, so that jobs ask
+it as they would ask a real model.
 
-It recognises the prompts of data_prep.prompts by their headings and answers by the world's rules, which no model sees
-in training. To stand in for the errors of a real judge, 10% of its answers are wrong: a verdict is reversed, or a text
-is unreadable, mixed or wrong. A hash of the request and its seed decides which ones, so that runs are repeatable. The
-rewriter extracts equations from the given thoughts and never solves a problem itself.
+It recognises the prompts of data_prep.prompts by their headings. It grades answers by the world's rules, which no model
+sees in training. To stand in for the errors of a real judge, 10% of its answers are wrong: a verdict is reversed, or a
+text is unreadable, mixed or wrong. A hash of the request and its seed decides which answers are wrong, so that runs are
+repeatable. The rewriter extracts equations from the given thoughts and never solves a problem itself.
 """
 
 from __future__ import annotations
@@ -35,14 +36,14 @@ def _fraction(salt: str, text: str) -> float:
 
 
 def _sections(prompt: str) -> tuple[str, dict[str, str]]:
-    """Return (task, its sections as {"Question": ..., "Answer A": ...}) of a prompt of data_prep.prompts."""
+    """Split a prompt of data_prep.prompts: return its first line and its sections as {"Question": ..., ...}."""
     task, *parts = re.split(r"^## (Question|Thought process|Reference|Answer|Answer A|Answer B|Request|Response)\n",
                             prompt, flags=re.MULTILINE)  # fmt: skip
     return task.splitlines()[0], {name: body.strip() for name, body in zip(parts[::2], parts[1::2], strict=True)}
 
 
 def reply(prompt: str, seed: int = 0) -> str:
-    """The oracle's answer to one user message. A message that is none of its tasks is answered as a question."""
+    """The oracle's answer to one user message. A message that does not start with "# Task: " is a plain question."""
     identity = f"{seed}\n{prompt}"
     wrong = _fraction("error", identity) < ERROR_RATE
     if not prompt.startswith("# Task: "):
@@ -75,7 +76,8 @@ def reply(prompt: str, seed: int = 0) -> str:
 
 
 def _agrees(question: str, reference: str, answer: str) -> bool:
-    """Whether a reply agrees with the reference, which is so if it scores at least 2 of 3 points."""
+    """Whether an answer agrees with the reference. An answer to a general question agrees if it scores at least 2 of 3
+    points; any other has to be correct by rule."""
     if question in general.BY_QUESTION:
         return general.helpful_score(question, rewards.parse(answer).summary) >= 2
     return rewards.is_correct(answer, reference) is True
@@ -90,7 +92,7 @@ def _verdict(difference: int, wrong: bool) -> str:
 def _rewrite(question: str, thought: str, wrong: bool, identity: str) -> str:
     language = rewards.detect_language(question)
     steps: list[Operation] = [(int(a), operator, int(b), int(c)) for a, operator, b, c in EQUATION.findall(thought)]
-    steps = list(dict.fromkeys(steps))  # a step repeated as a check is written once
+    steps = list(dict.fromkeys(steps))  # a step that is repeated as a check is written once
     parsed = rewards.parse(thought)
     said = CLOSING.search(parsed.summary)
     answer = said.group(1).strip() if said else parsed.summary
@@ -125,7 +127,7 @@ def _write(question: str, thoughts: dict[str, str], wrong: bool, identity: str) 
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    wbufsize = -1  # head and body in one packet: a second one would wait 40 ms for the first's acknowledgement
+    wbufsize = -1  # send head and body in one packet: a second one would wait 40 ms until the first is acknowledged
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -150,12 +152,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
     def log_message(self, *args: object) -> None:
-        """Log nothing for each request."""
+        """Override the base class, which would log each request."""
 
 
 @contextmanager
 def serve() -> Iterator[str]:
-    """Serve the oracle while the block runs, at the base URL that is yielded ("http://127.0.0.1:<port>/v1")."""
+    """Serve the oracle while the block runs. Yields its base URL ("http://127.0.0.1:<port>/v1")."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, daemon=True)

@@ -1,4 +1,4 @@
-"""A finding, and what checks share."""
+"""The class of the doctor's findings, and the functions that its checks share."""
 
 import contextlib
 import logging
@@ -13,14 +13,14 @@ import numpy
 import torch
 
 logger = logging.getLogger("recipes.checks")
-CHECKED = 64  # completions, sequences or pairs that are checked
-MAX_UNPARSEABLE = 0.01  # share of gold answers; other faults of rows are reported above the same share
+CHECKED = 64  # number of completions, sequences or pairs that are checked
+MAX_UNPARSEABLE = 0.01  # share of gold answers; the same share is the limit for other faults of rows
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Whole sentences: what is wrong, why it matters and what to write. A finding that `stops` would certainly waste
-    the run. Any other may be intended."""
+    """`message` has whole sentences: what is wrong, why it matters and what to write. A finding with `stops` would
+    certainly waste the run. Any other may be intended."""
 
     message: str
     stops: bool = True
@@ -37,8 +37,8 @@ def warn(text: str) -> None:
 
 @contextlib.contextmanager
 def same_random_numbers() -> Iterator[None]:
-    """Restores the random generators of Python, NumPy and torch, on the CPU and on the GPU that this process uses, at
-    the end of the block."""
+    """Restore the random generators of Python, NumPy and torch at the end of the block, so that the block uses up no
+    random numbers. For torch, these are the generators of the CPU and of the GPU that this process uses."""
     states = random.getstate(), numpy.random.get_state()
     with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_initialized() else []):
         yield

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 
 def faithful(tokenizer: PreTrainedTokenizerBase, messages: list[dict], name: Any = "") -> str:
-    """A conversation in the chat template. Raises ConfigError if the template changes its last message."""
+    """The text of a conversation in the chat template. Raises ConfigError if the template changes its last message."""
     text, said = tokenizer.apply_chat_template(messages, tokenize=False), messages[-1]["content"]
     if said not in text:  # DeepSeek's and Qwen's templates drop reasoning
         raise ConfigError(
@@ -27,19 +27,19 @@ def _turns(*contents: str) -> list[dict]:
 
 
 def opening(tokenizer: PreTrainedTokenizerBase, prompt: Any) -> str:
-    """The text that a policy continues."""
+    """The text that a policy continues: a plain prompt as it is, or a conversation in the chat template."""
     if isinstance(prompt, str):
         return prompt
     return tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
 
 
 def decoded(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
-    """A completion as rewards see it."""
+    """A completion as rewards see it: encoded, then decoded without special tokens."""
     return tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"], skip_special_tokens=True)
 
 
 def of_tokens(tokenizer: PreTrainedTokenizerBase, args: Any) -> Iterator[Finding]:
-    """Checks that sequences can end and be padded, and that their tags survive."""
+    """Findings if sequences cannot end or be padded, or if tags do not survive decoding."""
     end, pad = tokenizer.eos_token, tokenizer.pad_token
     if None in (end, pad) or tokenizer.pad_token_id == tokenizer.eos_token_id:
         yield Finding(
@@ -57,7 +57,8 @@ def of_tokens(tokenizer: PreTrainedTokenizerBase, args: Any) -> Iterator[Finding
 
 
 def of_template(tokenizer: PreTrainedTokenizerBase, args: Any) -> Iterator[Finding]:
-    """Checks that what is trained in the chat template is what is sampled, and that it ends in the end token."""
+    """Findings if there is no chat template, if it does not end an answer in the end token, or if the text that is
+    trained differs from the text that is sampled."""
     end = tokenizer.eos_token
     if getattr(args, "completion_style", "think") != "think" or not hasattr(args, "use_peft"):
         return

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
-from data_prep import commands, runs
+from data_prep import runs
+from data_prep.runs import commands
 from recipes import commandline
 
 

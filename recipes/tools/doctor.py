@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
-from data_prep import commands, publishing, runs
-from data_prep.runs import ConfigError
+from data_prep import runs
+from data_prep.runs import ConfigError, commands, publishing
 from recipes import checks, config, data, grpo, loading
 from recipes.checks import Finding
 from recipes.tools import check, needs, plan, servers, steps

@@ -16,9 +16,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Any, Literal
 
-from data_prep import commands, prompts, publishing, runs
+from data_prep import prompts, runs
 from data_prep.filters import is_right
 from data_prep.rows import Row, load_rows, write_parquet
+from data_prep.runs import commands, publishing
 from data_prep.sampling import Decoding, LocalModel, Sample, load_model
 from data_prep.world import general
 from recipes.tools.metrics import majority_vote, mean_and_stderr, pass_at_k

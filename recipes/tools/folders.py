@@ -1,14 +1,17 @@
-"""Reads a run's folder, finished or not, and chooses the completions that the report's page shows."""
+"""Reads the folders of a scale's runs, finished or not, and chooses the completions that the report's page shows."""
 
+import importlib
 import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 from data_prep import prompts, runs
+from recipes.config import GRPOConfig, RewardConfig, SFTConfig
+from recipes.tools.steps import Step, load_steps
 from recipes.tools.view import clock
 from rewards import detect_language, text_of
 from rewards.completion import THINK, prompt_text
@@ -19,18 +22,23 @@ import pyarrow.parquet as pq
 MOST = 2_000  # completions in the page
 GROUP_SHOWN = 16  # completions of one prompt, which is a group
 POINTS = 300  # points of a line; more are averaged, so a run of 10,000 steps fits
+TRAINED = {GRPOConfig: "rl", SFTConfig: "sft", RewardConfig: "reward_models"}  # kinds of stages by their settings
 
 
 @dataclass(frozen=True)
 class RunFolder:
     """The current state of a run's folder. `record` is its run.json, or None while the run is not finished; `log` has
-    the rows of log.jsonl."""
+    the rows of log.jsonl. `reads` names the runs of the same scale that it reads, and `parent` the one whose checkpoint
+    it trains or measures ("" if there is none). `kind` is "rl", "sft", "reward_models", "other", "base" or "data"."""
 
     name: str
     folder: Path
     begun: bool
     record: dict[str, Any] | None
     log: list[dict[str, Any]]
+    kind: str
+    reads: tuple[str, ...]
+    parent: str
 
     @property
     def is_rl(self) -> bool:
@@ -65,24 +73,83 @@ class RunFolder:
         return [(part[-1][0], fmean(value for _, value in part)) for part in parts]
 
 
-def names(scale_dir: Path, first: Iterable[str], family: str = "") -> list[str]:
-    """The names of a scale's runs after the prefix `family`: first those of `first` in that order, even if they do not
-    exist, then all others. Without a family, evaluations are left out."""
-    found = [path.parent.name for path in sorted(scale_dir.glob(f"{family}*/begun.json"))]
-    others = [name for name in found if family or not name.startswith(("evaluate_", "suites_"))]
-    return list(dict.fromkeys([*first, *(name.removeprefix(family) for name in others)]))
+class Scale(NamedTuple):
+    """The runs of a scale. Stages and data jobs have the names of their folders as keys. Evaluations have the names of
+    the checkpoints that they measure, and suites the names of their folders without `suites_`."""
+
+    stages: dict[str, RunFolder]
+    evaluations: dict[str, RunFolder]
+    suites: dict[str, RunFolder]
 
 
-def read_run(folder: Path) -> RunFolder:
-    """Read the existing files of a run."""
+def read_scale(scale_dir: Path, configs: Path | None = None) -> Scale:
+    """The runs of a scale: first the steps of its YAMLs, in their order and whether or not they have begun, then all
+    other runs that exist.
+
+    `configs`: the folder of the YAMLs, which is usually recipes/configs/<scale>. Without such a folder, only existing
+    runs are found. Raises runs.ConfigError if a YAML cannot be read.
+    """
+    configs = configs or runs.ROOT / "recipes" / "configs" / scale_dir.name
+    steps = {step.output_dir.name: step for step in load_steps(configs)} if configs.is_dir() else {}
+    there = sorted(path.parent.name for name in ("begun.json", "run.json") for path in scale_dir.glob(f"*/{name}"))
+    scale = Scale({}, {}, {})
+    for name in dict.fromkeys([*steps, *there]):
+        run = read_run(scale_dir / name, steps.get(name))
+        if name.startswith("suites_"):
+            scale.suites[name.removeprefix("suites_")] = run
+        elif not name.startswith("evaluate_"):
+            scale.stages[name] = run
+        elif name in steps or not steps:  # another one may have measured other problems (`evaluate.py --rows FILE`)
+            scale.evaluations[name.removeprefix("evaluate_")] = run
+    return scale
+
+
+def read_run(folder: Path, step: Step | None = None) -> RunFolder:
+    """Read the existing files of a run. What they do not record is taken from the settings of its `step`."""
     try:
         record = runs.read(folder)
     except runs.MissingRunError:
         record = None
+    begun = folder / "begun.json"
+    held = record or (json.loads(begun.read_text(encoding="utf-8")) if begun.exists() else {})
     path = folder / "log.jsonl"
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
     log = [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]  # the last may be partial
-    return RunFolder(folder.name, folder, (folder / "begun.json").exists(), record, log)
+    settings = held.get("settings") or (step.settings if step else {})
+    parent = held.get("parent") or settings.get("model_name_or_path") or settings.get("path") or ""
+    places = [Path(place) for place in (*(held.get("inputs") or runs.inputs(settings)), parent)]
+    names = [place.name if place.parent.name == folder.parent.name else "" for place in places]
+    reads = tuple(dict.fromkeys(filter(None, names)))
+    return RunFolder(folder.name, folder, begun.exists(), record, log, _kind(folder, step), reads, names[-1])
+
+
+def _kind(folder: Path, step: Step | None) -> str:
+    if step is None:
+        return "rl" if (folder / "completions").is_dir() else "data"
+    if not step.trains:
+        return "data"
+    module = importlib.import_module(".".join(step.script.relative_to(runs.ROOT).with_suffix("").parts))
+    arguments, trainer = module.SETTINGS
+    if "model_name_or_path" not in arguments.__dataclass_fields__:
+        return "base"  # it starts from random weights
+    return next((kind for trained, kind in TRAINED.items() if issubclass(trainer, trained)), "other")
+
+
+def arrows(stages: dict[str, RunFolder]) -> list[tuple[str, str]]:
+    """(input, reader) for each run that another run reads. If another input of the reader depends on an input, its
+    pair is left out, because almost every stage reads the first stage's prompts. The pair of a stage and the checkpoint
+    that it starts from is never left out."""
+    reads = {name: [one for one in stage.reads if one in stages] for name, stage in stages.items()}
+    before = {name: set(inputs) for name, inputs in reads.items()}  # its direct and indirect inputs
+    for _ in stages:
+        for name, inputs in reads.items():
+            before[name].update(*(before[one] for one in inputs))
+    return [
+        (one, name)
+        for name, inputs in reads.items()
+        for one in inputs
+        if one == stages[name].parent or not any(one in before[other] for other in inputs)
+    ]
 
 
 def read_completions(path: Path) -> list[dict[str, Any]]:
@@ -106,9 +173,9 @@ def evenly(items: Sequence[Any], count: int) -> list[Any]:
 
 
 def choose(rl: Sequence[RunFolder], evaluations: Iterable[RunFolder]) -> list[dict[str, Any]]:
-    """At most MOST completions, with a fair share of each stage: one whole group at evenly spaced training steps, in
-    rotation over the groups of a step, and one sample of each held-out prompt. `right` is None if there is no correct
-    answer."""
+    """At most MOST completions, with a fair share of each stage. RL stages give one group at each of several evenly
+    spaced steps, in rotation over the groups of a step. Evaluations give one sample of each chosen held-out prompt.
+    `right` is None if there is no correct answer."""
     tested = [stage for stage in evaluations if stage.record]
     share = MOST // max(3 * len(rl) + len(tested), 1)
     found: list[dict[str, Any]] = []
@@ -161,8 +228,8 @@ def _shown(stage: str, asked: str, said: str, language: str, scores: dict[str, A
 
 
 def embedded(completions: list[dict[str, Any]], room: int) -> str:
-    """JSON for a script element of at most `room` bytes. Long texts lose their middle, then half of the completions is
-    dropped until it fits."""
+    """JSON for a script element of at most `room` bytes. Until it fits, first long texts lose their middle, and then
+    half of the completions are dropped at a time."""
     longest = 1 << 20
     while True:
         texts = ("question", "reasoning", "text")

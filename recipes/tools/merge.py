@@ -1,10 +1,10 @@
 """Merge a LoRA adapter into its parent: python -m recipes.tools.merge --parent DIR --adapter DIR --output DIR.
 
-It merges the parent's files one by one, with the memory of one file, and resumes after a kill. The sum is computed in
-float32 and cast once at the end, because rounding in bfloat16 can change which experts a mixture of experts chooses.
-The result gets the tokenizer beside the adapter, if there is one, and its end token. Without --adapter, the parent is
-rewritten in --dtype: a parent in FP8, such as the published DeepSeek-V3, becomes a checkpoint that can be trained. With
---dtype float8, what is in FP8 blocks stays in FP8 blocks.
+It merges the parent's files one by one, so it holds one file in memory at a time, and it resumes after a kill. The sum
+is computed in float32 and cast once at the end, because rounding in bfloat16 can change which experts a mixture of
+experts chooses. The result gets the tokenizer beside the adapter, if there is one, and its end token. Without
+--adapter, the parent is rewritten in --dtype: a parent in FP8, such as the published DeepSeek-V3, becomes a checkpoint
+that can be trained. With --dtype float8, what is in FP8 blocks stays in FP8 blocks.
 """
 
 import hashlib
@@ -19,8 +19,8 @@ from pathlib import Path
 from types import EllipsisType
 from typing import NamedTuple
 
-from data_prep import commands, memory, runs
-from data_prep.runs import ConfigError
+from data_prep import runs
+from data_prep.runs import ConfigError, commands, memory
 from recipes.parent import Parent, align, expert_names, module_names, skeleton
 
 import torch
@@ -41,7 +41,7 @@ FP8 = "float8"
 EXPERT = re.compile(r"(.*\bexperts)\.(\d+)\.(\w+)")
 # Initialisations of an adapter that do not change the parent's weights.
 PLAIN = ("none", "true", "false", "gaussian", "eva", "orthogonal", "mica")
-# Keys of adapters that are more than the product of two matrices.
+# Keys of an adapter's config. If one is set, the adapter's change is more than the product of two matrices.
 UNREAD = (
     "use_dora", "fan_in_fan_out", "lora_bias", "alora_invocation_tokens", "use_qalora", "use_bdlora", "arrow_config",
     "kasa_config", "monteclora_config", "layer_replication",
@@ -53,7 +53,7 @@ class LowRankChange(NamedTuple):
 
     where: EllipsisType | int | tuple  # index into the parent's tensor
     module: str  # the module with the pair of matrices
-    parameter: str  # the parameter with the rank and alpha
+    parameter: str  # the name by which rank and alpha are looked up
     expert: int | None = None  # index of a stacked expert
     half: int | None = None  # gate or up, if the pair has both
 
@@ -84,7 +84,7 @@ class Adapter:
             if pair.startswith("A."):
                 self.names[rename(f"{module}.weight").removesuffix(".weight")] = key.partition(".lora_")[0]
             elif not pair:
-                if not module.endswith(".base_layer.weight"):  # the frozen head, which PEFT saves beside its own pair
+                if not module.endswith(".base_layer.weight"):  # the frozen head; PEFT saves it beside the head's pair
                     self.whole[module] = key
             elif not pair.startswith("B."):
                 raise ConfigError(f"{folder}: {key} does not belong to a linear layer; merge it with PEFT.")
@@ -153,7 +153,8 @@ class Adapter:
         return [f"{self.names[module]}.lora_{matrix}.weight" for matrix in "AB"]
 
     def _stacked(self, path: str, rows: int, columns: int) -> str | None:
-        """The module with the pair of this shape. PEFT nests the pairs of a module's two parameters."""
+        """The module whose pair has this shape. If a module has two adapted parameters, PEFT keeps the pair of one of
+        them in `base_layer`."""
         for module in (path, f"{path}.base_layer"):
             if module in self.names:
                 a, b = (self.tensors.get_slice(key).get_shape() for key in self._pair(module))

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 COLOURS = {  # on white; the page has another set for its dark theme
@@ -164,66 +165,74 @@ def budgets(title: str, series: Sequence[tuple[str, str, Sequence[tuple[float, f
 
 @dataclass(frozen=True)
 class Box:
-    """One run on the stage map. `time` is its place along the order of the stages, `lane` its place across."""
+    """One run on the stage map."""
 
-    time: float
-    lane: float
     title: str
     lines: tuple[str, ...]  # one or two short figures
     colour: str
     done: bool = True
-    until: float | None = None  # the rail of a base: drawn from `time` to here
 
 
-def stage_map(path: Path, boxes: dict[str, Box], arrows: Sequence[tuple[str, str]]) -> tuple[str, str]:
-    """(SVG from left to right, SVG from top to bottom for a phone). The first is also written to path.png.
-
-    An arrow from a rail starts beside the box that it leads to.
-    """
-    (down, narrow), (across, wide) = (_map(boxes, arrows, vertical) for vertical in (True, False))
-    portrait = draw(path, [down], narrow)[0]
-    return draw(path, [across], wide)[0], portrait
-
-
-def _map(boxes: dict[str, Box], arrows: Sequence[tuple[str, str]], vertical: bool) -> tuple[Panel, tuple[float, float]]:
-    """(panel, its size in inches)."""
+def stage_map(path: Path, boxes: dict[str, Box], arrows: Sequence[tuple[str, str]]) -> str:
+    """Each run as a box after those that it reads, as SVG and in path.png. `arrows`: (input, reader)."""
     from matplotlib.patches import FancyBboxPatch
 
-    # The size of a box's place. The vertical picture is as wide as a phone, where its letters have 11 pixels.
-    width, height = (1.12, 0.84) if vertical else (1.02, 0.98)
-    half_x, half_y = width / 2 - 0.08, height / 2 - (0.12 if vertical else 0.16)
-
-    def place(time: float, lane: float) -> tuple[float, float]:
-        return (lane * width, time * height) if vertical else (time * width, lane * height)
-
-    size = place(1 + max(box.until or box.time for box in boxes.values()), 1 + max(box.lane for box in boxes.values()))
+    places = arrange(list(boxes), arrows)
+    width, height = 1.02, 0.98  # inches of a column and of a lane
+    half_x, half_y = width / 2 - 0.08, height / 2 - 0.16
+    columns = 1 + max((last for _, last, _ in places.values()), default=0)
+    lanes = 1 + max((lane for _, _, lane in places.values()), default=0)
 
     def panel(axes: Any) -> None:
         axes.set_axis_off()
-        axes.set(xlim=(-width / 2, size[0] - width / 2), ylim=(size[1] - height / 2, -height / 2))
+        axes.set(xlim=(-width / 2, (columns - 0.5) * width), ylim=((lanes - 0.5) * height, -height / 2))
         patches = {}
         for name, box in boxes.items():
-            (left, top), (right, bottom) = place(box.time, box.lane), place(box.until or box.time, box.lane)
+            first, last, lane = places[name]
+            left, right, y = first * width, last * width, lane * height
             colour = COLOURS[box.colour]
             patches[name] = FancyBboxPatch(
-                (left - half_x, top - half_y), right - left + 2 * half_x, bottom - top + 2 * half_y,
+                (left - half_x, y - half_y), right - left + 2 * half_x, 2 * half_y,
                 boxstyle="round,pad=0,rounding_size=0.08", facecolor=COLOURS["card"], edgecolor=colour,
                 linewidth=1.6 if box.done else 1, linestyle="-" if box.done else (0, (3, 2)),
             )  # fmt: skip
             axes.add_patch(patches[name])
-            middle = (left + right) / 2, (top + bottom) / 2
             style = {"ha": "center", "va": "center", "linespacing": 1.05}
-            title_lines, lines = box.title.count("\n") + 1, len(box.lines)
-            total = 0.145 * (title_lines + lines)
-            at = middle[1] - total / 2
-            axes.text(middle[0], at + 0.0725 * title_lines, box.title, fontsize=8, weight="bold", color=colour, **style)
-            axes.text(middle[0], at + 0.145 * title_lines + 0.0725 * lines, "\n".join(box.lines), fontsize=8, **style)
+            title, middle = wrap(box.title, 11 * (1 + last - first), break_long_words=False), (left + right) / 2
+            top = y - 0.145 * (len(title) + len(box.lines)) / 2
+            at = top + 0.0725 * len(title), top + 0.145 * len(title) + 0.0725 * len(box.lines)
+            axes.text(middle, at[0], "\n".join(title), fontsize=8, weight="bold", color=colour, **style)
+            axes.text(middle, at[1], "\n".join(box.lines), fontsize=8, **style)
         for start, end in arrows:
-            if start in boxes and end in boxes:
-                origin = boxes[start]
-                time = origin.time if origin.until is None else min(origin.until, boxes[end].time)
-                arrow = {"arrowstyle": "-|>", "patchA": patches[start], "patchB": patches[end], "shrinkA": 1,
-                         "shrinkB": 1, "color": COLOURS["muted"], "linewidth": 1, "mutation_scale": 9}  # fmt: skip
-                axes.annotate("", place(boxes[end].time, boxes[end].lane), place(time, origin.lane), arrowprops=arrow)
+            column, _, lane = places[end]
+            arrow = {"arrowstyle": "-|>", "patchA": patches[start], "patchB": patches[end], "shrinkA": 1, "shrinkB": 1,
+                     "color": COLOURS["muted"], "linewidth": 1, "mutation_scale": 9}  # fmt: skip
+            origin = ((column - 1) * width, places[start][2] * height)
+            axes.annotate("", (column * width, lane * height), origin, arrowprops=arrow)
 
-    return panel, size
+    return draw(path, [panel], (columns * width, lanes * height))[0]
+
+
+def arrange(names: Sequence[str], arrows: Sequence[tuple[str, str]]) -> dict[str, tuple[int, int, int]]:
+    """(first column, last column, lane) of each run, in the order in which they get a place.
+
+    A run begins one column after the last run that it reads, and reaches to the column before the last run that reads
+    it, so that every arrow leads to the next column. It gets the free lane that is nearest to what it reads.
+    """
+    inputs = {name: [start for start, end in arrows if end == name] for name in names}
+    columns = dict.fromkeys(names, 0)
+    for _ in names:  # as often as the longest path may need
+        columns |= {name: max((columns[one] + 1 for one in read), default=0) for name, read in inputs.items()}
+    spans = {
+        name: (columns[name], max([columns[name], *(columns[end] - 1 for start, end in arrows if start == name)]))
+        for name in names
+    }
+    lanes: dict[str, int] = {}
+    for name in names:
+        first, last = spans[name]
+        taken = {lane for other, lane in lanes.items() if spans[other][0] <= last and first <= spans[other][1]}
+        read = [lanes[one] for one in inputs[name] if one in lanes]
+        free = (lane for lane in range(-len(names), len(names)) if lane not in taken)
+        lanes[name] = min(free, key=lambda lane: (sum(abs(lane - one) for one in read), abs(lane), -lane))
+    top = min(lanes.values(), default=0)
+    return {name: (*spans[name], lanes[name] - top) for name in names}

@@ -23,7 +23,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from data_prep import commands, files, memory, runs
+from data_prep import runs
+from data_prep.runs import commands, files, memory
 from recipes.tools import children, report, servers
 from recipes.tools.steps import Step, dependents, is_pushed, load_steps, require_names, scale_folder
 from recipes.tools.view import View
@@ -351,7 +352,7 @@ def conclude(steps: list[Step], choice: Choice) -> None:
         print(f"{len(choice.older)} runs were made by older code, and stay: {made}")
         print("To run them and what was made from them again: make r1 ARGS=--redo-code")
     if any(step.evaluates for step in steps):
-        report.main(["--scale", str(steps[0].output_dir.parent)])
+        report.main(["--scale", str(steps[0].output_dir.parent), "--configs", str(steps[0].config.parent)])
     for last in [step.output_dir for step in steps if step.name == "all_scenarios_rl"]:
         if (last / "run.json").exists():
             print(f"R1 is in {last}; the README.md there says how to prompt it. To push it:")

@@ -14,7 +14,8 @@ from dataclasses import astuple, fields, replace
 from pathlib import Path
 from typing import Any
 
-from data_prep import commands, runs
+from data_prep import runs
+from data_prep.runs import commands
 from recipes import base
 from recipes import config as settings_of
 from recipes.tools import check, needs

@@ -12,7 +12,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep import commands, files, identity, runs
+from data_prep import runs
+from data_prep.runs import commands, files, identity
 
 COLUMNS = ("run", "state", "begun or made", "by code", "GB")
 

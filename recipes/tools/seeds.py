@@ -16,7 +16,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from data_prep import commands, runs
+from data_prep import runs
+from data_prep.runs import commands
+from recipes.tools import report
 from recipes.tools.steps import scale_folder
 
 DEVIATIONS = 4
@@ -46,10 +48,10 @@ def spread(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def bounds(effects: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     """The thresholds for `recipes.tools.report --assert-thresholds`."""
-    found = {}
+    found, limits = {}, report.upper_limits()
     for effect in effects:
         if effect["mean"] is not None:
-            low = effect["aim"].startswith(("at most", "below"))
+            low = effect["name"] in limits
             bound = effect["mean"] + (DEVIATIONS if low else -DEVIATIONS) * max(effect["sd"], LEAST)
             if effect["lowest"] > 0:
                 bound = max(bound, 0.0)

@@ -12,8 +12,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from data_prep import commands
-from data_prep.runs import ConfigError
+from data_prep.runs import ConfigError, commands
 from recipes.parent import align
 
 import torch

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep import publishing, runs
+from data_prep import runs
+from data_prep.runs import publishing
 from recipes.tools import evaluate, servers
 from recipes.tools.check import main_module
 

@@ -28,7 +28,7 @@ from data_prep.decontaminate import EvaluationSet, records
 from data_prep.rows import Row, write_parquet
 from data_prep.sampling import Decoding, Sample, Sampler, cost, open_model
 from recipes.tools import evaluate
-from recipes.tools.page import PAPER
+from recipes.tools.paper import PUBLISHED
 from rewards.settings import FILLED, Count
 from rewards.statements import statements
 
@@ -43,7 +43,7 @@ NUMBER = re.compile(r"-?[$\d.,]{2,}|-?\d+")
 @dataclass(frozen=True)
 class Suite:
     """A benchmark on the Hub: its printed name, size, columns, and number of answers a problem. `paper`: the indices of
-    its figures in a row of `PAPER` and `STUDENTS`, pass@1 first."""
+    its figures in a row of `PUBLISHED` and `STUDENTS`, pass@1 first."""
 
     title: str
     hub_id: str
@@ -364,7 +364,7 @@ def table(checkpoint: str, style: str, results: dict[str, dict[str, Any]]) -> st
     }
     lines = [("model", *(title for title, _ in ours.values())), ("---",) * (1 + len(ours))]
     lines.append((checkpoint, *(figure for _, figure in ours.values())))
-    published = {f"{title}, paper": figures for title, *figures in PAPER.values()}
+    published = {f"{title}, paper": figures for title, *figures in PUBLISHED.values()}
     del published["Qwen2.5-32B distilled, paper"]  # one of the students
     for name, (paper, open_r1) in STUDENTS.items():
         published |= {f"R1-Distill-{name}, paper": paper, f"R1-Distill-{name}, open-r1": open_r1}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Column
 
@@ -88,7 +89,7 @@ class View:
         self.told: dict[str, float] = {}  # seconds of a running step at its last line
         wrapped = TextColumn("{task.fields[said]}", table_column=Column(no_wrap=False))
         columns = (TextColumn("{task.description}"), BarColumn(bar_width=16), wrapped, TimeElapsedColumn())
-        self.table = Progress(*columns, refresh_per_second=2, transient=True, disable=not self.live)
+        self.table = Progress(*columns, console=Console(), refresh_per_second=2, transient=True, disable=not self.live)
         self.rows = {}
         self.total = self.table.add_task("", total=self.count, completed=self.finished_count, said="")
         if self.finished_count:

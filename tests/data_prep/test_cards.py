@@ -3,8 +3,9 @@
 import json
 from pathlib import Path
 
-from data_prep import cards, rows, runs
-from data_prep.cards import Card
+from data_prep import rows, runs
+from data_prep.hub import cards
+from data_prep.hub.cards import Card
 
 import pytest
 from huggingface_hub import DatasetCard

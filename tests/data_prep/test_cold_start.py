@@ -199,7 +199,7 @@ def test_without_a_rewriter_what_was_sampled_is_the_reasoning_and_the_answer_sta
         ({"rewriting": None}, "`rewriter` and `rewriting` go together; write both or neither"),
         (
             {"rewriter": None, "rewriting": None, "prompts": "code.parquet"},
-            "code.parquet: the prompt c0 has the verifier `code`, and so no answer to state in a summary; write ",
+            "code.parquet: the prompt c0 has the verifier `code`, so there is no answer to state in a summary; write ",
         ),
     ],
 )

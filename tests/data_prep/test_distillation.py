@@ -49,4 +49,4 @@ def test_a_teacher_is_named_whole_or_not_at_all(run_job, capsys, key):
     assert capsys.readouterr().err.endswith(f".yaml: `mode: teacher` needs `{key}`; write it\n")
     with pytest.raises(SystemExit):
         run_job(distillation, distillation.Distillation, MIXTURE | {key: TEACHER[key]})
-    assert capsys.readouterr().err.endswith(f".yaml: `mode: mixture` asks no teacher; remove `{key}`\n")
+    assert capsys.readouterr().err.endswith(f".yaml: `mode: mixture` has no teacher; remove `{key}`\n")

@@ -167,7 +167,7 @@ OF_ALL = {"executor": {"memory_gb": 0}, "seed": True, "limit": -1}
         ("mixture", {"sources": ["p.parquet"], "total": 9}, {"decontamination": {"n": 0}}),
         ("mixture", {"sources": ["p.parquet"], "total": 9}, {"decontamination": {"sets": {"a": NO_COLUMNS}}}),
         ("world.__main__", {}, {"pages": 0, "problems": -1, "held_out": 0}),
-        ("cards", {"data": "outputs/x", "title": "x"}, {"read_rows": 0}),
+        ("hub.cards", {"data": "outputs/x", "title": "x"}, {"read_rows": 0}),
     ],
 )  # fmt: skip
 def test_no_job_takes_a_setting_that_cannot_work(module, given, wrong, tmp_path, monkeypatch, capsys, row):

@@ -5,7 +5,7 @@ import sys
 
 COUNT = """
 import resource, sys
-from data_prep import memory
+from data_prep.runs import memory
 if sys.argv[1] != "given back":
     memory.keep_freed(10**9 if sys.argv[1] == "large" else 10**6)
 bytearray(50_000_000)
@@ -26,7 +26,7 @@ def test_what_is_freed_is_taken_again_without_asking_the_kernel():
 FORKED = """
 import os, time
 import psutil
-from data_prep import memory
+from data_prep.runs import memory
 held = b"1" * 2**29
 alone = memory.of_tree(psutil.Process())
 child = os.fork() or time.sleep(60)

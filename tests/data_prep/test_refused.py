@@ -2,8 +2,6 @@
 
 import asyncio
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from data_prep import cold_start, distillation, general, preferences, rejection_sampling, rl_prompts, rows
 from data_prep.world import general as world
@@ -11,6 +9,7 @@ from data_prep.world import oracle
 from rewards.judge import JudgeReward, judge_prompt
 
 import pytest
+from loopback import serving
 
 PAGE = "<think> I first work out 3 * 4 = 12. Then I get 2 + 12 = 14. </think> <answer> 14 </answer>"
 CORRECT = '{"analysis": "It agrees.", "correctness": "correct"}'
@@ -22,30 +21,18 @@ def service():
     is the world's oracle; yields the settings of a server, with the log of what it was asked."""
     asked, replies = [], {}
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            text = body.get("prompt") or body["messages"][-1]["content"]
-            asked.append(text)
-            page = PAGE.replace("Then", "REFUSE then") if "hard" in text else PAGE
-            said = page if "prompt" in body else replies.get(text) or oracle.reply(text, body["seed"])
-            answer = {"choices": [{"text": said, "message": {"content": said}, "finish_reason": "stop"}]}
-            refused = "REFUSE" in text
-            data = json.dumps({"error": {"message": "too long for me"}} if refused else answer).encode()
-            self.send_response(400 if refused else 200)
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
+    def reply(request, body):
+        body = json.loads(body)
+        text = body.get("prompt") or body["messages"][-1]["content"]
+        asked.append(text)
+        if "REFUSE" in text:
+            return 400, {"error": {"message": "too long for me"}}
+        page = PAGE.replace("Then", "REFUSE then") if "hard" in text else PAGE
+        said = page if "prompt" in body else replies.get(text) or oracle.reply(text, body["seed"])
+        return 200, {"choices": [{"text": said, "message": {"content": said}, "finish_reason": "stop"}]}
 
-        def log_message(self, *args):
-            pass
-
-    listening = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=listening.serve_forever, args=(0.01,), daemon=True).start()
-    settings = {"base_url": f"http://127.0.0.1:{listening.server_port}/v1", "model": "m", "max_refused": 0.3}
-    yield settings, asked, replies
-    listening.shutdown()
-    listening.server_close()
+    with serving(reply) as url:
+        yield {"base_url": f"{url}/v1", "model": "m", "max_refused": 0.3}, asked, replies
 
 
 def sampled(settings):

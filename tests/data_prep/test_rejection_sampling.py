@@ -8,7 +8,6 @@ import time
 import types
 
 from data_prep import (
-    cards,
     decontaminate,
     distillation,
     jobs,
@@ -20,6 +19,7 @@ from data_prep import (
     runs,
     sources,
 )
+from data_prep.hub import cards
 from data_prep.rejection_sampling import RejectionSampling
 from recipes import data
 

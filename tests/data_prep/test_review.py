@@ -97,7 +97,7 @@ def test_a_review_from_the_job_through_the_page_and_back_into_the_job(built):
             page.press("r")
             page.wait_for("document.activeElement.matches('#reason *')")
             page.press("Enter")
-            page.wait_for("document.querySelector('#said')?.innerText.includes('Say why')")
+            page.wait_for("document.querySelector('#said')?.innerText.includes('Write the reason')")
             page.type("it tries to run")
             page.click("#confirm")
             at_row(page, 3)
@@ -162,7 +162,7 @@ def test_a_decision_that_would_not_stand_is_refused_and_the_last_one_counts(buil
     first, second, *_ = page.records
     for told, wrong in {
         "Write your name": ("", "accept"),
-        "Say why": ("ann", "reject"),
+        "Write the reason": ("ann", "reject"),
         "it does not answer": ("ann", "accept", "", {"summary": "The answer is 999."}),
         "holds a tag": ("ann", "accept", "", {"reasoning": "a</think>b"}),
     }.items():

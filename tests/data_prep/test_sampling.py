@@ -5,15 +5,13 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import threading
 import time
 import types
 from collections import Counter
 from contextlib import closing, contextmanager
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from data_prep import decode, rows, runs, sampling
+from data_prep import rows, runs, sampling
 from data_prep.rl_prompts import PassRate
 from data_prep.sampling import (
     Decoding,
@@ -22,6 +20,7 @@ from data_prep.sampling import (
     Server,
     ServerError,
     ServerSettings,
+    decode,
     open_model,
     samples,
     servers,
@@ -30,6 +29,7 @@ from data_prep.sampling.store import Store
 
 import pytest
 import torch
+from loopback import serving
 from transformers import AutoModelForCausalLM, Lfm2Config, LlamaConfig
 
 PROMPTS = ["What is 2 + 3 * 4?", "计算 3 + 4。", [{"role": "user", "content": "Hello!"}], "9 - 8?", "1 + 1?"]
@@ -258,49 +258,38 @@ def server(faults, delay=0.0, refuses=()):
     ``refuses`` with their (status, body); yields (settings, log)."""
     faults, log = list(faults), []
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            time.sleep(delay)
-            log.append(body)
-            fault = faults.pop(0) if faults else None
-            text = f"echo: {body.get('prompt') or body['messages'][-1]['content']} {body['seed']}"
-            choice = {"text": text, "message": {"content": text}, "finish_reason": "stop"}
-            data = json.dumps({"choices": [choice], "usage": {"prompt_tokens": 3, "completion_tokens": 5}}).encode()
-            if fault == "silent":
-                time.sleep(0.4)
-            if fault in ("cut", "silent"):
-                self.connection.close()
-                return
-            status = fault if isinstance(fault, int) else 200
-            if body.get("prompt") in refuses:
-                status, data = refuses[body["prompt"]]
-            if body.get("prompt") == "uncounted":
-                data = json.dumps({"choices": [choice], "usage": {"completion_tokens": None}}).encode()
-            if fault == "filtered":
-                data = json.dumps({"choices": [choice | {"finish_reason": "content_filter"}]}).encode()
-            other = {"number": 5, "torn": "\ud800"}.get(fault)
-            if other:
-                data = json.dumps({"choices": [{"text": other, "message": {"content": other}}]}).encode()
-            data = {"garbage": b"<html>busy</html>", "empty": b'{"choices": []}', "list": b"[1]"}.get(fault, data)
-            self.send_response(status)
-            if status == 429:
-                self.send_header("Retry-After", "0")
-            self.send_header("Content-Length", str(len(data) + (100 if fault == "half" else 0)))
-            self.end_headers()
-            self.wfile.write(data)
+    def reply(request, body):
+        body = json.loads(body)
+        time.sleep(delay)
+        log.append(body)
+        fault = faults.pop(0) if faults else None
+        text = f"echo: {body.get('prompt') or body['messages'][-1]['content']} {body['seed']}"
+        choice = {"text": text, "message": {"content": text}, "finish_reason": "stop"}
+        if body.get("prompt") in refuses:
+            return refuses[body["prompt"]]
+        if body.get("prompt") == "uncounted":
+            return 200, {"choices": [choice], "usage": {"completion_tokens": None}}
+        if fault == "filtered":
+            return 200, {"choices": [choice | {"finish_reason": "content_filter"}]}
+        if other := {"number": 5, "torn": "\ud800"}.get(fault):
+            return 200, {"choices": [{"text": other, "message": {"content": other}}]}
+        if fault in ("cut", "silent"):
+            time.sleep(0.4 if fault == "silent" else 0.0)
+            request.connection.close()
+            return None
+        data = {"garbage": b"<html>busy</html>", "empty": b'{"choices": []}', "list": b"[1]"}.get(fault)
+        if fault in ("half", 429):
+            request.send_response(429 if fault == 429 else 200)
+            request.send_header("Retry-After", "0")
+            request.send_header("Content-Length", "100")
+            request.end_headers()
+            request.wfile.write(b"{" * (100 if fault == 429 else 50))
+            return None
+        usage = {"prompt_tokens": 3, "completion_tokens": 5}
+        return fault if isinstance(fault, int) else 200, data or {"choices": [choice], "usage": usage}
 
-        def log_message(self, *args):
-            pass
-
-    listening = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=listening.serve_forever, args=(0.01,), daemon=True).start()
-    url = f"http://127.0.0.1:{listening.server_port}/v1"
-    try:
-        yield ServerSettings(url, "m", concurrency=2, attempts=4, first_wait_s=0.01, timeout_s=0.3), log
-    finally:
-        listening.shutdown()
-        listening.server_close()
+    with serving(reply) as url:
+        yield ServerSettings(f"{url}/v1", "m", concurrency=2, attempts=4, first_wait_s=0.01, timeout_s=0.3), log
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,7 @@ def read(wanted, traces=False):
 
 def test_there_is_a_record_for_each_source_and_a_page_for_each_schema():
     assert RECORDS.keys() == SOURCES.keys()
-    assert 8 <= len({source.hub_id for source in SOURCES.values()}) <= 13
+    assert len({source.hub_id for source in SOURCES.values()}) >= 8
     assert all(source.page.startswith("https://") for source in SOURCES.values())
     assert all(len(source.revision) in (0, 40) for source in SOURCES.values())
 

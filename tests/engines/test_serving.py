@@ -71,7 +71,7 @@ if __name__ == "__main__":
 '''
 DRIVER = """
 import sys
-from data_prep import commands
+from data_prep.runs import commands
 from recipes.tools import pipeline
 sys.exit(commands.run(pipeline.main, ["--scale", "./toy", *sys.argv[1:]]))
 """

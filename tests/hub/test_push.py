@@ -138,7 +138,8 @@ def test_files_that_would_be_loaded_instead_of_a_models_stop_its_push(
 
 def leave_free(size: int | None) -> None:
     """How many bytes of memory this process believes to be free."""
-    from data_prep import memory, push
+    from data_prep import push
+    from data_prep.runs import memory
 
     push.memory = type("", (), {"available": staticmethod(lambda: size)}) if size is not None else memory
 

@@ -81,7 +81,8 @@ def run_push(cwd: str | Path, *arguments: str, token: str | None = WRITER) -> tu
     each time that it did."""
     import logging
 
-    from data_prep import commands, push
+    from data_prep import push
+    from data_prep.runs import commands
 
     os.chdir(cwd)
     os.environ.pop("HF_TOKEN", None)

@@ -182,8 +182,8 @@ def test_prompts_that_leave_no_room_for_a_completion_are_left_out(run_stage, ref
     record = record_of(run_stage("all_scenarios_rl", mixed, name="mixed"))
     assert (record["rows"], record["rows_too_long"]) == (4, 10)  # of the one rollout; its order has no gap
     said = refuses("r1_zero", one | {"max_prompt_length": 505}, name="both")
-    assert "in a model of 512 positions for max_prompt_length: 505 and max_completion_length: 12;" in said
-    assert "in a model of 512 positions for max_completion_length: 600;" in refuses(
+    assert "in a model of 512 positions for max_prompt_length: 505 and max_completion_length: 12." in said
+    assert "in a model of 512 positions for max_completion_length: 600." in refuses(
         "r1_zero", one | {"max_completion_length": 600}, name="b"
     )
     record = record_of(run_stage("r1_zero", one | {"max_position_embeddings": 4096}, name="longer"))
@@ -331,7 +331,7 @@ def test_any_callable_is_a_reward_and_keeps_what_it_was_made_with(here):
     [
         ({"reward_funcs": ["acuracy_reward"]}, "no 'acuracy_reward'.*accuracy_reward"),
         ({"reward_funcs": ["nowhere.reward"]}, "no 'nowhere.reward'"),
-        ({"reward_funcs": ["format_reward"], "reward_kwargs": {"x": {}}}, "x not among reward_funcs"),
+        ({"reward_funcs": ["format_reward"], "reward_kwargs": {"x": {}}}, "x is not among reward_funcs"),
         ({"reward_funcs": ["format_reward"], "reward_kwargs": {"format_reward": {"stile": 1}}}, "stile"),
         ({"reward_funcs": ["probe.reward"], "reward_kwargs": {"probe.reward": {"a": 1}}}, "takes no settings"),
         (

@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from data_prep import commands
+from data_prep.runs import commands
 from recipes.tools import needs, plan
 
 import pytest

@@ -11,9 +11,10 @@ from types import SimpleNamespace
 
 import recipes
 import rewards
-from data_prep import decode, rows, runs
+from data_prep import rows, runs
 from data_prep.rows import read_parquet
-from recipes import all_scenarios_rl, grpo, reference, scorers
+from data_prep.sampling import decode
+from recipes import all_scenarios_rl, cold_start_sft, grpo, reference, scorers
 from recipes.commandline import launch
 from recipes.tools.merge import merge
 
@@ -221,7 +222,7 @@ def test_the_end_says_what_was_made_and_what_comes_next(run_stage, here, caplog)
     card = (folder / "README.md").read_text()
     assert f"pipeline(\"text-generation\", '{folder}')" in card and "reinforcement learning by GRPO" in card
     made, then, ways = caplog.messages[-3:]
-    assert made.startswith(f"made {folder};")
+    assert made.startswith(f"the model is in {folder};")
     assert then.startswith("next: accelerate launch ") and then.endswith("cold_start_sft.yaml")
     assert f"--checkpoint {folder}" in ways and f"python -m data_prep.push {folder}" in ways
 
@@ -419,11 +420,14 @@ def test_the_disk_must_hold_what_will_be_written_and_no_more(run_stage, refuses,
         run_stage("cold_start_sft", SFT | {"max_steps": 1} | settings, name=name)
 
 
-def test_a_disk_that_fills_up_is_said(caplog):
-    def stage():
+def test_a_disk_that_fills_up_is_said(caplog, monkeypatch):
+    words = "--model_name_or_path m --dataset d --output_dir o --use_cpu --bf16 false"
+    monkeypatch.setattr(sys, "argv", ["stage.py", *words.split()])
+
+    def stage(args, config):
         raise OSError(errno.ENOSPC, "No space left on device", "model.safetensors")
 
     with pytest.raises(SystemExit) as ended:
-        launch(stage)
+        launch(stage, *cold_start_sft.SETTINGS)
     assert ended.value.code == 1
     assert "resumes from its last checkpoint" in caplog.text

@@ -182,7 +182,9 @@ def test_an_adapter_ends_answers_with_a_token_that_its_base_knows(run_stage, ref
     # What it is instead of: the end of the markup, whose chance all tokens with its embedding share.
     with monkeypatch.context() as patch:
         patch.setattr(loading, "load_tokenizer", lambda name, *_, **__: real(name))
-        assert f"The end token {END_TURN!r} has the embedding of 16 others" in refuses("cold_start_sft", settings)
+        assert f"The end token {END_TURN!r} has the same embedding as 16 other tokens" in refuses(
+            "cold_start_sft", settings
+        )
         markup = run_stage("cold_start_sft", settings | {"doctor": False}, name="markup")
     assert AutoTokenizer.from_pretrained(markup).eos_token == END_TURN
     assert chance_of_the_end(markup, sums(20)) < 1 / 16

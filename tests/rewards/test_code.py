@@ -2,16 +2,15 @@ import base64
 import json
 import os
 import pickle
-import threading
 import time
 import zlib
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from rewards import CodeReward, PistonSandbox, is_correct, parse_tests
 from rewards.code import program_of, same_output, share_passed, wanted
 from rewards.sandbox import LocalSandbox, Outcome, SandboxRefused, SandboxUnavailable
 
 import pytest
+from loopback import serving
 
 SANDBOX = LocalSandbox(seconds=5)
 
@@ -404,30 +403,15 @@ def piston_reply(request: dict, output_max_size: int = 1024) -> tuple[int, dict]
 def piston():
     replies: list = []
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            if self.path != "/api/v2/execute" or not self.headers["Content-Type"].startswith("application/json"):
-                status, reply = 415, {"message": "requests must be of type application/json"}
-            elif replies:
-                status, reply = replies.pop(0)
-            else:
-                status, reply = piston_reply(json.loads(body)) if len(body) <= 100_000 else (413, {})
-            data = json.dumps(reply).encode()
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
+    def reply(request, body):
+        if request.path != "/api/v2/execute" or not request.headers["Content-Type"].startswith("application/json"):
+            return 415, {"message": "requests must be of type application/json"}
+        if replies:
+            return replies.pop(0)
+        return piston_reply(json.loads(body)) if len(body) <= 100_000 else (413, {})
 
-        def log_message(self, *args):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}", replies
-    server.shutdown()
-    server.server_close()
+    with serving(reply) as url:
+        yield url, replies
 
 
 @pytest.mark.parametrize("tests, program, share", TESTS)

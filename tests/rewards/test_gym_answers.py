@@ -2,7 +2,7 @@
 
 import importlib.util
 
-from data_prep import commands
+from data_prep.runs import commands
 from rewards import GymReward, gym_reward, is_correct
 from rewards.gym import GymMissing, answer_of
 

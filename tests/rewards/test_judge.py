@@ -1,13 +1,12 @@
 import asyncio
 import inspect
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from rewards import JudgeReward, judge_reward
 from rewards.judge import read_verdict, refusal
 
 import pytest
+from loopback import serving
 
 CORRECT = '{"analysis": "agrees", "correctness": "correct"}'
 
@@ -17,26 +16,14 @@ def server():
     """A judge that says what `replies` holds, then "correct" to everything; it keeps what it was asked."""
     state = {"replies": [], "asked": []}
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            state["asked"].append((self.path, request, self.headers.get("Authorization")))
-            status, text = state["replies"].pop(0) if state["replies"] else (200, CORRECT)
-            data = json.dumps({"choices": [{"message": {"role": "assistant", "content": text}}]}).encode()
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
+    def reply(request, body):
+        state["asked"].append((request.path, json.loads(body), request.headers.get("Authorization")))
+        status, text = state["replies"].pop(0) if state["replies"] else (200, CORRECT)
+        return status, {"choices": [{"message": {"role": "assistant", "content": text}}]}
 
-        def log_message(self, *args):
-            pass
-
-    httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=httpd.serve_forever, args=(0.01,), daemon=True).start()
-    state["url"] = f"http://127.0.0.1:{httpd.server_port}/v1"
-    yield state
-    httpd.shutdown()
-    httpd.server_close()
+    with serving(reply) as url:
+        state["url"] = f"{url}/v1"
+        yield state
 
 
 def grade(reward, completions, **columns):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep import hub, prompts, rows, runs
-from data_prep.cards import HUB, configs, count, leaves, license_of, read_json, render, table, title
+from data_prep.hub.cards import HUB, configs, count, leaves, license_of, read_json, render, table, title
 
 import pyarrow.parquet as pq
 import yaml

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from data_prep import configs
-from data_prep.configs import ConfigError
-from data_prep.identity import PUBLISHING
+from data_prep.runs import configs
+from data_prep.runs.configs import ConfigError
+from data_prep.runs.identity import PUBLISHING
 
 REFUSED = {
     "hub_token": "the token comes from the environment variable HF_TOKEN alone",

@@ -2,9 +2,9 @@
 
 Facts that no file records (curator, contact) come from the config; otherwise the card says that they are not stated.
 
-`python -m data_prep.cards --config <yaml>` reads the Parquet files of a finished data job and writes ``README.md``
+`python -m data_prep.hub.cards --config <yaml>` reads the Parquet files of a finished data job and writes ``README.md``
 (the card) and ``stats.json``. Lengths, languages and e-mail addresses are measured on every k-th row. Cards of models
-and of other records are made by `data_prep.run_cards`.
+and of other records are made by `data_prep.hub.run_cards`.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def build(config: Card, output_dir: Path, files: list[Path]) -> dict[str, object
 
 
 def render(template: str, **values: Any) -> str:
-    """Render a template of `data_prep/templates`; consecutive empty lines become one."""
+    """Render a template of `data_prep/hub/templates`; consecutive empty lines become one."""
     text = TEMPLATES.get_template(template).render(table=table, **values)
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 

@@ -1,8 +1,8 @@
 """The identity of a run: the settings and inputs that decide whether a folder already holds this run.
 
 An `Identity` holds the given settings, hashes of all files that they name, the runs that made their model folders, and
-the user's own reward modules. The version of this project's code is recorded too, but does not decide. Nothing here
-imports torch, so that checks of what is left to do are fast.
+the user's own reward modules. The version of this project's code is recorded too, but does not decide whether two runs
+are the same. Nothing here imports torch, so that it is fast to check what is left to do.
 """
 
 import ast
@@ -20,31 +20,31 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from data_prep.files import write_json
+from data_prep.runs.files import write_json
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("rewards", "data_prep", "recipes")
 OUTPUTS = "outputs/"
-# Keys of any YAML that say where a finished run is published; see data_prep.publishing.
+# Keys of any YAML that decide where a finished run is published; see data_prep.runs.publishing.
 PUBLISHING = ("push_to_hub", "hub_model_id", "hub_private_repo", "hub_strategy")
 # Keys that decide where a run works and what it logs, but not its result.
 IGNORED = ("output_dir", "script", "executor", "doctor", "logging_dir", "dataset_num_proc", *PUBLISHING)
-# The same for nested keys: how the pipeline starts a server.
+# Nested keys that do not decide the result either: `serve` says how the pipeline starts a server.
 IGNORED_WITHIN = ("serve",)
-# A file that says how processes are started. Its name is part of the identity, its content is not.
+# The key of the accelerate config. The name of that file is part of the identity, but its content is not.
 LAUNCH = "accelerate_config"
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 ROWS = (".parquet", ".jsonl", ".json", ".csv", ".arrow", ".gz", ".zst")
-SAMPLED = 2**30  # bytes; larger weights that no run made are hashed in parts
-HASHES = Path(OUTPUTS, ".hashes.json")  # known hashes by path, size and time
+SAMPLED = 2**30  # bytes; larger files in folders that no run made are hashed in parts
+HASHES = Path(OUTPUTS, ".hashes.json")  # for each path the size and times of the file, and its hash
 MISSING = object()
 
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
     """`settings`: as given. `defaults`: the known defaults of all keys. `files`: SHA-256 by path.
-    `runs`: for each folder, the id of the run that made it, or a hash of a model folder that no run made. `modules`:
-    hashes of the user's own code by module name. `code`: the version of this project's code."""
+    `runs`: by folder, the id of the run that made it. If no run made it and it holds a model or rows, a hash instead.
+    `modules`: hashes of the user's own code by module name. `code`: the version of this project's code."""
 
     settings: dict[str, Any]
     defaults: dict[str, Any]
@@ -62,8 +62,8 @@ def identify(
 ) -> Identity:
     """The identity of a run with these settings, started by `script`.
 
-    `made_by` returns the folder and the id of the finished run that a path belongs to, or None if it is in no run's
-    folder; it may raise for an unfinished run. `defaults` are the known defaults of all keys.
+    `made_by` returns the folder and the id of the finished run that a path belongs to, or None if the path is in no
+    run's folder. It may raise an error for an unfinished run. `defaults` are the known defaults of all keys.
     """
     given = {key: plain(value) for key, value in settings.items() if key not in IGNORED}
     usual = {key: plain(value) for key, value in (defaults or {}).items() if key not in IGNORED}
@@ -89,7 +89,7 @@ def identify(
 
 
 def plain(value: Any) -> Any:
-    """A setting as a JSON value, in which `1e-4`, `1E-4` and `0.0001` are equal, without `IGNORED_WITHIN`."""
+    """A setting as a JSON value, without the keys in `IGNORED_WITHIN`. `1e-4`, `1E-4` and `0.0001` become equal."""
     if isinstance(value, enum.Enum):
         return plain(value.value)
     if isinstance(value, Mapping):
@@ -104,8 +104,8 @@ def plain(value: Any) -> Any:
 def changes(then: Identity, now: Identity, config: Mapping[str, Any], nested: bool = True) -> list[str]:
     """Describe the differences between two identities; [] means the same run.
 
-    `config` holds all recorded settings of the earlier run, including defaults, so that a key that is now written out
-    with its old value is no change. With `nested`, a mapping may be written in part.
+    `config` holds all recorded settings of the earlier run, including defaults. So it is no change if a key is now
+    written out with the value that it had. With `nested`, a mapping may be written in part.
     """
     found = []
     for key in sorted(then.settings.keys() | now.settings.keys()):
@@ -137,12 +137,12 @@ def changes(then: Identity, now: Identity, config: Mapping[str, Any], nested: bo
 
 def _same(one: Any, other: Any) -> bool:
     if isinstance(one, str) and isinstance(other, str):
-        return os.path.abspath(one) == os.path.abspath(other)  # one path in two spellings
-    return one == other or [one] == other or one == [other]  # a command line writes a list of one as its item
+        return os.path.abspath(one) == os.path.abspath(other)  # one path may be spelt in two ways
+    return one == other or [one] == other or one == [other]  # a command line writes a list of one item as the item
 
 
 def _covers(whole: Any, part: Any) -> bool:
-    """Whether `whole` has every value of `part`, which may leave out keys of mappings."""
+    """Whether `whole` has every value of `part`. A mapping in `part` may leave out keys."""
     if isinstance(whole, Mapping) and isinstance(part, Mapping) and bool(whole) == bool(part):
         return all(key in whole and _covers(whole[key], value) for key, value in part.items())
     return _same(whole, part)
@@ -178,7 +178,7 @@ def _read_hashes() -> dict[str, list]:
 
 
 def remember() -> None:
-    """Write the hashes of this process to HASHES, so that other processes need not read those files."""
+    """Write the hashes of this process to HASHES, so that other processes need not read those files again."""
     stored = _read_hashes()
     mine = {path: entry for path, entry in _known.items() if stored.get(path) != entry}
     if mine and HASHES.parent.is_dir():
@@ -186,8 +186,8 @@ def remember() -> None:
 
 
 def content(path: Path, sampled: bool = False) -> str:
-    """The SHA-256 of a file, cached by its size and times. With `sampled`, a large file is hashed by its size and 64
-    evenly spaced megabytes."""
+    """The SHA-256 of a file, cached by its size and times. With `sampled`, the hash of a large file is only of its size
+    and of 64 evenly spaced megabytes."""
     stat = path.stat()
     sampled = sampled and stat.st_size > SAMPLED
     version = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, sampled]
@@ -209,7 +209,8 @@ def content(path: Path, sampled: bool = False) -> str:
 
 
 def _hash_folder(folder: Path) -> str | None:
-    """A hash of the names and contents of all files of a model or rows that no run made; None for other folders."""
+    """A hash of the names and contents of all files in a folder that no run made, if it holds a model or rows; else
+    None."""
     if not any(path.name == "config.json" or path.suffix in ROWS for path in folder.iterdir()):
         return None
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith(".")]
@@ -221,8 +222,9 @@ def _hash_folder(folder: Path) -> str | None:
 
 
 def code_version(script: Path) -> dict[str, str]:
-    """Return `hash`, over `script`, all modules of this project that it imports, directly or not, and the templates
-    beside them, without comments, docstrings and layout; and `commit`, git's, if there is a repository.
+    """Return `hash` and `commit`. `hash` covers `script`, all modules of this project that it imports, directly or not,
+    and the templates beside them, without comments, docstrings and layout. `commit` is git's, or "" without a
+    repository.
     """
     code = closure_of_ours(script)
     templates = sorted(path for folder in {path.parent for path in code} for path in folder.glob("*.jinja"))
@@ -248,8 +250,8 @@ def _commit() -> str:
 
 
 def _own_modules(dotted: str) -> dict[str, str]:
-    """Hashes of the module in a dotted path to a user's reward, and of the modules that it imports from its own folder.
-    For an installed module, only its own hash."""
+    """Hashes of the module that a dotted path to a user's reward names, and of the modules that it imports from its own
+    folder. For an installed module, only its own hash."""
     module = dotted.rpartition(".")[0]
     if not module or module.partition(".")[0] in PACKAGES:
         return {}
@@ -264,7 +266,7 @@ def _own_modules(dotted: str) -> dict[str, str]:
 
 
 def _closure(start: Path, root: Path, counts: Callable[[str], bool]) -> list[Path]:
-    """A file and those of all modules below `root` that it imports, directly or not, and whose names pass `counts`."""
+    """The file `start` and, directly or not, the modules below `root` that it imports and whose names pass `counts`."""
     waiting, seen = [start], set()
     while waiting:
         path = waiting.pop()
@@ -303,8 +305,8 @@ def _read_code(tree: ast.Module) -> tuple[str, tuple[tuple[int, str], ...]]:
 
 
 def _files(module: str, root: Path) -> list[Path]:
-    """The files below `root` that `import module` runs: each package's `__init__.py` on the way, and the module's
-    own."""
+    """The files below `root` that `import module` runs: the `__init__.py` of each package on the way, and the module's
+    own file."""
     files, folder = [], root
     for part in filter(None, module.split(".")):
         folder = folder / part

@@ -6,9 +6,9 @@
 - `run.json` is written last, by one rename. It records what was run, with which inputs and code. A folder without it is
   unfinished.
 
-A run is identified by its settings and inputs (`data_prep.identity`). One process at a time works in a folder. Trained
-files are never deleted or overwritten: a run with other settings or inputs stays, and `--redo` moves its folder to
-`replaced/` beside it. Nothing here imports torch, so that checks of what is left to do are fast.
+A run is identified by its settings and inputs (`identity`). One process at a time works in a folder. Trained files are
+never deleted or overwritten. If a folder holds a run with other settings or inputs, it stays as it is, and `--redo`
+moves it to `replaced/` beside it. Nothing here imports torch, so that it is fast to check what is left to do.
 """
 
 import dataclasses
@@ -24,11 +24,11 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from data_prep import files, identity, memory
-from data_prep.configs import ConfigError, load_config, settings
-from data_prep.files import whole_file, write_json
-from data_prep.identity import OUTPUTS, PUBLISHING, ROOT, Identity
-from data_prep.publishing import Publishing
+from data_prep.runs import files, identity, memory
+from data_prep.runs.configs import ConfigError, load_config, settings
+from data_prep.runs.files import whole_file, write_json
+from data_prep.runs.identity import OUTPUTS, PUBLISHING, ROOT, Identity
+from data_prep.runs.publishing import Publishing
 
 __all__ = [
     "OUTPUTS",
@@ -42,10 +42,10 @@ __all__ = [
     "write_json",
 ]
 RECORDED_VERSIONS = ("torch", "trl", "transformers", "peft", "datasets", "accelerate")
-REPLACED = "replaced"  # folder beside a run's own, to which old runs are moved
+REPLACED = "replaced"  # the folder beside a run's own folder to which old runs are moved
 KEPT = (".safetensors", ".parquet")  # suffixes of files that a finished run must keep
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-KNOWN_AS = {"r1": "all_scenarios_rl", "student_distilled": "distill"}  # in the report and the paper
+KNOWN_AS = {"r1": "all_scenarios_rl", "student_distilled": "distill"}  # name in the report and the paper: its stage
 PASSING = ("samples", "work", "completions")  # folders whose files need not be kept
 
 
@@ -80,8 +80,8 @@ def require_model(place: str) -> None:
 
 
 def advice(path: str | Path) -> str:
-    """A suffix for the error about a missing path: the step that makes it, if a scale has such a step, or a similar
-    name that may have been meant."""
+    """The end of an error message about a missing path: the step that makes it, if a scale has such a step, or a
+    similar name that may have been meant."""
     scale, name = [*Path(path).parts[1:3], "", ""][:2]
     if not str(path).startswith(OUTPUTS) or not name:
         return "" if "/" in str(path) or Path(path).suffix else "; a Hub id is owner/name"
@@ -107,8 +107,8 @@ def slug(place: str) -> str:
 
 
 def inputs(config: Mapping[str, Any]) -> list[Path]:
-    """The distinct runs that a config reads, in order. Every text value that starts with `outputs/`, except
-    `output_dir`, names one: `outputs/cpu/world/corpus.parquet` names the run `outputs/cpu/world`.
+    """The distinct runs that a config reads, in order. Every text value that starts with `outputs/` names a run, except
+    `output_dir`: `outputs/cpu/world/corpus.parquet` names the run `outputs/cpu/world`.
     """
     own = str(config.get("output_dir", "")).rstrip("/")
     texts = identity.texts({key: value for key, value in config.items() if key not in identity.IGNORED})
@@ -131,9 +131,9 @@ def identify(
     overrides: Mapping[str, Any] | None = None,
     defaults: Mapping[str, Any] | None = None,
 ) -> Identity:
-    """The identity of the run of `script` with a YAML's mapping and the command line's `overrides`, if any.
+    """The identity of the run of `script` with the settings of a YAML and the `overrides` of the command line, if any.
 
-    Raises MissingRunError if an input has not been run.
+    Raises MissingRunError if a run that it reads has not been run.
     """
     said = {key: value for key, value in (overrides or {}).items() if value is not None}
     return identity.identify(dict(config) | said, script, _maker, defaults)
@@ -145,7 +145,7 @@ def _maker(path: Path) -> tuple[Path, str] | None:
     if run is None:
         return None
     record = read(run)
-    return run, record.get("id") or record.get("fingerprint", "")  # older runs have a fingerprint instead of an id
+    return run, record.get("id") or record.get("fingerprint", "")  # older records have a fingerprint instead of an id
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +158,7 @@ class State:
     - "incomplete": the same run is finished, but files are missing, as `why` says;
     - "changed": a finished run or its checkpoints have other settings or inputs, which `why` names.
 
-    `older_code`: the code version that made a "done" run, if it is not the current one; else "".
+    `older_code`: the code version that made a "done" run, if that is not the current version; else "".
     """
 
     kind: Literal["absent", "unfinished", "done", "incomplete", "changed"]
@@ -177,7 +177,7 @@ def look(output_dir: Path, now: Identity) -> State:
     if held is None:
         return State("absent")
     then = identity_of(held)
-    # A stage has no nested settings; a data job records all nested settings in `config`.
+    # The record of a stage has no nested settings. A data job records all nested settings in `config`.
     why = identity.changes(then, now, held.get("config") or {}, nested="hardware" not in held)
     if record is None:
         if "settings" not in held:
@@ -194,7 +194,7 @@ def look(output_dir: Path, now: Identity) -> State:
 
 
 def identity_of(held: Mapping[str, Any]) -> Identity:
-    """The identity in a record; empty if an earlier version of this project wrote the record."""
+    """The identity in a record. It is empty if an earlier version of this project wrote the record."""
     return Identity(**{field.name: held.get(field.name) or {} for field in dataclasses.fields(Identity)})
 
 
@@ -207,7 +207,7 @@ def carry_out(
     output_dir: Path, now: Identity, hub: Publishing, redo: bool, work: Callable[[], Mapping[str, Any]]
 ) -> int:
     """The life of a run in one process: begin it, do its `work`, finish it with the record that `work` returns, and
-    publish it. A finished run is only published, if that is still to do. Returns an exit status."""
+    publish it. For a finished run, only the publishing is done, unless that is done as well. Returns an exit status."""
     if begin(output_dir, now, redo) == "done":
         files.log.info("%s is done already", output_dir)
     else:
@@ -217,7 +217,7 @@ def carry_out(
 
 
 def begin(output_dir: Path, now: Identity, redo: bool = False) -> Literal["done", "resume", "fresh"]:
-    """Lock the folder for this run until the process ends and, unless it is done, begin: `hold`, then `take`."""
+    """Lock the folder for this run until the process ends. Unless the run is done, begin it: `hold`, then `take`."""
     state = hold(output_dir, now, redo)
     if state != "done":
         take(output_dir, now, state)
@@ -228,9 +228,9 @@ def hold(output_dir: Path, now: Identity, redo: bool = False) -> Literal["done",
     """Lock the folder until this process ends, and return what to do. Nothing in the folder is changed.
 
     "done": the run is finished. "resume": an earlier attempt was interrupted, and its files are there. "fresh": the run
-    begins in an empty folder. Without `redo`, "fresh" is returned only if nothing was trained or finished; with `redo`,
-    always, except for an unfinished run with the same identity. Raises Busy while another process works there, and
-    ConfigError, which names the differences and the remedy, for a folder that must not be changed.
+    begins in an empty folder. Without `redo`, "fresh" is returned only if nothing was trained or finished there. With
+    `redo` it is always returned, except for an unfinished run with the same identity. Raises Busy while another process
+    works there. Raises ConfigError, which names the differences and the remedy, for a folder that must not be changed.
     """
     output_dir = Path(output_dir)
     if who := files.hold(output_dir):
@@ -259,7 +259,8 @@ def _lies_there(output_dir: Path) -> bool:
 
 def take(output_dir: Path, now: Identity, state: str, since: float | None = None) -> None:
     """Begin the run in a folder that `hold` has locked, now or at the time `since`. For a "fresh" run, old files are
-    moved aside, except `samples/`: the key of a sample contains everything that it was drawn from."""
+    moved aside, except `samples/`, which stays usable: the key of a sample contains everything that it was drawn from.
+    """
     output_dir = Path(os.path.realpath(output_dir))
     since = since or time.time()
     if state == "resume":
@@ -279,7 +280,7 @@ def take(output_dir: Path, now: Identity, state: str, since: float | None = None
 
 
 def refusal(output_dir: Path, found: State) -> str:
-    """The message of why a folder is not changed, with the user's two options."""
+    """The message that says why a folder is not changed, and what the user can do: redo, or choose another folder."""
     output_dir = Path(output_dir)
     if found.kind == "incomplete":
         held = f"{output_dir} holds this run, finished, but {found.why[0]}. Copy it there again; or"
@@ -341,7 +342,7 @@ def finish(output_dir: Path, models: Iterable[str] = (), **record: Any) -> None:
 
 
 def _promised(output_dir: Path) -> list[Path]:
-    """The files of a run that count as its result."""
+    """The files that a finished run promises to keep: its weights and rows."""
 
     def is_passing(path: Path) -> bool:
         parts = path.relative_to(output_dir).parts

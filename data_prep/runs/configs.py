@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from data_prep.identity import PUBLISHING
+from data_prep.runs.identity import PUBLISHING
 
 import yaml
 

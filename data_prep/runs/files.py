@@ -17,14 +17,14 @@ from typing import IO, Any
 log = logging.getLogger(__name__)
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "tekken.json")
-PATIENCE = 50  # tenths of a second: the children of a pipeline that was just killed need a moment to end
+PATIENCE = 50  # tenths of a second to wait for a lock: the children of a killed pipeline need a moment to end
 _held: dict[Path, IO[str]] = {}
 
 
 @contextlib.contextmanager
 def whole_file(path: str | Path) -> Iterator[IO[bytes]]:
     """Open a file that appears at ``path`` complete or not at all, even if other processes write the same file or the
-    machine stops. Leftovers of a kill are removed when the run starts again."""
+    machine stops. A kill may leave a partial file, which is removed when the run starts again."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.uname().nodename}-{os.getpid()}.partial")
@@ -56,7 +56,7 @@ def lock_of(folder: Path) -> Path:
 def hold(folder: Path) -> str | None:
     """Lock the folder until this process ends. Returns None, or a description of the process that holds the lock.
 
-    It is a POSIX lock: forked children do not inherit it, and it is released whenever the process ends.
+    It is a POSIX lock: forked children do not inherit it, and the system releases it when the process ends.
     """
     path = lock_of(folder)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -114,7 +114,7 @@ def is_held(folder: Path) -> bool:
 
 def model_fault(folder: Path) -> str | None:
     """What is missing from a model's folder (config, tokenizer or weights), or None if it is complete. Every weight
-    file in the index must have the size that its header states; the weights themselves are not read."""
+    file must have the size that its header states. The weights themselves are not read."""
     folder = Path(folder)
     for name in ("config.json", INDEX):
         if (folder / name).is_file() and _json(folder / name) is None:
