@@ -76,11 +76,16 @@ class LoraArguments(StageArguments):
             "help": "Linear layers that get an adapter; in 4 bits also the words attention, experts. All, if none."
         },
     )
+    expert_parallel: Positive = field(
+        default=1, metadata={"help": "Processes that share the experts of each layer, with load_in_4bit: all, or 1."}
+    )
 
     def __post_init__(self):
         if self.load_in_4bit:
             self.use_peft, self.dtype = True, self.dtype or "bfloat16"
         super().__post_init__()
+        if self.expert_parallel > 1 and not self.load_in_4bit:
+            raise ConfigError("expert_parallel: only experts in 4 bits are shared; write load_in_4bit: true.")
 
 
 @dataclass
@@ -121,6 +126,11 @@ class RLArguments(PolicyArguments):
     )
 
     def __post_init__(self):
+        if self.expert_parallel != 1:
+            raise ConfigError(
+                "expert_parallel: GRPO cannot share experts yet, because processes end their answers at different "
+                "tokens, and one that has ended takes no part in the others' exchanges. Write expert_parallel: 1."
+            )
         super().__post_init__()
         for name, kwargs in (self.reward_kwargs or {}).items():
             if name in rewards.__all__ and name.lower().endswith("reward") and isinstance(kwargs, dict):

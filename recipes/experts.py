@@ -1,6 +1,10 @@
 """The routed experts of one layer as 4-bit linear layers that are computed together, with their adapters."""
 
+from collections.abc import Iterator, Mapping
+from functools import partial
+
 from data_prep.runs import ConfigError
+from recipes import expert_parallel
 
 import bitsandbytes as bnb
 import torch
@@ -14,20 +18,26 @@ MOST = 2**31 - 1  # numbers that bitsandbytes can dequantise at once
 class Expert(nn.Module):
     """One expert, whose layers have the names of the published checkpoint."""
 
-    def __init__(self, names: tuple[str, str, str], hidden: int, inner: int, apply_gate):
+    def __init__(self, names: tuple[str, str, str], hidden: int, inner: int, apply_gate, kind: type = nn.Linear):
         super().__init__()
         self.names, self.apply_gate = names, apply_gate
         for name, size in zip(names, ((hidden, inner), (hidden, inner), (inner, hidden)), strict=True):
-            self.add_module(name, nn.Linear(*size, bias=False))
+            self.add_module(name, kind(*size, bias=False))
 
 
 class Experts(nn.ModuleList):
     """The routed experts of one layer, computed together: one grouped matmul for each of an expert's three layers and
-    each matrix of its adapter. `routed` counts the tokens that each expert got in training."""
+    each matrix of its adapter. `routed` counts the tokens that each expert got from this process in training.
 
-    def __init__(self, experts: list[Expert]):
-        super().__init__(experts)
-        self.num_experts, self.routed = len(experts), torch.zeros(len(experts), dtype=torch.long, device="cpu")
+    `experts`: those that this process holds, by their numbers in the whole layer. `count`: of the whole layer.
+    """
+
+    def __init__(self, experts: Mapping[int, Expert], count: int, processes: int = 1):
+        super().__init__()
+        for number, expert in experts.items():
+            self.add_module(str(number), expert)
+        self.num_experts, self.processes = count, processes
+        self.routed = torch.zeros(count, dtype=torch.long, device="cpu")
         self.stacks: dict[str, Stack] = {}
         self.pairs: dict[tuple[str, str, str], list[nn.Parameter]] = {}
 
@@ -36,20 +46,35 @@ class Experts(nn.ModuleList):
         flat = chosen.flatten()
         order = flat.argsort(stable=True)
         tokens = order // chosen.shape[1]
-        rows = torch.zeros(len(self), dtype=torch.long, device=flat.device).index_add_(0, flat, torch.ones_like(flat))
+        rows = flat.new_zeros(self.num_experts).index_add_(0, flat, torch.ones_like(flat))
         if self.training and torch.is_grad_enabled():
             self.routed = self.routed.to(rows.device) + rows
-        gate, up, down = self[0].names
-        x, ends = hidden[tokens], rows.cumsum(0).to(torch.int32)
-        inner = self[0].apply_gate(torch.cat([self.linear(name, x, ends) for name in (gate, up)], dim=-1))
-        done = (self.linear(down, inner, ends) * weights.flatten()[order, None]).to(hidden.dtype)
+        x = hidden[tokens]
+        if self.processes == 1:
+            y = self.together(x, rows)
+        else:  # rows travel in the dtype in which they are multiplied
+            exchange, dtype = expert_parallel.Exchange(rows, self.processes), self.stack(self.first.names[0]).dtype
+            y = self.together(exchange.there(x.to(dtype)).to(x.dtype), exchange.here)
+            y = exchange.back(y.to(dtype)).to(x.dtype)
+        done = (y * weights.flatten()[order, None]).to(hidden.dtype)
         return torch.zeros_like(hidden).index_add(0, tokens, done)
+
+    @property
+    def first(self) -> Expert:
+        return next(iter(self))
+
+    def together(self, x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """The experts' outputs on rows in expert order. `rows`: how many each of the experts here has."""
+        gate, up, down = self.first.names
+        ends = rows.cumsum(0).to(torch.int32)
+        inner = self.first.apply_gate(torch.cat([self.linear(name, x, ends) for name in (gate, up)], dim=-1))
+        return self.linear(down, inner, ends)
 
     def linear(self, name: str, x: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
         """One layer of every expert, with its adapter, on rows in expert order: (rows, inputs) -> (rows, outputs).
         `ends`: (experts,), the end of each expert's rows. The adapter is multiplied in the base's dtype too, but its
         weights keep theirs."""
-        stack, first, dtype = self.stack(name), getattr(self[0], name), x.dtype
+        stack, first, dtype = self.stack(name), getattr(self.first, name), x.dtype
         x = x.to(stack.dtype)
         y = Frozen.apply(x, ends, stack)
         if isinstance(first, LoraLayer) and not first.disable_adapters:
@@ -63,13 +88,28 @@ class Experts(nn.ModuleList):
 
     def adapter(self, name: str, pair: str, adapter: str) -> torch.Tensor:
         """One matrix of the adapters of all experts: (experts, outputs, inputs)."""
-        first, key = getattr(getattr(self[0], name), pair)[adapter].weight, (name, pair, adapter)
+        first, key = getattr(getattr(self.first, name), pair)[adapter].weight, (name, pair, adapter)
         if key not in self.pairs or self.pairs[key][0] is not first:  # saves thousands of look-ups a token
             self.pairs[key] = [getattr(getattr(expert, name), pair)[adapter].weight for expert in self]
-        return torch.stack(self.pairs[key])
+        made = torch.stack(self.pairs[key])
+        if self.processes > 1 and made.requires_grad:
+            made.register_hook(partial(expert_parallel.average, processes=self.processes))
+        return made
+
+    def adapters(self, adapter: str) -> Iterator[tuple[str, str, torch.Tensor]]:
+        """(layer, matrix, the matrices of all experts here) for each matrix of an adapter."""
+        for name in self.first.names:
+            if isinstance(getattr(self.first, name), LoraLayer):
+                yield from ((name, pair, self.adapter(name, pair, adapter)) for pair in ("lora_A", "lora_B"))
+
+    def missing(self) -> Expert:
+        """One more expert, without memory and weights."""
+        names, gate = self.first.names, getattr(self.first, self.first.names[0])
+        with torch.device("meta"):
+            return Expert(names, gate.in_features, gate.out_features, self.first.apply_gate, bnb.nn.Linear4bit)
 
     def stack(self, name: str) -> "Stack":
-        first = getattr(self[0], name)
+        first = getattr(self.first, name)
         if name not in self.stacks or not self.stacks[name].holds(getattr(first, "base_layer", first)):
             layers = [getattr(expert, name) for expert in self]  # the layers are new or have moved to another device
             self.stacks[name] = Stack([getattr(layer, "base_layer", layer) for layer in layers])

@@ -106,12 +106,12 @@ def load_model(kind: type, name: str, tokenizer: PreTrainedTokenizerBase, args: 
     if args.doctor:
         checks.tell("tokenizer", tokenizer=tokenizer, args=args)
     if args.use_peft:  # a parent that cannot be merged is refused before training
-        refuse_quantized(name, "load_in_4bit" if args.load_in_4bit else "use_peft")
+        refuse_quantized(name, "load_in_4bit" if args.load_in_4bit else "use_peft", but_fp8=args.load_in_4bit)
         Parent(name)
     if args.load_in_4bit:
         from recipes import moe_qlora  # imports bitsandbytes, which is needed only here
 
-        model, info = moe_qlora.load(kind, name, config, **settings)
+        model, info = moe_qlora.load(kind, name, config, processes=args.expert_parallel, **settings)
     else:
         model, info = kind.from_pretrained(name, output_loading_info=True, **settings)
     if args.doctor or args.load_in_4bit:  # in 4 bits a missing router would be random and frozen

@@ -10,12 +10,15 @@ import inspect
 import itertools
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from data_prep.runs import ConfigError, memory
-from recipes import qlora_proof
+from recipes import expert_parallel, qlora_proof
+from recipes.config import world_size
 from recipes.experts import Expert, Experts, Uneven
-from recipes.parent import Parent, expert_names, module_names, published_apart, skeleton
+from recipes.parent import SCALES, Parent, expert_names, module_names, published_apart, skeleton
 from recipes.qlora_proof import ROUTED, routers
 
 import bitsandbytes as bnb
@@ -24,7 +27,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import BitsAndBytesConfig, PreTrainedModel
+from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedModel
 from transformers.core_model_loading import ConversionOps, MergeModulelist, WeightConverter
 from transformers.integrations.bitsandbytes import Bnb4bitQuantize
 from transformers.quantizers.auto import register_quantizer
@@ -38,8 +41,9 @@ ADAPTER, PREFIX = "adapter_model.safetensors", "base_model.model."
 WORDS = {"attention": r"^(?!.*\bindexer\b).*(attn|attention)", "experts": r"expert|mlp|moe|feed_forward|ffn"}
 
 
-def unfuse(model: PreTrainedModel) -> None:
-    """Replace stacked experts with `Experts` on the meta device. Raises ConfigError for experts of another form."""
+def unfuse(model: PreTrainedModel, processes: int = 1) -> None:
+    """Replace stacked experts with `Experts` on the meta device, which `processes` share. Raises ConfigError for
+    experts of another form, or of a number that they cannot share."""
     names = expert_names(model)
     for path, module in list(model.named_modules()):
         stacked = [name for name, one in module.named_parameters(recurse=False) if sum(n > 1 for n in one.shape) > 2]
@@ -56,19 +60,23 @@ def unfuse(model: PreTrainedModel) -> None:
         dtype = module.down_proj.dtype
         del module.down_proj, module.gate_up_proj  # the rest of the module applies the gate
         with torch.device("meta"):
-            made = Experts([Expert(names, hidden, inner, module._apply_gate) for _ in range(count)])
-        model.set_submodule(path, made.to(dtype))
+            held = expert_parallel.held(count, processes)
+            experts = {number: Expert(names, hidden, inner, module._apply_gate) for number in held}
+        model.set_submodule(path, Experts(experts, count, processes).to(dtype))
 
 
 # Loading
 
 
 class Split(ConversionOps):
-    """Splits stacked experts of a checkpoint. The targets are the parts of each expert in turn."""
+    """Splits stacked experts of a checkpoint. The targets are the parts of each of the `held` experts in turn."""
+
+    def __init__(self, held: range):
+        self.held = slice(held.start, held.stop)
 
     def convert(self, input_dict: dict, source_patterns: list[str], target_patterns: list[str], **kwargs) -> dict:
         tensor = next(iter(input_dict.values()))
-        tensor = tensor[0] if isinstance(tensor, list) else tensor
+        tensor = (tensor[0] if isinstance(tensor, list) else tensor)[self.held]
         parts = len(target_patterns) // len(tensor)
         return dict(zip(target_patterns, (one for expert in tensor for one in expert.chunk(parts)), strict=True))
 
@@ -78,9 +86,19 @@ class Split(ConversionOps):
 
 
 class Quantize(Bnb4bitQuantize):
-    """bitsandbytes' quantisation, which returns the freed memory of 16-bit tensors to the system."""
+    """bitsandbytes' quantisation, also of FP8 in blocks, which returns the freed memory of 16-bit tensors to the
+    system."""
 
-    def convert(self, input_dict: dict, **kwargs) -> dict:
+    def convert(self, input_dict: dict, source_patterns: list[str], **kwargs) -> dict:
+        (key, *_), source = source_patterns, self.hf_quantizer.source
+        if key in self.hf_quantizer.scaled:  # FP8's numbers, unscaled, are exact in 16 bits
+            ((name, value),) = input_dict.items()
+            value = value[0] if isinstance(value, list) else value
+            value = (value.float() * source.scales(key, value.shape, value.device)).to(value.dtype)
+            input_dict = {name: value}
+            self.hf_quantizer.scaled.remove(key)
+        elif source.fp8 and key in source.file_of:
+            source.read(key)  # raises ConfigError for FP8 whose scales are missing
         made = super().convert(input_dict, **kwargs)
         memory.give_back(next(self.hf_quantizer.converted))
         return made
@@ -90,10 +108,18 @@ class Quantize(Bnb4bitQuantize):
 class Quantizer(Bnb4BitHfQuantizer):
     """bitsandbytes' 4-bit quantizer, extended to experts."""
 
-    def _process_model_before_weight_loading(self, model, device_map, **kwargs):
+    def _process_model_before_weight_loading(self, model, device_map, checkpoint_files=(), **kwargs):
         self.names, self.converted = expert_names(model), itertools.count(1)
-        unfuse(model)
-        self.experts = max((len(one) for one in model.modules() if isinstance(one, Experts)), default=0)
+        self.source = Parent(Path(checkpoint_files[0]).parent)
+        self.scaled = {key for key in self.source.keys if self.source.is_scaled(key)}  # and not read yet
+        processes = self.quantization_config.processes
+        unfuse(model, processes)
+        count = max((one.num_experts for one in model.modules() if isinstance(one, Experts)), default=0)
+        self.held = expert_parallel.held(count, processes)
+        skipped = model._keys_to_ignore_on_load_unexpected  # without being read
+        skipped.add(re.escape(SCALES) + "$")
+        if others := sorted(set(range(count)) - set(self.held)):
+            skipped.add(rf"\.experts\.({'|'.join(map(str, others))})\.")
         chosen = [name for path in routers(model) for name, _ in model.get_submodule(path).named_modules(prefix=path)]
         kept = get_keys_to_not_convert(model) + chosen
         self.quantization_config.llm_int8_skip_modules = [re.escape(name) + "$" for name in kept]
@@ -106,15 +132,21 @@ class Quantizer(Bnb4BitHfQuantizer):
     def update_weight_conversions(self, weight_conversions):
         """Keep the experts of a checkpoint separate, or split them if it holds them stacked."""
         kept = [one for one in super().update_weight_conversions(weight_conversions) if not _stacks(one)]
-        gate, up, down = ([f"experts.{e}.{name}.weight" for e in range(self.experts)] for name in self.names)
-        if self.experts:
+        gate, up, down = ([f"experts.{e}.{name}.weight" for e in self.held] for name in self.names)
+        if self.held:
             both = [name for pair in zip(gate, up, strict=True) for name in pair]
-            kept += [WeightConverter(r"experts\.gate_up_proj$", both, [Split()])]
-            kept += [WeightConverter(r"experts\.down_proj$", down, [Split()])]
+            kept += [WeightConverter(r"experts\.gate_up_proj$", both, [Split(self.held)])]
+            kept += [WeightConverter(r"experts\.down_proj$", down, [Split(self.held)])]
         return kept
 
     def _process_model_after_weight_loading(self, model, **kwargs):
         model = super()._process_model_after_weight_loading(model, **kwargs)
+        skipped = re.compile("|".join(model._keys_to_ignore_on_load_unexpected))
+        if left := [key for key in self.scaled if not skipped.search(key)]:
+            raise ConfigError(
+                f"model_name_or_path: {left[0]} is in FP8, but is not held in 4 bits as one matrix. Convert the "
+                f"checkpoint once: python -m recipes.tools.merge --parent {self.source.folder} --output BF16_FOLDER"
+            )
         for name, module in model.named_modules():
             if isinstance(module, bnb.nn.Linear4bit):
                 if getattr(module.weight, "quant_state", None) is None:
@@ -126,7 +158,7 @@ class Quantizer(Bnb4BitHfQuantizer):
                     module.__class__ = Uneven
         for module in model.modules():
             if isinstance(module, Experts):
-                for name in module[0].names:
+                for name in module.first.names:
                     module.stack(name)
         return model
 
@@ -140,24 +172,29 @@ def _stacks(conversion) -> bool:
 
 
 class Nf4Config(BitsAndBytesConfig):
-    """NF4 with double quantisation and our quantizer."""
+    """NF4 with double quantisation and our quantizer, for a model whose experts `processes` share."""
 
-    def __init__(self, dtype: torch.dtype):
+    def __init__(self, dtype: torch.dtype, processes: int):
         super().__init__(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
         )
-        self.quant_method = METHOD
+        self.quant_method, self.processes = METHOD, processes
 
 
-def load(kind: type, name: str, config, dtype: torch.dtype, **settings) -> tuple[PreTrainedModel, dict]:
+def load(
+    kind: type, name: str, config, dtype: torch.dtype, processes: int = 1, **settings
+) -> tuple[PreTrainedModel, dict]:
     """`kind.from_pretrained(name)` with every linear layer in NF4 except routers and heads, and its loading info.
 
-    `config` is the trainer's. Raises ConfigError if the model cannot be trained this way.
+    `config` is the trainer's. `processes` share the experts of each layer: each loads its part. Raises ConfigError if
+    the model cannot be trained this way.
     """
     deepspeed = getattr(config, "deepspeed_plugin", None)
+    if fault := expert_parallel.fault(processes, world_size(), deepspeed is None):
+        raise ConfigError(fault)
     if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" or getattr(deepspeed, "zero_stage", 0) == 3:
         raise ConfigError(f"load_in_4bit: {qlora_proof.NOT_SHARDED}. Use DDP or ZeRO-2.")
     if getattr(config, "use_vllm", False):
@@ -169,8 +206,14 @@ def load(kind: type, name: str, config, dtype: torch.dtype, **settings) -> tuple
         raise ConfigError("router_aux_loss_coef: with load_in_4bit the router is frozen; remove the key, or write 0.")
     if hasattr(config, "router_aux_loss_coef"):
         config.router_aux_loss_coef = 0.0  # without this, the model's own value would be used
-    unfuse(skeleton(name))  # raises errors before any weights are read
-    settings |= {"quantization_config": Nf4Config(dtype), "dtype": dtype}
+    unfuse(empty := skeleton(name), processes)  # raises errors before any weights are read
+    if processes > 1 and not qlora_proof.experts(empty):
+        raise ConfigError(f"expert_parallel: {name} has no experts to share. Write expert_parallel: 1.")
+    if Parent(name).fp8:  # which is read here: transformers would hold it in FP8
+        shape, settings = AutoConfig.from_pretrained(name, return_unused_kwargs=True, **settings)
+        del shape.quantization_config
+        settings["config"] = shape
+    settings |= {"quantization_config": Nf4Config(dtype, processes), "dtype": dtype}
     model, info = kind.from_pretrained(name, output_loading_info=True, **settings)
     model.quantization_method = QuantizationMethod.BITS_AND_BYTES  # the libraries need it to move the model
     return model, info
@@ -203,6 +246,11 @@ def adapt(model: PreTrainedModel, config: LoraConfig, targets: list[str] | None)
     the word `attention` or `experts` (routed, shared, dense). None means both words. Raises ConfigError if a target
     matches nothing.
     """
+    with expert_parallel.all_experts(model):
+        return _adapt(model, config, targets)
+
+
+def _adapt(model: PreTrainedModel, config: LoraConfig, targets: list[str] | None) -> PeftModel:
     layers = [name for name, module in model.named_modules() if isinstance(module, bnb.nn.Linear4bit)]
     found = {target: [name for name in layers if _is(name, target)] for target in targets or WORDS}
     for target, names in found.items():
@@ -237,16 +285,19 @@ def _is(name: str, target: str) -> bool:
     return name == target or name.endswith(f".{target}")
 
 
-def save_adapter(model: PeftModel, folder: Path, parent: str) -> None:
+def save_adapter(
+    model: PeftModel, folder: Path, parent: str, experts: Mapping[str, torch.Tensor] = MappingProxyType({})
+) -> None:
     """Save the adapter under the published checkpoint's names, with a config that lets plain PEFT load it on the 16-bit
     base. Stacked experts, and other layers named like an expert's layer, become target parameters (peft#3711).
+    `experts`: what `expert_parallel.gather` has found.
     """
     model.save_pretrained(folder, selected_adapters=["default"])
     source, unloaded = Parent(parent), skeleton(parent)
     rename, leaves = module_names(unloaded), expert_names(unloaded)
     published = {rename(key).removesuffix(".weight"): key.removesuffix(".weight") for key in source.keys}
     tensors, modules = {}, set()
-    for key, tensor in _whole(load_file(folder / ADAPTER), leaves).items():
+    for key, tensor in _whole(load_file(folder / ADAPTER) | experts, leaves).items():
         module, pair, rest = key.removeprefix(PREFIX).partition(".lora_")
         tensors[PREFIX + published.get(module, module) + pair + rest] = tensor
         modules |= {module} if pair else set()
@@ -302,9 +353,10 @@ def _stack(tensors: dict[str, torch.Tensor], leaves: tuple[str, str, str]) -> di
 
 
 def begin(trainer) -> None:
-    """Check the model just before training."""
+    """Check the model just before training, and prepare it for experts that processes share."""
     for parameter in trainer.model.parameters():
         if parameter.requires_grad:
             # TRL casts them to bf16, where most updates at the paper's learning rates are rounded away.
             parameter.data = parameter.data.float()
     qlora_proof.check(trainer.accelerator.unwrap_model(trainer.model))
+    expert_parallel.begin(trainer)

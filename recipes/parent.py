@@ -63,12 +63,15 @@ def module_names(model: PreTrainedModel) -> Callable[[str], str]:
     return lambda key: rename_source_key(key, renamings, [], model.base_model_prefix, known)[0]
 
 
-def refuse_quantized(name: str | Path, key: str) -> None:
-    """Raises ConfigError if a checkpoint does not hold its weights in 16 or 32 bits."""
+def refuse_quantized(name: str | Path, key: str, but_fp8: bool = False) -> None:
+    """Raises ConfigError if a checkpoint does not hold its weights in 16 or 32 bits. `but_fp8`: FP8 in blocks is read,
+    too."""
     held = getattr(AutoConfig.from_pretrained(str(name)), "quantization_config", None) or {}
     held = held if isinstance(held, dict) else held.to_dict()
     method = held.get("quant_method")
     if method == "fp8" and held.get("weight_block_size"):
+        if but_fp8:
+            return
         raise ConfigError(
             f"{key}: {name} is in FP8. Convert it once, with the memory of one of its files, and start from the "
             f"result: python -m recipes.tools.merge --parent {name} --output {Path(name).name}-bf16"
@@ -133,10 +136,29 @@ class Parent:
             if tensor.is_floating_point() and tensor.itemsize == 1:
                 raise ConfigError(f"{self.folder}: {key} is in FP8, but there is no {key}{SCALES} to multiply it with.")
             return tensor
-        scales = self._open(self.file_of[key + SCALES]).get_tensor(key + SCALES).float()
+        return tensor.float() * self.scales(key, tensor.shape)
+
+    def scales(self, key: str, shape: torch.Size, device: torch.device | str = "cpu") -> torch.Tensor:
+        """What each number of an FP8 tensor of this shape is multiplied by, in float32."""
+        scales = self._open(self.file_of[key + SCALES]).get_tensor(key + SCALES).float().to(device)
         rows, columns = self.fp8["weight_block_size"]
-        scales = scales.repeat_interleave(rows, -2)[..., : tensor.shape[-2], :].repeat_interleave(columns, -1)
-        return tensor.float() * scales[..., : tensor.shape[-1]]
+        scales = scales.repeat_interleave(rows, -2)[..., : shape[-2], :].repeat_interleave(columns, -1)
+        return scales[..., : shape[-1]]
+
+    def stored(self, key: str) -> dict[str, torch.Tensor]:
+        """An FP8 tensor and its block scales as they are, by their names."""
+        return {name: self._open(self.file_of[name]).get_tensor(name) for name in (key, key + SCALES)}
+
+    def in_blocks(self, key: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+        """A matrix in FP8 and its block scales, by the names of `key`: the largest number of a block becomes FP8's."""
+        if tensor.ndim != 2:
+            raise ConfigError(f"{self.folder}: {key} is not one matrix, and cannot be written in FP8 blocks.")
+        (rows, columns), (height, width), kind = self.fp8["weight_block_size"], tensor.shape, torch.float8_e4m3fn
+        padded = torch.nn.functional.pad(tensor.float(), (0, -width % columns, 0, -height % rows))
+        blocks = padded.view(padded.shape[0] // rows, rows, -1, columns)
+        scales = blocks.abs().amax((1, 3)).clamp(min=torch.finfo(torch.float32).tiny) / torch.finfo(kind).max
+        numbers = (blocks / scales[:, None, :, None]).view(padded.shape)[:height, :width]
+        return {key: numbers.to(kind), key + SCALES: scales}
 
 
 def align(tokenizer: PreTrainedTokenizerBase, *configs: PreTrainedConfig | GenerationConfig | None) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 from data_prep import runs
 from data_prep.runs import commands, memory, publishing
 from data_prep.runs.configs import ConfigError
-from recipes import checkpoints, checks, loading, patches, qlora_proof, sharded, watch
+from recipes import checkpoints, checks, expert_parallel, loading, patches, qlora_proof, sharded, watch
 from recipes.checks.gradients import GradientCheck
 from recipes.commandline import given
 from recipes.config import StageArguments, world_size
@@ -60,10 +60,12 @@ class Resumable:
             self._local_tokens += mask.sum()
 
     def save_more(self, checkpoint: Path) -> None:
-        """Write the additional files of this trainer's checkpoint."""
+        """Write the additional files of this trainer's checkpoint. Every process calls it."""
+        expert_parallel.save(self, checkpoint)
 
     def restore_more(self, checkpoint: Path) -> None:
         """Read back what `save_more` wrote."""
+        expert_parallel.restore(self, checkpoint)
 
     def _save_checkpoint(self, model, trial):
         # Older checkpoints may be deleted only after the new one is complete, so TRL's own rotation is disabled here.
@@ -372,10 +374,11 @@ def steps_for_budget(trainer: SFTTrainer, budget: int) -> int:
 def require_disk(trainer) -> None:
     """Raises ConfigError if the disk cannot hold the checkpoints of this run (only those of the adapter with LoRA) and
     its final plain model."""
-    sizes = {True: 0, False: 0}
-    for parameter in trainer.model.parameters():
+    sizes, own = {True: 0, False: 0}, expert_parallel.owned(trainer.model)
+    for name, parameter in trainer.model.named_parameters():
         state = getattr(parameter, "quant_state", None)  # 4 bits here, 16 bits in the final model
-        sizes[parameter.requires_grad] += 2 * state.shape.numel() if state else sharded.nbytes(parameter)
+        size = 2 * state.shape.numel() if state else sharded.nbytes(parameter)
+        sizes[parameter.requires_grad] += size * (world_size() if name in own else 1)
     trained, left = sizes[True], sum(sizes.values())
     weights = trained if is_peft_model(trainer.model) else left
     has_reference = getattr(trainer, "ref_model", None) is not None or "ref" in getattr(
@@ -401,6 +404,7 @@ def save(trainer, args: StageArguments) -> None:
     model, folder = trainer.accelerator.unwrap_model(trainer.model), Path(trainer.args.output_dir)
     loading.align(model, trainer.processing_class)
     adapter = sharded.gather(model, ".default.")  # called by all processes; empty without LoRA
+    experts = expert_parallel.gather(model)
     if not is_peft_model(model):
         sharded.save(model, folder, trainer.args.should_save)
     elif trainer.args.should_save:
@@ -408,7 +412,7 @@ def save(trainer, args: StageArguments) -> None:
         if args.load_in_4bit:
             from recipes import moe_qlora
 
-            moe_qlora.save_adapter(model, folder / "adapter", args.model_name_or_path)
+            moe_qlora.save_adapter(model, folder / "adapter", args.model_name_or_path, experts)
         else:
             model.save_pretrained(folder / "adapter", selected_adapters=["default"], state_dict=adapter)
         trainer.processing_class.save_pretrained(folder / "adapter")

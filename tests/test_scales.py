@@ -19,6 +19,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "recipes/configs"
 SCALES = sorted(path.parent.name for path in CONFIGS.glob("*/r1_zero.yaml"))
+SHARED = "deepseek-v3-qlora"  # SFT alone: GRPO cannot share experts
 BIG = [scale for scale in SCALES if "use_cpu" not in runs.load_config(CONFIGS / scale / "r1_zero.yaml")]
 OVERRIDES = [(path.parents[1].name, path.relative_to(ROOT)) for path in sorted(CONFIGS.glob("*/overrides/*.yaml"))]
 OVERRIDE = Path("recipes/configs/gpu-24gb/overrides/80gb.yaml")
@@ -46,7 +47,7 @@ def test_every_yaml_is_parsed_by_its_own_stage(scale, override, here):
 
 
 @pytest.mark.parametrize(
-    "path", [p for scale in (*BIG, "smol") for p in sorted((CONFIGS / scale).rglob("*.yaml"))], ids=str
+    "path", [p for scale in (*BIG, "smol", SHARED) for p in sorted((CONFIGS / scale).rglob("*.yaml"))], ids=str
 )
 def test_every_id_has_its_page_and_every_value_its_reason(path):
     text = path.read_text(encoding="utf-8")
@@ -142,6 +143,22 @@ def test_a_first_night_takes_ten_gpu_hours_by_the_plan(here, capsys):
     assert zero["max_steps"] >= 100 and zero["prompts_per_step"] * 16 >= 128
     assert steps["rl_prompts"]["pass_rate"]["n"] == 4
     assert sum(steps["cold_start"]["r1_zero"]["prompts"].values()) >= 2000 <= steps["general"]["count"]
+
+
+def test_deepseek_v3_fits_one_node_if_its_gpus_share_the_experts(here, capsys):
+    for step in load_steps(Path(f"recipes/configs/{SHARED}")):
+        check.check(step.target, *step.files, elsewhere=True)
+        assert step.settings["output_dir"] == f"outputs/{SHARED}/{step.name}"
+    assert commands.run(plan.main, ["--scale", SHARED]) == 0
+    said = capsys.readouterr().out
+    assert said.rstrip().endswith("Everything fits.")
+    assert "8 GPUs share the experts; in a step 286 GB leave each" in said
+    two = Path("recipes/configs/moe-qlora/overrides/two_24gb.yaml")
+    assert commands.run(plan.main, ["--scale", "moe-qlora", "--override", str(two), "--gpu-memory", "24"]) == 0
+    others = runs.load_config(two)
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    fits = {row[0]: row[plan.HEADS.index("fits")] for row in rows if row and row[0] in others}
+    assert fits == {"cold_start_sft": "yes", "sft_stage_2": "yes"}
 
 
 def test_an_override_is_part_of_the_command_and_strict(here, capsys):

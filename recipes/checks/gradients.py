@@ -5,9 +5,11 @@ from functools import partial
 from typing import Any
 
 from data_prep.runs import ConfigError
+from recipes import expert_parallel
 from recipes.checks.finding import warn
 from recipes.qlora_proof import ROUTED
 
+from accelerate.utils import gather_object
 from transformers import TrainerCallback
 
 
@@ -54,6 +56,8 @@ class GradientCheck(TrainerCallback):
             return
         for hook in self.hooks:
             hook.remove()
+        if expert_parallel.owned(model):  # an expert of another process may have had the tokens
+            self.reached = set(gather_object(sorted(self.reached)))
         if not (missing := unreached(trained, self.reached)):
             return
         if self.strict:

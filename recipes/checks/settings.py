@@ -9,7 +9,7 @@ from typing import Any
 
 from data_prep import runs
 from data_prep.sampling import positions
-from recipes import qlora_proof, sharded
+from recipes import expert_parallel, qlora_proof, sharded
 from recipes.checks.finding import Finding
 
 import torch
@@ -104,6 +104,7 @@ def launched(path: Path) -> dict[str, str]:
     config = runs.load_config(path)
     deepspeed = config.get("deepspeed_config") or {}
     return {
+        "WORLD_SIZE": str(config.get("num_processes", 1)),
         "ACCELERATE_DEEPSPEED_ZERO_STAGE": str(deepspeed.get("zero_stage", 0)),
         "ACCELERATE_DEEPSPEED_MOE_LAYER_CLS_NAMES": deepspeed.get("deepspeed_moe_layer_cls_names") or "",
         "ACCELERATE_DEEPSPEED_CONFIG_FILE": deepspeed.get("deepspeed_config_file") or "",
@@ -133,6 +134,9 @@ def of_sharding(args: Any, shape: Any, environment: Mapping[str, str]) -> Iterat
             "deepspeed_moe_layer_cls_names: <class of its MoE block> in the accelerate config."
         )
     any_zero = str(zero.get("stage", environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "0"))) != "0"
+    started = int(environment.get("WORLD_SIZE", "1"))
+    if fault := expert_parallel.fault(getattr(args, "expert_parallel", 1), started, not any_zero):
+        yield Finding(fault)
     if not (any_zero or fsdp) and args.dtype == "bfloat16" and not getattr(args, "use_peft", False):
         yield Finding(
             "All weights are trained with dtype: bfloat16. At the paper's learning rates most updates are smaller than "

@@ -4,7 +4,7 @@ It merges the parent's files one by one, so it holds one file in memory at a tim
 is computed in float32 and cast once at the end, because rounding in bfloat16 can change which experts a mixture of
 experts chooses. The result gets the tokenizer beside the adapter, if there is one, and its end token. Without
 --adapter, the parent is rewritten in --dtype: a parent in FP8, such as the published DeepSeek-V3, becomes a checkpoint
-that can be trained.
+that can be trained. With --dtype float8, what is in FP8 blocks stays in FP8 blocks.
 """
 
 import hashlib
@@ -37,6 +37,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 logger = logging.getLogger(__name__)
 PROGRESS = "merge.json"
+FP8 = "float8"
 EXPERT = re.compile(r"(.*\bexperts)\.(\d+)\.(\w+)")
 # Initialisations of an adapter that do not change the parent's weights.
 PLAIN = ("none", "true", "false", "gaussian", "eva", "orthogonal", "mica")
@@ -183,6 +184,9 @@ def merge(
     added = Adapter(adapter, model) if adapter else None
     if output.resolve() == source.folder.resolve():
         raise ConfigError(f"{output} is the parent itself; name another output.")
+    if dtype == FP8 and not source.fp8:
+        raise ConfigError(f"dtype: {parent} is not in FP8, so that its blocks are not known; write bfloat16.")
+    rest = source.dtype if dtype == FP8 else dtype  # of what is not in FP8
     plan = _plan(source, added, module_names(model), model.all_tied_weights_keys)
     _begin(source, added, output, dtype)
     for name in source.files():
@@ -190,16 +194,21 @@ def merge(
             tensors = {}
             keys = [key for key in plan if source.file_of[key] == name]
             for done, key in enumerate(commands.progress(keys, f"merging {name}", unit="tensor"), 1):
-                tensors[key] = _sum(source, added, key, plan[key], dtype)
+                if dtype != FP8 or not source.is_scaled(key):
+                    tensors[key] = _sum(source, added, key, plan[key], rest)
+                elif plan[key]:
+                    tensors |= source.in_blocks(key, _sum(source, added, key, plan[key], "float32"))
+                else:
+                    tensors |= source.stored(key)
                 memory.give_back(done)
             if added and name == source.files()[-1]:
-                tensors |= added.read_whole(dtype)
+                tensors |= added.read_whole(rest)
             partial = output / f"{name}.partial"
             save_file(tensors, partial, metadata={"format": "pt"})
             del tensors  # before the next file is read
             partial.replace(output / name)
             logger.info("merged %s", output / name)
-    _finish(source, added, output, {"dtype": dtype} | settings)
+    _finish(source, added, output, {"dtype": rest} | settings, keeps_fp8=dtype == FP8)
 
 
 def _plan(
@@ -267,7 +276,7 @@ def _begin(source: Parent, added: Adapter | None, output: Path, dtype: str) -> N
         progress.write_text(digest.hexdigest(), encoding="utf-8")
 
 
-def _finish(source: Parent, added: Adapter | None, output: Path, settings: dict) -> None:
+def _finish(source: Parent, added: Adapter | None, output: Path, settings: dict, keeps_fp8: bool) -> None:
     """Write the index, if there are several files, and everything that is not a weight."""
     if source.index:
         weight_map, size = {}, 0
@@ -278,7 +287,7 @@ def _finish(source: Parent, added: Adapter | None, output: Path, settings: dict)
         index = {"metadata": {"total_size": size}, "weight_map": weight_map}
         (output / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(index, indent=2, sort_keys=True), encoding="utf-8")
     config = AutoConfig.from_pretrained(source.folder)
-    if hasattr(config, "quantization_config"):
+    if hasattr(config, "quantization_config") and not keeps_fp8:
         del config.quantization_config
     config.update(settings)
     if added and added.apart:
@@ -306,7 +315,7 @@ def main(argv: list[str]) -> None:
     parser = commands.parser("recipes.tools.merge", __doc__)
     for key, needed in (("parent", True), ("adapter", False), ("output", True)):
         parser.add_argument(f"--{key}", required=needed)
-    parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16", "float16"])
+    parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16", "float16", FP8])
     found = parser.parse_args(argv)
     for place in filter(None, (found.parent, found.adapter)):
         if runs.is_here(place) and not Path(place).is_dir():

@@ -11,8 +11,11 @@ from functools import cache
 GB = 1e9
 # GB of a GPU -> its dense bf16 operations/s: 4090, L40S, H100, H200, B200.
 PEAK = {24: 165e12, 48: 362e12, 80: 989e12, 141: 989e12, 180: 2250e12}
+# GB of a GPU -> bytes/s from it to others of its machine, as published: PCIe 4 (4090, L40S), NVLink (H100, H200, B200).
+LINK = {24: 32e9, 48: 32e9, 80: 450e9, 141: 450e9, 180: 900e9}
 TRAINING, VLLM, TRANSFORMERS = 0.35, 0.05, 0.005  # assumed shares of PEAK
 CPU, CPU_BF16 = 2e10, 3e11  # operations/s of a toy on one core, and of 135M parameters on two with AVX512-BF16
+ROWS = 5  # assumed copies of the rows that are exchanged, of one layer: two for its backward pass, three on their way
 FILL = 0.5  # assumed mean length of a text, as a share of the maximum
 NF4 = 0.516  # bytes a number: 4 bits, and a doubly quantised scale for each 64
 CONTEXT = 1.0 * GB  # CUDA, its libraries and NCCL
@@ -32,6 +35,8 @@ class Shape:
     parameters: int
     active: int  # parameters that a token uses
     experts: int  # parameters of stacked experts
+    chosen: int  # experts of a layer that a token uses
+    routed: int  # layers with experts
     linear: tuple[tuple[str, int, int, int], ...]  # name, inputs, outputs, how many, in decoder layers
     layer: int  # parameters of the largest decoder layer
     layers: int
@@ -71,7 +76,8 @@ def shape(text: str) -> Shape:
     def of(name: str, default: int | None = None):  # families have different keys
         return getattr(config, name, default)
 
-    chosen = of("num_experts_per_tok", 0) / (of("n_routed_experts") or of("num_experts") or 1)
+    chosen = of("num_experts_per_tok") or 0
+    share = chosen / (of("n_routed_experts") or of("num_experts") or 1)
     d = of("head_dim") or config.hidden_size // config.num_attention_heads
     heads, kv, latent = config.num_attention_heads * d, config.num_key_value_heads * d, of("kv_lora_rank")
     if latent:
@@ -82,8 +88,10 @@ def shape(text: str) -> Shape:
         inner = config.moe_intermediate_size * (config.num_experts_per_tok + (of("n_shared_experts") or 0))
     return Shape(
         parameters=total,
-        active=int(total - experts * (1 - chosen)),
+        active=int(total - experts * (1 - share)),
         experts=experts,
+        chosen=chosen if experts else 0,
+        routed=sum("gate_up" in path for path, weight in model.model.layers.named_parameters() if weight.ndim == 3),
         linear=tuple(found),
         layer=max(sum(p.numel() for p in layer.parameters()) for layer in model.model.layers),
         layers=config.num_hidden_layers,
@@ -115,6 +123,7 @@ class Stage:
     rank: int = 0  # of an adapter; 0: all weights are trained
     targets: tuple[str, ...] = ()  # of the adapter; empty: all
     nf4: bool = False
+    sharing: int = 1  # processes that share the experts of each layer
     checkpointing: bool = True
     sequences: int = 1  # sequences of a micro batch
     length: int = 0  # length of the longest sequence
@@ -134,9 +143,10 @@ class Stage:
 
     @property
     def frozen(self) -> float:
-        """Bytes of the weights as they are loaded."""
+        """Bytes of the weights as one process loads them."""
         linear = sum(inputs * outputs * count for _, inputs, outputs, count in self.shape.linear) if self.nf4 else 0
-        return NF4 * linear + self.dtype * (self.parameters - linear)
+        elsewhere = self.shape.experts * (1 - 1 / self.sharing)
+        return NF4 * (linear - elsewhere) + self.dtype * (self.parameters - linear)
 
     @property
     def parameters(self) -> int:
@@ -145,15 +155,31 @@ class Stage:
     @property
     def trained(self) -> int:
         """The number of trained parameters: all, or those of the adapter."""
-        if not self.rank:
-            return self.parameters
+        return self._adapted() if self.rank else self.parameters
+
+    @property
+    def trained_on_experts(self) -> int:
+        """Those of the routed experts' adapters."""
+        return self._adapted("expert") if self.rank else 0
+
+    def _adapted(self, only: str = "") -> int:
         chosen = [one for one in self.shape.linear if not self.targets or _targeted(one[0], self.targets)]
-        return sum(self.rank * (inputs + outputs) * count for _, inputs, outputs, count in chosen)
+        found = [one for one in chosen if not only or one[0] == only]
+        return sum(self.rank * (inputs + outputs) * count for _, inputs, outputs, count in found)
 
     @property
     def tokens(self) -> float:
         """Tokens of all its steps."""
         return self.batch * self.steps * self.length * FILL
+
+    @property
+    def exchanged(self) -> float:
+        """Bytes that leave one GPU in a step for experts on others, if tokens choose all experts equally often: the
+        rows of each token there and back, in the forward and the backward pass, and once more with checkpointing."""
+        row = self.shape.hidden * (2 if self.bf16 else self.dtype)
+        passes = 2 * (2 + self.checkpointing)
+        away = self.shape.chosen * self.shape.routed * (1 - 1 / self.sharing)
+        return passes * away * row * self.batch * self.length * FILL / self.processes
 
 
 def _targeted(name: str, targets: tuple[str, ...]) -> bool:
@@ -188,6 +214,7 @@ class Memory:
 def memory(stage: Stage, gpu: float) -> Memory:
     """The memory of a stage on GPUs of `gpu` bytes."""
     s, n, total, trained = stage.shape, stage.processes, stage.parameters, stage.trained
+    trained -= stage.trained_on_experts * (1 - 1 / stage.sharing)  # those of other processes
     zero, shards = stage.spread in ("zero2", "zero3"), stage.spread in ("zero3", "fsdp2")
     own = n if shards else 1
     if stage.rank:
@@ -205,18 +232,21 @@ def memory(stage: Stage, gpu: float) -> Memory:
     elif stage.spread == "zero2":
         gathered = 1 * GB  # buckets
     elif stage.spread == "ddp":
-        gathered = 4 * trained  # DDP's buckets
+        shared = stage.trained_on_experts if stage.sharing > 1 else 0
+        gathered = 4 * (stage.trained - shared)  # DDP's buckets, without experts that processes share
     if not stage.rank and not zero and compute < stage.dtype and not shards:
         gathered += compute * total  # the casts that autocast keeps for a forward pass
     made = 0.0  # the 16-bit weights of one of a layer's three stacks of experts, during its matmul
     if stage.nf4:
         stacks = [inputs * outputs * count for name, inputs, outputs, count in s.linear if name == "expert"]
-        made = compute * min(stacks, default=0)
+        made = compute * min(stacks, default=0) / stage.sharing
     tokens = stage.sequences * stage.length
     stream = 2 if zero or (shards and stage.bf16) else stage.dtype  # both compute with a copy in bfloat16
     a_layer = _a_layer(s, stream, compute) * tokens
     activations = (stream * s.hidden * tokens * s.layers + a_layer) if stage.checkpointing else a_layer * s.layers
     activations += made
+    if stage.sharing > 1:
+        activations += ROWS * s.chosen * s.hidden * compute * tokens
     logits = 0.0
     if not stage.scalar_head:
         tile = min(tokens, TILE[0]) * min(s.vocabulary, TILE[1])
@@ -300,7 +330,12 @@ def gpu_hours(stage: Stage, gpu: float) -> float:
     if stage.rl:
         share = VLLM if stage.generation != "transformers" else TRANSFORMERS / (5 if stage.nf4 else 1)
         seconds += forward / (cpu or _peak(gpu) * share)
-    return seconds / 3600
+    return (seconds + stage.processes * stage.steps * exchange_seconds(stage, gpu)) / 3600
+
+
+def exchange_seconds(stage: Stage, gpu: float) -> float:
+    """Seconds in which the rows of a step travel between GPUs at the published rate, while nothing else is done."""
+    return 0.0 if stage.cpu else stage.exchanged / _of(LINK, gpu)
 
 
 def sampling_hours(shape: Shape, samples: int, longest: int, gpu: float, cpu: bool) -> float:
@@ -315,5 +350,10 @@ def _forward(shape: Shape, length: float) -> float:
 
 
 def _peak(gpu: float) -> float:
-    """Operations per second of the largest known GPU with at most this many bytes."""
-    return PEAK[max((size for size in PEAK if size * GB <= gpu), default=min(PEAK))]
+    """Operations per second of a GPU."""
+    return _of(PEAK, gpu)
+
+
+def _of(table: dict[int, float], gpu: float) -> float:
+    """What a table says of the largest known GPU with at most this many bytes."""
+    return table[max((size for size in table if size * GB <= gpu), default=min(table))]

@@ -25,7 +25,8 @@ from recipes.tools.steps import Step, load_steps, scale_folder
 import yaml
 
 MODELS = Path(__file__).with_name("models.yaml")
-MEMORY = {"gpu-24gb": 24, "node-8x80gb": 80, "moe-qlora": 80, "deepseek-v3": 141}  # GB of one GPU; or --gpu-memory
+# GB of one GPU; or --gpu-memory
+MEMORY = {"gpu-24gb": 24, "node-8x80gb": 80, "moe-qlora": 80, "deepseek-v3": 141, "deepseek-v3-qlora": 80}
 HEADS = ("stage", "parameters", "trained", *(field.name for field in fields(Memory)), "peak", "host", "fits", "tokens")
 HEADS += ("steps", "disk")
 
@@ -65,6 +66,7 @@ def _stage(step: Step, made: dict[str, Step], gpus: int | None) -> Stage:
         rank=args.lora_r if lora else 0,
         targets=tuple(getattr(args, "lora_target_modules", None) or ()),
         nf4=getattr(args, "load_in_4bit", False),
+        sharing=getattr(args, "expert_parallel", 1),
         checkpointing=config.gradient_checkpointing,
         sequences=config.per_device_train_batch_size,
         steps=max(0, config.max_steps),
@@ -179,7 +181,9 @@ def change(stage: Stage, gpu: float) -> str:
             if share < stage.vllm_share and enough:
                 tries.append((f"vllm_gpu_memory_utilization: {share}", replace(small, vllm_share=share)))
         tries.append(("generation: vllm_server", replace(small, generation="vllm_server", vllm_share=0)))
-    if stage.processes > 1 and stage.spread in ("ddp", "zero2"):
+    if stage.nf4 and stage.spread == "ddp" and stage.shape.experts and not stage.rl:
+        tries.append((f"expert_parallel: {stage.processes}", replace(small, sharing=stage.processes)))
+    if stage.processes > 1 and stage.spread in ("ddp", "zero2") and not stage.nf4:
         tries.append(("accelerate_config: accelerate_configs/fsdp2.yaml", replace(small, spread="fsdp2")))
     if not stage.rank:
         tries.append(("use_peft: true, dtype: bfloat16", replace(small, rank=32, dtype=2)))
@@ -243,6 +247,12 @@ def report(steps: list[Step], gpus: int | None, gpu: float, machine: float | Non
         f"vLLM at {needs.VLLM:.0%}, sampling with transformers at {needs.TRANSFORMERS:.1%}, in 4 bits at a fifth of "
         "that; SFT has the rows that its YAMLs ask for."
     )
+    for one in planned:
+        if one.sharing > 1:
+            yield (
+                f"{one.name}: {one.sharing} GPUs share the experts; in a step {one.exchanged / GB:,.0f} GB leave each "
+                f"for the others, which takes {needs.exchange_seconds(one, gpu):.1f} s at the link's published rate."
+            )
     yield from [line for one in planned for line in _advice(one, gpu, machine)] or ["Everything fits."]
 
 

@@ -123,9 +123,10 @@ def test_nothing_else_may_be_said_otherwise():
 
 
 def test_every_shipped_config_is_run():
-    """On two processes, save those for one: single_gpu in what these are compared with, cpu in the other tests."""
+    """On two processes, save those for one: single_gpu in what these are compared with, cpu in the other tests. With
+    two, ddp is ddp_2."""
     shipped = {path.stem for path in (REPOSITORY / "accelerate_configs").glob("*.yaml")}
-    assert shipped == set(cells.CONFIGS) | {"cpu", "single_gpu"}
+    assert shipped == set(cells.CONFIGS) | {"cpu", "single_gpu", "ddp_2"}
 
 
 def test_versions_are_the_pins():

@@ -1,8 +1,10 @@
 """Tiny mixtures of experts of several families, written by plain transformers."""
 
+import json
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, set_seed
 
 SIZES = {
@@ -58,3 +60,27 @@ def write(folder: Path, family: str, vocab: int = 320, dtype: str = "float32", s
             torch.nn.init.normal_(parameter, std=0.15)
     model.to(getattr(torch, dtype)).save_pretrained(folder, save_original_format=not stacked)
     return folder
+
+
+def to_fp8(parent: Path) -> dict[str, torch.Tensor]:
+    """Rewrite a checkpoint in FP8 as DeepSeek publishes it, in blocks of 32 x 32 with a scale each, and edges that fill
+    none; the scales lie in another file. Returns its tensors in bfloat16."""
+    small, scales, wanted = {}, {}, {}
+    for key, tensor in load_file(parent / "model.safetensors").items():
+        small[key] = wanted[key] = tensor
+        if "_proj" in key:
+            rows, columns = (-(-size // 32) for size in tensor.shape)
+            scale = torch.rand(rows, columns) + 0.5
+            spread = scale.repeat_interleave(32, 0)[: tensor.shape[0]].repeat_interleave(32, 1)[:, : tensor.shape[1]]
+            small[key], scales[f"{key}_scale_inv"] = tensor.to(torch.float8_e4m3fn), scale
+            wanted[key] = (small[key].float() * spread).bfloat16()
+    (parent / "model.safetensors").unlink()
+    for name, content in (("model-00001-of-00002.safetensors", small), ("model-00002-of-00002.safetensors", scales)):
+        save_file(content, parent / name, metadata={"format": "pt"})
+    weight_map = dict.fromkeys(small, "model-00001-of-00002.safetensors")
+    weight_map |= dict.fromkeys(scales, "model-00002-of-00002.safetensors")
+    (parent / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    config = json.loads((parent / "config.json").read_text())
+    held = {"quant_method": "fp8", "weight_block_size": [32, 32], "fmt": "e4m3", "activation_scheme": "dynamic"}
+    (parent / "config.json").write_text(json.dumps(config | {"quantization_config": held}))
+    return wanted

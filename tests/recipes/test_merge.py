@@ -8,7 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from data_prep.runs import ConfigError
-from recipes.parent import KEPT, align, refuse_quantized
+from recipes.parent import KEPT, Parent, align, refuse_quantized
 from recipes.tools import merge as module
 from recipes.tools.merge import merge
 
@@ -217,33 +217,36 @@ def test_files_of_any_name_are_written_anew_by_another_merge(tmp_path):
 
 @pytest.mark.slow
 def test_fp8_as_deepseek_publishes_it_becomes_16_bits_by_the_command(tmp_path):
-    """Blocks of 32 x 32 with a scale each, and edges that fill none; the scales lie in another file."""
     parent = moe.write(tmp_path / "base", "deepseek_v3", dtype="bfloat16", intermediate_size=112)
-    small, scales, wanted = {}, {}, {}
-    for key, tensor in load_file(parent / "model.safetensors").items():
-        if key.endswith("e_score_correction_bias"):
-            tensor = torch.rand(8)  # published in float32, among FP8 and bfloat16
-        small[key] = wanted[key] = tensor
-        if "_proj" in key:
-            rows, columns = (-(-size // 32) for size in tensor.shape)
-            scale = torch.rand(rows, columns) + 0.5
-            spread = scale.repeat_interleave(32, 0)[: tensor.shape[0]].repeat_interleave(32, 1)[:, : tensor.shape[1]]
-            small[key], scales[f"{key}_scale_inv"] = tensor.to(torch.float8_e4m3fn), scale
-            wanted[key] = (small[key].float() * spread).bfloat16()
-    (parent / "model.safetensors").unlink()
-    for name, content in (("model-00001-of-00002.safetensors", small), ("model-00002-of-00002.safetensors", scales)):
-        save_file(content, parent / name, metadata={"format": "pt"})
-    weight_map = dict.fromkeys(small, "model-00001-of-00002.safetensors")
-    weight_map |= dict.fromkeys(scales, "model-00002-of-00002.safetensors")
-    (parent / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-    config = json.loads((parent / "config.json").read_text())
-    held = {"quant_method": "fp8", "weight_block_size": [32, 32], "fmt": "e4m3", "activation_scheme": "dynamic"}
-    (parent / "config.json").write_text(json.dumps(config | {"quantization_config": held}))
+    held = load_file(parent / "model.safetensors")
+    key = next(key for key in held if key.endswith("e_score_correction_bias"))
+    held[key] = torch.rand(8)  # published in float32, among FP8 and bfloat16
+    save_file(held, parent / "model.safetensors", metadata={"format": "pt"})
+    wanted = moe.to_fp8(parent)
     command = [sys.executable, "-m", "recipes.tools.merge", "--parent", parent, "--output", tmp_path / "bf16"]
     subprocess.run(command, check=True, capture_output=True, cwd=Path(module.__file__).parents[2])
     assert tensors(tmp_path / "bf16").keys() == wanted.keys()
     assert all(tensor.equal(wanted[key]) for key, tensor in tensors(tmp_path / "bf16").items())
     assert logits(tmp_path / "bf16").isfinite().all()
+
+
+def test_a_merge_into_fp8_stays_in_its_blocks(tmp_path):
+    """What the adapter changes is that of a merge into float32, rounded to three bits. What it does not keeps its
+    bytes."""
+    parent = moe.write(tmp_path / "base", "deepseek_v3", dtype="bfloat16", intermediate_size=112)
+    added = adapter(parent, tmp_path / "adapter", ["o_proj"])
+    moe.to_fp8(parent)
+    merge(parent, added, tmp_path / "fp8", dtype="float8")
+    merge(parent, added, tmp_path / "float32", dtype="float32")
+    before, after, exact = (tensors(folder) for folder in (parent, tmp_path / "fp8", tmp_path / "float32"))
+    assert after.keys() == before.keys()
+    changed = {key for key in before if not before[key].view(torch.uint8).equal(after[key].view(torch.uint8))}
+    keys = [f"model.layers.{layer}.self_attn.o_proj.weight" for layer in range(2)]
+    assert changed == {*keys, *(f"{key}_scale_inv" for key in keys)}
+    for key in keys:
+        assert torch.allclose(Parent(tmp_path / "fp8").read(key), exact[key], rtol=1 / 16, atol=1e-3)
+    with pytest.raises(ConfigError, match="is not in FP8, so that its blocks are not known"):
+        merge(tmp_path / "float32", added, tmp_path / "no", dtype="float8")
 
 
 def test_what_does_not_fit_is_refused(tmp_path):

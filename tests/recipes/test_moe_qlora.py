@@ -85,6 +85,13 @@ def test_stacked_and_published_checkpoints_are_the_same_model(family, tmp_path):
     assert logits(qlora(apart)).equal(logits(qlora(stacked)))
 
 
+def test_a_checkpoint_in_fp8_is_what_its_conversion_is(tmp_path):
+    parent = moe.write(tmp_path / "base", "deepseek_v3", dtype="bfloat16", intermediate_size=112)
+    moe.to_fp8(parent)
+    merge(parent, None, tmp_path / "converted", dtype="float32")
+    assert logits(qlora(parent)).equal(logits(qlora(tmp_path / "converted")))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stacked", [False, True])
 @pytest.mark.parametrize("family", moe.FAMILIES)
@@ -264,19 +271,25 @@ def test_a_crash_changes_nothing(script, run_stage, monkeypatch):
     assert all(one[name].equal(other[name]) for name in one)
 
 
-@pytest.mark.slow
-def test_reward_models_become_plain_scorers(run_stage):
+GOOD, BAD = "<think>no</think>\nThe answer is 4 + 4.", "<think>no</think>\nThe answer is."
+
+
+def preferences() -> dict:
+    """The settings of reward models on rows that are written here."""
     folder = Path("outputs/t/preferences")
     asked = [{"prompt": f"helpful {number % 7}"} for number in range(20)]
-    good, bad = "<think>no</think>\nThe answer is 4 + 4.", "<think>no</think>\nThe answer is."
-    write_parquet(folder / "helpfulness.parquet", [row | {"chosen": good, "rejected": bad} for row in asked])
-    labelled = [{"response": (bad, good)[number % 2], "label": number % 2} for number in range(20)]
+    write_parquet(folder / "helpfulness.parquet", [row | {"chosen": GOOD, "rejected": BAD} for row in asked])
+    labelled = [{"response": (BAD, GOOD)[number % 2], "label": number % 2} for number in range(20)]
     write_parquet(folder / "harmlessness.parquet", [a | b for a, b in zip(asked, labelled, strict=True)])
     runs.finish(folder)
+    settings = {f"{kind}_dataset": str(folder / f"{kind}.parquet") for kind in ("helpfulness", "harmlessness")}
+    return CPU | QLORA | settings | {"learning_rate": 1e-2, "held_out": 0.1, "max_length": 128, "dtype": "float32"}
+
+
+@pytest.mark.slow
+def test_reward_models_become_plain_scorers(run_stage):
     settings = {"model_name_or_path": base("qwen3_moe"), "batch_size": 6, "per_device_train_batch_size": 6}
-    settings |= {f"{kind}_dataset": str(folder / f"{kind}.parquet") for kind in ("helpfulness", "harmlessness")}
-    settings |= {"learning_rate": 1e-2, "num_train_epochs": 4, "held_out": 0.1, "max_length": 128, "dtype": "float32"}
-    scorers = run_stage("reward_models", CPU | QLORA | settings, name="reward_models")
+    scorers = run_stage("reward_models", preferences() | settings | {"num_train_epochs": 4}, name="reward_models")
     assert record_of(scorers)["helpfulness_accuracy"] == 1.0
     for kind in ("helpfulness", "harmlessness"):
         plain = AutoModelForSequenceClassification.from_pretrained(scorers / kind)
@@ -284,7 +297,7 @@ def test_reward_models_become_plain_scorers(run_stage):
         head = load_file(scorers / kind / "adapter/adapter_model.safetensors")["base_model.model.score.weight"]
         assert plain.score.weight.equal(head)
     score = rewards.HelpfulnessReward(str(scorers / "helpfulness"))
-    better, worse = score([good, bad], prompts=[[{"role": "user", "content": "helpful 1"}]] * 2, kind=["helpful"] * 2)
+    better, worse = score([GOOD, BAD], prompts=[[{"role": "user", "content": "helpful 1"}]] * 2, kind=["helpful"] * 2)
     assert better > worse
 
 
@@ -434,13 +447,17 @@ def test_experts_of_another_form_are_refused(refuses):
 
 
 @pytest.mark.parametrize(
-    ("method", "said"), [("fp8", "python -m recipes.tools.merge --parent"), ("awq", "quantised already (awq)")]
+    ("method", "kind", "said"),
+    [
+        ("fp8", {"use_peft": True}, "python -m recipes.tools.merge --parent"),
+        ("awq", QLORA, "quantised already (awq)"),
+    ],
 )
-def test_a_parent_that_is_not_in_16_bits_is_refused(method, said, refuses):
+def test_a_parent_that_is_not_in_16_bits_is_refused(method, kind, said, refuses):
     config = Path(base("qwen3_moe")) / "config.json"
     held = {"quant_method": method, "weight_block_size": [128, 128]}
     config.write_text(json.dumps(json.loads(config.read_text()) | {"quantization_config": held}), encoding="utf-8")
-    assert said in refuses("r1_zero", GRPO | QLORA | {"model_name_or_path": str(config.parent)})
+    assert said in refuses("r1_zero", GRPO | kind | {"model_name_or_path": str(config.parent)})
 
 
 @pytest.mark.parametrize("way", ["fsdp", "zero3"])
@@ -477,7 +494,7 @@ def test_a_config_within_the_config_tells_of_experts_too():
 
 
 def test_a_mixture_whose_experts_were_not_found_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(moe_qlora, "unfuse", lambda model: None)
+    monkeypatch.setattr(moe_qlora, "unfuse", lambda *_: None)
     with pytest.raises(ConfigError, match=r"its num_\w*experts.* is a mixture of experts, but none of them is in NF4"):
         qlora_proof.check(qlora(moe.write(tmp_path / "base", "qwen3_moe"), ["attention"]))
 

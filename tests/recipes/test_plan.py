@@ -45,6 +45,23 @@ def test_the_table_of_the_page_on_qlora_is_the_plans():
     assert 16 * replace(moe, targets=("attention",)).trained / GB == pytest.approx(0.4, abs=0.05)
 
 
+def test_what_experts_take_is_shared_by_the_gpus():
+    """By hand, DeepSeek-V3: 58 layers of 256 experts of 3 x 7168 x 2048 numbers, and 27,648 of an adapter a rank."""
+    whole = stage(shape=shape("deepseek-ai/DeepSeek-V3-Base"), nf4=True, rank=8, dtype=2, processes=8, spread="ddp")
+    shared = replace(whole, sharing=8, batch=32)
+    experts = 58 * 256 * 3 * 7168 * 2048
+    assert whole.frozen - shared.frozen == pytest.approx(needs.NF4 * experts * 7 / 8)
+    assert whole.trained == shared.trained and shared.trained_on_experts == 58 * 256 * 8 * 27648
+    one, eighth = (needs.memory(found, 80 * GB) for found in (whole, shared))
+    assert one.optimiser - eighth.optimiser == pytest.approx(8 * shared.trained_on_experts * 7 / 8)
+    assert eighth.gathered == 4 * (shared.trained - shared.trained_on_experts)
+    row, tokens = 2 * 7168, 32 * 1024 * needs.FILL / 8
+    assert shared.exchanged == pytest.approx(6 * 58 * 8 * 7 / 8 * row * tokens)  # there and back, three times
+    assert whole.exchanged == 0 and needs.exchange_seconds(shared, 80 * GB) == pytest.approx(shared.exchanged / 450e9)
+    two = replace(whole, shape=shape("Qwen/Qwen3-30B-A3B-Base"), processes=2, length=4096)
+    assert plan.change(two, 24 * GB) == "expert_parallel: 2"
+
+
 def test_what_is_spread_shrinks_with_the_processes_and_the_rest_does_not():
     alone, numbers = needs.memory(stage(), 80 * GB), shape("Qwen/Qwen2.5-7B").parameters
     assert (alone.weights, alone.gradients, alone.optimiser) == (4 * numbers, 4 * numbers, 8 * numbers)
