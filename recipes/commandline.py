@@ -30,6 +30,7 @@ import yaml
 # These arguments allow reading the YAML of a GPU on a machine without one.
 WITHOUT_GPU = ("--use_cpu", "true", "--bf16", "false")
 FLAGS, FILES = ("debug", "redo"), ("config", "override")  # options of a command that are not settings
+SHORT, DECIMAL = re.compile(r"-(?!inf|nan)[A-Za-z_]", re.I), re.compile(r"[+-]?\d+")
 TRUTHS = dict.fromkeys(("yes", "y", "true", "t", "1"), True) | dict.fromkeys(("no", "n", "false", "f", "0"), False)
 ENGINE_SEQUENCES = 4096  # TRL's `max_num_batched_tokens` of a colocated engine, which limits vLLM's sequences
 NO_SPACE = r"No space left|os error 28|file write failed"
@@ -50,13 +51,18 @@ def _split(argv: list[str]) -> tuple[dict[str, Path], dict[str, list[str]]]:
     for word in argv:
         if word.startswith("--"):
             key, has_value, value = word[2:].partition("=")
-            words[key := key.replace("-", "_")] = [value] if has_value else []
+            words.pop(key := key.replace("-", "_"), None)  # of a repeated key the last one counts
+            words[key] = [value] if has_value else []
+        elif SHORT.match(word):
+            raise ConfigError(f"command line: unrecognized arguments: {word}")
         else:
             words[next(reversed(words))].append(word)
     strange = [word for key in ("", *FLAGS) for word in words.pop(key, [])]
     files = {}
     for key in [key for key in FILES if key in words]:
         path, *more = words.pop(key) or [""]
+        if not path:
+            raise ConfigError(f"command line: --{key} names no file")
         strange += more
         files[key] = Path(path)
     if strange:
@@ -77,9 +83,9 @@ def given(argv: list[str]) -> tuple[str, dict]:
 
 
 def _read(word: str) -> Any:
-    """A word of the command line, parsed as YAML if possible."""
+    """A word of the command line, parsed as YAML if possible. A whole number is decimal, also with leading zeros."""
     try:
-        return yaml.safe_load(word)
+        return int(word) if DECIMAL.fullmatch(word) else yaml.safe_load(word)
     except yaml.YAMLError:
         return word
 
@@ -92,12 +98,15 @@ def _value(words: list[str], hint: object, where: str) -> Any:
         return [_value([word], item, where) for word in words]
     if len(words) != 1:
         raise ConfigError(f"{where} has {len(words)} values; write one")
+    word = words[0]
+    if bool in options and word.lower() in TRUTHS:
+        return TRUTHS[word.lower()]
     if str in options:
-        return words[0]
-    if type(None) in options and words[0].lower() in ("none", "null"):
+        return word
+    if type(None) in options and word.lower() in ("none", "null"):
         return None
-    is_short = bool in options and words[0].lower() in TRUTHS
-    return typed(TRUTHS[words[0].lower()] if is_short else _read(words[0]), hint, where)
+    read = _read(word)
+    return typed(word if read is None else read, hint, where)  # nothing, as in `--seed=`, is no value
 
 
 def _options(hint: object) -> tuple:

@@ -7,7 +7,8 @@ without their capacity). An expert's adapter is trained by the one process that 
 
 import contextlib
 from collections.abc import Iterable, Iterator
-from functools import cache, partial
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 from data_prep.runs import ConfigError
@@ -47,28 +48,21 @@ def held(count: int, processes: int) -> range:
 # The exchange of rows
 
 
-@cache
-def _group() -> distributed.ProcessGroup:
-    """The processes, with a queue of messages of their own: DDP sends gradients while the exchanges of a backward pass
-    are under way, and the two need not come in the same order on all processes."""
-    return distributed.new_group()
-
-
 class _Swap(torch.autograd.Function):
     """Sends `sent[p]` rows to each process p, and returns the `came[p]` rows that each process has sent here. The
     gradient travels back the same way."""
 
     @staticmethod
-    def forward(ctx, x: torch.Tensor, sent: list[int], came: list[int]) -> torch.Tensor:
-        ctx.sizes = sent, came
+    def forward(ctx, x: torch.Tensor, sent: list[int], came: list[int], group) -> torch.Tensor:
+        ctx.sizes, ctx.group = (sent, came), group
         made = x.new_empty(sum(came), *x.shape[1:])
-        distributed.all_to_all_single(made, x.contiguous(), came, sent, group=_group())
+        distributed.all_to_all_single(made, x.contiguous(), came, sent, group=group)
         return made
 
     @staticmethod
-    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         sent, came = ctx.sizes
-        return _Swap.apply(gradient, came, sent), None, None
+        return _Swap.apply(gradient, came, sent, ctx.group), None, None, None
 
 
 class Exchange:
@@ -78,10 +72,10 @@ class Exchange:
     that it gets for each of its own.
     """
 
-    def __init__(self, rows: torch.Tensor, processes: int):
-        sent = rows.view(processes, -1)
+    def __init__(self, rows: torch.Tensor, processes: int, group: distributed.ProcessGroup | None):
+        sent, self.group = rows.view(processes, -1), group
         came = torch.empty_like(sent)
-        distributed.all_to_all_single(came, sent.contiguous(), group=_group())
+        distributed.all_to_all_single(came, sent.contiguous(), group=group)
         self.sent, self.came = torch.stack([sent.sum(1), came.sum(1)]).tolist()
         self.here = came.sum(0)
         experts = torch.arange(sent.shape[1], device=rows.device).repeat(processes)
@@ -89,11 +83,11 @@ class Exchange:
 
     def there(self, x: torch.Tensor) -> torch.Tensor:
         """This process's rows in expert order -> those of all processes for the experts held here, in expert order."""
-        return _Swap.apply(x, self.sent, self.came)[self.order]
+        return _Swap.apply(x, self.sent, self.came, self.group)[self.order]
 
     def back(self, y: torch.Tensor) -> torch.Tensor:
         """The reverse of `there`."""
-        return _Swap.apply(y[self.order.argsort()], self.came, self.sent)
+        return _Swap.apply(y[self.order.argsort()], self.came, self.sent, self.group)
 
 
 # The adapter
@@ -149,6 +143,11 @@ def begin(trainer) -> None:
         )
     if trainer.args.fp16:
         raise ConfigError("fp16: with expert_parallel, gradients are not scaled. Write bf16: true.")
+    # The exchanges have a queue of messages of their own: DDP sends gradients while those of a backward pass are under
+    # way, and the two need not come in the same order on all processes.
+    group = distributed.new_group(timeout=timedelta(seconds=trainer.args.ddp_timeout))
+    for module in qlora_proof.experts(model).values():
+        module.group = group
     model._ddp_params_and_buffers_to_ignore = list(own)
     if trained := set(_trained(model).values()):
         trainer.accelerator.clip_grad_norm_ = partial(_clip, trained)

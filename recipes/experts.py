@@ -36,7 +36,7 @@ class Experts(nn.ModuleList):
         super().__init__()
         for number, expert in experts.items():
             self.add_module(str(number), expert)
-        self.num_experts, self.processes = count, processes
+        self.num_experts, self.processes, self.group = count, processes, None  # the default group
         self.routed = torch.zeros(count, dtype=torch.long, device="cpu")
         self.stacks: dict[str, Stack] = {}
         self.pairs: dict[tuple[str, str, str], list[nn.Parameter]] = {}
@@ -53,7 +53,8 @@ class Experts(nn.ModuleList):
         if self.processes == 1:
             y = self.together(x, rows)
         else:  # rows travel in the dtype in which they are multiplied
-            exchange, dtype = expert_parallel.Exchange(rows, self.processes), self.stack(self.first.names[0]).dtype
+            exchange = expert_parallel.Exchange(rows, self.processes, self.group)
+            dtype = self.stack(self.first.names[0]).dtype
             y = self.together(exchange.there(x.to(dtype)).to(x.dtype), exchange.here)
             y = exchange.back(y.to(dtype)).to(x.dtype)
         done = (y * weights.flatten()[order, None]).to(hidden.dtype)

@@ -205,7 +205,7 @@ class JudgeReward:
         text, reason, asked = judge_prompt(*item), "", 0.0
         for attempt in range(self.retries + 1):
             if attempt:
-                await asyncio.sleep(retry.wait_s(attempt, 0.5, asked))
+                await asyncio.sleep(retry.wait_s(attempt, 0.5, min(asked, retry.LONGEST_S)))
             request = {
                 "model": self.model,
                 "messages": [{"role": "user", "content": text}],

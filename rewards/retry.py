@@ -5,6 +5,7 @@ import random
 from collections.abc import Mapping
 
 PASSING = (408, 409, 425, 429)
+LONGEST_S = 60.0  # that a reward waits because a server asks for it: all processes of a training step wait with it
 
 
 def is_passing(status: int) -> bool:

@@ -219,7 +219,7 @@ class PistonSandbox:
         reason, asked = "", 0.0
         for attempt in range(self.retries + 1):
             if attempt:
-                time.sleep(retry.wait_s(attempt, 1.0, asked))
+                time.sleep(retry.wait_s(attempt, 1.0, min(asked, retry.LONGEST_S)))
             try:
                 reply = httpx.post(f"{self.url.rstrip('/')}/api/v2/execute", json=request, timeout=self.seconds + 30)
                 asked = retry.asked_s(reply.headers)

@@ -4,6 +4,7 @@ Stages, data jobs and evaluations read their settings through here. `recipes.com
 line says. Nothing here imports torch, TRL or `datasets`.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import math
@@ -135,10 +136,9 @@ def typed(value: Any, hint: Any, where: str) -> Any:
     elif origin is dict and isinstance(value, Mapping):
         return {key: typed(part, arguments[1], f"{where}.{key}") for key, part in value.items()}
     elif hint is float and isinstance(value, int | float | str) and not isinstance(value, bool):
-        try:
-            return float(value)
-        except ValueError:
-            pass
+        with contextlib.suppress(ValueError, OverflowError):
+            if math.isfinite(number := float(value)):
+                return number
     elif hint is Path and isinstance(value, str):
         return Path(value)
     elif hint is types.NoneType and value is None:

@@ -1,5 +1,6 @@
 """Checks of the rows of a stage."""
 
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import rewards
 from data_prep.prompts import R1_ZERO_PREFIX
 from data_prep.rows import Row
+from data_prep.sampling import positions
 from recipes.checks.finding import CHECKED, MAX_UNPARSEABLE, Finding, logger, spread
 from recipes.checks.reward_functions import is_ours
 from rewards import gym
@@ -144,6 +146,13 @@ def of_trained(trainer: Any, args: Any) -> Iterator[Finding]:
         return
     data, tokenizer = trainer.train_dataset, trainer.processing_class
     rows, columns = spread(data, CHECKED), data.column_names
+    tokens = max(max(row.get("seq_lengths") or [len(row.get("input_ids", ()))]) for row in rows)  # for a packed row
+    if tokens > (room := positions(trainer.model.config) or math.inf):
+        yield Finding(
+            f"Rows of up to {tokens} tokens are too long for a model of {room} positions, which has never seen a token "
+            f"beyond them. Write max_length: {room}, or max_position_embeddings: {tokens} for a model that is to learn "
+            "them."
+        )
     if isinstance(trainer, trl.SFTTrainer):
         text = trainer.args.packing and trainer.args.packing_strategy == "wrapped"  # plain text, no conversations
         ended = [tokenizer.eos_token_id in row["labels"] for row in rows]

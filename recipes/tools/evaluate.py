@@ -352,11 +352,13 @@ def main(argv: list[str]) -> int:
 
     def measure() -> dict[str, Any]:
         runs.write_json(output_dir / "results.json", evaluate(checkpoint, settings, output_dir, sets))
-        shutil.rmtree(output_dir / "samples")  # generations.parquet has them
         log.info("measured %s, see %s", arguments.checkpoint, output_dir)
         return {"config": config, "parent": config["path"], "seed": settings.seed}
 
-    return runs.carry_out(output_dir, identity, hub, arguments.redo, measure)
+    status = runs.carry_out(output_dir, identity, hub, arguments.redo, measure)
+    if (samples := output_dir / "samples").exists():
+        shutil.rmtree(samples)  # generations.parquet has them
+    return status
 
 
 if __name__ == "__main__":

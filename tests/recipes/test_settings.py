@@ -7,7 +7,18 @@ from typing import get_type_hints
 
 import recipes
 from data_prep.runs import ConfigError
-from recipes import all_scenarios_rl, base, config, distill, r1_zero, reasoning_rl, reward_models, trl_configs, trl_keys
+from recipes import (
+    all_scenarios_rl,
+    base,
+    commandline,
+    config,
+    distill,
+    r1_zero,
+    reasoning_rl,
+    reward_models,
+    trl_configs,
+    trl_keys,
+)
 from recipes.commandline import given, parse
 from recipes.config import GRPOConfig, PolicyArguments, RewardConfig, SFTConfig
 
@@ -95,6 +106,31 @@ def test_the_command_line_wins(tmp_path):
     _, settings = parse(*CLASSES["r1_zero"], argv=[*write(tmp_path, GRPO | {"seed": 1}), "--seed", "3"])
     assert settings.seed == 3
     assert settings.gradient_accumulation_steps == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "read"),
+    [
+        ("--packing false --lora_target_modules q --packing false", {"packing": False, "lora_target_modules": ["q"]}),
+        ("--seed 3 --max_steps 4 --seed 5", {"seed": 5, "max_steps": 4}),
+        ("--no_include_num_input_tokens_seen", {"include_num_input_tokens_seen": False}),  # true, false or text
+        ("--seed 010 --max_length none --max_steps -1", {"seed": 10, "max_length": None, "max_steps": -1}),
+        ("--max_length=", "`max_length` is ''; write a value of type int"),
+        ("--learning_rate nan", "`learning_rate` is 'nan'; write a value of type float"),
+        ("--lora_target_modules q -seed 3", "unrecognized arguments: -seed"),
+        ("--config", "--config names no file"),
+    ],
+)
+def test_words_of_a_command_line(words, read):
+    def settings():
+        args, settings, _ = commandline.read(PolicyArguments, SFTConfig, words.split())
+        return vars(args) | settings
+
+    if isinstance(read, dict):
+        assert settings().items() >= read.items()
+    else:
+        with pytest.raises(ConfigError, match=f"command line: {read}"):
+            settings()
 
 
 def test_the_number_of_processes_shares_a_batch(monkeypatch):
