@@ -125,6 +125,8 @@ class RLArguments(PolicyArguments):
         metadata={"help": "Rollouts in a row without one right answer that end the run; 0: never."},
     )
 
+    expert_parallel: Positive = field(default=1, metadata={"help": argparse.SUPPRESS})
+
     def __post_init__(self):
         if self.expert_parallel != 1:
             raise ConfigError(

@@ -193,7 +193,7 @@ def test_a_killed_merge_of_something_else_is_begun_anew(sharded, tmp_path, monke
     parent, folder = sharded
     merge(parent, folder, tmp_path / "straight", dtype="float32")
 
-    def stop(*args):
+    def stop(*_, **__):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
