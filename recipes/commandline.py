@@ -72,14 +72,26 @@ def _split(argv: list[str]) -> tuple[dict[str, Path], dict[str, list[str]]]:
 
 def given(argv: list[str]) -> tuple[str, dict]:
     """(the file of --config, or "command line"; the settings in that file and on the command line)."""
+    where, config, words = _sources(argv)
+    return where, config | _said(words)
+
+
+def _sources(argv: list[str]) -> tuple[str, dict[str, Any], dict[str, list[str]]]:
+    """(the file of --config, or "command line"; the settings in that file; the words after each key)."""
     files, words = _split(argv)
-    settings = load_config(files["config"], files.get("override")) if "config" in files else {}
+    config = load_config(files["config"], files.get("override")) if "config" in files else {}
+    return str(files.get("config", "command line")), config, words
+
+
+def _said(words: dict[str, list[str]]) -> dict[str, Any]:
+    """The settings of a command line, without their types."""
+    settings = {}
     for key, said in words.items():
         read = [_read(word) for word in said]
         if not read:  # a switch
             key, read = (key.removeprefix("no_"), [False]) if key.startswith("no_") else (key, [True])
         settings[key] = read if len(read) > 1 else read[0]
-    return str(files.get("config", "command line")), settings
+    return settings
 
 
 def _read(word: str) -> Any:
@@ -164,10 +176,9 @@ def read(arguments: type, trainer: type, argv: list[str] | None = None) -> tuple
     if {"-h", "--help"} & {*argv}:
         sys.stdout.write(_help(arguments, trainer, kinds))
         raise SystemExit(0)
-    files, words = _split(argv)
-    where, said = given(argv)
+    where, config, words = _sources(argv)
+    said = config | _said(words)
     publishing.read(said, where)
-    config = load_config(files["config"], files.get("override")) if "config" in files else {}
     _require_known(where, config, kinds)
     settings = commands.defaults(trainer) | commands.defaults(arguments)
     settings |= {key: typed(value, kinds[key], f"{where}: `{key}`") for key, value in config.items()}

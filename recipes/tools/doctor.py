@@ -9,11 +9,10 @@ import logging
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 from data_prep import runs
 from data_prep.runs import ConfigError, commands, publishing
-from recipes import checks, config, data, grpo, loading
+from recipes import checks, config, data, grpo, loading, training
 from recipes.checks import Finding
 from recipes.tools import check, needs, plan, servers, steps
 from rewards.gym import GymMissing
@@ -51,7 +50,7 @@ def of_step(step: steps.Step) -> Iterator[Finding | str]:
     yield from checks.look("tokenizer", tokenizer=tokenizer, **subject)
     if not hasattr(args, "dataset"):
         return
-    run = SimpleNamespace(**subject, figures={})
+    run = training.Run(args, trainer)
     try:
         if not hasattr(args, "reward_funcs"):
             data.load_sft_rows(run, tokenizer)
