@@ -53,7 +53,8 @@ class StageArguments:
     )
     script: str = field(default="", metadata={"help": argparse.SUPPRESS})  # for the pipeline: the recipe of this YAML
     threads: Positive = field(default=1, metadata={"help": "OMP_NUM_THREADS in a pipeline on CPUs."})
-    doctor: bool = field(default=True, metadata={"help": "Look for faults before training, and watch it."})
+    compile_layers: bool = field(default=False, metadata={"help": "Use torch.compile on each layer."})
+    doctor: bool = field(default=True, metadata={"help": "Check before and while training."})
 
     def __post_init__(self):
         self.dtype = self.dtype or "float32"
@@ -114,7 +115,7 @@ class RLArguments(PolicyArguments):
         default="think", metadata={"help": "r1_zero: the paper's template as plain text; think: chat messages."}
     )
     max_prompt_length: Positive | None = field(
-        default=None, metadata={"help": "Rows with a longer prompt, in tokens, are left out and counted."}
+        default=None, metadata={"help": "Rows with longer prompts, in tokens, are left out."}
     )
     reward_funcs: list[str] = field(
         default_factory=list, metadata={"help": "Names in `rewards`, or dotted paths to your own."}

@@ -123,6 +123,7 @@ class GRPOTrainer(Resumable, trl.GRPOTrainer):
         """Whether there is one process with full weights. Several processes have to run each forward pass together."""
         return self.accelerator.distributed_type == DistributedType.NO
 
+    @torch.compiler.set_stance("force_eager")  # layers that were compiled for training would be compiled again
     def _generate_single_turn(self, prompt_ids, *arguments, **more):
         """Like TRL's, but if one process samples with transformers, finished completions are not computed further."""
         others = self.use_vllm or self.use_transformers_continuous_batching

@@ -1,4 +1,4 @@
-"""Patches of transformers and TRL before training: loading under FSDP2, and the vocabulary projection on a CPU.
+"""Patches of transformers and TRL before training: loading under FSDP2, the vocabulary projection on a CPU, and layers.
 
 With these patches, loading under FSDP2 needs no full copy of the model in each process of a machine. With
 `fsdp_cpu_ram_efficient_loading: true`, accelerate broadcasts the weights of the first process and discards those of the
@@ -24,6 +24,14 @@ def project_labels_alone(vocabulary: int) -> None:
     if vocabulary > TILE:
         utils._use_triton = lambda device: True  # it is used only for this choice
         utils._CHUNKED_LOGPROB_CHUNK_SIZE = TILE
+
+
+def compile_layers(model: PreTrainedModel) -> None:
+    """Compile the forward and backward pass of each decoder layer, in place, for all batch sizes and lengths. Layers of
+    a class share the compiled code. The whole model as one graph, `torch_compile`, compiles for minutes."""
+    for module in model.modules():
+        if type(module).__name__ in (model._no_split_modules or ()):
+            module.compile(dynamic=True)
 
 
 def spare_host_memory() -> None:

@@ -145,6 +145,13 @@ class _Tokens(TrainerCallback):
         return control
 
 
+class _GiveBack(TrainerCallback):
+    """Returns freed memory after each step on a CPU. Batches of other lengths would not fit into its pieces."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        memory.give_back()
+
+
 class _Log(TrainerCallback):
     """Writes log.jsonl: one row a log step, under TRL's metric names."""
 
@@ -255,7 +262,10 @@ class Run:
         """Train from the last complete checkpoint, if there is one, and save the model in the trainer's output_dir."""
         folder = Path(trainer.args.output_dir)
         if trainer.args.use_cpu:
-            memory.keep_freed(sum(weight.numel() for weight in trainer.model.parameters()))
+            size = sum(weight.numel() for weight in trainer.model.parameters())
+            memory.keep_freed(size)
+            if size >= memory.LARGE:
+                trainer.add_callback(_GiveBack())
         trainer.args.max_steps = steps(trainer, budget, self.settings)
         require_disk(trainer)
         for callback in callbacks(trainer, self.args, budget):
@@ -270,6 +280,9 @@ class Run:
             self.take()
             folder.mkdir(parents=True, exist_ok=True)
             checkpoint = checkpoints.latest(folder)
+        if self.args.compile_layers:
+            for model in filter(None, (trainer.model, getattr(trainer, "ref_model", None))):
+                patches.compile_layers(model)
         if checkpoint:
             logger.info("resuming from %s", checkpoint)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

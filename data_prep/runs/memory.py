@@ -25,11 +25,12 @@ def keep_freed(parameters: int) -> None:
         mallopt(_MMAP_MAX, 0)  # never allocate outside the heap
 
 
-def give_back(done: int) -> None:
-    """Return the memory of freed tensors to the system after every 32 of them.
+def give_back(done: int = 0) -> None:
+    """Return the memory of freed tensors to the system, if `done` of them is a multiple of 32.
 
     The C library may allocate tensors in one heap, which fragments: each kept tensor fills the gap of a temporary one,
-    so the next does not fit. In one of two runs this took 1,570 MB for a model of 112 MB.
+    so the next does not fit. Loading 112 MB took 1,570 MB in one of two runs. SFT of 135M parameters took 7.7 GB, and
+    5.7 GB with a call of this function at each step.
     """
     libc = ctypes.CDLL(None)
     if done % 32 == 0 and hasattr(libc, "malloc_trim"):  # only in glibc

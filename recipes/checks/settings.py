@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import math
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -39,8 +40,14 @@ def versions() -> Iterator[Finding]:
         )
 
 
-def of_device(config: Any) -> Iterator[Finding]:
+def of_device(args: Any, config: Any, environment: Mapping[str, str]) -> Iterator[Finding]:
     """Checks whether this machine has what the settings ask for."""
+    compiler = environment.get("CXX", "g++")
+    if args.compile_layers and config.use_cpu and not shutil.which(compiler):
+        yield Finding(
+            f"compile_layers: there is no {compiler} on this machine. Install a C++ compiler, or write "
+            "compile_layers: false."
+        )
     if not config.use_cpu and not torch.cuda.is_available():
         yield NO_GPU
     if config.use_cpu and config.bf16 and not torch.cpu.get_capabilities().get("avx512_bf16", False):

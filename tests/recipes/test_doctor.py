@@ -328,6 +328,12 @@ def test_bfloat16_is_for_cpus_that_have_it(able, run_stage, caplog, monkeypatch)
     assert ("Write bf16: false" in caplog.text) is not able
 
 
+def test_layers_are_not_compiled_without_a_compiler(refuses, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    said = refuses("cold_start_sft", TUNING | {"compile_layers": True})
+    assert "there is no no-such-compiler" in said and "compile_layers: false" in said
+
+
 def test_other_versions_than_the_pins_are_named(monkeypatch):
     monkeypatch.setattr("importlib.metadata.version", lambda name: "0.1")
     assert "trl 0.1 instead of " in str(next(checks.settings.versions()))

@@ -74,6 +74,23 @@ def test_padding_is_left_out_without_a_change_of_the_loss(run_stage, monkeypatch
     assert numpy.allclose(*([[x or 0.0 for x in row] for row in rows] for rows in (one, other)), rtol=1e-4)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("script", "settings"), [("cold_start_sft", SFT), ("r1_zero", GRPO)])
+def test_compiled_layers_compute_the_same(script, settings, run_stage):
+    settings = settings | {"max_steps": 3, "attn_implementation": "eager"}
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    plain = run_stage(script, settings, name="plain")
+    assert not torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    compiled = run_stage(script, settings | {"compile_layers": True}, name="compiled")
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert 1 <= graphs <= 3  # of both layers, with or without padding, and of the reference, but not of sampling
+    keys = ("loss", "grad_norm", "reward", "kl", "entropy")
+    one, other = ([[row.get(key) or 0.0 for key in keys] for row in log_of(run)] for run in (plain, compiled))
+    assert len(one) == 3 and numpy.allclose(one, other, rtol=1e-3, atol=1e-6)
+    assert load_file(compiled / "model.safetensors").keys() == load_file(plain / "model.safetensors").keys()
+
+
 def test_what_trl_alone_can_sample_is_left_to_it(run_stage, monkeypatch):
     monkeypatch.setattr(decode, "complete", None)
     assert record_of(run_stage("r1_zero", GRPO | {"max_steps": 2, "repetition_penalty": 1.1}))["steps"] == 2
