@@ -261,11 +261,9 @@ class Run:
     def fit(self, trainer, budget: int | None = None) -> None:
         """Train from the last complete checkpoint, if there is one, and save the model in the trainer's output_dir."""
         folder = Path(trainer.args.output_dir)
-        if trainer.args.use_cpu:
-            size = sum(weight.numel() for weight in trainer.model.parameters())
-            memory.keep_freed(size)
-            if size >= memory.LARGE:
-                trainer.add_callback(_GiveBack())
+        size = sum(weight.numel() for weight in trainer.model.parameters())
+        if trainer.args.use_cpu and not memory.keep_freed(size):
+            trainer.add_callback(_GiveBack())
         trainer.args.max_steps = steps(trainer, budget, self.settings)
         require_disk(trainer)
         for callback in callbacks(trainer, self.args, budget):
