@@ -277,6 +277,8 @@ class Run:
         with trainer.accelerator.main_process_first():
             self.take()
             folder.mkdir(parents=True, exist_ok=True)
+            if getattr(trainer.args, "log_completions", False):  # TRL's folder was moved aside with an old run
+                (folder / "completions").mkdir(exist_ok=True)
             checkpoint = checkpoints.latest(folder)
         if self.args.compile_layers:
             for model in filter(None, (trainer.model, getattr(trainer, "ref_model", None))):
