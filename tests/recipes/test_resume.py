@@ -168,6 +168,13 @@ def test_a_finished_run_is_left_alone_until_redo(run_stage, capsys):
     }
 
 
+def test_an_rl_run_that_is_run_anew_keeps_its_completions_as_the_old_one_does(run_stage):
+    folder = run_stage("r1_zero", GRPO | {"max_steps": 2, "save_steps": 2})
+    run_stage("r1_zero", GRPO | {"max_steps": 2, "save_steps": 2}, "--seed", "7", "--redo")
+    (old,) = Path("outputs/t/replaced").iterdir()
+    assert len([*folder.glob("completions/*.parquet")]) == len([*old.glob("completions/*.parquet")]) == 2
+
+
 @pytest.mark.slow
 def test_a_killed_run_does_not_go_on_with_another_reward_or_other_rows(run_stage, crash_at, here, capsys):
     shutil.copy("outputs/t/world/reasoning.parquet", "my_rows.parquet")
