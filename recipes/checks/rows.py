@@ -141,8 +141,7 @@ def of_completions(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> I
 
 
 def of_trained(trainer: Any, args: Any) -> Iterator[Finding]:
-    """Checks the data set of a trainer that samples nothing: its lengths, the tokens with a loss,
-    the pairs and the labels."""
+    """Checks the data set of a trainer that samples nothing: lengths, tokens with a loss, pairs and labels."""
     if hasattr(args, "reward_funcs"):
         return
     data, tokenizer = trainer.train_dataset, trainer.processing_class
