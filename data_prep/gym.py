@@ -55,11 +55,21 @@ class Gym(jobs.Job):
     tasks: Annotated[list[Task], FILLED]
     decontamination: decontaminate.Decontamination = field(default_factory=decontaminate.Decontamination)
 
+    def __post_init__(self) -> None:
+        if self.seed >= 100:
+            raise ValueError(f"`seed` is {self.seed}; write a number below 100, which keeps the seeds of splits apart")
+        for task in self.tasks:
+            if not task.train + task.validation + task.test:
+                raise ValueError(f"`tasks`: {task.name} has no rows; write `train: 100`, `validation` or `test`")
+
+    def require(self) -> None:
+        gym.require()
+        for task in self.tasks:
+            settings(task)
+
 
 def load(config: Gym) -> dict[str, Any]:
     gym.require()
-    if config.seed >= 100:
-        raise ValueError(f"`seed` is {config.seed}; write a number below 100, which keeps the seeds of splits apart")
     tasks = [dataclasses.replace(task, settings=settings(task), level=None) for task in config.tasks]
     return {"tasks": tasks, "evaluation_items": decontaminate.load(config.decontamination)}
 
@@ -77,9 +87,12 @@ def settings(task: Task) -> dict[str, Any]:
         )
     kind = DATASETS[task.name][1]
     known = [one.name for one in dataclasses.fields(kind) if one.name not in ("seed", "size")]
-    for key in task.settings:
+    plain = kind()
+    for key, value in task.settings.items():
         if key not in known:
             raise ValueError(f"{where}: unknown setting `{key}`; {_near(key, known)}")
+        if isinstance(value, str) and isinstance(getattr(plain, key), int | float):
+            raise ValueError(f"{where}: `{key}` is {value!r}; write a value like {getattr(plain, key)!r}")
     found = {}
     if task.level is not None:
         if task.name not in CURRICULA:
@@ -89,7 +102,7 @@ def settings(task: Task) -> dict[str, Any]:
         if task.level > most:
             raise ValueError(f"{where}: `level` is {task.level}; write 0 to {most}")
         curriculum.set_global_level(task.level)
-        made, plain = curriculum.generate_configuration(), kind()
+        made = curriculum.generate_configuration()
         found = {key: getattr(made, key) for key in known if getattr(made, key) != getattr(plain, key)}
     found |= task.settings
     try:

@@ -59,6 +59,9 @@ class Job:
         """The job's size; ``rows_of`` returns how many rows the file at a path will have."""
         return Size()
 
+    def require(self) -> None:
+        """Raises an error for what the job needs and this machine lacks. A pipeline asks before its first step."""
+
 
 def main(name: str) -> int:
     """Run the job of a module. The module is imported under its own name so that other processes can import from it."""

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 from data_prep import runs
-from data_prep.runs import commands
+from data_prep.runs import commands, identity
 from recipes import commandline
 from recipes.tools import check, pipeline, plan
 from recipes.tools.steps import load_steps
@@ -110,6 +110,20 @@ def test_smol_walks_the_stages_in_their_order_and_measures_every_checkpoint(here
     alone = [step for step in steps.values() if step.trains or step.name in ("cold_start", "rl_prompts")]
     assert {step.threads for step in alone} == {2}  # one at a time: two would take twice the memory
     assert {step.threads for name, step in steps.items() if name.startswith("suites_")} == {1}  # two side by side
+
+
+def test_local_files_of_smol_are_missed_before_the_first_step(here, capsys):
+    local = CONFIGS / "smol/overrides/local_files.yaml"
+    sets = ["data_prep.sources", "recipes/configs/smol/sources.yaml", "--override", str(local)]
+    with pytest.raises(SystemExit):
+        commands.run(check.main, sets)
+    assert "sources.yaml: gsm8k_train.jsonl: no such file" in capsys.readouterr().err
+    commands.run(check.main, [*sets, "--elsewhere"])
+    named = set(identity.texts(runs.load_config(local)))
+    for name in ("gsm8k_train.jsonl", "gsm8k_test.jsonl", "math_500.jsonl"):
+        assert name in named
+        (here / name).write_text("{}\n", encoding="utf-8")
+    commands.run(check.main, sets)
 
 
 def test_a_card_has_a_judge_while_steps_ask_it_and_never_beside_a_trainer(here, capsys):

@@ -79,6 +79,16 @@ def require_model(place: str) -> None:
         raise FileNotFoundError(f"{place} holds no checkpoint ({lacks}){advice(place)}")
 
 
+def require_rows(config: Mapping[str, Any], where: str) -> None:
+    """Raises ConfigError, with `where`, for a file of rows that a config names and that does not exist. Files in
+    `outputs/` may be made later."""
+    for text in identity.texts(config):
+        if text.endswith(identity.ROWS) and not text.startswith(OUTPUTS) and not re.search(r"[\s*]|://", text):
+            parts = Path(text).parent.glob(f"{Path(text).stem}-*-of-*")
+            if not os.path.exists(text) and not any(parts):
+                raise ConfigError(f"{where}: {text}: no such file")
+
+
 def advice(path: str | Path) -> str:
     """The end of an error message about a missing path: the step that makes it, if a scale has such a step, or a
     similar name that may have been meant."""
@@ -90,7 +100,10 @@ def advice(path: str | Path) -> str:
     if name in configs or name in [f"evaluate_{one}" for one in measured]:
         return f": run `python -m recipes.tools.pipeline --scale {scale} --only {name}` first"
     if not configs:
-        return f"; this project has no scale {scale}, so name a path that is there"
+        there = sorted(one.name for one in Path(path).parent.glob(f"*{Path(path).suffix}"))
+        return (
+            f"; that folder has {', '.join(there)}" if there else f"; there is no scale {scale}: name an existing path"
+        )
     if KNOWN_AS.get(name) in configs:
         return f"; {name} lies in {OUTPUTS}{scale}/{KNOWN_AS[name]}"
     if near := difflib.get_close_matches(name, configs, n=1):

@@ -145,5 +145,8 @@ def typed(value: Any, hint: Any, where: str) -> Any:
         return None
     elif isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
+    if dataclasses.is_dataclass(hint):
+        keys = ", ".join(field.name for field in dataclasses.fields(hint))
+        raise ConfigError(f"{where} is {value!r}; write a mapping with keys among {keys}")
     wanted = getattr(hint, "__name__", str(hint)) if origin is None else str(hint)
     raise ConfigError(f"{where} is {value!r}; write a value of type {wanted}")

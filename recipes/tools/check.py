@@ -1,7 +1,8 @@
 """Reads YAMLs as their stages will, and does nothing else: `python -m recipes.tools.check TARGET CONFIG ...`.
 
-The pipeline runs this in one child process before any work, so a mistyped key of the last stage is found before the
-first one runs for minutes. Everything that does not need TRL is checked first, because its import takes seconds.
+The pipeline runs this in one child process before any work, so a mistyped key or a missing file of the last stage is
+found before the first one runs for minutes. Everything that does not need TRL is checked first, because its import
+takes seconds.
 """
 
 import importlib.util
@@ -10,8 +11,9 @@ import typing
 from collections.abc import Callable
 from importlib.machinery import ModuleSpec
 from pathlib import Path
+from typing import Any
 
-from data_prep import runs
+from data_prep import jobs, runs
 from data_prep.runs import commands
 from recipes import commandline
 
@@ -26,10 +28,25 @@ def check(
         script = Path(target).resolve().relative_to(runs.ROOT).with_suffix("")
         words = ["--config", path, *more, *(commandline.WITHOUT_GPU if elsewhere else ())]
         return parse(*importlib.import_module(".".join(script.parts)).SETTINGS, argv=words)
-    override = Path(more[more.index("--override") + 1]) if "--override" in more else None
     job = importlib.import_module(main_module(target).name)
     kind = typing.get_type_hints(job.load)["config"]
-    return (runs.settings(kind, runs.load_config(Path(path), override), path),)
+    return (runs.settings(kind, _values(path, more), path),)
+
+
+def require(target: str, path: str, *more: str) -> None:
+    """Check what a YAML needs and this machine may lack: its files of rows, and what its job requires. Raises
+    runs.ConfigError or the job's own error."""
+    runs.require_rows(_values(path, more), path)
+    job = None if target.endswith(".py") else check(target, path, *more)[0]
+    if isinstance(job, jobs.Job):
+        try:
+            job.require()
+        except ValueError as error:
+            raise runs.ConfigError(f"{path}: {error}") from error
+
+
+def _values(path: str, more: tuple[str, ...]) -> dict[str, Any]:
+    return runs.load_config(Path(path), Path(more[more.index("--override") + 1]) if "--override" in more else None)
 
 
 def main_module(target: str) -> ModuleSpec:
@@ -53,6 +70,8 @@ def main(argv: list[str]) -> None:
     for parse in (commandline.read, commandline.parse):
         for target, path in zip(pairs[::2], pairs[1::2], strict=True):
             check(target, path, *more, elsewhere=found.elsewhere, parse=parse)
+    for target, path in () if found.elsewhere else zip(pairs[::2], pairs[1::2], strict=True):
+        require(target, path, *more)
 
 
 if __name__ == "__main__":

@@ -27,8 +27,8 @@ def of_step(step: steps.Step) -> Iterator[Finding | str]:
     """All findings for one YAML, without weights. A str names what could not be checked yet. Raises ConfigError if the
     YAML's stage, its job or the pipeline refuses it."""
     servers.needed(step.settings, str(step.config))
+    check.require(step.target, *step.files)
     if not step.trains:
-        check.check(step.target, *step.files)
         return
     start = Path(step.command[step.command.index("--config_file") + 1])
     no_gpu = not step.settings.get("use_cpu") and not torch.cuda.is_available()

@@ -22,6 +22,7 @@ from recipes.tools import check, needs
 from recipes.tools.needs import FILL, GB, HOST, ROOM, Memory, Shape, Stage
 from recipes.tools.steps import Step, load_steps, scale_folder
 
+import psutil
 import yaml
 
 MODELS = Path(__file__).with_name("models.yaml")
@@ -233,7 +234,8 @@ def report(steps: list[Step], gpus: int | None, gpu: float, machine: float | Non
     rows = [(*HEADS, unit), *(_row(one, gpu, machine) for one in planned)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     yield from ("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
-    yield f"GB a GPU of {gpu / GB:.0f}; `host`: GB of a machine's own memory; GB of disk."
+    where = "one process" if cpu else "one GPU"
+    yield f"GB of {where}, which may take {gpu / GB:.0f}; `host`: GB of a machine's own memory; GB of disk."
     training, sampling = sum(needs.gpu_hours(one, gpu) for one in planned), 0.0
     for name, count, length, model in sampled(steps):
         sampling += (hours := needs.sampling_hours(model, count, length, gpu, cpu))
@@ -276,7 +278,8 @@ def _row(one: Stage, gpu: float, machine: float | None) -> tuple[str, ...]:
 
 def _advice(one: Stage, gpu: float, machine: float | None) -> Iterator[str]:
     """What to change so that a stage fits; nothing if it does."""
-    who, has = f"{one.name} ({one.model}, {one.processes} x {one.spread})", machine or HOST * one.together * gpu
+    spread = f"{one.processes} x {one.spread}" if one.processes > 1 else "one process"
+    who, has = f"{one.name} ({one.model}, {spread})", machine or HOST * one.together * gpu
     if not needs.fits(one, gpu):
         yield f"{who}: write {change(one, gpu)}"
     if not needs.loads(one, has):
@@ -297,7 +300,12 @@ def main(argv: list[str]) -> None:
     parser = commands.parser("recipes.tools.plan", __doc__)
     parser.add_argument("--scale", required=True, help="a name in recipes/configs, or a path to a folder of YAMLs")
     parser.add_argument("--gpus", type=int, help="in place of the processes in the accelerate configs")
-    parser.add_argument("--gpu-memory", type=float, metavar="GB", help="of one GPU; of the machine, for a CPU")
+    parser.add_argument(
+        "--gpu-memory",
+        type=float,
+        metavar="GB",
+        help="of one GPU; for a CPU, of the machine, and left out that of this one",
+    )
     parser.add_argument(
         "--host-memory", type=float, metavar="GB", help=f"of one machine; left out, {HOST} times that of its GPUs"
     )
@@ -305,8 +313,11 @@ def main(argv: list[str]) -> None:
     arguments = parser.parse_args(argv)
     folder = scale_folder(arguments.scale)
     steps = load_steps(folder, override=arguments.override)
-    size = arguments.gpu_memory or (80 if arguments.override else MEMORY.get(folder.name, 16))
-    for line in report(steps, arguments.gpus, size * GB, (arguments.host_memory or 0) * GB):
+    size = (80 if arguments.override else MEMORY.get(folder.name, 16)) * GB
+    if all(step.settings.get("use_cpu") for step in steps if step.trains):
+        size = psutil.virtual_memory().total
+    size = arguments.gpu_memory * GB if arguments.gpu_memory else size
+    for line in report(steps, arguments.gpus, size, (arguments.host_memory or 0) * GB):
         print(line)
 
 

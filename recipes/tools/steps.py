@@ -85,7 +85,7 @@ def load_steps(
     found = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
     if not found:
         scales = ", ".join(sorted(path.name for path in (runs.ROOT / "recipes" / "configs").iterdir() if path.is_dir()))
-        raise runs.ConfigError(f"{folder}: no such scale; write one of {scales}, or the path of a folder of YAMLs")
+        raise runs.ConfigError(f"{folder}: no such scale; write one of {scales}, or a path such as ./my_scale")
     others = dict.fromkeys(runs.load_config(override), override) if override else {}
     for name in others.keys() - found.keys():
         raise runs.ConfigError(f"{override}: no YAML is called {name}; they are {', '.join(found)}")

@@ -2,11 +2,12 @@
 
 import json
 from collections import Counter
-from functools import cache
+from functools import cache, partial
 
 from data_prep import filters, gym, jobs, rows, runs, sources
+from data_prep.runs import commands
 from recipes import checks
-from recipes.tools import suites
+from recipes.tools import check, suites
 from rewards import GymReward, gold_error, is_correct
 from rewards.gym import REFUSED, gym_reward
 from rewards.workers import pool
@@ -16,6 +17,7 @@ from reasoning_gym.factory import DATASETS
 
 TASKS = sorted(DATASETS.keys() - REFUSED.keys())
 # Other right answers of some tasks, which those of another question can be by chance.
+CHECKED = ["data_prep.gym", "gym.yaml"]  # as the pipeline checks it before its first step
 SEVERAL = {"graph_color", "jugs", "n_queens", "quantum_lock", "time_intervals", "word_ladder"}
 
 
@@ -160,12 +162,15 @@ def test_training_rows_share_nothing_with_an_evaluation_set(tmp_path, monkeypatc
         ({"name": "chain_sum", "settings": {"max_term": 3}}, "unknown setting `max_term`; did you mean `max_terms`?"),
         ({"name": "chain_sum", "settings": {"seed": 3}}, "unknown setting `seed`"),
         ({"name": "chain_sum", "settings": {"min_terms": 9, "max_terms": 3}}, "the task refuses the settings"),
+        ({"name": "chain_sum", "settings": {"max_terms": "four"}}, "`max_terms` is 'four'; write a value like "),
         ({"name": "chain_sum", "level": 99}, "`level` is 99; write 0 to "),
-        ({"name": "gsm_symbolic", "train": 3}, "GSM8K's test"),
+        ({"name": "gsm_symbolic"}, "GSM8K's test"),
+        ({"name": "chain_sum", "train": 0}, "chain_sum has no rows; write `train: 100`"),
     ],
 )
 def test_what_cannot_be_asked_for_is_refused(task: dict, message: str, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as ended:
-        job(tmp_path, [task])
-    assert ended.value.code == 2 and message in capsys.readouterr().err
+    for run in (partial(job, tmp_path, [{"train": 3} | task]), partial(commands.run, check.main, CHECKED)):
+        with pytest.raises(SystemExit) as ended:
+            run()
+        assert ended.value.code == 2 and message in capsys.readouterr().err

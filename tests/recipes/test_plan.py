@@ -120,7 +120,7 @@ def test_a_plan_is_printed_for_a_scale_and_an_unknown_model_is_named(tmp_path, c
     printed = capsys.readouterr().out
     assert "Everything fits." in printed and " r1_zero " in printed
     assert commands.run(plan.main, ["--scale", "moe-qlora", "--gpu-memory", "24"]) == 0
-    assert "r1_zero (Qwen/Qwen3-30B-A3B-Base, 1 x no): write GPUs of 80 GB" in capsys.readouterr().out
+    assert "r1_zero (Qwen/Qwen3-30B-A3B-Base, one process): write GPUs of 80 GB" in capsys.readouterr().out
     assert commands.run(plan.main, ["--scale", "node-8x80gb", "--host-memory", "64"]) == 0
     said = capsys.readouterr().out
     assert "r1_zero (Qwen/Qwen2.5-7B, 8 x zero2): loading takes 268 GB of each machine's memory, of 64; write" in said
