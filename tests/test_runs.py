@@ -214,7 +214,7 @@ def test_a_hub_id_is_owner_and_name_and_nothing_that_is_here(place: str, here: b
         ("outputs/gpu-24gb/student_distilled", "; student_distilled lies in outputs/gpu-24gb/distill"),
         ("outputs/cpu/bass", "; did you mean outputs/cpu/base?"),
         ("outputs/gpu-24gb/world", "; the steps of gpu-24gb are all_scenarios_rl, cold_start, "),
-        ("outputs/mine/base", "; this project has no scale mine, so name a path that is there"),
+        ("outputs/mine/base", "; there is no scale mine: name an existing path"),
         ("my_model", "; a Hub id is owner/name"),
     ],
 )

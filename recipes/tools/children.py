@@ -70,8 +70,9 @@ def end(process: ForkServerProcess) -> None:
 
 
 def _kill_descendants(pid: int) -> None:
+    """The direct child is the last: as soon as it ends, `_work` ends this process and its threads."""
     with contextlib.suppress(psutil.Error):
-        for process in psutil.Process(pid).children(recursive=True):
+        for process in reversed(psutil.Process(pid).children(recursive=True)):
             with contextlib.suppress(psutil.Error):
                 process.kill()
 
