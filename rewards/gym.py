@@ -1,15 +1,16 @@
 r"""The reward for procedural tasks of reasoning-gym: the scorer of a task decides whether an answer is correct.
 
 The answer is taken from the part that `rewards.parse` returns: the `<answer>` body, or else the text after the
-reasoning. It is the content of a box, or else the line after "The answer is" or similar words (up to the next empty
-line if the gold answer has several lines), or else the only fenced block, or else the whole part. Emphasis, dollars,
-`\text{}`, a fence and a final full stop around it are removed. Two different answers, or a box that differs from the
-`<answer>`, count as no answer.
+reasoning. A box, "The answer is", a heading such as "### Final Answer" or similar words state an answer there. It ends
+with its line (at the next empty line if the gold answer has several lines), or is the fenced block or display that
+follows. If no answer is stated, it is the fenced block or else the whole part. Emphasis, quotes, dollars, `\text{}`, a
+fence and a final full stop around an answer are removed. Two different answers count as no answer.
 
 The library is optional (requirements-smol.txt). Its scorers run in worker processes; see `rewards.gym_worker`.
 """
 
 import importlib.util
+import itertools
 import re
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,7 +18,7 @@ from typing import Any, Literal
 from rewards.answers import matching
 from rewards.completion import parse, texts_of
 from rewards.settings import check
-from rewards.statements import BOX, PLACEHOLDER, STATEMENT
+from rewards.statements import BOX, DOUBT, PLACEHOLDER, statement_heads
 from rewards.workers import pool
 
 MISSING = "reasoning-gym is not installed; run `.venv/bin/python -m pip install -r requirements-smol.txt`"
@@ -32,9 +33,19 @@ REFUSED = {
     "puzzle24": "its scorer accepts any four numbers",
     "rush_hour": "it has no solution to check its scorer with",
 }
+MAX_READ, MAX_AROUND = 20_000, 8  # characters beyond twice the length of the gold answer; things around an answer
+# A line that is "Final Answer", "### Answer:" or "**Answer**: 5" up to its colon.
+HEADING = re.compile(
+    r"^[ \t#>*-]*?(?P<bold>\*\*|__)?(?:(?:the|my|final|correct)[ \t]+)*answers?[ \t]*"
+    r"(?:[:：]?[ \t]*(?P=bold)[ \t]*[:：]?|[:：]?(?=[ \t]*$))",
+    re.M | re.I,
+)
+BLANK = re.compile(r"[ \t]*(?:\n(?:[ \t]*\n)*)?")
 FENCED = re.compile(r"^[ \t]*(```|~~~)[^\n`]*\n(.*?)\n?^[ \t]*\1[ \t]*$", re.M | re.S)
+DISPLAYED = re.compile(r"\$\$.+?\$\$|\\\[.+?\\\]", re.S)
 AROUND = re.compile(
-    r"\*\*(?P<bold>.+)\*\*|`(?P<code>[^`]+)`|\$(?P<formula>[^$]+)\$|\\\((?P<inline>.+)\\\)"
+    r"\*\*(?P<bold>.+)\*\*|\*(?P<italic>[^*]+)\*|`(?P<code>[^`]+)`|\"(?P<quoted>[^\"]+)\"|“(?P<curly>[^”]+)”"
+    r"|\$(?P<formula>[^$]+)\$|\$\$(?P<display>[^$]+)\$\$|\\\((?P<inline>.+)\\\)|\\\[(?P<bracket>.+)\\\]"
     r"|\\(?:text|texttt|textbf|mathrm|mathbf)\{(?P<text>[^{}]*)\}",
     re.S,
 )
@@ -60,37 +71,59 @@ def answer_of(completion: str, gold: str) -> str | None:
     parts = parse(completion)
     if parts.answer is None:
         return None
-    whole = _plain(parts.answer, gold)
-    given = {whole} if whole == gold else {_plain(one, gold) for one in _stated(parts.answer, gold)} or {whole}
-    if parts.answer != parts.shown:
-        given |= {_plain(one, gold) for one in _boxes(parts.shown)}
+    answer, shown = (part[-MAX_READ - 2 * len(gold) :] for part in (parts.answer, parts.shown))
+    whole = _plain(answer, gold)
+    given = [whole] if whole == gold else _stated(answer, gold)
+    if not given and answer.count("```") + answer.count("~~~") < 100:  # the time of a search grows with the square
+        given = [_plain(found[2], gold) for found in FENCED.finditer(answer)]
+    given = given or [whole]
+    if answer != shown:
+        given += _stated(shown, gold)
+    longest = 2 * len(gold.split()) + 1  # words; a longer statement beside a shorter one only talks about the answer
+    given = {one for one in given if len(one.split()) <= longest} or set(given)
     return given.pop() or None if len(given) == 1 else None
 
 
 def _stated(text: str, gold: str) -> list[str]:
-    if boxes := _boxes(text):
-        return boxes
-    values = []
-    for head in STATEMENT.finditer(text):
+    """The answers in boxes and after words; [""] if a box never closes or if all answers are doubted."""
+    found, at = [], 0
+    while box := BOX.search(text, at):
+        at = box.end()
+        if text[at : at + 1] == "{":
+            if (end := matching(text, at)) is None:
+                return [""]
+            content, at = text[at + 1 : end], end + 1
+            found += [] if PLACEHOLDER.fullmatch(content) else [_plain(content, gold)]
+    text = HEADING.sub("Answer:", text)
+    marked, doubted = [], False
+    words = statement_heads(text)
+    for head, following in itertools.zip_longest(words, words[1:]):
+        line = text[: head.start()].rpartition("\n")[2]
         opened = head.start() + len(head.group().rstrip("*_ \t\n"))  # "_" or "**" can belong to the answer
-        value = text[opened:].lstrip(" \t").strip("\n").split("\n\n" if "\n" in gold.strip() else "\n")[0].rstrip()
-        if text[: head.start()].rpartition("\n")[2].count("**") % 2:  # the bold began before the head
-            value = value[2:] if value.startswith("**") else value.removesuffix("**")
-        values += [value] if value.strip() else []
-    return values or [found[2] for found in FENCED.finditer(text)]
-
-
-def _boxes(text: str) -> list[str]:
-    found = []
-    for box in BOX.finditer(text):
-        end = matching(text, box.end()) if text[box.end() : box.end() + 1] == "{" else None
-        if end is not None and not PLACEHOLDER.fullmatch(text[box.end() + 1 : end]):
-            found.append(text[box.end() + 1 : end])
-    return found
+        rest = text[opened : following.start() if following else None]
+        is_bold = line.count("**") % 2 == 1  # the bold began before the head
+        if is_bold and rest.lstrip().startswith("**"):
+            rest, is_bold = rest.lstrip()[2:], False
+        rest = rest[BLANK.match(rest).end() :]
+        if block := FENCED.match(rest) or DISPLAYED.match(rest):
+            value = block.group()
+        else:
+            value = rest.split("\n\n" if "\n" in gold.strip() else "\n")[0].rstrip()
+            if following and len(value) == len(rest.rstrip()):  # both are in one line
+                value = re.sub(r"(?<=[.!;])\s[^.!;]*$", "", value)
+            value = value.removesuffix("**") if is_bold else value
+        if DOUBT.search(line[-60:]):
+            doubted = True
+        elif value.strip() and not BOX.search(value):
+            is_mark = head.group().startswith("#") and rest[len(value) :].strip()  # "####" within a text is a heading
+            (marked if is_mark else found).append(_plain(value, gold))
+    return found or marked or [""] * doubted
 
 
 def _plain(text: str, gold: str) -> str:
-    while text.strip() != gold.strip():
+    for _ in range(MAX_AROUND):
+        if text.strip() == gold.strip():
+            return gold
         if fenced := FENCED.fullmatch(text.strip()):
             text = fenced[2]
         elif around := AROUND.fullmatch(text.strip()):
@@ -98,8 +131,8 @@ def _plain(text: str, gold: str) -> str:
         elif text.rstrip().endswith(".") and not gold.rstrip().endswith("."):
             text = text.rstrip()[:-1]
         else:
-            return text.strip("\n")
-    return gold
+            break
+    return text.strip("\n")
 
 
 def score(answers: list[tuple[str, str, str]]) -> list[float | None]:

@@ -22,7 +22,7 @@ OPENING = (
 )  # fmt: skip
 STATEMENT = re.compile(
     r"(?:(?<!\bother )(?<!\bwrong )(?<!\banother )(?<!\bincorrect )\banswers?\b"
-    r"(?:\s+(?:to|of|for)\s+[^.:=\n]{1,80}?)?\s*(?:\bis\b|\bare\b|\bwould be\b|\bshould be\b|[:：=])"
+    r"(?:\s+(?:to|of|for)\s+[^.:=\n]{1,80}?)?\**\s*(?:\bis\b|\bare\b|\bwould be\b|\bshould be\b|[:：=])"
     r"|\b(?:respuesta|risposta|resposta|réponse|reponse)\b[^.:\n]{0,20}?\s*(?:\bes\b|\bè\b|\bé\b|\best\b|:)"
     r"|\bantwort\b[^.:\n]{0,20}?\s*(?:\bist\b|\blautet\b|:)|\bответ\b\s*[:—-]|(?<!#)####(?!#)"
     r"|(?:答案|结果|答え|정답)(?:\s*(?:应该|应当)?\s*(?:是|为|等于|は|은|[:：=]))|(?<![\u4e00-\u9fff])答\s*[:：])"
@@ -146,7 +146,7 @@ def statements(answer: str, is_text: bool = False) -> list[str]:
         boxes.append(_in_place(content, answer[: match.start()], answer[at:]))
     boxes = [box for box in boxes if not PLACEHOLDER.fullmatch(box)] or boxes
     found = [", ".join(dict.fromkeys(boxes))] if boxes else []
-    heads, void = _heads(answer), False
+    heads, void = statement_heads(answer), False
     for head, following in itertools.zip_longest(heads, heads[1:]):
         if DOUBT.search(answer[: head.start()].rsplit("\n", 1)[-1][-60:]):
             void = True
@@ -198,7 +198,7 @@ def _in_place(content: str, before: str, after: str) -> str:
     return "?" if re.match(r"\s*(?:\\pi|\\sqrt|[+*/]\s*\d|\d)|\$?\s*(?:[mb]illion|thousand)\b", after) else content
 
 
-def _heads(answer: str) -> list[re.Match]:
+def statement_heads(answer: str) -> list[re.Match]:
     """Matches of the words that open a statement, in text order."""
     lowered = answer.lower()
     lowered = lowered if len(lowered) == len(answer) else answer

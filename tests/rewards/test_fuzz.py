@@ -7,6 +7,7 @@ from rewards import format_reward, gold_error, is_well_formed, language_consiste
 from rewards.accuracy import grade
 from rewards.code import program_of
 from rewards.equality import EqualityRule, compare
+from rewards.gym import answer_of
 from rewards.judge import refusal
 from rewards.statements import chosen, statements, unstated
 
@@ -44,7 +45,7 @@ def through_every_rule(text: str, gold: str) -> None:
     parts = parse(text)
     answer = parts.answer or ""
     statements(answer), unstated(answer, False), chosen(answer), program_of(text), refusal(answer)
-    is_well_formed(text), is_well_formed(text, "think"), format_reward(completions=[text])
+    is_well_formed(text), is_well_formed(text, "think"), format_reward(completions=[text]), answer_of(text, gold)
     assert 0.0 <= language_consistency(text, "en") <= 1.0
     assert compare(gold, answer) in ("equal", "different", "unknown")
     assert compare(text, gold) in ("equal", "different", "unknown")

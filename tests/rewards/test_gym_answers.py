@@ -1,6 +1,7 @@
 """Which answer a completion gives to a task of reasoning-gym, and what happens without that library."""
 
 import importlib.util
+import time
 
 from data_prep.runs import commands
 from rewards import GymReward, gym_reward, is_correct
@@ -33,11 +34,40 @@ GRID = "1 2\n3 4"
         ("The answer is 4.\nThe answer is 5.", "5", None),
         ("\\boxed{4} \\boxed{5}", "5", None),
         ("<answer>5</answer> \\boxed{6}", "5", None),
+        ("**Final Answer:**\n\n5", "5", "5"),
+        ("### Final Answer\n\n5", "5", "5"),
+        ("**Final Answer**\n5", "5", "5"),
+        ("- **Answer**: 5", "5", "5"),
+        ("The answer is:\n\n\\[\n5\n\\]", "5", "5"),
+        ("The answer is $$5$$", "5", "5"),
+        ('The answer is *5*, "6".', "5", '*5*, "6"'),
+        ('The answer is *"5"*.', "5", "5"),
+        (f"The answer is:\n```text\n{GRID}\n```\nEach row is right.", GRID, GRID),
+        (f"Final Answer:\n\n~~~\n{GRID}\n~~~\n\nDone.", GRID, GRID),
+        ("#### Step 1\nAdd.\n\\boxed{5}", "5", "5"),
+        ("2 + 3\n#### 5", "5", "5"),
+        ("The answer is found by adding 2 and 3.\n\nThe final answer is $\\boxed{5}$.", "5", "5"),
+        ("The answer is 5. So the final answer is 5.", "5", "5"),
+        ("\\boxed{5}\n\nFinal answer: 7", "5", None),
+        ("<answer>5</answer>\nThe answer is 7.", "5", None),
+        ("The answer is 5.\n#### 7", "5", None),
+        ("I doubt that the answer is 5.", "5", None),
+        ("I doubt that the answer is 4. The answer is 5.", "5", "5"),
+        ("\\boxed{5} \\boxed{5", "5", None),
         ("", "5", None),
     ],
 )
 def test_the_answer_of_a_completion(text: str, gold: str, answer: str | None) -> None:
     assert answer_of(f"<think>Is it 9? The answer is 9.</think>{text}", gold) == answer
+
+
+@pytest.mark.parametrize(
+    "part", [r"\boxed{", "```\n", "```a\nb\n", "the answer is 5\n", "**answer:** ", "**", "\\[", "\n"]
+)
+def test_no_text_takes_long(part: str) -> None:
+    until = time.process_time() + 5
+    answer_of("<think>x</think>" + part * (60_000 // len(part)), "5")
+    assert time.process_time() < until
 
 
 def test_an_answer_within_the_reasoning_is_none() -> None:
