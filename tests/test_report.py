@@ -111,6 +111,26 @@ def test_effects_are_paired_and_the_missing_ones_listed_with_their_figure(scale:
     assert "R1 is harmless" not in missing
 
 
+def test_others_figures_stand_beside_and_whether_a_checkpoint_saw_the_train_split(scale: Path) -> None:
+    write_parquet(scale / "mixture.parquet", [{"source": "openai/gsm8k"}])
+    hub = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    for name, parent, dataset in (("sft", hub, scale / "mixture.parquet"), ("rl", scale / "sft", "rows.jsonl")):
+        runs.finish(scale / name, parent=str(parent))
+        told = json.loads((scale / name / "run.json").read_text()) | {"settings": {"dataset": str(dataset)}}
+        (scale / name / "run.json").write_text(json.dumps(told))
+    for name, parent in (("start", hub), ("rl", scale / "rl")):
+        folder = scale / f"suites_{name}"
+        write_parquet(folder / "generations.parquet", [record("gsm8k", "p0", correct=False)])
+        level = {"title": "GSM8K", "pass@1": 0.0, "pass@1_stderr": 0.0, "n_problems": 1, "k": 1, "sampled": "greedy"}
+        level |= {"format_rate": 1.0, "mean_completion_tokens": 61.0, "truncated": 0.0}
+        (folder / "results.json").write_text(json.dumps({"suites": {"gsm8k": level}}))
+        runs.finish(folder, parent=str(parent))
+    found = build(scale)["benchmarks"]
+    assert [(row["checkpoint"], row["trained_here"]) for row in found[:2]] == [("start", "no"), ("rl", "yes")]
+    assert [row["pass@1"] for row in found[2:]] == pytest.approx([0.014, 0.0259, 0.0243])
+    assert "<td>5-shot</td>" in report.page.write(scale, build(scale)).read_text(encoding="utf-8")
+
+
 def test_benchmarks_stand_set_by_set_with_what_each_checkpoint_gained_on_the_same_problems(scale: Path) -> None:
     drawn = {"start": [0, 0, 1, 0], "cold_start_sft": [0, 1, 1, 0], "reasoning_rl": [1, 1]}
     for name, correct in drawn.items():

@@ -36,13 +36,14 @@ CHECKPOINT_COLUMNS = {  # column of the table of checkpoints: its key in results
 }  # fmt: skip
 Cell = tuple[str | float | None, float | None]  # a text or a figure, and the standard error of the figure
 BENCHMARK_COLUMNS: dict[str, Callable[[dict[str, Any]], Cell]] = {  # column: its cell from a row of results.json
-    "problems": lambda row: (f"{row['n_problems']:,} × {row['k']}", None),
+    "problems": lambda row: (row.get("protocol") or f"{row['n_problems']:,} × {row['k']}", None),
     "pass@1": lambda row: (row["pass@1"], row["pass@1_stderr"]),
     "over the start": lambda row: row["over_start"],
     "over Dev1": lambda row: row["over_dev1"],
     "format": lambda row: (row["format_rate"], None),
-    "tokens": lambda row: (f"{row['mean_completion_tokens']:.0f}", None),
-    "cut off": lambda row: (f"{row['truncated']:.1%}", None),
+    "tokens": lambda row: (None if row["k"] is None else f"{row['mean_completion_tokens']:.0f}", None),
+    "cut off": lambda row: (None if row["k"] is None else f"{row['truncated']:.1%}", None),
+    "trained here on its train split": lambda row: (row["trained_here"], None),
 }
 
 
@@ -96,6 +97,11 @@ def write(scale_dir: Path, results: dict[str, Any], configs: Path | None = None)
         "time": [(paper.title(name), stage) for name, stage in stages.items() if stage.record]
         + [(f"measuring {names[name]}", run) for name, run in evaluations.items() if run.record],
     }
+    if not evaluations:  # this scale measures benchmarks only
+        for name in ("checkpoints", "effects", "question", "distillation"):
+            del sections[name]
+    if "reward_models" not in stages:
+        del sections["reward-models"]
     if results["benchmarks"]:
         sections["benchmarks"] = list(benchmark_tables(results["benchmarks"]))
     script = (HERE / "page.js").read_text(encoding="utf-8")
@@ -125,9 +131,12 @@ def _tiles(stages: dict[str, RunFolder], results: dict[str, Any]) -> list[tuple[
     """(figure, what it is) for the top of the page."""
     passed = [results["checkpoints"].get(name, {}).get("pass@1") for name in ("base", "r1_zero", "r1")]
     shown = [effect["reproduced"] for effect in results["effects"] if effect["reproduced"] is not None]
-    return [
+    paper_tiles = [
         (" → ".join("–" if value is None else f"{value:.2f}" for value in passed), "pass@1 of base, R1-Zero, R1"),
         (f"{shown.count(True)} of {len(shown)}", "of the paper's effects shown, of those measured"),
+    ]
+    return [
+        *(paper_tiles if results["checkpoints"] else []),
         (clock(results["wall_seconds"]) or "–", "minutes:seconds in all"),
         (f"{results['peak_rss_gb']:.1f} GB" if results["peak_rss_gb"] else "–", "memory at most"),
         (str(sum(stage.record is not None for stage in stages.values())), "stages and data jobs done"),
@@ -189,8 +198,10 @@ def benchmark_tables(rows: list[dict[str, Any]]) -> Iterator[tuple[str, list[str
     """A table for each set, here and on the console: its title, its columns, and (checkpoint, cells) for each row."""
     for key in dict.fromkeys(row["set"] for row in rows):
         chosen = [row for row in rows if row["set"] == key]
-        lines = [(row["checkpoint"], [cell(row) for cell in BENCHMARK_COLUMNS.values()]) for row in chosen]
-        yield f"{chosen[0]['title']}, {chosen[0]['sampled']}", list(BENCHMARK_COLUMNS), lines
+        cells = {name: [cell(row) for row in chosen] for name, cell in BENCHMARK_COLUMNS.items()}
+        cells = {name: column for name, column in cells.items() if any(value is not None for value, _ in column)}
+        lines = [(row["checkpoint"], list(line)) for row, *line in zip(chosen, *cells.values(), strict=True)]
+        yield f"{chosen[0]['title']}, {chosen[0]['sampled']}", list(cells), lines
 
 
 def _answers(names: dict[str, str], evaluations: dict[str, RunFolder]) -> Iterator[dict[str, Any]]:

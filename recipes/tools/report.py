@@ -17,7 +17,7 @@ from typing import Any
 
 from data_prep import runs
 from data_prep.runs import commands
-from recipes.tools import curves, folders, page, paper
+from recipes.tools import curves, folders, page, paper, suites
 from recipes.tools.metrics import majority_vote, mean_and_stderr, paired_difference, win_rate
 from rewards.completion import INVISIBLE
 
@@ -144,23 +144,46 @@ def read_evaluation(folder: Path, columns: list[str]) -> tuple[dict[str, Any], l
         ) from error
 
 
-def benchmarks(suites: dict[str, folders.RunFolder]) -> list[dict[str, Any]]:
+def benchmarks(runs_of: dict[str, folders.RunFolder]) -> list[dict[str, Any]]:
     """The figures of each finished `suites_<checkpoint>` on each of its sets, grouped by set, in the paper's order of
-    the stages. Gains are (mean, standard error) over the problems that both checkpoints were asked."""
+    the stages, and below them those of others for the same start model. Gains are (mean, standard error) over the
+    problems that both checkpoints were asked."""
     rows, right = [], {}
-    for name in dict.fromkeys(["start", "start_8_shot", *paper.STAGES, *suites]):
-        if name in suites and suites[name].record:
-            results, generations = read_evaluation(suites[name].folder, ["set", "id", "correct"])
+    for name in dict.fromkeys(["start", "start_8_shot", *paper.STAGES, *runs_of]):
+        if name in runs_of and runs_of[name].record:
+            run = runs_of[name]
+            results, generations = read_evaluation(run.folder, ["set", "id", "correct"])
             for key, figures in results["suites"].items():
                 right[name, key] = by_problem(generations, key, "correct")
                 found = {figure: figures[figure] for figure in BENCHMARK}
-                rows.append({"set": key, "title": figures["title"], "checkpoint": name} | found)
+                if key in suites.SUITES:
+                    found["trained_here"] = "yes" if trained_on(run, suites.SUITES[key].hub_id) else "no"
+                names = {"run": name, "checkpoint": run.parent or name}
+                rows.append({"set": key, "title": figures["title"], "trained_here": None} | names | found)
     for row in rows:
         for gain, other in BESIDE.items():
-            theirs = right.get((other, row["set"]), {}) if row["checkpoint"] != other else {}
-            row[gain] = paired_difference(right[row["checkpoint"], row["set"]], theirs)
+            theirs = right.get((other, row["set"]), {}) if row["run"] != other else {}
+            row[gain] = paired_difference(right[row["run"], row["set"]], theirs)
+    start = (runs_of["start"].record or {}).get("parent") if "start" in runs_of else None
+    for key, checkpoint, percent, protocol in suites.OTHERS.get(start, ()):
+        blank = dict.fromkeys(BENCHMARK) | dict.fromkeys(BESIDE, (None, None)) | {"trained_here": "not known"}
+        rows.append({"set": key, "checkpoint": checkpoint, "protocol": protocol} | blank | {"pass@1": percent / 100})
     order = list(dict.fromkeys(row["set"] for row in rows))
     return sorted(rows, key=lambda row: order.index(row["set"]))
+
+
+def trained_on(run: folders.RunFolder, hub_id: str) -> bool:
+    """Whether a stage on the way to the checkpoint of an evaluation was trained on rows of this source."""
+    record = run.record
+    while True:
+        try:
+            record = runs.read(Path(record.get("parent", "")))
+        except runs.MissingRunError:  # a model from the Hub
+            return False
+        path = Path(record["settings"].get("dataset", ""))
+        table = pq.ParquetFile(path) if path.suffix == ".parquet" and path.is_file() else None
+        if table and "source" in table.schema_arrow.names and hub_id in table.read(["source"])["source"].to_pylist():
+            return True
 
 
 def find_effects(found: Evaluations) -> list[Effect]:
