@@ -86,12 +86,13 @@ def settings(task: Task) -> dict[str, Any]:
             f"{where} is no task of reasoning-gym; {_near(task.name, DATASETS.keys() - gym.REFUSED.keys())}"
         )
     kind = DATASETS[task.name][1]
-    known = [one.name for one in dataclasses.fields(kind) if one.name not in ("seed", "size")]
+    known = {one.name: one.type for one in dataclasses.fields(kind) if one.name not in ("seed", "size")}
     plain = kind()
     for key, value in task.settings.items():
         if key not in known:
-            raise ValueError(f"{where}: unknown setting `{key}`; {_near(key, known)}")
-        if isinstance(value, str) and isinstance(getattr(plain, key), int | float):
+            raise ValueError(f"{where}: unknown setting `{key}`; {_near(str(key), known)}")
+        types = {bool: bool, int: int, float: (int, float), str: str}.get(known[key], object)
+        if not isinstance(value, types) or isinstance(value, bool) and known[key] in (int, float):
             raise ValueError(f"{where}: `{key}` is {value!r}; write a value like {getattr(plain, key)!r}")
     found = {}
     if task.level is not None:
@@ -106,7 +107,7 @@ def settings(task: Task) -> dict[str, Any]:
         found = {key: getattr(made, key) for key in known if getattr(made, key) != getattr(plain, key)}
     found |= task.settings
     try:
-        _dataset(task.name, found, 0, 1)
+        _dataset(task.name, found, 0, 1)[0]
     except Exception as error:  # the library raises AssertionError and many others
         raise ValueError(f"{where}: the task refuses the settings {found}: {error or type(error).__name__}") from error
     return found
@@ -127,7 +128,9 @@ def plan(config: Gym, tasks: list[Task], evaluation_items: decontaminate.Index) 
     lines = [
         f"{task.name}: " + ", ".join(f"{getattr(task, split)} {split}" for split in reversed(SPLITS)) for task in tasks
     ]
-    return [*lines, f"{len(evaluation_items):,} evaluation items that no training row may share an n-gram with"]
+    if len(evaluation_items):
+        lines.append(f"{len(evaluation_items):,} evaluation items that no training row may share an n-gram with")
+    return lines
 
 
 def build(config: Gym, output_dir: Path, tasks: list[Task], evaluation_items: decontaminate.Index) -> dict[str, object]:
@@ -181,7 +184,10 @@ def _candidates(
         try:
             row = _row(task, dataset, number, label)
         except Exception as error:  # raised by a generator that fails with its settings
-            raise runs.Stopped(f"{task.name}, settings {task.settings}, seed {first + number}: {error!r}") from error
+            raise runs.ConfigError(
+                f"`tasks`: {task.name}: the library makes no question {first + number} with the settings"
+                f" {task.settings}: {error!r}; change them"
+            ) from error
         key = dedup.prompt_hash(row)
         if key in seen:
             counts["repeated"] += 1

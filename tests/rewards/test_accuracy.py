@@ -355,6 +355,15 @@ def test_a_late_task_is_killed_and_the_others_are_done():
     workers.close()
 
 
+def test_a_call_that_breaks_off_leaves_no_results_to_the_next():
+    """A Ctrl-C in the middle, or here a task that cannot be sent."""
+    workers = WorkerPool("builtins:len", workers=1)
+    with pytest.raises(TypeError):
+        workers.map(["four", object()])
+    assert workers.map(["a", "of", "six"]) == [(True, 1), (True, 2), (True, 3)]
+    workers.close()
+
+
 def test_a_worker_of_a_large_process_is_kept():
     """The kernel counts a parent's peak as the peak of what it starts, so a trainer's workers look as large as it."""
     ballast = b"x" * ((MAX_RSS_MB + 100) << 20)
