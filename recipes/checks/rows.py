@@ -74,7 +74,7 @@ def of_questions(rows: list[Row], reward_funcs: list[Callable]) -> Iterator[Find
         if rule == "math" and len(gold_of(gold).split()) > 30:
             return "its gold answer is a whole solution without a boxed answer"
         if rule == "gym" and not own and not any(isinstance(one, rewards.GymReward) for one in reward_funcs):
-            return "only GymReward grades a row with the verifier 'gym'"
+            return "only GymReward grades a row with the verifier 'gym'; add it to `reward_funcs`"
         if rule in ("math", "choice", "gym"):
             return rewards.gold_error(gold, rule, row.get("entry"))
         if rule == "code":

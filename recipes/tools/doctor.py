@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import difflib
 import io
 import logging
 import sys
@@ -93,11 +94,17 @@ def main(argv: list[str]) -> int:
                 too_big[name] = finding
     except (ConfigError, runs.MissingRunError, StrictDataclassError, SystemExit) as error:
         print(f"without a plan: {error}")  # a fault of a YAML is reported below
+    made = {step.output_dir for step in todo}
     for step in todo:
         if step.evaluates or given.stage not in (None, step.name):
             continue
         print(f"{step.name}: {step.config}")
         try:
+            for need in step.needs:
+                if need not in made and need.parent == step.output_dir.parent and not need.exists():
+                    near = difflib.get_close_matches(str(need), map(str, made), n=1)
+                    hint = f"; did you mean {near[0]}?" if near else ""
+                    raise ConfigError(f"{need} is not there, and no YAML of this scale makes it{hint}")
             notes = list(of_step(step))
             notes += [too_big[step.name]] if step.name in too_big else []
         except (ConfigError, GymMissing, runs.MissingRunError, yaml.YAMLError) as error:
@@ -107,7 +114,7 @@ def main(argv: list[str]) -> int:
                 found += isinstance(note, Finding)
                 print(f"  {'finding' if isinstance(note, Finding) else 'not yet'}: {note}")
             said.add(str(note))
-    print(f"{found} findings" if found else "nothing found")
+    print(f"{found} finding{'s' if found > 1 else ''}" if found else "nothing found")
     return 1 if found else 0
 
 

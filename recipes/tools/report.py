@@ -367,7 +367,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--assert-thresholds", type=Path, metavar="FILE", help="exit 1 where an effect falls short")
     arguments = parser.parse_args(argv)
     if not arguments.scale.is_dir():
-        raise runs.MissingRunError(f"{arguments.scale} is not there: run `make r1`, or name another scale")
+        raise runs.MissingRunError(f"{arguments.scale} is not there: run `make r1 SCALE={arguments.scale.name}` first")
     results = write_results(arguments.scale, arguments.configs)
     console = Console() if sys.stdout.isatty() else Console(width=160)
     show_benchmarks(results["benchmarks"], console)

@@ -357,6 +357,7 @@ def test_the_command_looks_at_a_whole_scale_without_weights(here, capsys, monkey
         "r1_zero": RL,
         "cold_start_sft": TUNING | {"max_lenght": 3},
         "distill": TUNING | {"model_name_or_path": "outputs/t/nobody"},
+        "sft_stage_2": TUNING | {"dataset": "outputs/scale/cold_start_stf/train.parquet"},
     }
     for name, settings in write.items():
         (scale / f"{name}.yaml").write_text(yaml.safe_dump({"output_dir": f"outputs/scale/{name}"} | settings))
@@ -366,7 +367,8 @@ def test_the_command_looks_at_a_whole_scale_without_weights(here, capsys, monkey
     said = capsys.readouterr().out
     assert "finding: " in said and "unknown key `max_lenght`" in said and "not yet: outputs/t/nobody" in said
     assert "GB, and there are" in said and "Write per_device_train_batch_size" in said
-    assert said.rstrip().endswith("2 findings")
+    assert "no YAML of this scale makes it; did you mean outputs/scale/cold_start_sft?" in said
+    assert said.rstrip().endswith("3 findings")
     (here / "others.yaml").write_text(
         "distill: {num_train_epochs: 0, judge: {serve: 1, base_url: x}}\n", encoding="utf-8"
     )
