@@ -84,7 +84,7 @@ def find(id: str, load: Callable[[], T], kind: Literal["model", "dataset"] = "mo
         return load()
     except OSError as error:
         said = (
-            f"the Hub could not be reached ({silent[0]}), nor has its cache a copy"
+            f"the Hub could not be reached ({silent[0]}), nor has its cache a copy; name a local path instead"
             if silent
             else f"the Hub says: {str(error).strip().splitlines()[0]}"
         )
