@@ -118,8 +118,7 @@ class LocalModel(Batched):
         usual = "auto" if self.device == "cuda" else "float32"
         self.model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype or usual, **pinned)
         self.model.to(self.device).eval()
-        if self.device == "cpu":
-            memory.keep_freed(self.model.num_parameters())
+        self.gives_back = self.device == "cpu" and not memory.keep_freed(self.model.num_parameters())
         if getattr(self.model.config, "output_router_logits", False):
             self.model.config.output_router_logits = False  # set by SFT of a mixture of experts; fails with a cache
         self.identity = _identity(checkpoint, getattr(self.model.config, "_commit_hash", None)) + dtype
@@ -134,6 +133,8 @@ class LocalModel(Batched):
         from data_prep.sampling import decode
 
         completions = decode.complete(self.model, inputs, self.pad, self.ends, decoding, seed)
+        if self.gives_back:  # otherwise the next batch finds only pieces of the memory of this one
+            memory.give_back()
         texts = self.tokenizer.batch_decode(completions, skip_special_tokens=True)
         finishes = ["stop" if completion[-1] in self.ends else "length" for completion in completions]
         counts = zip(map(len, inputs), map(len, completions), strict=True)
