@@ -125,10 +125,12 @@ def _dataset(name: str, settings: dict[str, Any], seed: int, size: int) -> Any:
 
 
 def plan(config: Gym, tasks: list[Task], evaluation_items: decontaminate.Index) -> list[str]:
-    lines = [
-        f"{task.name}: " + ", ".join(f"{getattr(task, split)} {split}" for split in reversed(SPLITS)) for task in tasks
-    ]
-    if len(evaluation_items):
+    lines = []
+    for task in tasks:
+        wanted = {split: getattr(task, split) for split in reversed(SPLITS) if getattr(task, split)}
+        counts = (f"{min(count, config.limit or count):,} rows for {split}" for split, count in wanted.items())
+        lines.append(f"{task.name}: {', '.join(counts)}")
+    if evaluation_items:
         lines.append(f"{len(evaluation_items):,} evaluation items that no training row may share an n-gram with")
     return lines
 

@@ -121,7 +121,7 @@ def run(
             loaded = load(config)
             trial = f"_limit_{args.limit}" if args.limit else ""
             output_dir = Path(config.output_dir + (f"_{runs.slug(named)}" if named else "") + trial)
-            work = f"{output_dir}: " + ", ".join(f"{len(rows):,} {name}" for name, rows in loaded.items())
+            work = f"{output_dir}: " + ", ".join(f"{len(rows):,} {name}" for name, rows in loaded.items() if len(rows))
             work += "".join(f"\n  {line}" for line in (plan(config, **loaded) if plan else []))
             if args.dry_run:
                 log.info("would build %s", work)

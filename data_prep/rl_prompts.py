@@ -113,8 +113,10 @@ def build(
             short = quota - len(kept)
             counts = {"quota": quota, "available": len(pool), "asked": asked, "rows": len(kept), "shortfall": short}
             groups[group] = counts
-            if short:
+            if short and pool:
                 log.warning("%s: %d prompts short of the quota of %d", group, short, quota)
+    if empty := [group for group, counts in groups.items() if counts["quota"] and not counts["available"]]:
+        log.info("the sources have no prompts of %s", ", ".join(empty))
     if not chosen:
         raise rows.NoRowsError(f"{output_dir}: no prompt is left; see the counts above")
     if wanted:

@@ -114,6 +114,15 @@ def test_no_prompts_at_all_are_an_error(run_job, prompts, row, tmp_path, caplog)
     assert "no prompt is left" in caplog.text
 
 
+def test_groups_without_a_source_are_named_once(run_job, prompts, row, tmp_path, caplog):
+    caplog.set_level("INFO")
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row()) + "\n")
+    run_job(rl_prompts, RLPrompts, prompts)
+    assert "the sources have no prompts of code, stem, logic, general, harmless" in caplog.messages
+    short = [text for text in caplog.messages if "short of the quota" in text]
+    assert short == ["math: 25 prompts short of the quota of 26"]
+
+
 @pytest.mark.parametrize("job", ["rl_prompts", "sources"])
 def test_the_full_scales_config_is_sound(job, tmp_path, monkeypatch, caplog):
     caplog.set_level("INFO")
