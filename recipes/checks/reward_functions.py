@@ -193,9 +193,10 @@ def of_rewards(
                 f"completion_style and reward_kwargs that fit the prompt.{hint if opened else ''}"
             )
         elif rule and any(found["wrong"]):
+            partial = getattr(reward, "credit", None) == "library"  # GymReward's
+            remedy = "credit: all, unless you want that" if partial else "gold answers that differ from each other"
             yield Finding(
-                f"{name} rewards wrong answers: on known completions it gives {shown}. Write gold answers that differ "
-                "from each other."
+                f"{name} rewards wrong answers: on known completions it gives {shown}. Write {remedy}.", not partial
             )
     if few and not answered:
         yield Finding(
@@ -204,8 +205,9 @@ def of_rewards(
         )
     if any(total.values()) and not total["right"] > max(total["wrong"], total["empty"]):
         shown = ", ".join(f"{kind} {value:.2f}" for kind, value in total.items())
+        needed = "GymReward" if few[0].get("verifier") == "gym" else "accuracy_reward"
         yield Finding(
             f"The rewards together do not tell right from wrong: {shown}. The model would learn something else. Add "
-            "accuracy_reward, unless you want that.",
+            f"{needed}, unless you want that.",
             stops=False,
         )

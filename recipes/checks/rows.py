@@ -67,19 +67,24 @@ def of_questions(rows: list[Row], reward_funcs: list[Callable]) -> Iterator[Find
     own = not all(map(is_ours, reward_funcs))
     judged = own or any(isinstance(one, rewards.JudgeReward) for one in reward_funcs)
 
+    def no_grader(row: Row) -> str | None:
+        rule = row.get("verifier", "math")
+        if rule == "gym" and not own and not any(isinstance(one, rewards.GymReward) for one in reward_funcs):
+            return "only GymReward grades a row with the verifier 'gym'. Add GymReward to `reward_funcs`"
+        if judged or rule in ("math", "choice", "code", "gym"):
+            return None
+        return f"no reward here grades a row with the verifier {rule!r}. Add JudgeReward or your own to `reward_funcs`"
+
     def no_gold(row: Row) -> str | None:
         rule, gold = row.get("verifier", "math"), next((row[key] for key in ("answer", "solution") if row.get(key)), "")
         if rule == "math" and gold.strip().lower() in NO_ANSWER:
             return f"its gold answer {gold!r} stands for no answer"
         if rule == "math" and len(gold_of(gold).split()) > 30:
             return "its gold answer is a whole solution without a boxed answer"
-        if rule == "gym" and not own and not any(isinstance(one, rewards.GymReward) for one in reward_funcs):
-            return "only GymReward grades a row with the verifier 'gym'; add it to `reward_funcs`"
-        if rule in ("math", "choice", "gym"):
-            return rewards.gold_error(gold, rule, row.get("entry"))
         if rule == "code":
             return None if gold or row.get("tests") else "it has no tests, and no output in `answer`"
-        return None if judged else f"no reward here grades a row with the verifier {rule!r}"
+        checked = rule in ("math", "choice", "gym") and not no_grader(row)
+        return rewards.gold_error(gold, rule, row.get("entry")) if checked else None
 
     def no_question(row: Row) -> str | None:
         asked = prompt_text(row["prompt"]).replace(R1_ZERO_PREFIX, "", 1)
@@ -91,6 +96,8 @@ def of_questions(rows: list[Row], reward_funcs: list[Callable]) -> Iterator[Find
         known = own or kind == "reasoning" or kind in [getattr(one, "kind", None) for one in reward_funcs]
         return None if known else f"no reward is for rows of kind {kind!r}"
 
+    advice = "Otherwise leave such rows out, which teach nothing."
+    yield from _many(spread(reasoning, GOLDS), no_grader, advice, stops=True)
     advice = "Such a row teaches nothing. Write gold answers that rewards.gold_error accepts, or leave these rows out."
     yield from _many(spread(reasoning, GOLDS), no_gold, advice, stops=True)
     advice = "The stage puts questions into its own template, so that this markup would be there twice. "

@@ -4,7 +4,6 @@
 """
 
 import contextlib
-import difflib
 import io
 import logging
 import sys
@@ -94,21 +93,16 @@ def main(argv: list[str]) -> int:
                 too_big[name] = finding
     except (ConfigError, runs.MissingRunError, StrictDataclassError, SystemExit) as error:
         print(f"without a plan: {error}")  # a fault of a YAML is reported below
-    made = {step.output_dir for step in todo}
     for step in todo:
         if step.evaluates or given.stage not in (None, step.name):
             continue
         print(f"{step.name}: {step.config}")
+        notes = [Finding(fault) for fault in steps.missing_inputs(step, todo, todo)]
         try:
-            for need in step.needs:
-                if need not in made and need.parent == step.output_dir.parent and not need.exists():
-                    near = difflib.get_close_matches(str(need), map(str, made), n=1)
-                    hint = f"; did you mean {near[0]}?" if near else ""
-                    raise ConfigError(f"{need} is not there, and no YAML of this scale makes it{hint}")
-            notes = list(of_step(step))
+            notes += list(of_step(step))
             notes += [too_big[step.name]] if step.name in too_big else []
         except (ConfigError, GymMissing, runs.MissingRunError, yaml.YAMLError) as error:
-            notes = [Finding(str(error))]
+            notes.append(Finding(str(error)))
         for note in notes:
             if str(note) not in said:  # versions and hardware are reported once
                 found += isinstance(note, Finding)

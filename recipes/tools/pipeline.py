@@ -26,7 +26,7 @@ from pathlib import Path
 from data_prep import runs
 from data_prep.runs import commands, files, memory
 from recipes.tools import children, report, servers
-from recipes.tools.steps import Step, dependents, is_pushed, load_steps, require_names, scale_folder
+from recipes.tools.steps import Step, dependents, is_pushed, load_steps, missing_inputs, require_names, scale_folder
 from recipes.tools.view import View
 
 import psutil
@@ -44,15 +44,11 @@ class PipelineError(runs.Stopped):
 def preflight(steps: list[Step], todo: list[Step], scale_dir: Path) -> None:
     """Check before any work for missing inputs, a full disk and YAMLs that their stages refuse. Raises
     runs.ConfigError, and PipelineError for the disk."""
-    made = {step.output_dir for step in todo}
-    makers = {step.output_dir: step.name for step in steps}
     for step in todo:
         for service in step.services:
             service.is_there()  # raises if its address is taken
-        for need in step.needs:
-            if need not in made and not (need / "run.json").exists():
-                hint = f"run `--only {makers[need]}` first" if need in makers else "no YAML of this scale makes it"
-                raise runs.ConfigError(f"{step.config}: {need} is not there: {hint}")
+        for fault in missing_inputs(step, steps, todo):
+            raise runs.ConfigError(fault)
     free = shutil.disk_usage(Path.cwd()).free / 2**30
     if free < FREE_DISK_GB:
         raise PipelineError(f"{Path.cwd()} has {free:.1f} GB free, and {FREE_DISK_GB:.0f} GB are needed: make room")

@@ -1,7 +1,8 @@
 """The steps of the pipeline: their list, their dependencies, and which are done."""
 
+import difflib
 import importlib.util
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -166,6 +167,18 @@ def _in_order(steps: list[Step]) -> list[Step]:
         first = max(ready, key=lambda step: len(waiting[step.output_dir]))
         ordered[first.output_dir] = first
     return list(ordered.values())
+
+
+def missing_inputs(step: Step, steps: list[Step], todo: list[Step]) -> Iterator[str]:
+    """An error message for each run that a step reads, that is not there, and that no step of `todo` makes."""
+    makers, made = {one.output_dir: one.name for one in steps}, {one.output_dir for one in todo}
+    folders = {one.name: one for one in makers}
+    for need in step.needs:
+        if need not in made and not (need / "run.json").exists():
+            near = difflib.get_close_matches(need.name, folders, n=1)
+            meant = f"; did you mean {folders[near[0]]}?" if near else ""
+            hint = f"run `--only {makers[need]}` first" if need in makers else f"no YAML of this scale makes it{meant}"
+            yield f"{step.config}: {need} is not there: {hint}"
 
 
 def is_pushed(step: Step) -> bool:

@@ -5,11 +5,12 @@ import re
 from collections import Counter
 from decimal import Decimal
 from functools import cache, partial
+from pathlib import Path
 
 from data_prep import filters, gym, jobs, rows, runs, sources
 from data_prep.runs import commands
 from recipes import checks
-from recipes.tools import check, suites
+from recipes.tools import check, doctor, suites
 from rewards import GymReward, gold_error, is_correct
 from rewards.gym import REFUSED, gym_reward
 from rewards.workers import pool
@@ -18,6 +19,7 @@ import pytest
 import yaml
 from reasoning_gym.factory import DATASETS
 
+ROOT = Path(__file__).parents[2]
 TASKS = sorted(DATASETS.keys() - REFUSED.keys())
 # Other right answers of some tasks, which those of another question can be by chance.
 CHECKED = ["data_prep.gym", "gym.yaml"]  # as the pipeline checks it before its first step
@@ -165,11 +167,28 @@ def test_the_rules_of_rows_know_the_verifier() -> None:
     assert filters.incorrect(filters.Candidate(sft, wrong), filters.Thresholds()) is not None
     assert gym_reward(completions=[right], answer=["1"], entry=[""], verifier=["math"]) == [None]
     assert not any(one.stops for one in checks.rows.of_questions([row] * 3, [gym_reward]))
-    assert "only GymReward grades" in str(list(checks.rows.of_questions([row] * 3, [])))
+    found = str(list(checks.rows.of_questions([row] * 3, [])))
+    assert "only GymReward grades" in found and "Add GymReward to `reward_funcs`" in found
 
 
-def test_the_job_writes_splits_that_share_no_question(tmp_path, monkeypatch) -> None:
+def test_the_doctor_names_the_reward_of_the_rows_and_notes_partial_credit(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
+    assert job(tmp_path, [{"name": "color_cube_rotation", "train": 60}]) == 0
+    given = {"output_dir": "outputs/s/r1_zero", "dataset": "outputs/gym/train.parquet"}
+    given |= {"model_name_or_path": str(ROOT / "recipes/configs/cpu/base")}
+    stage = runs.load_config(ROOT / "recipes/configs/cpu/r1_zero.yaml") | given
+    library = {"reward_funcs": ["GymReward", "format_reward"], "reward_kwargs": {"GymReward": {"credit": "library"}}}
+    (tmp_path / "s").mkdir()
+    for more, said in (({}, "Add GymReward to `reward_funcs`"), (library, "Write credit: all, unless you want that")):
+        (tmp_path / "s/r1_zero.yaml").write_text(json.dumps(stage | more), encoding="utf-8")
+        assert doctor.main(["--scale", "./s"]) == 1
+        found = capsys.readouterr().out
+        assert said in found and "Write gold answers" not in found and "accuracy_reward" not in found
+
+
+def test_the_job_writes_splits_that_share_no_question(tmp_path, monkeypatch, caplog) -> None:
+    monkeypatch.chdir(tmp_path)
+    caplog.set_level("INFO")
     few = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}  # few questions: splits would meet
     tasks = [
         {"name": "chain_sum", "train": 40, "validation": 10, "test": 10, "settings": few},
@@ -177,6 +196,8 @@ def test_the_job_writes_splits_that_share_no_question(tmp_path, monkeypatch) -> 
         {"name": "graph_color", "train": 2},
     ]
     assert job(tmp_path, tasks) == 0
+    assert "chain_sum: 40 rows for train, 10 rows for validation, 10 rows for test\n" in caplog.text
+    assert "graph_color: 2 rows for train\n" in caplog.text and "evaluation" not in caplog.text
     found = {split: rows.load_rows(f"outputs/gym/{split}.parquet") for split in gym.SPLITS}
     assert {split: len(one) for split, one in found.items()} == {"test": 10, "validation": 10, "train": 47}
     questions = [row["question"] for one in found.values() for row in one]

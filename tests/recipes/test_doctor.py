@@ -357,7 +357,6 @@ def test_the_command_looks_at_a_whole_scale_without_weights(here, capsys, monkey
         "r1_zero": RL,
         "cold_start_sft": TUNING | {"max_lenght": 3},
         "distill": TUNING | {"model_name_or_path": "outputs/t/nobody"},
-        "sft_stage_2": TUNING | {"dataset": "outputs/scale/cold_start_stf/train.parquet"},
     }
     for name, settings in write.items():
         (scale / f"{name}.yaml").write_text(yaml.safe_dump({"output_dir": f"outputs/scale/{name}"} | settings))
@@ -367,8 +366,13 @@ def test_the_command_looks_at_a_whole_scale_without_weights(here, capsys, monkey
     said = capsys.readouterr().out
     assert "finding: " in said and "unknown key `max_lenght`" in said and "not yet: outputs/t/nobody" in said
     assert "GB, and there are" in said and "Write per_device_train_batch_size" in said
-    assert "no YAML of this scale makes it; did you mean outputs/scale/cold_start_sft?" in said
+    assert "distill.yaml: outputs/t/nobody is not there: no YAML of this scale makes it\n" in said
     assert said.rstrip().endswith("3 findings")
+    (here / "others.yaml").write_text("distill: {model_name_or_path: outputs/scale/colt_start_sft}\n", encoding="utf-8")
+    assert doctor.main(["--scale", str(scale), "--override", "others.yaml", "--stage", "distill"]) == 1
+    said = capsys.readouterr().out
+    assert "no YAML of this scale makes it; did you mean outputs/scale/cold_start_sft?" in said
+    assert said.rstrip().endswith("\n1 finding")
     (here / "others.yaml").write_text(
         "distill: {num_train_epochs: 0, judge: {serve: 1, base_url: x}}\n", encoding="utf-8"
     )
