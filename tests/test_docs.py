@@ -158,7 +158,7 @@ def python_command(words: list[str]) -> list[str] | None:
             return [f"benchmarks.{given['NAME']}", *arguments]
         settings = [word for key in ("scale", "seed") if (v := given.get(key.upper())) for word in (f"--{key}", v)]
         return [goals()[asked[0]], *settings, *arguments] if asked and goals()[asked[0]] else ["make"]
-    if words[:1] == ["python"]:
+    if words and words[0] in ("python", ".venv/bin/python") and words[1:3] != ["-m", "pip"]:
         return words[2:] if words[1] == "-m" else words[1:]
     return None
 

@@ -1,5 +1,6 @@
 """The YAMLs of all scales: read as strictly as their stages read them, and true to what they say of themselves."""
 
+import json
 import os
 import re
 import shlex
@@ -124,6 +125,15 @@ def test_local_files_of_smol_are_missed_before_the_first_step(here, capsys):
         assert name in named
         (here / name).write_text("{}\n", encoding="utf-8")
     commands.run(check.main, sets)
+
+
+def test_a_cpu_without_bfloat16_has_an_override_that_changes_nothing_else(here):
+    float32 = CONFIGS / "smol/overrides/float32.yaml"
+    usual, found = (load_steps(Path("recipes/configs/smol"), override=path) for path in (None, float32))
+    text = json.dumps([step.settings for step in usual])
+    assert text.count("bfloat16") == 11 and text.count('"bf16": true') == 6
+    text = text.replace("bfloat16", "float32").replace('"bf16": true', '"bf16": false')
+    assert [step.settings for step in found] == json.loads(text)
 
 
 def test_a_card_has_a_judge_while_steps_ask_it_and_never_beside_a_trainer(here, capsys):

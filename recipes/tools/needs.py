@@ -14,7 +14,8 @@ PEAK = {24: 165e12, 48: 362e12, 80: 989e12, 141: 989e12, 180: 2250e12}
 # GB of a GPU -> bytes/s from it to others of its machine, as published: PCIe 4 (4090, L40S), NVLink (H100, H200, B200).
 LINK = {24: 32e9, 48: 32e9, 80: 450e9, 141: 450e9, 180: 900e9}
 TRAINING, VLLM, TRANSFORMERS = 0.35, 0.05, 0.005  # assumed shares of PEAK
-CPU, CPU_BF16 = 2e10, 3e11  # operations/s of a toy on one core, and of 135M parameters on two with AVX512-BF16
+# Operations/s of a toy on one core; of 135M parameters on two, and with AVX512-BF16.
+CPU, CPU_LARGE, CPU_BF16 = 2e10, 1.2e11, 3e11
 ROWS = 5  # assumed copies of the rows that are exchanged, of one layer: two for its backward pass, three on their way
 FILL = 0.5  # assumed mean length of a text, as a share of the maximum
 NF4 = 0.516  # bytes a number: 4 bits, and a doubly quantised scale for each 64
@@ -323,7 +324,7 @@ def disk(stage: Stage) -> float:
 
 def gpu_hours(stage: Stage, gpu: float) -> float:
     """GPU-hours of training and sampling, from the operations and the assumed speeds. On a CPU, these are CPU hours."""
-    cpu = (CPU_BF16 if stage.bf16 else CPU) if stage.cpu else None
+    cpu = (CPU_BF16 if stage.bf16 else CPU_LARGE if stage.parameters > 5e7 else CPU) if stage.cpu else None
     forward = stage.tokens * _forward(stage.shape, stage.length * FILL)
     passes = (2 if stage.rank else 3) + stage.checkpointing + stage.reference + stage.old_policy
     seconds = passes * forward / (cpu or _peak(gpu) * TRAINING)

@@ -74,14 +74,16 @@ def _stage(step: Step, made: dict[str, Step], gpus: int | None) -> Stage:
         checkpoints=(config.save_total_limit or 1) + 1,
     )
     if isinstance(config, settings_of.GRPOConfig):
+        batch, steps = config.prompts_per_step * config.num_generations, found.steps
+        if args.token_budget:
+            steps = min(steps, math.ceil(args.token_budget / (batch * config.max_completion_length * FILL)))
         reward_models = {str(one["model"]) for one in (args.reward_kwargs or {}).values() if "model" in one}
         sizes = [_reward_model(one, made) for one in reward_models]
-        batch = config.prompts_per_step * config.num_generations
         return replace(
             found,
-            steps=_bounded(found.steps, args, batch * config.max_completion_length),
             length=min((args.max_prompt_length or 1024) + config.max_completion_length, found.shape.longest),
             batch=batch,
+            steps=steps,
             rl=True,
             reference=config.beta != 0,
             generation=config.generation,
@@ -95,21 +97,14 @@ def _stage(step: Step, made: dict[str, Step], gpus: int | None) -> Stage:
     scorer = isinstance(config, settings_of.RewardConfig)
     files = [step.settings.get(key) for key in ("dataset", "helpfulness_dataset", "harmlessness_dataset")]
     epochs = [_rows(file, made) * config.num_train_epochs for file in files if file]
-    steps = found.steps or sum(math.ceil(rows / config.batch_size) for rows in epochs)
     return replace(
         found,
-        steps=_bounded(steps, args, config.batch_size * config.max_length),
+        steps=found.steps or sum(math.ceil(rows / config.batch_size) for rows in epochs),
         length=config.max_length,
         batch=config.batch_size * (2 if scorer else 1),
         sequences=found.sequences * (2 if scorer else 1),
         scalar_head=scorer,
     )
-
-
-def _bounded(steps: int, args: Any, tokens: int) -> int:
-    """The steps until `token_budget` ends a run, if that is sooner. `tokens`: the most completion tokens of a step."""
-    budget = getattr(args, "token_budget", None)
-    return min(steps, math.ceil(budget / (tokens * FILL))) if budget else steps
 
 
 def _base(name: str, made: dict[str, Step]) -> tuple[str, str]:

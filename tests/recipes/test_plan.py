@@ -126,6 +126,10 @@ def test_a_plan_is_printed_for_a_scale_and_an_unknown_model_is_named(tmp_path, c
     assert "r1_zero (Qwen/Qwen2.5-7B, 8 x zero2): loading takes 268 GB of each machine's memory, of 64; write" in said
     assert commands.run(plan.main, ["--scale", "node-8x80gb"]) == 0
     assert "Everything fits." in capsys.readouterr().out
+    assert commands.run(plan.main, ["--scale", "smol"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    (student,) = (row for row in rows if row[0] == "student_rl")
+    assert student[plan.HEADS.index("steps")] == "8"  # 30,000 tokens of 64 completions of up to 128, of max_steps: 32
     text = Path("recipes/configs/gpu-24gb/r1_zero.yaml").read_text(encoding="utf-8").replace("2.5-1.5B\n", "2.5-3B\n")
     (tmp_path / "r1_zero.yaml").write_text(text, encoding="utf-8")
     with pytest.raises(SystemExit) as ended:
