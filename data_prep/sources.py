@@ -151,7 +151,10 @@ def _hub(source: Source, revision: str) -> Iterator[tuple[str, int, dict]]:
     place, number = f"{source.hub_id}@{revision or 'main'}", 0
     try:
         where = {"split": "train", "revision": revision or None, "streaming": True}
-        stream = hub.find(source.hub_id, lambda: load_dataset(source.hub_id, source.subset, **where), "dataset")
+        instead = "write `local: FILE` beside its name"
+        stream = hub.find(
+            source.hub_id, lambda: load_dataset(source.hub_id, source.subset, **where), "dataset", instead
+        )
         for number, record in enumerate(stream):
             yield place, number, record
     except pa.ArrowException as error:  # a file is corrupt on the Hub, or was truncated in transit

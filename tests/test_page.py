@@ -13,6 +13,7 @@ from data_prep import prompts, runs
 from data_prep.rows import write_parquet
 from data_prep.runs import commands
 from recipes.tools import folders, page, pictures, report
+from recipes.tools import runs as runs_of
 
 import browser
 import pytest
@@ -215,10 +216,11 @@ def test_what_cannot_be_drawn_is_an_error_and_the_results_stay(scale: Path, monk
 
 
 def test_a_scale_that_is_not_there_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    with pytest.raises(SystemExit) as ended:
-        commands.run(report.main, ["--scale", str(tmp_path / "none")])
-    assert ended.value.code == 2
-    assert "none is not there: run `make r1`" in capsys.readouterr().err
+    for main, words in ((report.main, ["--scale"]), (runs_of.main, [])):
+        with pytest.raises(SystemExit) as ended:
+            commands.run(main, [*words, str(tmp_path / "none")])
+        assert ended.value.code == 2
+        assert re.search("none (is not there|holds no runs): run `make r1 SCALE=none` first", capsys.readouterr().err)
 
 
 # In a browser

@@ -86,6 +86,10 @@ def test_a_config_that_is_not_there_is_named_with_those_that_are() -> None:
     write("a: 1")
     with pytest.raises(runs.ConfigError, match=r"jop.yaml: no such file; . holds job.yaml"):
         runs.load_config(Path("jop.yaml"))
+    with pytest.raises(runs.ConfigError, match=r"jobs/job.yaml: no such file; there is no folder jobs"):
+        runs.load_config(Path("jobs/job.yaml"))
+    with pytest.raises(runs.ConfigError, match=r"\.: a folder, not a file; \. holds job.yaml"):
+        runs.load_config(Path())
 
 
 def test_inputs_are_the_runs_that_any_value_names() -> None:

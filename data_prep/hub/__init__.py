@@ -68,10 +68,10 @@ class Repository:
             raise ConfigError(f"hub_model_id is {self.id!r}; write `hub_model_id: owner/name`")
 
 
-def find(id: str, load: Callable[[], T], kind: Literal["model", "dataset"] = "model") -> T:
+def find(id: str, load: Callable[[], T], kind: Literal["model", "dataset"] = "model", instead: str = "") -> T:
     """Return the result of ``load`` for a Hub id. If the Hub cannot be reached, this process reads only the cache from
     then on, because its clients would retry each request for half a minute. Raises FileNotFoundError, which says that
-    there is no such path and what the Hub answered."""
+    there is no such path, what the Hub answered, and what to do ``instead``."""
     try:
         if not silent:
             HfApi().repo_info(id, repo_type=kind, timeout=REACHED_S)
@@ -84,11 +84,12 @@ def find(id: str, load: Callable[[], T], kind: Literal["model", "dataset"] = "mo
         return load()
     except OSError as error:
         said = (
-            f"the Hub could not be reached ({silent[0]}), nor has its cache a copy; name a local path instead"
+            f"the Hub could not be reached ({silent[0]}), nor has its cache a copy"
             if silent
             else f"the Hub says: {str(error).strip().splitlines()[0]}"
         )
-        raise FileNotFoundError(f"{id}: there is no such file or folder here, and {said}") from error
+        instead = instead or f"a local {'folder' if kind == 'model' else 'file'} can be named in its place"
+        raise FileNotFoundError(f"{id}: there is no such file or folder here, and {said}; {instead}") from error
 
 
 def token() -> str:

@@ -49,9 +49,11 @@ def load_config(path: Path, override: Path | None = None) -> dict[str, Any]:
         return load_config(path) | values
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except FileNotFoundError:
-        siblings = ", ".join(sorted(p.name for p in path.parent.glob("*.yaml"))) or "nothing"
-        raise ConfigError(f"{path}: no such file; {path.parent} holds {siblings}") from None
+    except (FileNotFoundError, IsADirectoryError):
+        fault, folder = ("a folder, not a file", path) if path.is_dir() else ("no such file", path.parent)
+        siblings = ", ".join(sorted(p.name for p in folder.glob("*.yaml"))) or "no YAML"
+        there = f"{folder} holds {siblings}" if folder.is_dir() else f"there is no folder {folder}"
+        raise ConfigError(f"{path}: {fault}; {there}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
     if content is None:

@@ -82,7 +82,8 @@ def main(argv: list[str]) -> None:
         return
     lines = [COLUMNS, *(describe(run) for run in found(arguments.folder))]
     if len(lines) == 1:
-        raise runs.ConfigError(f"{arguments.folder} holds no runs; name a folder of runs, such as outputs")
+        first = f"run `make r1 SCALE={arguments.folder.name}` first, or name another folder of runs"
+        raise runs.ConfigError(f"{arguments.folder} holds no runs: {first}")
     widths = [max(len(line[at]) for line in lines) for at in (0, 2, 3, 4)]
     for name, said, *rest in lines:
         cells = [name.ljust(widths[0]), *(one.ljust(width) for one, width in zip(rest, widths[1:], strict=True)), said]

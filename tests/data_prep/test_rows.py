@@ -125,6 +125,6 @@ def test_where_the_hub_is_silent_its_cache_is_read_and_nobody_is_asked_again(mon
         hub.find("someone/rows", lacks, "dataset")
     assert str(ended.value) == (
         "someone/rows: there is no such file or folder here, and the Hub could not be reached (no route), nor has its "
-        "cache a copy; name a local path instead"
+        "cache a copy; a local file can be named in its place"
     )
     assert asked == ["someone/model"]
