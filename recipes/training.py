@@ -146,12 +146,10 @@ class _Tokens(TrainerCallback):
 
 
 class _GiveBack(TrainerCallback):
-    """Returns freed memory after each micro batch on a CPU. Batches of other lengths would not fit into its pieces."""
+    """Returns freed memory after each step on a CPU. Batches of other lengths would not fit into its pieces."""
 
     def on_step_end(self, args, state, control, **kwargs):
         memory.give_back()
-
-    on_substep_end = on_step_end
 
 
 class _Log(TrainerCallback):
