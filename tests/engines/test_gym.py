@@ -3,6 +3,7 @@
 import json
 import re
 from collections import Counter
+from datetime import date
 from decimal import Decimal
 from functools import cache, partial
 from pathlib import Path
@@ -56,6 +57,22 @@ def test_each_task_takes_its_own_answer_and_not_that_of_another_question() -> No
             assert max(scores(gym_reward, found, [other, one])) <= 0.05, task
 
 
+def plain_fraction(gold: str) -> str:
+    return "/".join(re.findall(r"\d+", gold))
+
+
+def in_lines(gold: str) -> str:
+    return gold.replace(" ", "\n")
+
+
+def spread(gold: str) -> str:
+    return re.sub(r"\b0\.", ".", gold).replace("\n", " \n\n")
+
+
+def in_quotes(gold: str) -> str:
+    return '["' + gold.replace(" → ", '", "') + '"]'
+
+
 def changed(text: str, old: str, new: str) -> str:
     return re.sub(old, new, text, count=1)
 
@@ -64,21 +81,29 @@ def changed(text: str, old: str, new: str) -> str:
     ("task", "wrong", "right"),
     [
         ("advanced_geometry", ("{}, 7",), ()),
+        ("chain_sum", (lambda gold: f"{gold[:-1]},{gold[-1]}",), (lambda gold: f"{int(gold):,}.0",)),
+        ("cryptarithm", (lambda gold: f"{gold[0]}=1,{gold}",), (lambda gold: gold.replace("=", " = "),)),
         ("decimal_arithmetic", (lambda gold: str(Decimal(gold) + Decimal("1e-7")),), ("{}0",)),
         ("figlet_font", ("{}y",), (str.lower,)),
-        ("fraction_simplification", ("{} or 7", "{}{}"), (lambda gold: gold.strip("$"),)),
+        ("fraction_simplification", ("{} or 7", "{}{}"), (lambda gold: gold.strip("$"), plain_fraction)),
         ("game_of_life", (lambda gold: changed(gold, r"\]", ",0]"),), (lambda gold: gold.replace(",", ", "),)),
-        ("kakurasu", ("{}\nor", lambda gold: changed(gold, "1", "-1")), ("{}\n",)),
-        ("knights_knaves", ("{} {}", "{} Not so."), (str.lower,)),
-        ("letter_jumble", ("{} banana",), ()),
+        ("graph_color", (lambda gold: gold[:-1] + ', "x": 1}', lambda gold: '{"0": 9, ' + gold[1:]), ("{} ",)),
+        ("jugs", (lambda gold: gold[:-2] + ' or not"]',), (lambda gold: gold.replace(", ", ","),)),
+        ("kakurasu", ("{}\nor", lambda gold: changed(gold, "1", "-1")), ("{}\n", lambda gold: gold.replace(" ", "|"))),
+        ("knights_knaves", ("{} {}", "{} Not so."), (str.lower, "So {}", lambda gold: gold.replace(" is a ", " is "))),
+        ("letter_jumble", ("{} banana", "{} and"), ()),
+        ("number_format", (lambda gold: str(float(gold) + 0.005), "1,{}"), (lambda gold: f"{float(gold):,.6f}",)),
         ("number_sorting", (lambda gold: changed(gold, r"\.(\d)", r".5\1"),), (lambda gold: gold.replace("'", '"'),)),
+        ("number_sorting", (), (in_lines,)),
         ("polynomial_equations", ("{}\n{}",), ()),
-        ("pool_matrix", (lambda gold: changed(gold, r"^\S+", lambda one: str(float(one[0]) + 0.02)),), ()),
-        ("quantum_lock", ("{} 7", "{} or D"), (lambda gold: gold.replace("→", "->"),)),
-        ("rubiks_cube", ("{} 7",), ()),
-        ("sokoban", ("{} banana", "[{}]"), (lambda gold: " ".join(gold),)),
+        ("pool_matrix", (lambda gold: changed(gold, r"^\S+", lambda one: str(float(one[0]) + 0.02)),), (spread,)),
+        ("pool_matrix", (in_lines,), ()),
+        ("products", (lambda gold: f"{gold[:-1]},{gold[-1]}",), (lambda gold: f"{int(gold):,}.0",)),
+        ("quantum_lock", ("{} 7", "{} or D"), (lambda gold: gold.replace("→", "->"), in_quotes)),
+        ("rubiks_cube", ("{} 7", "{} 2R", "{} R2'"), ("1. {}",)),
+        ("sokoban", ("{} banana", "[{}]", "{} or"), (lambda gold: " ".join(gold),)),
         ("survo", ("{} banana", "{}\n7"), ()),
-        ("time_intervals", ("-{}", "{} or 7 days", "{}, 7"), ()),
+        ("time_intervals", ("-{}", "{} or 7 days", "{}, 7", "{}:07"), (lambda gold: gold.removeprefix("0"),)),
         ("word_sorting", ("{}, zebra",), (lambda gold: gold.replace(", ", ","),)),
     ],
 )
@@ -90,6 +115,22 @@ def test_a_right_answer_is_exact_and_has_nothing_beside_it(task: str, wrong: tup
         tried = [one for one, gold in zip(answers, golds, strict=True) if one != gold]
         rows_of = [row for row, one in zip(found, answers, strict=True) if one != row["answer"]]
         assert tried and set(scores(gym_reward, rows_of, tried)) == {score}, (form, tried)
+
+
+def test_what_is_only_almost_equal_is_wrong() -> None:
+    def score(task: str, gold: str, answer: str, settings: dict | None = None, **metadata) -> list[float | None]:
+        entry = json.dumps({"task": task, "settings": settings or {}, "metadata": metadata})
+        return gym_reward([answer], answer=[gold], entry=[entry])
+
+    aimed = {"numbers": [1, 3, 100_000], "target": 100_000}
+    assert score("countdown", "100000 * 1", "100000 / 1 * 3 / 3", numbers=[1, 3, 3, 100_000], target=100_000) == [1.0]
+    assert score("countdown", "100000", "100000 + 1/3", **aimed) == [0.0]
+    assert score("codeio", '{"a": 1, "b": []}', '{"b":[],"a":1.0}') == [1.0]
+    for answer in ('{"a": true, "b": []}', '{"a": 1, "b": {}}', '{"a": 2, "a": 1, "b": []}'):
+        assert score("codeio", '{"a": 1, "b": []}', answer) == [0.0]
+    six = {"precision": 6}  # the last digit depends on the rounding of steps
+    assert score("decimal_arithmetic", "1.23457", "1.23456", six) == [1.0]
+    assert score("decimal_arithmetic", "1.23457", "1.23507", six) == [0.0]
 
 
 def test_what_is_refused_says_why_and_no_other_task_is() -> None:
@@ -142,7 +183,9 @@ def test_a_row_of_somebody_else_cannot_run_a_program() -> None:
         json.dumps({"task": "nothing", "settings": {}, "metadata": {}}),
     ):
         assert gym_reward(completions=["1"], answer=["1"], entry=[entry], verifier=["gym"]) == [None]
-    assert gold_error("1", "gym", "{}") and gold_error("A=1", "gym", made("cryptarithm")[0]["entry"])
+        assert is_correct("1", "1", "gym", entry) is None and "`entry`" in gold_error("1", "gym", entry)
+    assert "gold answer 1 is not text" in gold_error(1, "gym", "{}") and is_correct("1", 1, "gym", "{}") is None
+    assert gold_error("A=1", "gym", made("cryptarithm")[0]["entry"])
 
 
 def test_credit_is_all_or_nothing_unless_the_library_is_asked() -> None:
@@ -234,6 +277,9 @@ def test_training_rows_share_nothing_with_an_evaluation_set(tmp_path, monkeypatc
         ({"name": "chain_sum", "settings": {"max_terms": "four"}}, "`max_terms` is 'four'; write a value like "),
         ({"name": "chain_sum", "settings": {"max_terms": 4.5}}, "`max_terms` is 4.5; write a value like "),
         ({"name": "chain_sum", "settings": {"max_terms": True}}, "`max_terms` is True; write a value like "),
+        ({"name": "basic_arithmetic", "settings": {"whitespace": "none"}}, "`whitespace` is 'none'; write a value "),
+        ({"name": "aiw", "settings": {"male_names": "Ed"}}, "`male_names` is 'Ed'; write a value like ["),
+        ({"name": "time_intervals", "settings": {"min_date": date(2000, 1, 1)}}, "date is not JSON serializable"),
         ({"name": "chain_sum", "settings": {1: 2}}, "unknown setting `1`; write one of "),
         ({"name": "chain_sum", "level": 99}, "`level` is 99; write 0 to "),
         ({"name": "gsm_symbolic"}, "GSM8K's test"),
@@ -246,3 +292,9 @@ def test_what_cannot_be_asked_for_is_refused(task: dict, message: str, tmp_path,
         with pytest.raises(SystemExit) as ended:
             run()
         assert ended.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_a_question_that_takes_too_long_is_refused_before_any_work(monkeypatch) -> None:
+    monkeypatch.setattr(pool("data_prep.gym:draw", gym.SECONDS), "seconds", 3.0)
+    with pytest.raises(ValueError, match="chain_sum: the task refuses .* it makes no question in .*; write smaller"):
+        gym.settings(gym.Task("chain_sum", settings={"max_digits": 10**7}))
