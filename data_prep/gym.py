@@ -18,16 +18,18 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from data_prep import decontaminate, dedup, jobs, rows, runs
 from data_prep.rows import Row
 from data_prep.runs import commands
 from rewards import gym
 from rewards.settings import FILLED, Count
+from rewards.workers import pool
 
 log = logging.getLogger(__name__)
 SPLITS = ("test", "validation", "train")  # the order of drawing: more training rows do not change the tests
+SECONDS = 60.0  # for the first question of a task
 APART = 10_000_000  # seeds per split; question i of a data set with seed s is made from s + i
 DOMAINS = dict.fromkeys(("algebra", "arithmetic", "geometry", "probability"), "math") | {"code": "code"}  # else logic
 SOLUTIONS = {"graph_color": "possible_answer", "rubiks_cube": "example_correct_answer"}  # where `answer` is empty
@@ -91,8 +93,10 @@ def settings(task: Task) -> dict[str, Any]:
     for key, value in task.settings.items():
         if key not in known:
             raise ValueError(f"{where}: unknown setting `{key}`; {_near(str(key), known)}")
-        types = {bool: bool, int: int, float: (int, float), str: str}.get(known[key], object)
-        if not isinstance(value, types) or isinstance(value, bool) and known[key] in (int, float):
+        hint, choices = get_origin(known[key]) or known[key], get_args(known[key])
+        types = {bool: bool, int: int, float: (int, float), str: str, list: list}.get(hint, object)
+        is_switch = isinstance(value, bool) and hint in (int, float)
+        if not isinstance(value, types) or is_switch or hint is Literal and value not in choices:
             raise ValueError(f"{where}: `{key}` is {value!r}; write a value like {getattr(plain, key)!r}")
     found = {}
     if task.level is not None:
@@ -107,10 +111,22 @@ def settings(task: Task) -> dict[str, Any]:
         found = {key: getattr(made, key) for key in known if getattr(made, key) != getattr(plain, key)}
     found |= task.settings
     try:
-        _dataset(task.name, found, 0, 1)[0]
-    except Exception as error:  # the library raises AssertionError and many others
-        raise ValueError(f"{where}: the task refuses the settings {found}: {error or type(error).__name__}") from error
+        in_time, fault = pool("data_prep.gym:draw", SECONDS).map([(task.name, found)])[0]
+    except TypeError as error:  # a date of YAML, which is no JSON
+        in_time, fault = True, error
+    if not in_time or fault:
+        fault = fault or f"it makes no question in {SECONDS:.0f} seconds and 3 GB of memory; write smaller numbers"
+        raise ValueError(f"{where}: the task refuses the settings {found}: {fault}")
     return found
+
+
+def draw(asked: tuple[str, dict[str, Any]]) -> str | None:
+    """Make the first question of (task, settings) and return what the library says against it, or None."""
+    try:
+        _dataset(*asked, 0, 1)[0]
+    except Exception as error:  # noqa: BLE001 (the library raises AssertionError and many others)
+        return repr(error)
+    return None
 
 
 def _near(name: str, known: Any) -> str:

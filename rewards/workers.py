@@ -184,11 +184,11 @@ _POOLS: dict[str, WorkerPool] = {}
 _POOLS_LOCK = threading.Lock()
 
 
-def pool(target: str) -> WorkerPool:
+def pool(target: str, seconds: float = WorkerPool.seconds) -> WorkerPool:
     """The one pool that this process has for a function. Its workers end with the process."""
     with _POOLS_LOCK:
         if target not in _POOLS:
-            _POOLS[target] = WorkerPool(target)
+            _POOLS[target] = WorkerPool(target, seconds=seconds)
             atexit.register(_POOLS[target].close)
         return _POOLS[target]
 
