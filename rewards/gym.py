@@ -150,15 +150,19 @@ def score(answers: list[tuple[str, str, str]]) -> list[float | None]:
 
 def gold_error(answer: str, entry: str | None) -> str | None:
     """Why the gold answer of an entry cannot be used, or None if it can. Raises like `score`."""
-    found = score([(answer, answer, entry or "")])[0]
+    if not isinstance(answer, str):
+        return f"its gold answer {answer!r:.60} is not text"
+    found = score([(answer, answer, entry)])[0] if isinstance(entry, str) else None
     if found is None:
-        return "its `entry` does not name a task of reasoning-gym that can be used"
+        return "its `entry` is not the JSON text of a task of reasoning-gym that can be used"
     return None if found == 1.0 else f"its scorer does not accept the gold answer {answer!r:.60}"
 
 
 def is_right(completion: str, answer: str, entry: str | None) -> bool | None:
     """Whether a completion gets the full score; None if the entry cannot be used. Raises like `score`."""
-    found = score([(answer_of(completion, answer) or "", answer, entry or "")])[0]
+    if not isinstance(answer, str) or not isinstance(entry, str):
+        return None
+    found = score([(answer_of(completion, answer) or "", answer, entry)])[0]
     return None if found is None else found == 1.0
 
 

@@ -24,6 +24,8 @@ def test_round_trip_keeps_columns_in_order_and_bytes_equal(tmp_path, row):
         ({"thinking": 1}, "thinking", "must be bool"),
         ({"answer": None}, "answer", "must be str"),
         ({"question": ""}, "question", "empty"),
+        ({"entry": {"task": "gcd"}}, "entry", "is dict, must be text"),
+        ({"task": ["gcd"]}, "task", "is list, must be text"),
         ({"entry": {"task": "chain_sum"}}, "entry", "is dict, must be text"),
     ],
 )

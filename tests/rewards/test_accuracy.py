@@ -10,7 +10,7 @@ import time
 
 from rewards import AccuracyReward, accuracy_reward, is_correct
 from rewards.equality import ALGEBRA
-from rewards.workers import MAX_RSS_MB, WorkerPool, WorkersUnavailable, pool
+from rewards.workers import MAX_RSS_MB, WorkerPool, WorkersUnavailable, _Worker, pool
 
 import pytest
 
@@ -361,6 +361,22 @@ def test_a_call_that_breaks_off_leaves_no_results_to_the_next():
     with pytest.raises(TypeError):
         workers.map(["four", object()])
     assert workers.map(["a", "of", "six"]) == [(True, 1), (True, 2), (True, 3)]
+    workers.close()
+
+
+def test_an_interrupted_call_leaves_no_results_to_the_next(monkeypatch):
+    workers, receive = WorkerPool("builtins:abs", workers=1), _Worker.receive
+
+    def interrupted(worker):
+        if worker.task == 1:
+            raise KeyboardInterrupt
+        return receive(worker)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_Worker, "receive", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            workers.map([-1, -2, -3])
+    assert workers.map([-4]) == [(True, 4)]
     workers.close()
 
 
