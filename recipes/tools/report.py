@@ -153,13 +153,15 @@ def benchmarks(runs_of: dict[str, folders.RunFolder]) -> list[dict[str, Any]]:
         if name in runs_of and runs_of[name].record:
             run = runs_of[name]
             results, generations = read_evaluation(run.folder, ["set", "id", "correct"])
+            sources = trained_on(run)
             for key, figures in results["suites"].items():
                 right[name, key] = by_problem(generations, key, "correct")
                 found = {figure: figures[figure] for figure in BENCHMARK}
+                found |= {"set": key, "title": figures["title"], "run": name, "checkpoint": run.parent or name}
+                found["trained_here"] = None
                 if key in suites.SUITES:
-                    found["trained_here"] = "yes" if trained_on(run, suites.SUITES[key].hub_id) else "no"
-                names = {"run": name, "checkpoint": run.parent or name}
-                rows.append({"set": key, "title": figures["title"], "trained_here": None} | names | found)
+                    found["trained_here"] = "yes" if suites.SUITES[key].hub_id in sources else "no"
+                rows.append(found)
     for row in rows:
         for gain, other in BESIDE.items():
             theirs = right.get((other, row["set"]), {}) if row["run"] != other else {}
@@ -172,18 +174,18 @@ def benchmarks(runs_of: dict[str, folders.RunFolder]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: order.index(row["set"]))
 
 
-def trained_on(run: folders.RunFolder, hub_id: str) -> bool:
-    """Whether a stage on the way to the checkpoint of an evaluation was trained on rows of this source."""
-    record = run.record
+def trained_on(run: folders.RunFolder) -> set[str]:
+    """The sources of the rows that the stages on the way to the checkpoint of an evaluation were trained on."""
+    record, found = run.record, set()
     while True:
         try:
             record = runs.read(Path(record.get("parent", "")))
         except runs.MissingRunError:  # a model from the Hub
-            return False
+            return found
         path = Path(record["settings"].get("dataset", ""))
         table = pq.ParquetFile(path) if path.suffix == ".parquet" and path.is_file() else None
-        if table and "source" in table.schema_arrow.names and hub_id in table.read(["source"])["source"].to_pylist():
-            return True
+        if table and "source" in table.schema_arrow.names:
+            found.update(table.read(["source"])["source"].to_pylist())
 
 
 def find_effects(found: Evaluations) -> list[Effect]:
